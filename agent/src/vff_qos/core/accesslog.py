@@ -1,0 +1,184 @@
+"""The grammar of Xray's access log: from bytes to claims.
+
+A claim says "this flow is this user's".  The text between is partly chosen by strangers: an
+engine prints a refused domain raw, newlines included, and thus whole forged lines.  So the
+grammar is anchored at both ends, every field is bounded, and what follows text that a stranger
+may have written is *tainted* (the caller gives tainted claims less weight).
+
+One line, as written by Xray 1.5.5 to 26.10 (common/log/access.go)::
+
+    2026/11/20 15:48:00.448421 from tcp:[2001:db8::7]:5555 accepted udp:example.com:53
+        [in-tag >> out-tag] email: alice@x
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from typing import NamedTuple
+
+#: How far a stranger's text may reach: 2,048 bytes of name (Hysteria) and what stands before it.
+TAINT_BYTES = 2_304
+#: A lawful line is under 3 KiB: 2,048 bytes of domain, tags and email.
+MAX_LINE_BYTES = 4_096
+
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+
+_TIME = rb"(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d)(?:\.\d{6})?"
+_SOURCE = (
+    rb"(?:tcp:|udp:)?(?:\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[[0-9A-Fa-f:.]{2,45}"
+    rb"(?:%[\w.-]{1,16})?\]):\d{1,5}"
+)
+_HEAD = rb"^" + _TIME + rb" (?:from )?(" + _SOURCE + rb") "
+_HOST = rb"(?:[A-Za-z0-9._-]{1,2048}|\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,16})?\])"
+
+#: A whole line that claims a flow for a user.
+_CLAIM = re.compile(
+    _HEAD + rb"accepted (?:(?:tcp|udp|unix):)?" + _HOST + rb":\d{1,5} "
+    rb"(?:\[([ -~]{1,512}?)\] )?email: ([^\x00-\x1f\x7f]{1,320})$",
+    re.MULTILINE,
+)
+_ARROW = re.compile(rb" (?:->|>>|==>) ")
+
+#: Lines that claim nothing and carry no stranger's text beyond what their bounds allow.
+_HARMLESS = re.compile(
+    rb"^" + _TIME + rb" (?:from )?"
+    rb"(?:"
+    # no user: SOCKS, HTTP, dokodemo, API; a URL may hold anything but spaces and control bytes
+    rb"(?:[!-~]{1,128}) accepted (?:[!-~]{0,2400})?(?: \[[ -~]{1,512}\])?"
+    # an address that names no flow: unix sockets and the engine's own DNS
+    rb"|(?:@[!-~]{0,108}|unix:[!-~]{0,108}|DNS|0\.0\.0\.0:0) accepted [!-~]{0,2400}"
+    rb"(?: \[[ -~]{1,512}\])?(?: email: [^\x00-\x1f\x7f]{1,320})?"
+    rb"|(?:[!-~]{1,128}) rejected  ?[ -~]{0,512}"
+    rb")$"
+)
+_STRANGERS_TEXT = b"invalid domain name:"
+#: The trustworthy beginning of an accepted line whose rest does not parse.
+_ACCEPTED_HEAD = re.compile(_HEAD + rb"accepted ")
+_MASKED = re.compile(
+    rb"^" + _TIME + rb" (?:from )?(?:tcp:|udp:)?(?:\d+\.[\d.*]*\*|\[[0-9a-f:.]*/\d+\]|\[Masked)"
+)
+#: Levels of the error log, which must not share a stream with the access log.
+_ERROR_LOG = re.compile(rb"^" + _TIME + rb" \[(?:Debug|Info|Warning|Error)\] ")
+
+
+class Claim(NamedTuple):
+    """One line's word on a flow.
+
+    ``source`` is the text before `` accepted`` (``tcp:1.2.3.4:5``; see ``parse_source``),
+    ``detour`` the text in brackets.  ``email`` is None when the line begins as an accepted one
+    but does not parse to its end: somebody moved bytes there, and the flow is real.
+    """
+
+    source: bytes
+    detour: bytes | None
+    email: bytes | None
+    tainted: bool
+    time: bytes
+
+
+class Source(NamedTuple):
+    """Where a flow comes from: 0, TCP or UDP as the line's prefix says; packed address; port."""
+
+    proto: int
+    address: bytes
+    port: int
+
+
+@dataclass
+class Counters:
+    """What was seen, for ``status`` and the journal."""
+
+    lines: int = 0
+    claims: int = 0
+    harmless: int = 0
+    unparsed: int = 0
+    strangers: int = 0
+    masked: int = 0
+    error_log: int = 0
+
+
+def parse_source(text: bytes) -> Source | None:
+    """A claim's source; None if it names no flow (port 0 comes from a header, not a socket).
+
+    IPv4-mapped IPv6 becomes IPv4, as conntrack sees it.
+    """
+    proto = 0
+    if text.startswith((b"tcp:", b"udp:")):
+        proto = TCP if text.startswith(b"tcp:") else UDP
+        text = text[4:]
+    host, _colon, port_text = text.rpartition(b":")
+    port = int(port_text)
+    try:
+        if host.startswith(b"["):
+            address = socket.inet_pton(socket.AF_INET6, host[1:-1].partition(b"%")[0].decode())
+            if address.startswith(b"\0" * 10 + b"\xff\xff"):
+                address = address[12:]
+        else:
+            address = socket.inet_pton(socket.AF_INET, host.decode())
+    except OSError:
+        return None
+    return Source(proto, address, port) if 0 < port < 65_536 else None
+
+
+def inbound_tag(detour: bytes | None) -> bytes:
+    """The inbound's tag in ``in-tag -> out-tag``; empty if there is none."""
+    return b"" if detour is None else _ARROW.split(detour, 1)[0]
+
+
+class Scanner:
+    """Claims out of blocks of whole lines; remembers across blocks how far taint reaches."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self._taint_left = 0
+
+    def taint(self) -> None:
+        """Distrust what follows: the stream was cut, or a stranger's text went by."""
+        self._taint_left = TAINT_BYTES
+
+    def scan(self, block: bytes) -> list[Claim]:
+        """Claims of ``block``, which must end with a newline, in the order of the lines."""
+        claims: list[Claim] = []
+        counters = self.counters
+        position = whole = 0
+        taint_end = self._taint_left
+        for found in _CLAIM.finditer(block):
+            start = found.start()
+            if start != position:
+                taint_end = self._others(block, position, start, taint_end, claims)
+            position = found.end() + 1
+            time, source, detour, email = found.groups()
+            claims.append(Claim(source, detour, email, start < taint_end, time))
+            whole += 1
+        counters.lines += whole
+        counters.claims += whole
+        if position < len(block):
+            taint_end = self._others(block, position, len(block), taint_end, claims)
+        self._taint_left = max(0, taint_end - len(block))
+        return claims
+
+    def _others(
+        self, block: bytes, start: int, end: int, taint_end: int, claims: list[Claim]
+    ) -> int:
+        """Lines between two claims; returns how far taint reaches now."""
+        counters = self.counters
+        for line in block[start:end].split(b"\n")[:-1]:
+            counters.lines += 1
+            strangers = line.find(_STRANGERS_TEXT)
+            if strangers < 0 and len(line) <= MAX_LINE_BYTES and _HARMLESS.match(line):
+                counters.harmless += 1
+                if _MASKED.match(line):
+                    counters.masked += 1
+            else:
+                counters.unparsed += strangers < 0
+                counters.strangers += strangers >= 0
+                counters.masked += bool(_MASKED.match(line))
+                counters.error_log += bool(_ERROR_LOG.match(line))
+                head = _ACCEPTED_HEAD.match(line)
+                if head and start >= taint_end:
+                    claims.append(Claim(head[2], None, None, False, head[1]))
+                taint_end = max(taint_end, start + max(strangers, 0) + TAINT_BYTES)
+            start += len(line) + 1
+        return taint_end

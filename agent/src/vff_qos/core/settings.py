@@ -1,0 +1,191 @@
+"""The host's settings: what ``/etc/vff-qos/settings.yml`` may hold, checked whole."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from .document import Document
+from .rates import parse_rate
+
+LEAVES = ("fq_codel", "pfifo", "cake")
+SOURCES = ("file",)
+
+#: Linux: IFNAMSIZ is 16 with the terminating zero; '/' and white space are not allowed.
+_IFNAME = re.compile(r"[^\s/:]{1,15}")
+_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+
+PortRange = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GcSettings:
+    """When an idle user is collected; times in seconds, ``pool_max`` in parked classes."""
+
+    idle_s: int = 14_400
+    min_age_s: int = 600
+    check_conntrack: bool = True
+    pool_max: int = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a node; rates in bit/s.
+
+    ``wan`` is an interface name or ``auto`` (the device of the default route).
+    ``service_ports`` are closed ranges; empty means all ports.
+    """
+
+    wan: str = "auto"
+    ifb: str = "vffqos0"
+    major: int = 0x5100
+    service_ports: tuple[PortRange, ...] = ((443, 443),)
+    node_ceil_bps: int = 100_000_000_000
+    unclassified_upload_bps: int = 100_000_000_000
+    unclassified_download_bps: int = 100_000_000_000
+    leaf: str = "fq_codel"
+    take_foreign_root: bool = False
+    source: str = "file"
+    access_log: str = "/var/log/xray/access.log"
+    gc: GcSettings = field(default_factory=GcSettings)
+
+
+def parse_settings(text: bytes, where: str) -> Settings:
+    """Settings from the text of a file; ConfigError names file, line, key and what is allowed."""
+    doc = Document(text, where)
+    data = doc.check_keys(
+        (),
+        doc.data,
+        (
+            "wan",
+            "ifb",
+            "handle",
+            "service_ports",
+            "node_ceil",
+            "unclassified",
+            "leaf",
+            "take_foreign_root",
+            "source",
+            "access_log",
+            "gc",
+        ),
+    )
+    base = Settings()
+    node_ceil_bps = _rate(doc, ("node_ceil",), data, base.node_ceil_bps)
+    unclassified = doc.check_keys(
+        ("unclassified",), data.get("unclassified", {}), ("upload", "download")
+    )
+    gc = doc.check_keys(
+        ("gc",), data.get("gc", {}), ("idle_s", "min_age_s", "check_conntrack", "pool_max")
+    )
+    access_log = data.get("access_log", base.access_log)
+    if not isinstance(access_log, str) or not access_log.startswith("/"):
+        raise doc.fail(("access_log",), f"{access_log!r} is not an absolute path")
+    return Settings(
+        wan=_ifname(doc, "wan", data, base.wan),
+        ifb=_ifname(doc, "ifb", data, base.ifb),
+        major=_major(doc, data, base.major),
+        service_ports=_ports(doc, data, base.service_ports),
+        node_ceil_bps=node_ceil_bps,
+        unclassified_upload_bps=_rate(doc, ("unclassified", "upload"), unclassified, node_ceil_bps),
+        unclassified_download_bps=_rate(
+            doc, ("unclassified", "download"), unclassified, node_ceil_bps
+        ),
+        leaf=_choice(doc, "leaf", data, LEAVES, base.leaf),
+        take_foreign_root=_flag(doc, ("take_foreign_root",), data, base.take_foreign_root),
+        source=_choice(doc, "source", data, SOURCES, base.source),
+        access_log=access_log,
+        gc=GcSettings(
+            idle_s=_whole(doc, ("gc", "idle_s"), gc, base.gc.idle_s, 1, 10**9),
+            min_age_s=_whole(doc, ("gc", "min_age_s"), gc, base.gc.min_age_s, 0, 10**9),
+            check_conntrack=_flag(doc, ("gc", "check_conntrack"), gc, base.gc.check_conntrack),
+            pool_max=_whole(doc, ("gc", "pool_max"), gc, base.gc.pool_max, 0, 65_000),
+        ),
+    )
+
+
+def _rate(doc: Document, path: tuple[str, ...], data: dict[str, Any], default: int) -> int:
+    if path[-1] not in data:
+        return default
+    try:
+        return parse_rate(data[path[-1]])
+    except ValueError as error:
+        raise doc.fail(path, str(error)) from error
+
+
+def _ifname(doc: Document, key: str, data: dict[str, Any], default: str) -> str:
+    value = data.get(key, default)
+    if not isinstance(value, str) or not _IFNAME.fullmatch(value) or value in (".", ".."):
+        raise doc.fail((key,), f"{value!r} is not an interface name (1 to 15 characters)")
+    return value
+
+
+def _major(doc: Document, data: dict[str, Any], default: int) -> int:
+    if "handle" not in data:
+        return default
+    text = str(data["handle"]).rstrip(":")
+    # Handles from 8000: on are those that the kernel hands out by itself.
+    if not re.fullmatch(r"[0-9a-fA-F]{1,4}", text) or not 0x10 <= int(text, 16) < 0x8000:
+        raise doc.fail(("handle",), f"{data['handle']!r} is not a hex number from 10 to 7fff")
+    return int(text, 16)
+
+
+def _ports(
+    doc: Document, data: dict[str, Any], default: tuple[PortRange, ...]
+) -> tuple[PortRange, ...]:
+    value = data.get("service_ports", list(default))
+    if value == "all":
+        return ()
+    if value is default or value == list(default):
+        return default
+    if not isinstance(value, list) or not value:
+        raise doc.fail(("service_ports",), "must be 'all' or a list of ports and ranges")
+    ranges = []
+    for index, item in enumerate(value):
+        found = _PORTS.fullmatch(str(item))
+        low = int(found[1]) if found else 0
+        high = int(found[2] or low) if found else 0
+        if isinstance(item, bool) or not 1 <= low <= high <= 65_535:
+            raise doc.fail(
+                ("service_ports", str(index)),
+                f"{item!r} is not a port (1 to 65535) or a range such as '20000-20100'",
+            )
+        ranges.append((low, high))
+    return merge_ranges(ranges)
+
+
+def merge_ranges(ranges: list[PortRange]) -> tuple[PortRange, ...]:
+    """Sorted, without overlap: two filters for one packet would shape it twice."""
+    merged: list[PortRange] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def _choice(
+    doc: Document, key: str, data: dict[str, Any], allowed: tuple[str, ...], default: str
+) -> str:
+    value = data.get(key, default)
+    if value not in allowed:
+        raise doc.fail((key,), f"{value!r} is not one of {', '.join(allowed)}")
+    return str(value)
+
+
+def _flag(doc: Document, path: tuple[str, ...], data: dict[str, Any], default: bool) -> bool:
+    value = data.get(path[-1], default)
+    if not isinstance(value, bool):
+        raise doc.fail(path, f"{value!r} is not true or false")
+    return value
+
+
+def _whole(
+    doc: Document, path: tuple[str, ...], data: dict[str, Any], default: int, low: int, high: int
+) -> int:
+    value = data.get(path[-1], default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise doc.fail(path, f"{value!r} is not a whole number from {low} to {high}")
+    return value

@@ -1,0 +1,331 @@
+"""Marks of flows: ctnetlink packed by hand.
+
+Source of the numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.  A tuple is written
+as the client sees it: source is the client, destination is our address and service port.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..core.flow import Tuple
+from ..errors import KernelRefused
+from .netlink import HEADER, MAX_BATCH, NETLINK_NETFILTER, NLM_F_REQUEST, Netlink, attr, attrs, nest
+
+_CT_NEW = 1 << 8 | 0
+_CT_GET = 1 << 8 | 1
+
+_TUPLE_ORIG = 1
+_MARK = 8
+_ID = 12
+_ZONE = 18
+_MARK_MASK = 21
+
+_U32 = struct.Struct(">I")
+
+# Header, nfgenmsg, CTA_TUPLE_ORIG{CTA_TUPLE_IP{src, dst}, CTA_TUPLE_PROTO{num, sport, dport}}
+_HEAD = "=IHHII BBH HH HH HH{n}s HH{n}s HH HHB3x HH2s2x HH2s2x"
+_SET4 = struct.Struct(_HEAD.format(n=4) + " HH4s HH4s")
+_SET6 = struct.Struct(_HEAD.format(n=16) + " HH4s HH4s")
+_GET4 = struct.Struct(_HEAD.format(n=4))
+_GET6 = struct.Struct(_HEAD.format(n=16))
+_N = 0x8000
+_PORT = [struct.pack(">H", port) for port in range(65536)]
+_FULL_MASK = b"\xff\xff\xff\xff"
+
+
+class Entry(NamedTuple):
+    """One conntrack entry: ``tuple_raw`` is the payload of its CTA_TUPLE_ORIG."""
+
+    family: int
+    tuple_raw: bytes
+    mark: int
+    ident: int
+    zone: int
+
+
+def encode_set(seq: int, flow: Tuple, mark: int) -> bytes:
+    """Request to give ``flow`` the mark ``mark`` (all 32 bits).  ENOENT: no such flow."""
+    proto, src, sport, dst, dport = flow
+    if len(src) == 4:
+        return _SET4.pack(
+            88,
+            _CT_NEW,
+            NLM_F_REQUEST,
+            seq,
+            0,
+            socket.AF_INET,
+            0,
+            0,
+            52,
+            _N | 1,
+            20,
+            _N | 1,
+            8,
+            1,
+            src,
+            8,
+            2,
+            dst,
+            28,
+            _N | 2,
+            5,
+            1,
+            proto,
+            6,
+            2,
+            _PORT[sport],
+            6,
+            3,
+            _PORT[dport],
+            8,
+            _MARK,
+            _U32.pack(mark),
+            8,
+            _MARK_MASK,
+            _FULL_MASK,
+        )
+    return _SET6.pack(
+        112,
+        _CT_NEW,
+        NLM_F_REQUEST,
+        seq,
+        0,
+        socket.AF_INET6,
+        0,
+        0,
+        76,
+        _N | 1,
+        44,
+        _N | 1,
+        20,
+        3,
+        src,
+        20,
+        4,
+        dst,
+        28,
+        _N | 2,
+        5,
+        1,
+        proto,
+        6,
+        2,
+        _PORT[sport],
+        6,
+        3,
+        _PORT[dport],
+        8,
+        _MARK,
+        _U32.pack(mark),
+        8,
+        _MARK_MASK,
+        _FULL_MASK,
+    )
+
+
+def encode_get(seq: int, flow: Tuple) -> bytes:
+    """Request for the entry of ``flow``.  ENOENT: no such flow."""
+    proto, src, sport, dst, dport = flow
+    if len(src) == 4:
+        return _GET4.pack(
+            72,
+            _CT_GET,
+            NLM_F_REQUEST,
+            seq,
+            0,
+            socket.AF_INET,
+            0,
+            0,
+            52,
+            _N | 1,
+            20,
+            _N | 1,
+            8,
+            1,
+            src,
+            8,
+            2,
+            dst,
+            28,
+            _N | 2,
+            5,
+            1,
+            proto,
+            6,
+            2,
+            _PORT[sport],
+            6,
+            3,
+            _PORT[dport],
+        )
+    return _GET6.pack(
+        96,
+        _CT_GET,
+        NLM_F_REQUEST,
+        seq,
+        0,
+        socket.AF_INET6,
+        0,
+        0,
+        76,
+        _N | 1,
+        44,
+        _N | 1,
+        20,
+        3,
+        src,
+        20,
+        4,
+        dst,
+        28,
+        _N | 2,
+        5,
+        1,
+        proto,
+        6,
+        2,
+        _PORT[sport],
+        6,
+        3,
+        _PORT[dport],
+    )
+
+
+def _raw(kind: int, seq: int, entry: Entry, *more: bytes) -> bytes:
+    body = struct.pack("=BBH", entry.family, 0, 0) + nest(_TUPLE_ORIG, entry.tuple_raw)
+    if entry.zone:
+        body += attr(_ZONE, struct.pack(">H", entry.zone))
+    body += b"".join(more)
+    return HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, seq, 0) + body
+
+
+def encode_get_raw(seq: int, entry: Entry) -> bytes:
+    """Request for the entry that has the tuple of a dumped ``entry`` now."""
+    return _raw(_CT_GET, seq, entry)
+
+
+def encode_set_raw(seq: int, entry: Entry, mark: int) -> bytes:
+    """Request to give the flow of a dumped ``entry`` the mark ``mark``; keeps the zone."""
+    return _raw(_CT_NEW, seq, entry, attr(_MARK, _U32.pack(mark)), attr(_MARK_MASK, _FULL_MASK))
+
+
+def decode(payload: bytes) -> Entry:
+    """An entry from the payload (behind nlmsghdr) of a conntrack message."""
+    tuple_raw = b""
+    mark = ident = zone = 0
+    for kind, start, end in attrs(payload, 4):
+        if kind == _TUPLE_ORIG:
+            tuple_raw = payload[start:end]
+        elif kind == _MARK:
+            mark = _U32.unpack_from(payload, start)[0]
+        elif kind == _ID:
+            ident = _U32.unpack_from(payload, start)[0]
+        elif kind == _ZONE:
+            zone = payload[start] << 8 | payload[start + 1]
+    return Entry(payload[0], tuple_raw, mark, ident, zone)
+
+
+def decode_mark(payload: bytes) -> int:
+    """Only the mark of an entry (0 if it has none)."""
+    for kind, start, _end in attrs(payload, 4):
+        if kind == _MARK:
+            return int(_U32.unpack_from(payload, start)[0])
+    return 0
+
+
+def decode_tuple(tuple_raw: bytes) -> Tuple | None:
+    """The TCP or UDP tuple within a CTA_TUPLE_ORIG; None for protocols without ports."""
+    src = dst = b""
+    proto = 0
+    ports: dict[int, int] = {}
+    for kind, start, end in attrs(tuple_raw):
+        for inner, at, stop in attrs(tuple_raw, start, end):
+            if kind == 1 and inner in (1, 3):
+                src = tuple_raw[at:stop]
+            elif kind == 1 and inner in (2, 4):
+                dst = tuple_raw[at:stop]
+            elif kind == 2 and inner == 1:
+                proto = tuple_raw[at]
+            elif kind == 2 and inner in (2, 3):
+                ports[inner] = tuple_raw[at] << 8 | tuple_raw[at + 1]
+    if not src or not dst or len(ports) != 2:
+        return None
+    return Tuple(proto, src, ports[2], dst, ports[3])
+
+
+class Conntrack:
+    """The conntrack table of this network namespace."""
+
+    def __init__(self) -> None:
+        self.netlink = Netlink(NETLINK_NETFILTER)
+
+    def close(self) -> None:
+        """Release the socket."""
+        self.netlink.close()
+
+    def set_marks(self, marks: list[tuple[Tuple, int]]) -> dict[int, int]:
+        """Set marks in batches; {index: errno} of those that failed (ENOENT: flow is gone)."""
+        errors: dict[int, int] = {}
+        netlink = self.netlink
+        for start in range(0, len(marks), MAX_BATCH):
+            part = marks[start : start + MAX_BATCH]
+            seq = netlink.next_seq
+            buffer = b"".join(
+                [encode_set(seq + i, flow, mark) for i, (flow, mark) in enumerate(part)]
+            )
+            failed, _replies, lost = netlink.exchange(buffer, len(part))
+            if lost:
+                failed, _ = netlink.batch(
+                    [lambda s, f=flow, m=mark: encode_set(s, f, m) for flow, mark in part]  # type: ignore[misc]
+                )
+            for index, code in failed.items():
+                errors[start + index] = code
+        return errors
+
+    def get_marks(self, flows: list[Tuple]) -> list[int | None]:
+        """The mark of each flow; None where the table has no such flow."""
+        marks: list[int | None] = [None] * len(flows)
+        errors, replies = self.netlink.batch(
+            [lambda s, f=flow: encode_get(s, f) for flow in flows]  # type: ignore[misc]
+        )
+        for index, code in errors.items():
+            if code != errno.ENOENT:
+                raise KernelRefused(code, f"reading the conntrack entry of {flows[index]}")
+        for reply in replies:
+            marks[reply.number] = decode_mark(reply.payload)
+        return marks
+
+    def dump(self, mark: int = 0, mask: int = 0) -> Iterator[Entry]:
+        """Entries whose mark equals ``mark`` under ``mask``; the kernel filters."""
+        payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+        if mask:
+            payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))
+        for answer in self.netlink.dump(_CT_GET, payload, "reading the conntrack table"):
+            yield decode(answer)
+
+    def live(self, entries: list[Entry]) -> list[Entry]:
+        """Those of dumped ``entries`` whose flow still is the same one (same id) and unmarked."""
+        _errors, replies = self.netlink.batch(
+            [lambda s, e=entry: encode_get_raw(s, e) for entry in entries]  # type: ignore[misc]
+        )
+        found = []
+        for reply in replies:
+            now = decode(reply.payload)
+            if now.ident == entries[reply.number].ident and now.mark == 0:
+                found.append(entries[reply.number])
+        return found
+
+    def set_entries(self, marks: list[tuple[Entry, int]]) -> int:
+        """Set marks of dumped entries; returns how many still existed.  Raises KernelRefused."""
+        errors, _ = self.netlink.batch(
+            [lambda s, e=entry, m=mark: encode_set_raw(s, e, m) for entry, mark in marks]  # type: ignore[misc]
+        )
+        for code in errors.values():
+            if code != errno.ENOENT:
+                raise KernelRefused(code, "setting the mark of a conntrack entry")
+        return len(marks) - len(errors)

@@ -1,0 +1,349 @@
+"""HTB classes and their leaf qdiscs: rtnetlink packed by hand.
+
+Source of the numbers: include/uapi/linux/{rtnetlink,pkt_sched}.h, net/sched/sch_htb.c.  Adding
+or deleting a class walks all classes of the qdisc; changing one does not.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import NamedTuple
+
+from ..core.htb import MINOR_MASK, HtbClass, classid, format_classid
+from ..errors import KernelRefused
+from .netlink import (
+    HEADER,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    Encoder,
+    Netlink,
+    attr,
+    attrs,
+    nest,
+)
+
+_NEWQDISC, _DELQDISC = 36, 37
+_NEWTCLASS, _DELTCLASS, _GETTCLASS = 40, 41, 42
+_DELTFILTER, _GETTFILTER = 45, 46
+_TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
+_KIND, _OPTIONS, _STATS2 = 1, 2, 7
+_HTB_PARMS, _HTB_RATE64, _HTB_CEIL64 = 1, 6, 7
+_STATS_BASIC, _STATS_QUEUE = 1, 3
+# tc_htb_opt: two tc_ratespec (cell_log, linklayer, overhead, cell_align, mpu, rate), then
+# buffer, cbuffer, quantum, level, prio
+_HTB_OPT = struct.Struct("=BBHhHI BBHhHI IIIII")
+_ETHERNET = 1  # TC_LINKLAYER_ETHERNET: the kernel then needs no rate table
+_U32_MAX = 0xFFFFFFFF
+_TICK_NS = 64  # PSCHED_SHIFT is 6
+
+_FQ_CODEL_TARGET, _FQ_CODEL_FLOWS = 1, 5
+#: 64 buckets keep a leaf at 4.8 KiB instead of 71 KiB.
+_LEAF_FLOWS = 64
+_TARGET_US = 5_000
+
+
+class ClassState(NamedTuple):
+    """What the kernel says about one HTB class; counters since its creation."""
+
+    parent: int
+    params: HtbClass
+    sent_bytes: int
+    sent_packets: int
+    drops: int
+    backlog_bytes: int
+
+
+class Filter(NamedTuple):
+    """A filter below one of our roots; ``classid`` is where it sends packets (0: it says not)."""
+
+    pref: int
+    protocol: int
+    handle: int
+    kind: str
+    classid: int
+
+
+class ClassKey(NamedTuple):
+    """Where a class is: interface index, major of the root, minor."""
+
+    ifindex: int
+    major: int
+    minor: int
+
+
+def _ticks(size_bytes: int, rate_bps: int) -> int:
+    """Time to send ``size_bytes`` at ``rate_bps`` in kernel ticks, as HTB wants its bursts."""
+    return min(size_bytes * 8 * 1_000_000_000 // rate_bps // _TICK_NS, _U32_MAX)
+
+
+def _bytes(ticks: int, rate_bps: int) -> int:
+    return -(-ticks * _TICK_NS * rate_bps // (8 * 1_000_000_000))
+
+
+def _options(params: HtbClass) -> bytes:
+    rate, ceil = params.rate_bps // 8, params.ceil_bps // 8
+    body = attr(
+        _HTB_PARMS,
+        _HTB_OPT.pack(
+            0,
+            _ETHERNET,
+            0,
+            0,
+            0,
+            min(rate, _U32_MAX),
+            0,
+            _ETHERNET,
+            0,
+            0,
+            0,
+            min(ceil, _U32_MAX),
+            _ticks(params.burst_bytes, params.rate_bps),
+            _ticks(params.cburst_bytes, params.ceil_bps),
+            params.quantum_bytes,
+            0,
+            params.prio,
+        ),
+    )
+    if rate > _U32_MAX:
+        body += attr(_HTB_RATE64, struct.pack("=Q", rate))
+    if ceil > _U32_MAX:
+        body += attr(_HTB_CEIL64, struct.pack("=Q", ceil))
+    return body
+
+
+def _message(
+    kind: int,
+    flags: int,
+    seq: int,
+    ifindex: int,
+    handle: int,
+    parent: int,
+    body: bytes,
+    info: int = 0,
+) -> bytes:
+    length = HEADER.size + _TCMSG.size + len(body)
+    return (
+        HEADER.pack(length, kind, NLM_F_REQUEST | flags, seq, 0)
+        + _TCMSG.pack(socket.AF_UNSPEC, ifindex, handle, parent, info)
+        + body
+    )
+
+
+def encode_class(
+    seq: int, key: ClassKey, parent_minor: int, params: HtbClass, flags: int = 0
+) -> bytes:
+    """Request to change a class, or with NLM_F_CREATE | NLM_F_EXCL to add it."""
+    body = attr(_KIND, b"htb\0") + nest(_OPTIONS, _options(params))
+    parent = classid(key.major, parent_minor)
+    return _message(
+        _NEWTCLASS, flags, seq, key.ifindex, classid(key.major, key.minor), parent, body
+    )
+
+
+def encode_class_delete(seq: int, key: ClassKey) -> bytes:
+    """Request to delete a class; its leaf goes with it.  EBUSY while it has children."""
+    return _message(_DELTCLASS, 0, seq, key.ifindex, classid(key.major, key.minor), 0, b"")
+
+
+def leaf_target_us(limit_bps: int) -> int:
+    """CoDel's target: 5 ms, and on slow classes the time that two frames take to send."""
+    return max(_TARGET_US, 2 * 1514 * 8 * 1_000_000 // limit_bps)
+
+
+def encode_leaf(seq: int, key: ClassKey, kind: str, limit_bps: int, flags: int = 0) -> bytes:
+    """Request to change the leaf qdisc ``kind`` of a class, or to add it (CREATE | EXCL).
+
+    Its handle is the class's minor: the kernel has few handles to give away by itself.
+    """
+    body = attr(_KIND, kind.encode() + b"\0")
+    if kind == "fq_codel":
+        options = attr(_FQ_CODEL_TARGET, struct.pack("=I", leaf_target_us(limit_bps)))
+        if flags & NLM_F_CREATE:
+            options += attr(_FQ_CODEL_FLOWS, struct.pack("=I", _LEAF_FLOWS))
+        body += nest(_OPTIONS, options)
+    parent = classid(key.major, key.minor)
+    return _message(_NEWQDISC, flags, seq, key.ifindex, classid(key.minor, 0), parent, body)
+
+
+def decode_class(payload: bytes) -> tuple[int, int, int, ClassState] | None:
+    """(ifindex, classid, leaf handle, state) of an HTB class message; None for other kinds."""
+    _family, ifindex, handle, parent, info = _TCMSG.unpack_from(payload)
+    params = None
+    rate64 = ceil64 = sent_bytes = sent_packets = drops = backlog = 0
+    for kind, start, end in attrs(payload, _TCMSG.size):
+        if kind == _KIND:
+            if payload[start:end] != b"htb\0":
+                return None
+        elif kind == _OPTIONS:
+            for inner, at, _stop in attrs(payload, start, end):
+                if inner == _HTB_PARMS:
+                    params = _HTB_OPT.unpack_from(payload, at)
+                elif inner == _HTB_RATE64:
+                    rate64 = struct.unpack_from("=Q", payload, at)[0]
+                elif inner == _HTB_CEIL64:
+                    ceil64 = struct.unpack_from("=Q", payload, at)[0]
+        elif kind == _STATS2:
+            for inner, at, _stop in attrs(payload, start, end):
+                if inner == _STATS_BASIC:
+                    sent_bytes, sent_packets = struct.unpack_from("=QI", payload, at)
+                elif inner == _STATS_QUEUE:
+                    _qlen, backlog, drops = struct.unpack_from("=III", payload, at)
+    if params is None:
+        return None
+    rate_bps, ceil_bps = max(params[5], rate64) * 8, max(params[11], ceil64) * 8
+    state = ClassState(
+        parent,
+        HtbClass(
+            rate_bps,
+            ceil_bps,
+            _bytes(params[12], rate_bps),
+            _bytes(params[13], ceil_bps),
+            params[14],
+            params[16],
+        ),
+        sent_bytes,
+        sent_packets,
+        drops,
+        backlog,
+    )
+    return ifindex, handle, info, state
+
+
+#: Attribute that holds the classid, by kind of filter (include/uapi/linux/pkt_cls.h).
+_CLASSID_ATTR = {"fw": 1, "u32": 1, "flower": 1, "matchall": 1, "basic": 1, "bpf": 3}
+
+
+def decode_filter(payload: bytes) -> Filter:
+    """A filter from the payload of its message."""
+    _family, _ifindex, handle, _parent, info = _TCMSG.unpack_from(payload)
+    kind, target = "", 0
+    for number, start, end in attrs(payload, _TCMSG.size):
+        if number == _KIND:
+            kind = payload[start : end - 1].decode("ascii", "replace")
+        elif number == _OPTIONS:
+            for inner, at, stop in attrs(payload, start, end):
+                if inner == _CLASSID_ATTR.get(kind) and stop - at == 4:
+                    target = struct.unpack_from("=I", payload, at)[0]
+    return Filter(info >> 16, info & 0xFFFF, handle, kind, target)
+
+
+def same_class(have: HtbClass, want: HtbClass) -> bool:
+    """Whether a class already is what it should be, as far as the kernel can express it.
+
+    The kernel keeps rates in bytes a second and bursts in ticks of 64 ns.
+    """
+    return (
+        have.rate_bps == want.rate_bps // 8 * 8
+        and have.ceil_bps == want.ceil_bps // 8 * 8
+        and have.quantum_bytes == want.quantum_bytes
+        and have.prio == want.prio
+        and _close(have.burst_bytes, want.burst_bytes, want.rate_bps)
+        and _close(have.cburst_bytes, want.cburst_bytes, want.ceil_bps)
+    )
+
+
+def _close(have: int, want: int, rate_bps: int) -> bool:
+    return abs(have - want) <= 2 + rate_bps * _TICK_NS // 8_000_000_000
+
+
+class Tc:
+    """The classes of this network namespace."""
+
+    def __init__(self) -> None:
+        self.netlink = Netlink(socket.NETLINK_ROUTE)
+
+    def close(self) -> None:
+        """Release the socket."""
+        self.netlink.close()
+
+    def classes(self, ifindex: int, major: int) -> dict[int, ClassState]:
+        """{minor: state} of the classes under root ``major:`` on one interface."""
+        found = {}
+        payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, 0, 0)
+        for answer in self.netlink.dump(
+            _GETTCLASS, payload, f"reading classes of interface {ifindex}"
+        ):
+            decoded = decode_class(answer)
+            if decoded and decoded[1] >> 16 == major:
+                found[decoded[1] & MINOR_MASK] = decoded[3]
+        return found
+
+    def filters(self, ifindex: int, major: int) -> list[Filter]:
+        """Filters attached to root ``major:`` of one interface (tables without entries left out)."""
+        found = []
+        payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
+        for answer in self.netlink.dump(
+            _GETTFILTER, payload, f"reading filters of interface {ifindex}"
+        ):
+            decoded = decode_filter(answer)
+            if decoded.handle:
+                found.append(decoded)
+        return found
+
+    def delete_filter(self, ifindex: int, major: int, which: Filter) -> None:
+        """Delete one filter; raises KernelRefused."""
+        body = attr(_KIND, which.kind.encode() + b"\0")
+        info = which.pref << 16 | which.protocol
+        self.apply(
+            [
+                (
+                    lambda s: _message(
+                        _DELTFILTER, 0, s, ifindex, which.handle, classid(major, 0), body, info
+                    ),
+                    f"deleting filter pref {which.pref} handle {which.handle:#x}",
+                )
+            ]
+        )
+
+    def apply(self, requests: list[tuple[Encoder, str]]) -> None:
+        """Send requests (encoder, what it does); raises KernelRefused for the first that failed."""
+        for _index, code, what in self.attempt(requests):
+            raise KernelRefused(code, what)
+
+    def attempt(self, requests: list[tuple[Encoder, str]]) -> list[tuple[int, int, str]]:
+        """Send requests; returns (index, errno, what) of those that failed, in order."""
+        errors, _ = self.netlink.batch([encode for encode, _what in requests])
+        return [(index, errors[index], requests[index][1]) for index in sorted(errors)]
+
+
+ADD = NLM_F_CREATE | NLM_F_EXCL
+
+
+def add_class(
+    key: ClassKey, parent_minor: int, params: HtbClass, leaf: str
+) -> list[tuple[Encoder, str]]:
+    """Requests that make a class with its leaf."""
+    name = format_classid(classid(key.major, key.minor))
+    return [
+        (lambda s: encode_class(s, key, parent_minor, params, ADD), f"adding class {name}"),
+        (
+            lambda s: encode_leaf(s, key, leaf, params.ceil_bps, ADD),
+            f"adding leaf {leaf} of class {name}",
+        ),
+    ]
+
+
+def change_class(
+    key: ClassKey, parent_minor: int, params: HtbClass, leaf: str
+) -> list[tuple[Encoder, str]]:
+    """Requests that change a class in place; queued packets stay."""
+    name = format_classid(classid(key.major, key.minor))
+    requests: list[tuple[Encoder, str]] = [
+        (lambda s: encode_class(s, key, parent_minor, params), f"changing class {name}")
+    ]
+    if leaf == "fq_codel":
+        requests.append(
+            (
+                lambda s: encode_leaf(s, key, leaf, params.ceil_bps),
+                f"changing leaf {leaf} of class {name}",
+            )
+        )
+    return requests
+
+
+def delete_class(key: ClassKey) -> tuple[Encoder, str]:
+    """Request that deletes a class; deleting one that is gone is ENOENT."""
+    name = format_classid(classid(key.major, key.minor))
+    return (lambda s: encode_class_delete(s, key), f"deleting class {name}")

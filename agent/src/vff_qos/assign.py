@@ -1,0 +1,544 @@
+"""From claims to marks: the path this program exists for.
+
+Order within one batch: look the flows up, judge the claims, save new owners, make their classes,
+set the marks.  A mark never names a class that is not there, and a crash between two steps
+leaves nothing that the next start does not adopt.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+from .core.accesslog import Claim, Source, inbound_tag, parse_source
+from .core.flow import Tuple
+from .core.htb import MINOR_MASK, PARKED_PRIO, TAG_MASK, HtbClass, classid, user_class
+from .core.minors import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
+from .core.ownership import VOUCH_S, Verdict, address_key, judge
+from .core.policy import Limits, Policy
+from .core.resolver import Resolver
+from .core.settings import Settings
+from .errors import Exhausted, KernelRefused
+from .journal import ERROR, NOTICE, WARNING, Journal
+from .kernel.conntrack import Conntrack, Entry, decode_tuple
+from .kernel.tc import ClassKey, Tc, add_class, change_class, same_class
+from .lock import Lock
+from .state import State, StateError
+
+#: Owner of a class that the kernel has and the state does not know.
+ORPHAN = "\x02"
+
+#: How long a flow may take to appear in conntrack behind its line.
+_RETRY_S = 0.03
+_MAX_RETRIES = 4_096
+_RECENT = 16_384
+_MAX_VOUCHES = 65_536
+_MAX_SOFT = 16_384
+#: A walk over the table finds flows whose end of ours cannot be guessed; at most one a second.
+_WALK_GAP_S = 1.0
+
+
+@dataclass
+class Counts:
+    """What became of the claims."""
+
+    marked: int = 0
+    kept: int = 0
+    no_flow: int = 0
+    no_source: int = 0
+    retried: int = 0
+    restricted: int = 0
+    conflicts: int = 0
+    ignored_tainted: int = 0
+    foreign_mark: int = 0
+    new_owners: int = 0
+    exhausted: int = 0
+    walks: int = 0
+
+
+class _Recent:
+    """A flow that was marked lately by untainted claims; shared by all spellings of its source."""
+
+    __slots__ = ("email", "flow", "mark")
+
+    def __init__(self, email: bytes, flow: Tuple, mark: int) -> None:
+        self.email, self.flow, self.mark = email, flow, mark
+
+
+@dataclass
+class _Item:
+    """A claim on its way."""
+
+    claim: Claim
+    source: Source
+    tag: bytes
+    flow: Tuple | None = None
+    mark: int = 0
+
+
+class Suspended(Exception):
+    """The kill switch was thrown: stop marking, end in peace."""
+
+
+class Assigner:
+    """Gives flows to users.  Owns the tables in memory; the kernel and the state are shared."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        state: State,
+        lock: Lock,
+        journal: Journal,
+        devices: tuple[int, int],
+        resolver: Resolver,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``devices`` are the interface indexes of (IFB, WAN): upload and download."""
+        self.counts = Counts()
+        self.wants_repair = False
+        self.resolver = resolver
+        self._settings, self._policy = settings, policy
+        self._state, self._lock, self._journal = state, lock, journal
+        self._devices = devices
+        self._clock = clock
+        self._tag = settings.major << 16
+        self._conntrack, self._tc = Conntrack(), Tc()
+        self._minors = Minors(settings.major)
+        self._version = -1
+        self._made: set[int] = set()
+        self._unsaved: dict[str, Owner] = {}
+        self._lowest: dict[int, Limits] = {}
+        self._recent: dict[bytes, _Recent] = {}
+        self._vouched: dict[tuple[bytes, bytes], float] = {}
+        self._soft: dict[Tuple, None] = {}
+        self._retries: list[tuple[float, _Item]] = []
+        self._next_walk = 0.0
+
+    def close(self) -> None:
+        """Release sockets."""
+        self._conntrack.close()
+        self._tc.close()
+
+    @property
+    def port_ids(self) -> tuple[int, int]:
+        """Netlink port ids of our sockets: changes they make are our own."""
+        return self._tc.netlink.port_id, self._conntrack.netlink.port_id
+
+    @property
+    def users(self) -> int:
+        """Active owners."""
+        return sum(owner.state == ACTIVE for owner in self._minors.by_minor.values())
+
+    def set_devices(self, devices: tuple[int, int]) -> None:
+        """Indexes of (IFB, WAN) after a repair; ``adopt`` must follow."""
+        self._devices = devices
+
+    # -- adopting what is there -----------------------------------------------------------------
+
+    def adopt(self) -> int:
+        """Take over the state and what the kernel has; returns the number of live marked flows.
+
+        Live flows whose class is gone get it back; marks of nobody are cleared, because their
+        next claim would look like a conflict.
+        """
+        with self._lock:
+            self._load()
+            if self._state.get_value("suspended"):
+                raise Suspended
+            marked: dict[int, int] = {}
+            strays: list[tuple[Entry, int]] = []
+            for entry in self._conntrack.dump(self._tag, TAG_MASK):
+                minor = entry.mark & MINOR_MASK
+                if minor in self._minors.by_minor:
+                    marked[minor] = marked.get(minor, 0) + 1
+                else:
+                    strays.append((entry, 0))
+            self._conntrack.set_entries(strays)
+            revived = []
+            for minor in marked:
+                owner = self._minors.by_minor[minor]
+                if owner.state != ACTIVE and not owner.key.startswith(ORPHAN):
+                    self._minors.take(owner.key, self._clock())
+                    revived.append(owner)
+            self._save(revived, [])
+            self._ensure([self._minors.by_minor[minor] for minor in marked])
+            return sum(marked.values())
+
+    def _load(self) -> None:
+        """Read owners and classes anew: at start, and after another process has written."""
+        owners = {owner.key: owner for owner in self._state.owners()}
+        owners.update(self._unsaved)
+        self._version = self._state.version()
+        self._minors = Minors(self._settings.major, owners.values())
+        up, down = (set(self._tc.classes(i, self._settings.major)) for i in self._devices)
+        self._made = up & down
+        now = self._clock()
+        orphans = [
+            Owner(f"{ORPHAN}{minor:x}", minor, QUARANTINE, now, now)
+            for minor in (up | down) - set(self._minors.by_minor)
+            if 2 <= minor < 0xFFFE
+        ]
+        for orphan in orphans:
+            self._minors.by_key[orphan.key] = self._minors.by_minor[orphan.minor] = orphan
+        self._save(orphans, [])
+        self._recent.clear()
+
+    # -- claims ---------------------------------------------------------------------------------
+
+    def assign(self, claims: Iterable[Claim]) -> None:
+        """Mark the flows of ``claims``.  Raises Suspended; kernel refusals are counted and told."""
+        with self._lock:
+            self._refresh()
+            known: dict[bytes, _Recent] = {}
+            slow: list[Claim] = []
+            recent = self._recent
+            for claim in claims:
+                record = recent.get(claim.source)
+                if record is not None and record.email == claim.email and not claim.tainted:
+                    known[claim.source] = record
+                else:
+                    slow.append(claim)
+            if known:
+                slow += self._confirm(known)
+            if slow:
+                self._resolve(self._items(slow), last=False)
+
+    def retry(self, now_s: float) -> float | None:
+        """Look again for flows that were not there; returns seconds until the next is due."""
+        due = [item for when, item in self._retries if when <= now_s]
+        if due:
+            self._retries = [pair for pair in self._retries if pair[0] > now_s]
+            with self._lock:
+                self._refresh()
+                self._resolve(due, last=True)
+        return max(0.0, self._retries[0][0] - now_s) if self._retries else None
+
+    def _refresh(self) -> None:
+        version = self._state.version()
+        if version != self._version:
+            self._load()
+            if self._state.get_value("suspended"):
+                raise Suspended
+
+    def _confirm(self, known: dict[bytes, _Recent]) -> list[Claim]:
+        """Set known marks again: a reused tuple is a new flow without one.
+
+        Returns the claims whose flow is gone; they go the long way.
+        """
+        sources = list(known)
+        errors = self._conntrack.set_marks([(r.flow, r.mark) for r in known.values()])
+        self.counts.marked += len(sources) - len(errors)
+        again = []
+        for index, code in errors.items():
+            source = sources[index]
+            record = self._recent.pop(source)
+            if code != errno.ENOENT:
+                self._refused(KernelRefused(code, f"setting the mark of {record.flow}"))
+            again.append(Claim(source, None, record.email, False, b""))
+        return again
+
+    def _items(self, claims: list[Claim]) -> list[_Item]:
+        items = []
+        for claim in claims:
+            source = parse_source(claim.source)
+            if source is None:
+                self.counts.no_source += 1
+            else:
+                items.append(_Item(claim, source, inbound_tag(claim.detour)))
+        return items
+
+    def _resolve(self, items: list[_Item], last: bool) -> None:
+        """Find the flows of ``items``, judge, mark.  ``last``: this is the second try."""
+        missing = self._look_up(items, self.resolver.first)
+        missing = self._look_up(missing, self.resolver.rest)
+        if missing and last:
+            missing = self._walk(missing)
+            self.counts.no_flow += len(missing)
+        elif missing:
+            room = _MAX_RETRIES - len(self._retries)
+            due = self._clock() + _RETRY_S
+            self._retries += [(due, item) for item in missing[:room]]
+            self.counts.retried += min(room, len(missing))
+            self.counts.no_flow += max(0, len(missing) - room)
+        self._mark([item for item in items if item.flow is not None])
+
+    def _look_up(
+        self, items: list[_Item], candidates: Callable[[Source, bytes], list[Tuple]]
+    ) -> list[_Item]:
+        """Ask the kernel for candidate tuples; returns items that none of them fits."""
+        asked: list[tuple[_Item, Tuple]] = [
+            (item, flow) for item in items for flow in candidates(item.source, item.tag)
+        ]
+        marks = self._conntrack.get_marks([flow for _item, flow in asked])
+        for (item, flow), mark in zip(asked, marks, strict=True):
+            if mark is not None and item.flow is None:
+                item.flow, item.mark = flow, mark
+        return [item for item in items if item.flow is None]
+
+    def _walk(self, items: list[_Item]) -> list[_Item]:
+        """Last resort where our ends are too many to ask for (all ports): one walk for all."""
+        now = self._clock()
+        items_left = [item for item in items if not self.resolver.can_ask(item.source)]
+        if not items_left or now < self._next_walk:
+            return items
+        self._next_walk = now + _WALK_GAP_S
+        self.counts.walks += 1
+        wanted = {(item.source.address, item.source.port): item for item in items_left}
+        for entry in self._conntrack.dump():
+            flow = decode_tuple(entry.tuple_raw)
+            item = wanted.get((flow.src, flow.sport)) if flow else None
+            if flow and item and self.resolver.is_ours(flow):
+                item.flow, item.mark = flow, entry.mark
+        return [item for item in items if item.flow is None]
+
+    def _mark(self, items: list[_Item]) -> None:
+        """Judge located claims in their order and carry the verdicts out."""
+        marks: dict[Tuple, int] = {}
+        fresh: dict[int, Owner] = {}
+        gone: list[Owner] = []
+        for item in items:
+            flow = item.flow
+            assert flow is not None
+            held = marks.get(flow, item.mark)
+            try:
+                mark = self._judge(item, flow, held, fresh, gone)
+            except Exhausted as error:
+                self.counts.exhausted += 1
+                self._journal.limited("exhausted", str(error), ERROR)
+                continue
+            if mark != held:
+                marks[flow] = mark
+        self._save(fresh.values(), gone)
+        self._ensure(fresh.values())
+        pairs = list(marks.items())
+        errors = self._conntrack.set_marks(pairs)
+        self.counts.marked += len(pairs) - len(errors)
+        for index, code in errors.items():
+            if code == errno.ENOENT:
+                self.counts.no_flow += 1
+            else:
+                self._refused(KernelRefused(code, f"setting the mark of {pairs[index][0]}"))
+
+    def _judge(
+        self, item: _Item, flow: Tuple, held: int, fresh: dict[int, Owner], gone: list[Owner]
+    ) -> int:
+        """The mark that ``flow`` shall have."""
+        claim, counts = item.claim, self.counts
+        email = claim.email.decode("utf-8", "replace") if claim.email is not None else None
+        place = (claim.email or b"", address_key(item.source.address))
+        owner = self._minors.by_key.get(email) if email is not None else None
+        claimed = None if email is None else owner.minor if owner else 0
+        now = self._clock()
+        vouched = now - self._vouched.get(place, -VOUCH_S) < VOUCH_S
+        verdict = judge(held, self._tag, claimed, claim.tainted, vouched, flow in self._soft)
+        if verdict is Verdict.FOREIGN:
+            counts.foreign_mark += 1
+            self._journal.limited(
+                "foreign", f"{flow} bears mark {held:#x} of other software; left as it is", NOTICE
+            )
+            return held
+        self.resolver.learn(item.source, item.tag, flow)
+        if verdict in (Verdict.GIVE, Verdict.KEEP) and not claim.tainted:
+            self._soft.pop(flow, None)
+        if verdict is Verdict.KEEP:
+            counts.kept += 1
+            counts.ignored_tainted += claim.tainted and held & MINOR_MASK != claimed
+            if claimed == held & MINOR_MASK and not claim.tainted:
+                self._remember(claim, place, flow, held, now)
+            return held
+        if verdict is Verdict.GIVE:
+            assert email is not None
+            mark = classid(self._settings.major, self._own(email, fresh, gone).minor)
+            if claim.tainted:
+                self._soften(flow)
+            else:
+                self._remember(claim, place, flow, mark, now)
+            return mark
+        return self._restrict(item, flow, held, verdict, fresh, gone)
+
+    def _restrict(
+        self,
+        item: _Item,
+        flow: Tuple,
+        held: int,
+        verdict: Verdict,
+        fresh: dict[int, Owner],
+        gone: list[Owner],
+    ) -> int:
+        """Into the class that the distrusted flows of one address share."""
+        address = address_key(item.source.address).hex()
+        owner = self._own(f"{RESTRICTED}{address}", fresh, gone)
+        limits = [self._lowest.get(owner.minor, self._policy.default)]
+        holder = self._minors.by_minor.get(held & MINOR_MASK)
+        if holder is not None and holder is not owner:
+            limits.append(self._limits(holder))
+        if item.claim.email is not None:
+            limits.append(self._policy.limits(item.claim.email.decode("utf-8", "replace")))
+        lowest = _lowest(limits)
+        if lowest != self._lowest.get(owner.minor):
+            self._lowest[owner.minor] = lowest
+            fresh[owner.minor] = owner
+        self._recent = (
+            {source: record for source, record in self._recent.items() if record.flow != flow}
+            if verdict is Verdict.CONFLICT
+            else self._recent
+        )
+        if verdict is Verdict.CONFLICT:
+            self.counts.conflicts += 1
+            self._soft.pop(flow, None)
+            self._journal.limited(
+                "conflict",
+                f"{flow} is claimed by two users; it goes into the restricted class of its "
+                "address. Somebody forges log lines, or a port was reused",
+                WARNING,
+                flow=str(flow),
+            )
+        else:
+            self.counts.restricted += 1
+            self._soften(flow)
+            self._journal.limited(
+                "distrust",
+                f"{flow} is claimed behind text that a stranger wrote; restricted until a line "
+                "that can be trusted",
+                WARNING,
+                flow=str(flow),
+            )
+        return classid(self._settings.major, owner.minor)
+
+    def _own(self, key: str, fresh: dict[int, Owner], gone: list[Owner]) -> Owner:
+        known = self._minors.by_key.get(key)
+        if known is not None and known.state == ACTIVE and known.minor in self._made:
+            return known
+        owner, displaced = self._minors.take(key, self._clock())
+        fresh[owner.minor] = owner
+        if displaced is not None:
+            gone.append(displaced)
+            self._lowest.pop(owner.minor, None)
+        self.counts.new_owners += 1
+        return owner
+
+    def _remember(
+        self, claim: Claim, place: tuple[bytes, bytes], flow: Tuple, mark: int, now: float
+    ) -> None:
+        """An untainted claim stands: fast path for its repetitions, voucher for tainted ones."""
+        assert claim.email is not None
+        if len(self._recent) >= _RECENT:
+            for source in list(self._recent)[: _RECENT // 4]:
+                del self._recent[source]
+        self._recent[claim.source] = _Recent(claim.email, flow, mark)
+        if len(self._vouched) >= _MAX_VOUCHES:
+            self._vouched.clear()
+        self._vouched[place] = now
+
+    def _soften(self, flow: Tuple) -> None:
+        if len(self._soft) >= _MAX_SOFT:
+            # Forgetting one makes its restriction last: the safe side.
+            del self._soft[next(iter(self._soft))]
+        self._soft[flow] = None
+
+    # -- classes --------------------------------------------------------------------------------
+
+    def _limits(self, owner: Owner) -> Limits:
+        if owner.key.startswith(RESTRICTED):
+            return self._lowest.get(owner.minor, self._policy.default)
+        return self._policy.limits(owner.key)
+
+    def _params(self, owner: Owner) -> tuple[HtbClass, HtbClass]:
+        """Class parameters on (IFB, WAN)."""
+        ceil = self._settings.node_ceil_bps
+        limits = self._limits(owner)
+        prio = 0 if owner.state == ACTIVE else PARKED_PRIO
+        return (
+            user_class(min(limits.upload_bps or ceil, ceil), prio=prio),
+            user_class(min(limits.download_bps or ceil, ceil), prio=prio),
+        )
+
+    def _ensure(self, owners: Iterable[Owner]) -> None:
+        """Make or change the classes of ``owners`` on both devices."""
+        leaf = self._settings.leaf
+        requests, whose = [], []
+        for owner in owners:
+            make = change_class if owner.minor in self._made else add_class
+            for ifindex, params in zip(self._devices, self._params(owner), strict=True):
+                key = ClassKey(ifindex, self._settings.major, owner.minor)
+                added = make(key, 1, params, leaf)
+                requests += added
+                whose += [owner] * len(added)
+            self._made.add(owner.minor)
+        errors = self._tc.attempt(requests)
+        if not errors:
+            return
+        again = {}
+        for index, code, what in errors:
+            owner = whose[index]
+            if code == errno.EEXIST:
+                again[owner.minor] = owner
+            else:
+                self._made.discard(owner.minor)
+                self._refused(KernelRefused(code, what))
+        for owner in again.values():
+            for ifindex, params in zip(self._devices, self._params(owner), strict=True):
+                key = ClassKey(ifindex, self._settings.major, owner.minor)
+                for _index, code, what in self._tc.attempt(change_class(key, 1, params, leaf)):
+                    self._refused(KernelRefused(code, what))
+
+    def set_policy(self, policy: Policy) -> int:
+        """New limits, in place: changes only classes that differ; returns how many."""
+        with self._lock:
+            self._refresh()
+            self._policy = policy
+            have = [self._tc.classes(i, self._settings.major) for i in self._devices]
+            changed = []
+            for owner in self._minors.by_minor.values():
+                if owner.state != ACTIVE or owner.minor not in self._made:
+                    continue
+                for classes, params in zip(have, self._params(owner), strict=True):
+                    state = classes.get(owner.minor)
+                    if state is None or not same_class(state.params, params):
+                        changed.append(owner)
+                        break
+            self._ensure(changed)
+            return len(changed)
+
+    # -- trouble --------------------------------------------------------------------------------
+
+    def _save(self, owners: Iterable[Owner], gone: Iterable[Owner]) -> None:
+        """Write owners; a full disk stops nobody: they are kept and written later."""
+        self._unsaved.update((owner.key, owner) for owner in owners)
+        gone = list(gone)
+        if not self._unsaved and not gone:
+            return
+        try:
+            self._state.save_owners(self._unsaved.values(), gone)
+        except StateError as error:
+            self._journal.limited(
+                "state",
+                f"{error}; limits hold, {len(self._unsaved)} users are not saved yet",
+                ERROR,
+            )
+        else:
+            self._unsaved.clear()
+
+    def flush(self) -> None:
+        """Try again to write what could not be written."""
+        if self._unsaved:
+            with self._lock:
+                self._save([], [])
+
+    def _refused(self, error: KernelRefused) -> None:
+        self.wants_repair = True
+        self._journal.limited("kernel", f"{error}; repairing", ERROR)
+
+    def snapshot(self) -> dict[str, int]:
+        """Counters for ``status``."""
+        return {**asdict(self.counts), "users": self.users, "pid": os.getpid()}
+
+
+def _lowest(limits: list[Limits]) -> Limits:
+    up = [limit.upload_bps for limit in limits if limit.upload_bps is not None]
+    down = [limit.download_bps for limit in limits if limit.download_bps is not None]
+    return Limits(min(up, default=None), min(down, default=None))

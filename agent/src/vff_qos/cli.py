@@ -1,0 +1,122 @@
+"""The command ``vff-qos``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from . import __version__
+from .config import POLICY_PATH, RUN_DIR, SETTINGS_PATH, STATE_DIR, load_policy, load_settings
+from .core.settings import Settings
+from .errors import QosError
+from .follow import Paths, follow
+from .journal import INFO, Journal
+from .lock import Lock
+from .state import State
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--settings", default=SETTINGS_PATH, metavar="FILE")
+    common.add_argument("--policy", default=POLICY_PATH, metavar="FILE")
+    common.add_argument("--state-dir", default=STATE_DIR, metavar="DIR")
+    common.add_argument("--run-dir", default=RUN_DIR, metavar="DIR")
+    parser = argparse.ArgumentParser(
+        prog="vff-qos", description="Per-user speed limits in the Linux kernel."
+    )
+    parser.add_argument("--version", action="version", version=f"vff-qos {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    bootstrap = command(
+        "bootstrap", "make the kernel objects as the settings say; ends a suspension"
+    )
+    bootstrap.add_argument("--plan", action="store_true", help="only print what would change")
+    bootstrap.add_argument("--repair", action="store_true", help="do not end a suspension")
+    command("follow", "follow the access log and mark flows (the agent)")
+    gc = command("gc", "collect users who have been idle")
+    gc.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    status = command("status", "show who is limited to what")
+    status.add_argument("--json", action="store_true", help="for programs")
+    command("check-config", "check settings and policy; changes nothing")
+    command("suspend", "the kill switch: nobody is limited until bootstrap")
+    remove = command("remove", "take every kernel object of ours away")
+    remove.add_argument("--plan", action="store_true", help="only print what would change")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 (failed) or 2 (refused, nothing was changed)."""
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args)
+    except QosError as error:
+        print(f"vff-qos {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(args: argparse.Namespace) -> int:
+    paths = Paths(args.settings, args.policy, args.state_dir, args.run_dir)
+    settings = load_settings(paths.settings)
+    if args.command == "check-config":
+        policy = load_policy(paths.policy)
+        print(f"ok: {len(policy.users)} users have limits of their own")
+        return 0
+    journal = Journal()
+    if args.command == "follow":
+        return follow(paths, journal)
+    state = State(paths.state_dir)
+    if args.command == "status":
+        from .status import read_status, render
+
+        status = read_status(settings, state, paths)
+        print(json.dumps(status, indent=1) if args.json else render(status))
+        return 1 if status.get("trouble") else 0
+    lock = Lock(paths.run_dir)
+    if args.command == "gc":
+        from .collect import Collector
+
+        lines = Collector(settings, state, lock).run(args.dry_run)
+        _print(lines)
+        if lines and not args.dry_run:
+            journal.event("collected", f"collected: {len(lines)} actions", INFO, actions=len(lines))
+        return 0
+    if args.command == "suspend":
+        from .release import suspend
+
+        print(f"{suspend(settings, state, lock, journal)} flows are unlimited now")
+        return 0
+    return _reconcile(args, settings, state, lock, journal)
+
+
+def _reconcile(
+    args: argparse.Namespace, settings: Settings, state: State, lock: Lock, journal: Journal
+) -> int:
+    from .bootstrap import reconcile, remove
+    from .release import resume, suspend
+
+    def save(recorded: dict[str, Any]) -> None:
+        state.set_value("kernel", recorded)
+
+    recorded = state.get_value("kernel") or {}
+    if args.command == "bootstrap":
+        load_policy(args.policy)
+        _print(reconcile(settings, recorded, save, args.plan))
+        # The follower's own repairs must not end what a person has ordered.
+        if not args.plan and not args.repair:
+            count = resume(state, lock, journal)
+            if count is not None:
+                print(f"resumed: {count} flows are limited again")
+        return 0
+    if not args.plan:
+        suspend(settings, state, lock, journal)
+    _print(remove(settings, recorded, save, args.plan))
+    return 0
+
+
+def _print(lines: list[str]) -> None:
+    print("\n".join(lines) if lines else "no change")

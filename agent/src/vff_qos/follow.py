@@ -1,0 +1,338 @@
+"""``vff-qos follow``: the loop that joins a source, the assigner and the healer."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from . import __version__
+from .assign import Assigner, Suspended
+from .config import load_policy, load_settings
+from .core.accesslog import Claim
+from .core.resolver import Resolver
+from .errors import ConfigError, Refused
+from .journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
+from .kernel.addresses import local_addresses
+from .kernel.devices import shaping_devices
+from .kernel.monitor import Monitor
+from .kernel.netlink import Netlink
+from .lock import Lock
+from .sources import open_source
+from .state import State, StateError
+
+_TICK_S = 1.0
+#: Lines that come within this time of each other share one round trip to the kernel.
+_GATHER_S = 0.0005
+_STATUS_S = 5.0
+_RECONCILE_S = 60.0
+_SETTLE_S = 0.2
+_MAX_BACKOFF_S = 60.0
+#: Replayed claims are applied at the end, the last of each source; more than this at once.
+_REPLAY_FLUSH = 50_000
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where everything is."""
+
+    settings: str
+    policy: str
+    state_dir: str
+    run_dir: str
+
+
+class Follower:
+    """The agent.  One thread: netlink blocks anyway, and order is what makes it right."""
+
+    def __init__(self, paths: Paths, journal: Journal) -> None:
+        self._paths, self._journal = paths, journal
+        self._settings = load_settings(paths.settings)
+        self._policy_stamp = _stamp(paths.policy)
+        policy = load_policy(paths.policy)
+        self._state = State(paths.state_dir)
+        if self._state.moved_aside:
+            journal.event(
+                "state",
+                f"state.db was damaged; it is kept as {self._state.moved_aside} and "
+                "built anew from the kernel",
+                ERROR,
+            )
+        self._lock = Lock(paths.run_dir)
+        self._route = Netlink(0)
+        self._resolver = Resolver(self._settings.service_ports, local_addresses(self._route))
+        self._assigner = Assigner(
+            self._settings,
+            policy,
+            self._state,
+            self._lock,
+            journal,
+            shaping_devices(self._settings),
+            self._resolver,
+        )
+        self._monitor = Monitor(self._assigner.port_ids)
+        self._selector = selectors.DefaultSelector()
+        self._signals: set[int] = set()
+        self._replayed: dict[bytes, Claim] = {}
+        self._repair: subprocess.Popen[str] | None = None
+        self._repair_due: float | None = None
+        self._backoff_s = 1.0
+        self._repairs = 0
+        self._saved_checkpoint: Any = None
+        self._last_read = self._next_tick = self._next_status = 0.0
+        self._next_check = time.monotonic() + _RECONCILE_S
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until SIGTERM; returns the exit code."""
+        wake = self._catch_signals()
+        try:
+            flows = self._assigner.adopt()
+            self._source = open_source(
+                self._settings,
+                self._state.get_value("checkpoint"),
+                self._state.get_value("replay_since"),
+            )
+            for descriptor in (wake, *self._source.descriptors(), *self._monitor.descriptors()):
+                self._selector.register(descriptor, selectors.EVENT_READ)
+            self._journal.event(
+                "started",
+                f"vff-qos {__version__} follows {self._settings.access_log}: "
+                f"{self._assigner.users} users and {flows} live flows adopted",
+                INFO,
+            )
+            # A kill -9 within the first second must not lose the place either.
+            self._save_checkpoint()
+            notify("READY=1")
+            while signal.SIGTERM not in self._signals and signal.SIGINT not in self._signals:
+                self._turn(wake)
+            self._finish()
+        except Suspended:
+            self._journal.event(
+                "suspended", "suspended: nothing is marked until 'vff-qos bootstrap'", NOTICE
+            )
+        return 0
+
+    def _catch_signals(self) -> int:
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda caught, _frame: self._signals.add(caught))
+        return reader
+
+    def _turn(self, wake: int) -> None:
+        """One round of the loop."""
+        now = time.monotonic()
+        retry_s = self._assigner.retry(time.time())
+        timeout = 0.0 if self._source.more else max(0.0, self._next_tick - now)
+        if retry_s is not None:
+            timeout = min(timeout, retry_s)
+        ready = {key.fd for key, _events in self._selector.select(timeout)}
+        if wake in ready:
+            os.read(wake, 512)
+        if ready & set(self._monitor.descriptors()):
+            self._heard()
+        if self._source.more or ready & set(self._source.descriptors()):
+            self._gather()
+            self._read()
+        if time.monotonic() >= self._next_tick:
+            self._tick()
+
+    def _gather(self) -> None:
+        """On a busy log wait a moment, so that one batch takes many lines."""
+        now = time.monotonic()
+        if not self._source.more and now - self._last_read < 2 * _GATHER_S:
+            time.sleep(_GATHER_S)
+            now += _GATHER_S
+        self._last_read = now
+
+    def _read(self) -> None:
+        replaying = self._source.replaying
+        claims = self._source.read()
+        if not replaying:
+            if claims:
+                self._assigner.assign(claims)
+            return
+        for claim in claims:
+            # The last line about a tuple is true: earlier ones were earlier flows.
+            earlier = self._replayed.get(claim.source)
+            if earlier is None or not claim.tainted or earlier.tainted:
+                self._replayed[claim.source] = claim
+        if not self._source.replaying or len(self._replayed) > _REPLAY_FLUSH:
+            self._assigner.assign(self._replayed.values())
+            self._replayed = {}
+            if not self._source.replaying:
+                self._state.set_value("replay_since", None)
+
+    def _finish(self) -> None:
+        self._assigner.flush()
+        self._save_checkpoint()
+        self._source.close()
+
+    # -- once a second --------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._next_tick = now + _TICK_S
+        trouble = self._source.tick()
+        if trouble:
+            self._journal.limited("source", trouble, WARNING)
+        if self._source.replaying:
+            # Nothing was appended since the start: what is there is to be read now.
+            self._read()
+        self._complain()
+        if signal.SIGHUP in self._signals or _stamp(self._paths.policy) != self._policy_stamp:
+            self._signals.discard(signal.SIGHUP)
+            self._reload()
+        self._assigner.flush()
+        self._save_checkpoint()
+        self._heal(now)
+        notify("WATCHDOG=1")
+        if now >= self._next_status:
+            self._next_status = now + _STATUS_S
+            self._write_status()
+
+    def _complain(self) -> None:
+        """Tell of streams that cannot be trusted."""
+        counters = self._source.counters
+        if counters.masked:
+            self._journal.limited(
+                "masked",
+                f"{self._settings.access_log}: addresses are masked, so nobody can be "
+                'limited; remove "maskAddress" from the proxy\'s "log" settings',
+                ERROR,
+            )
+        if counters.error_log:
+            self._journal.limited(
+                "mixed",
+                f"{self._settings.access_log}: access and error log share one stream, in "
+                'which strangers can forge lines; give "error" its own file',
+                WARNING,
+            )
+
+    def _reload(self) -> None:
+        self._policy_stamp = _stamp(self._paths.policy)
+        try:
+            policy = load_policy(self._paths.policy)
+        except ConfigError as error:
+            self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
+            return
+        changed = self._assigner.set_policy(policy)
+        self._journal.event("config", f"policy reloaded: {changed} classes changed", INFO)
+
+    def _save_checkpoint(self) -> None:
+        checkpoint = self._source.checkpoint()
+        if checkpoint == self._saved_checkpoint:
+            return
+        try:
+            self._state.set_value("checkpoint", checkpoint)
+        except StateError as error:
+            self._journal.limited("state", f"{error}; the place in the log is not saved", ERROR)
+        else:
+            self._saved_checkpoint = checkpoint
+
+    def _write_status(self) -> None:
+        path = os.path.join(self._paths.run_dir, "follow.json")
+        status = {
+            **self._assigner.snapshot(),
+            "repairs": self._repairs,
+            "log": vars(self._source.counters),
+            "written": time.time(),
+        }
+        try:
+            with open(path + ".new", "w", encoding="utf-8") as file:
+                json.dump(status, file)
+            os.replace(path + ".new", path)
+        except OSError as error:
+            self._journal.limited("state", f"{path}: {os.strerror(error.errno or 0)}", ERROR)
+
+    # -- healing --------------------------------------------------------------------------------
+
+    def _heard(self) -> None:
+        heard = self._monitor.listen()
+        if heard.addresses:
+            self._resolver.set_addresses(local_addresses(self._route))
+        if heard.kernel and self._repair_due is None:
+            self._repair_due = time.monotonic() + _SETTLE_S
+            self._next_tick = min(self._next_tick, self._repair_due)
+
+    def _heal(self, now: float) -> None:
+        """Have ``bootstrap`` put right what others broke, in a process of its own.
+
+        It is the same code as at boot; and pyroute2 would double our memory.
+        """
+        if self._repair is not None:
+            if self._repair.poll() is None:
+                return
+            self._repaired(self._repair)
+            self._repair = None
+        if self._assigner.wants_repair or now >= self._next_check:
+            self._repair_due = self._repair_due or now
+            self._assigner.wants_repair = False
+        if self._repair_due is None or now < self._repair_due:
+            return
+        self._repair_due = None
+        self._next_check = now + _RECONCILE_S
+        self._repair = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "vff_qos",
+                "bootstrap",
+                "--repair",
+                "--settings",
+                self._paths.settings,
+                "--policy",
+                self._paths.policy,
+                "--state-dir",
+                self._paths.state_dir,
+                "--run-dir",
+                self._paths.run_dir,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _repaired(self, child: subprocess.Popen[str]) -> None:
+        output = (child.stdout.read() if child.stdout else "").strip()
+        if child.returncode:
+            self._backoff_s = min(self._backoff_s * 2, _MAX_BACKOFF_S)
+            self._repair_due = time.monotonic() + self._backoff_s
+            self._journal.limited("kernel", f"repair failed: {output}", ERROR)
+            return
+        self._backoff_s = 1.0
+        changes = [line for line in output.splitlines() if line and line != "no change"]
+        try:
+            self._assigner.set_devices(shaping_devices(self._settings))
+        except Refused as error:
+            self._journal.limited("kernel", str(error), ERROR)
+            return
+        if changes:
+            self._repairs += 1
+            self._journal.event("healed", "healed: " + "; ".join(changes), WARNING)
+        self._assigner.adopt()
+        # Our own repair was heard, too.
+        self._monitor.listen()
+        self._repair_due = None
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    """What changes when a file does; zeros if it is not there."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return (0, 0, 0)
+    return (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def follow(paths: Paths, journal: Journal) -> int:
+    """Run the agent; returns the exit code.  Raises QosError."""
+    return Follower(paths, journal).run()

@@ -1,0 +1,40 @@
+"""One critical section for all that give or take minors: follower, gc, suspend.
+
+No user may be collected between the line that revives them and their mark.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from types import TracebackType
+
+from .errors import QosError
+
+
+class Lock:
+    """An advisory lock on ``<run_dir>/lock``; re-entered with ``with``."""
+
+    def __init__(self, run_dir: str) -> None:
+        path = os.path.join(run_dir, "lock")
+        try:
+            os.makedirs(run_dir, mode=0o755, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise QosError(f"{path}: {os.strerror(error.errno or 0)}") from error
+
+    def __enter__(self) -> Lock:
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        os.close(self._fd)

@@ -1,0 +1,36 @@
+"""What every source of identities offers the follower."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ..core.accesslog import Claim, Counters
+
+
+class Source(Protocol):
+    """A stream of claims.  A new kind of source is a new file with this shape."""
+
+    counters: Counters
+
+    def descriptors(self) -> list[int]:
+        """File descriptors that become readable when there may be something to read."""
+
+    def read(self) -> list[Claim]:
+        """Claims that are there now, a bounded portion; empty when there are none."""
+
+    @property
+    def more(self) -> bool:
+        """Whether the last ``read`` left something behind."""
+
+    @property
+    def replaying(self) -> bool:
+        """Whether what ``read`` gives was written before we looked (after a restart)."""
+
+    def tick(self) -> str | None:
+        """About once a second: follow rotations.  Returns a sentence when a person should know."""
+
+    def checkpoint(self) -> Any:
+        """Where to go on after a restart, as JSON; valid for what ``read`` has given."""
+
+    def close(self) -> None:
+        """Release descriptors."""

@@ -1,0 +1,144 @@
+"""What must survive a restart: owners of minors, checkpoints, small values.  SQLite in WAL mode."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import astuple
+from typing import Any
+
+from .core.minors import Owner
+from .errors import QosError
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS owners (
+    key TEXT PRIMARY KEY, minor INTEGER NOT NULL UNIQUE, state TEXT NOT NULL,
+    since REAL NOT NULL, moved REAL NOT NULL, up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vals (name TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class StateError(QosError):
+    """The state cannot be read or written (disk full, wrong owner)."""
+
+
+class State:
+    """``state.db`` in the state directory.  Every method raises StateError."""
+
+    def __init__(self, directory: str) -> None:
+        """Open or create; a damaged file is set aside (``moved_aside`` names it) and made anew.
+
+        The kernel still knows marks and classes, so that little is lost with it.
+        """
+        self.path = os.path.join(directory, "state.db")
+        self.moved_aside = ""
+        try:
+            os.makedirs(directory, mode=0o750, exist_ok=True)
+            self._db = self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise self._failed(error) from error
+            self.moved_aside = f"{self.path}.damaged-{int(time.time())}"
+            os.replace(self.path, self.moved_aside)
+            try:
+                self._db = self._open()
+            except sqlite3.Error as second:
+                raise self._failed(second) from second
+        except OSError as error:
+            raise StateError(f"{directory}: {os.strerror(error.errno or 0)}") from error
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=5, isolation_level=None)
+        # WAL readers do not block the writer; NORMAL loses nothing to a crash of ours, and to a
+        # power cut only what a reboot makes void anyway.
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("PRAGMA cache_size=-1024")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise StateError(
+                f"{self.path}: schema {version} is newer than this program (knows {SCHEMA_VERSION})"
+            )
+        if version == 0:
+            db.executescript(_SCHEMA)
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        return db
+
+    def _failed(self, error: sqlite3.Error) -> StateError:
+        return StateError(f"{self.path}: {error}")
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def owners(self) -> list[Owner]:
+        """All owners of minors."""
+        try:
+            return [
+                Owner(*row)
+                for row in self._db.execute(
+                    "SELECT key, minor, state, since, moved, up_seen, down_seen FROM owners"
+                )
+            ]
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def save_owners(self, owners: Iterable[Owner], gone: Iterable[Owner] = ()) -> None:
+        """Write owners and drop those that are ``gone``, all or nothing."""
+        try:
+            with self._transaction():
+                self._db.executemany(
+                    "DELETE FROM owners WHERE key=?", [(owner.key,) for owner in gone]
+                )
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO owners VALUES (?,?,?,?,?,?,?)",
+                    [astuple(owner) for owner in owners],
+                )
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def get_value(self, name: str) -> Any:
+        """A small value by name; None if there is none."""
+        try:
+            row = self._db.execute("SELECT json FROM vals WHERE name=?", (name,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        return json.loads(row[0]) if row else None
+
+    def set_value(self, name: str, value: Any) -> None:
+        """Write a small value (anything JSON has); None removes it."""
+        try:
+            if value is None:
+                self._db.execute("DELETE FROM vals WHERE name=?", (name,))
+            else:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO vals VALUES (?,?)", (name, json.dumps(value))
+                )
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def version(self) -> int:
+        """A number that changes when another process has written."""
+        try:
+            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+
+class _Transaction:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_rest: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")

@@ -1,0 +1,392 @@
+"""From a line in a log to a mark and a class, in a real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vff_qos.core.flow import Tuple
+from vff_qos.core.minors import PARKED
+from vff_qos.kernel.conntrack import Conntrack
+from vff_qos.kernel.tc import Tc
+from vff_qos.state import State
+
+from .conftest import run
+
+MAJOR = 0x5100
+
+
+class Client:
+    """A live TCP flow over loopback."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self.sock = socket.create_connection((address, port))
+        self.address, self.port = self.sock.getsockname()[:2]
+        family = self.sock.family
+        packed = socket.inet_pton(family, self.address)
+        self.flow = Tuple(6, packed, self.port, socket.inet_pton(family, address), port)
+        self.text = f"[{self.address}]" if family == socket.AF_INET6 else self.address
+
+    def line(self, email: str, prefix: str = "") -> bytes:
+        """The line that Xray writes for this flow."""
+        now = time.strftime("%Y/%m/%d %H:%M:%S")
+        return (
+            f"{now}.000001 from {prefix}{self.text}:{self.port} accepted tcp:example.com:443 "
+            f"[in >> direct] email: {email}\n"
+        ).encode()
+
+
+class Node:
+    """Files of a node, its agent, and servers for the clients."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log = directory / "access.log"
+        self.log.touch()
+        self.listeners = []
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            listener = socket.socket(family)
+            listener.bind((address, 4430))
+            listener.listen(64)
+            self.listeners.append(listener)
+        (directory / "settings.yml").write_text(
+            f"wan: wan0\nleaf: pfifo\nservice_ports: [4430]\naccess_log: {self.log}\n"
+            "gc: {idle_s: 3600, min_age_s: 0, pool_max: 4}\n"
+        )
+        self.write_policy("users:\n  alice@x: {upload: 5mbit, download: 10mbit}\n")
+        self.agent: subprocess.Popen[str] | None = None
+        self.conntrack = Conntrack()
+
+    def write_policy(self, text: str) -> None:
+        """Replace the policy."""
+        (self.directory / "policy.yml").write_text(
+            "default: {upload: 2mbit, download: 3mbit}\n" + text
+        )
+
+    def command(self, *words: str) -> list[str]:
+        """A vff-qos command with this node's files."""
+        return [
+            sys.executable,
+            "-m",
+            "vff_qos",
+            *words,
+            "--settings",
+            str(self.directory / "settings.yml"),
+            "--policy",
+            str(self.directory / "policy.yml"),
+            "--state-dir",
+            str(self.directory / "state"),
+            "--run-dir",
+            str(self.directory / "run"),
+        ]
+
+    def start(self) -> None:
+        """Start the agent and wait until it says that it follows."""
+        self.agent = subprocess.Popen(self.command("follow"), stderr=subprocess.PIPE, text=True)
+        assert self.agent.stderr is not None
+        first = self.agent.stderr.readline()
+        assert "follows" in first, first + self.agent.stderr.read()
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        """End the agent."""
+        if self.agent is not None:
+            self.agent.send_signal(how)
+            self.agent.communicate(timeout=10)
+            self.agent = None
+
+    def write(self, *lines: bytes) -> None:
+        """Append to the log, as the engine does."""
+        with self.log.open("ab") as file:
+            file.write(b"".join(lines))
+
+    def mark(self, client: Client) -> int | None:
+        """The client's flow's mark in the kernel."""
+        return self.conntrack.get_marks([client.flow])[0]
+
+    def classes(self) -> tuple[dict[int, int], dict[int, int]]:
+        """{minor: ceil} on (IFB, WAN)."""
+        tc = Tc()
+        up, down = (
+            {m: s.params.ceil_bps for m, s in tc.classes(socket.if_nametoindex(dev), MAJOR).items()}
+            for dev in ("vffqos0", "wan0")
+        )
+        tc.close()
+        return up, down
+
+    def run(self, *words: str) -> str:
+        """Output of a vff-qos command that must succeed."""
+        return run(*self.command(*words))
+
+
+@pytest.fixture
+def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    made.stop()
+
+
+def eventually(check: Callable[[], object], within_s: float = 5.0) -> None:
+    """Wait until ``check`` is true."""
+    deadline = time.monotonic() + within_s
+    while not check():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.01)
+
+
+def test_each_user_gets_one_class_with_its_own_limits(node: Node) -> None:
+    node.start()
+    alice = [Client("127.0.0.1", 4430), Client("::1", 4430)]
+    bob = Client("127.0.0.1", 4430)
+    node.write(alice[0].line("alice@x"), alice[1].line("alice@x"), bob.line("bob@x", "tcp:"))
+    eventually(lambda: all(node.mark(client) for client in (*alice, bob)))
+    assert node.mark(alice[0]) == node.mark(alice[1]) != node.mark(bob)
+    up, down = node.classes()
+    minor = (node.mark(alice[0]) or 0) & 0xFFFF
+    assert (up[minor], down[minor]) == (5_000_000, 10_000_000)
+    minor = (node.mark(bob) or 0) & 0xFFFF
+    assert (up[minor], down[minor]) == (2_000_000, 3_000_000)
+
+
+def test_a_mark_of_other_software_is_left_alone(node: Node) -> None:
+    node.start()
+    client, other = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
+    node.conntrack.set_marks([(client.flow, 0x1234)])
+    node.write(client.line("alice@x"), other.line("alice@x"))
+    eventually(lambda: node.mark(other))
+    assert node.mark(client) == 0x1234
+
+
+def test_lines_written_while_the_agent_was_killed_are_replayed(node: Node) -> None:
+    node.start()
+    first = Client("127.0.0.1", 4430)
+    node.write(first.line("alice@x"))
+    eventually(lambda: node.mark(first))
+    before = node.mark(first)
+    node.stop(signal.SIGKILL)
+    second, third = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
+    node.write(second.line("alice@x"))
+    node.log.rename(node.log.with_suffix(".log.1"))
+    node.write(third.line("carol@x"))
+    node.start()
+    eventually(lambda: node.mark(second) and node.mark(third))
+    assert node.mark(second) == node.mark(first) == before
+    assert node.mark(third) != before
+
+
+def test_stale_lines_are_not_replayed(node: Node) -> None:
+    client = Client("127.0.0.1", 4430)
+    old = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(time.time() - 120)).encode()
+    node.write(old + client.line("alice@x")[19:])
+    fresh = Client("127.0.0.1", 4430)
+    node.write(fresh.line("bob@x"))
+    node.start()
+    eventually(lambda: node.mark(fresh))
+    assert node.mark(client) == 0
+
+
+def test_a_rotated_log_loses_no_line(node: Node) -> None:
+    node.start()
+    clients = [Client("127.0.0.1", 4430) for _ in range(30)]
+    for number, client in enumerate(clients):
+        if number % 10 == 5:
+            held = node.log.open("ab")
+            node.log.rename(node.log.with_suffix(f".log.{number}"))
+        if number % 10 == 6:
+            # The engine goes on writing to the renamed file for a while.
+            held.write(client.line("alice@x"))
+            held.close()
+        else:
+            node.write(client.line("alice@x"))
+    eventually(lambda: all(node.mark(client) for client in clients))
+
+
+def test_a_truncated_log_is_read_from_its_start(node: Node) -> None:
+    node.start()
+    first, second = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
+    node.write(first.line("alice@x") * 3)
+    eventually(lambda: node.mark(first))
+    os.truncate(node.log, 0)
+    time.sleep(1.2)
+    node.write(second.line("alice@x"))
+    eventually(lambda: node.mark(second))
+
+
+def test_two_users_on_one_flow_are_restricted_to_the_lower_limit(node: Node) -> None:
+    node.start()
+    client = Client("127.0.0.1", 4430)
+    node.write(client.line("alice@x"))
+    eventually(lambda: node.mark(client))
+    alice = node.mark(client)
+    node.write(client.line("mallory@x"))
+    eventually(lambda: node.mark(client) != alice)
+    restricted = node.mark(client)
+    up, down = node.classes()
+    assert (up[restricted & 0xFFFF], down[restricted & 0xFFFF]) == (2_000_000, 3_000_000)
+    node.write(client.line("alice@x"), client.line("mallory@x"))
+    time.sleep(0.2)
+    assert node.mark(client) == restricted
+
+
+def test_a_forged_line_behind_a_rejected_one_does_not_relabel_a_flow(node: Node) -> None:
+    node.start()
+    mallory, control = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
+    now = time.strftime("%Y/%m/%d %H:%M:%S").encode()
+    rejected = now + (
+        b".000001 from 127.0.0.1:1 rejected  proxy/trojan: failed to read address and port > "
+        b"common/protocol: invalid domain name: a\n"
+    )
+    harmless = now + b".000001 from 127.0.0.1:1 rejected  proxy/trojan: not a valid user\n"
+    node.write(rejected, mallory.line("alice@x"), harmless * 40, control.line("alice@x"))
+    eventually(lambda: node.mark(control) and node.mark(mallory))
+    assert node.mark(mallory) != node.mark(control)
+    node.write(mallory.line("mallory@x"))
+    eventually(lambda: node.run("status", "--json").count("mallory@x"))
+
+
+def test_hostile_lines_do_not_stop_the_agent(node: Node) -> None:
+    node.start()
+    client = Client("127.0.0.1", 4430)
+    node.write(b"x" * 70_000 + b"\n", b"\0" * 500 + b"\n", b"\xff\xfe\n" * 50, b"no newline")
+    node.write(b"\n" + b"." * 3000 + b"\n")
+    node.write(client.line("alice@x"))
+    eventually(lambda: node.mark(client))
+
+
+def test_a_new_policy_changes_open_flows_in_place(node: Node) -> None:
+    node.start()
+    client = Client("127.0.0.1", 4430)
+    node.write(client.line("alice@x"))
+    eventually(lambda: node.mark(client))
+    mark = node.mark(client)
+    node.write_policy("users:\n  alice@x: {upload: 7mbit, download: 8mbit}\n")
+    eventually(lambda: node.classes()[0].get(mark & 0xFFFF) == 7_000_000)
+    assert node.classes()[1][mark & 0xFFFF] == 8_000_000
+    node.write_policy("users:\n  alice@x: {upload: 7 parsecs}\n")
+    time.sleep(1.3)
+    assert node.classes()[0][mark & 0xFFFF] == 7_000_000
+    assert node.mark(client) == mark
+
+
+def test_suspend_lifts_every_limit_and_resume_brings_them_back(node: Node) -> None:
+    node.start()
+    clients = [Client("127.0.0.1", 4430) for _ in range(5)]
+    node.write(*(client.line("alice@x") for client in clients))
+    eventually(lambda: all(node.mark(client) for client in clients))
+    mark = node.mark(clients[0])
+    assert "5 flows" in node.run("suspend")
+    assert {node.mark(client) for client in clients} == {0}
+    while_suspended = Client("127.0.0.1", 4430)
+    node.write(while_suspended.line("alice@x"))
+    time.sleep(0.3)
+    assert node.mark(while_suspended) == 0
+    assert "0 flows" in node.run("suspend")
+    clients[0].sock.close()
+    from vff_qos.journal import Journal
+    from vff_qos.lock import Lock
+    from vff_qos.release import resume
+
+    resume(State(str(node.directory / "state")), Lock(str(node.directory / "run")), Journal())
+    assert {node.mark(client) for client in clients[1:]} == {mark}
+    node.stop()
+    node.start()
+    eventually(lambda: node.mark(while_suspended) == mark)
+
+
+def test_gc_takes_the_idle_and_leaves_the_living(node: Node) -> None:
+    node.start()
+    closed, living, active = (Client("127.0.0.1", 4430) for _ in range(3))
+    node.write(closed.line("idle@x"), living.line("flow@x"), active.line("active@x"))
+    eventually(lambda: all(node.mark(client) for client in (closed, living, active)))
+    node.stop()
+    minors = {
+        name: (node.mark(client) or 0) & 0xFFFF
+        for name, client in (("idle@x", closed), ("flow@x", living), ("active@x", active))
+    }
+    run("conntrack", "-D", "-p", "tcp", "--orig-src", "127.0.0.1", "--sport", str(closed.port))
+    run("conntrack", "-D", "-p", "tcp", "--orig-src", "127.0.0.1", "--sport", str(active.port))
+    state = State(str(node.directory / "state"))
+    owners = state.owners()
+    for owner in owners:
+        owner.moved -= 7200
+        owner.since -= 7200
+        if owner.key == "active@x":
+            owner.up_seen = 1
+    state.save_owners(owners)
+    run(
+        "tc",
+        "filter",
+        "add",
+        "dev",
+        "wan0",
+        "parent",
+        "5100:",
+        "pref",
+        "7",
+        "protocol",
+        "ip",
+        "u32",
+        "match",
+        "u32",
+        "0",
+        "0",
+        "flowid",
+        "5100:abc",
+    )
+    plan = node.run("gc", "--dry-run")
+    assert "park idle@x" in plan
+    assert "flow@x" not in plan
+    assert "active@x" not in plan
+    assert "pref 7" in plan
+    assert run("tc", "filter", "show", "dev", "wan0", "parent", "5100:")
+    assert node.run("gc") == plan
+    after = {owner.key: owner for owner in state.owners()}
+    assert after["idle@x"].state == PARKED
+    assert after["flow@x"].state == after["active@x"].state == "active"
+    assert not run("tc", "filter", "show", "dev", "wan0", "parent", "5100:").strip()
+    shown = run("tc", "class", "show", "dev", "wan0")
+    assert f"5100:{minors['idle@x']:x} parent 5100:1 leaf {minors['idle@x']:x}: prio 7" in shown
+    assert node.run("gc") == "no change\n"
+    # The next new user takes the parked class.
+    node.start()
+    new = Client("127.0.0.1", 4430)
+    node.write(new.line("new@x"))
+    eventually(lambda: node.mark(new))
+    assert (node.mark(new) or 0) & 0xFFFF == minors["idle@x"]
+
+
+def test_gc_deletes_above_the_pool(node: Node) -> None:
+    node.start()
+    clients = [Client("127.0.0.1", 4430) for _ in range(8)]
+    node.write(*(client.line(f"u{n}@x") for n, client in enumerate(clients)))
+    eventually(lambda: all(node.mark(client) for client in clients))
+    node.stop()
+    run("conntrack", "-F")
+    state = State(str(node.directory / "state"))
+    owners = state.owners()
+    for owner in owners:
+        owner.moved -= 7200
+    state.save_owners(owners)
+    assert node.run("gc").count("delete ") == 4
+    up, down = node.classes()
+    assert len(up) == len(down) == 2 + 4
+    assert len(state.owners()) == 4
+
+
+def test_status_tells_who_has_what(node: Node) -> None:
+    node.start()
+    client = Client("127.0.0.1", 4430)
+    node.write(client.line("alice@x"))
+    eventually(lambda: node.mark(client))
+    status = json.loads(node.run("status", "--json"))
+    (user,) = status["users"]
+    assert (user["email"], user["upload_bps"], user["flows"]) == ("alice@x", 5_000_000, 1)
+    assert "alice@x" in node.run("status")

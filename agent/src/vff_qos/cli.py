@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
 
 from . import __version__
 from .config import POLICY_PATH, RUN_DIR, SETTINGS_PATH, STATE_DIR, load_policy, load_settings
@@ -99,13 +98,9 @@ def _reconcile(
     from .bootstrap import reconcile, remove
     from .release import resume, suspend
 
-    def save(recorded: dict[str, Any]) -> None:
-        state.set_value("kernel", recorded)
-
-    recorded = state.get_value("kernel") or {}
     if args.command == "bootstrap":
         load_policy(args.policy)
-        _print(reconcile(settings, recorded, save, args.plan))
+        _print(reconcile(settings, state, args.plan))
         # The follower's own repairs must not end what a person has ordered.
         if not args.plan and not args.repair:
             count = resume(state, lock, journal)
@@ -114,7 +109,7 @@ def _reconcile(
         return 0
     if not args.plan:
         suspend(settings, state, lock, journal)
-    _print(remove(settings, recorded, save, args.plan))
+    _print(remove(settings, state, args.plan))
     return 0
 
 

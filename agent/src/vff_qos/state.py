@@ -102,22 +102,22 @@ class State:
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
-    def get_value(self, name: str) -> Any:
+    def get_value(self, key: str) -> Any:
         """A small value by name; None if there is none."""
         try:
-            row = self._db.execute("SELECT json FROM vals WHERE name=?", (name,)).fetchone()
+            row = self._db.execute("SELECT json FROM vals WHERE name=?", (key,)).fetchone()
         except sqlite3.Error as error:
             raise self._failed(error) from error
         return json.loads(row[0]) if row else None
 
-    def set_value(self, name: str, value: Any) -> None:
+    def set_value(self, key: str, value: Any) -> None:
         """Write a small value (anything JSON has); None removes it."""
         try:
             if value is None:
-                self._db.execute("DELETE FROM vals WHERE name=?", (name,))
+                self._db.execute("DELETE FROM vals WHERE name=?", (key,))
             else:
                 self._db.execute(
-                    "INSERT OR REPLACE INTO vals VALUES (?,?)", (name, json.dumps(value))
+                    "INSERT OR REPLACE INTO vals VALUES (?,?)", (key, json.dumps(value))
                 )
         except sqlite3.Error as error:
             raise self._failed(error) from error

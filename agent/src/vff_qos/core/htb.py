@@ -58,7 +58,7 @@ class HtbClass(NamedTuple):
 
 
 def burst_bytes(rate_bps: int) -> int:
-    """Burst of a class: 2 ms of the rate, at least three frames, from 1 Gbit/s on one GSO packet."""
+    """Burst of a class: 2 ms of the rate, at least three frames, above 1 Gbit/s one GSO packet."""
     floor = _GSO_BYTES if rate_bps >= _GBIT else 3 * _MTU_FRAME
     return max(rate_bps // 8 // 500, floor)
 

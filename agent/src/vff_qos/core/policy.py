@@ -19,11 +19,14 @@ class Limits(NamedTuple):
     download_bps: int | None
 
 
+DEFAULT_LIMITS = Limits(upload_bps=20_000_000, download_bps=50_000_000)
+
+
 @dataclass(frozen=True)
 class Policy:
     """The limits in force.  ``users`` holds overrides by exact email."""
 
-    default: Limits = Limits(20_000_000, 50_000_000)
+    default: Limits = DEFAULT_LIMITS
     users: dict[str, Limits] = field(default_factory=dict)
 
     def limits(self, email: str) -> Limits:

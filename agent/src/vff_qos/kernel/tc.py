@@ -271,7 +271,7 @@ class Tc:
         return found
 
     def filters(self, ifindex: int, major: int) -> list[Filter]:
-        """Filters attached to root ``major:`` of one interface (tables without entries left out)."""
+        """Filters attached to root ``major:`` of one interface, without empty tables."""
         found = []
         payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
         for answer in self.netlink.dump(

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+
 import vff_qos
 
 # Commands run from the checkout, as the imports do.

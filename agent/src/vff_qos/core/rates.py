@@ -16,7 +16,7 @@ MAX_BPS = 1_000_000_000_000
 ALLOWED = "allowed: 1kbit to 1tbit, as 500kbit, 50mbit, 1gbit, 50 Mbps, 50 Mbit/s or 6.25 MB/s"
 
 _PREFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_RATE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([A-Za-z/]*)")
+_RATE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z/]*)")
 _BITS = re.compile(r"([kmgt]?)bit(?:/s|ps)?", re.IGNORECASE)
 _BYTES = re.compile(r"([kKMGT]?)B/s")
 _PEOPLE = re.compile(r"([KMGT])bps|([kKMGT])b/s")
@@ -50,7 +50,10 @@ def parse_rate(value: object) -> int:
     found = _RATE.fullmatch(str(value).strip())
     if not found:
         raise ValueError(f"{value!r} is not a rate; {ALLOWED}")
-    rate_bps = round(float(found[1]) * _factor(found[2]))
+    try:
+        rate_bps = round(float(found[1]) * _factor(found[2]))
+    except ValueError as error:
+        raise ValueError(f"{value!r}: {error}") from error
     if not MIN_BPS <= rate_bps <= MAX_BPS:
         raise ValueError(f"{value!r} is out of range; {ALLOWED}")
     return rate_bps

@@ -97,9 +97,10 @@ class FileSource:
         self._dir_watch = -1
         self._tails: list[_Tail] = []
         self._retired = Counters()
-        self._missing_since: float | None = None
+        #: Nothing stands at the path.
+        self.missing = self._told_missing = False
         self._resume(checkpoint)
-        self.tick()
+        self.missing = not self._look_at_path()
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -219,9 +220,11 @@ class FileSource:
             self._close_tail(self._tails.pop(0))
         self._sum_counters()
         if present:
-            self._missing_since = None
-        elif self._missing_since is None:
-            self._missing_since = now
+            self.missing = self._told_missing = False
+            return None
+        self.missing = True
+        if not self._told_missing:
+            self._told_missing = True
             return (
                 f"{self.path}: there is no such log; waiting for it. The proxy writes it when its "
                 'config has "log": {"access": "' + self.path + '"}'
@@ -244,7 +247,7 @@ class FileSource:
         """Open what stands at the path if it is new; whether anything stands there."""
         self._watch_directory()
         # A file that appears after the first look is new: everything in it counts.
-        fresh = bool(self._tails) or self._missing_since is not None
+        fresh = bool(self._tails) or self.missing
         return self._open_unknown(self.path, 0 if fresh else None)
 
     def _look_at_renamed(self, events: list[Event]) -> None:

@@ -1,0 +1,612 @@
+"""The kernel's objects in a real kernel: made, left alone, healed, taken away.
+
+A kernel without cls_fw, cls_flower, cls_matchall or act_ctinfo runs all but the filters; the
+tests that need those are skipped and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vff_qos import bootstrap
+from vff_qos.core import layout
+from vff_qos.core.htb import user_class
+from vff_qos.core.layout import Filter, Key
+from vff_qos.core.settings import Settings
+from vff_qos.errors import KernelRefused, Refused
+from vff_qos.kernel import filters, tc
+from vff_qos.kernel.netlink import Netlink
+
+from .conftest import run
+
+WAN = "wan0"
+NODE, CLIENT, NODE6, CLIENT6 = "10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2"
+MARK = 0x5100002A
+
+
+class Memory:
+    """A state without a file; what goes in must be JSON."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def get_value(self, key: str) -> Any:
+        return json.loads(self.values.get(key, "null"))
+
+    def set_value(self, key: str, value: Any) -> None:
+        self.values[key] = json.dumps(value)
+
+
+class Network:
+    """The node is this namespace, a client another one, between them a veth pair."""
+
+    def __init__(self) -> None:
+        self.client = subprocess.Popen(["unshare", "-n", "sleep", "600"])
+        while self._same_namespace():
+            time.sleep(0.01)
+        run("ip", "link", "add", WAN, "type", "veth", "peer", "c0", "netns", str(self.client.pid))
+        for address, peer, options in ((NODE, CLIENT, ()), (NODE6, CLIENT6, ("nodad",))):
+            plen = "64" if ":" in address else "24"
+            run("ip", "address", "add", f"{address}/{plen}", "dev", WAN, *options)
+            self.on_client("ip", "address", "add", f"{peer}/{plen}", "dev", "c0", *options)
+        run("ip", "link", "set", WAN, "up")
+        self.on_client("ip", "link", "set", "c0", "up")
+        while "LOWER_UP" not in run("ip", "link", "show", "dev", WAN):
+            time.sleep(0.01)
+
+    def _same_namespace(self) -> bool:
+        names = [run("readlink", f"/proc/{p}/ns/net") for p in ("self", self.client.pid)]
+        return names[0] == names[1]
+
+    def enter(self, *command: str) -> list[str]:
+        return ["nsenter", "-t", str(self.client.pid), "-n", *command]
+
+    def on_client(self, *command: str) -> str:
+        return run(*self.enter(*command))
+
+
+@pytest.fixture
+def net(namespace: None) -> Iterator[Network]:
+    network = Network()
+    yield network
+    network.client.kill()
+    network.client.wait()
+
+
+def _missing() -> str:
+    """What this kernel cannot do for us, found by trying."""
+    run("ip", "link", "add", "probe0", "type", "ifb")
+    names = {index: name for index, name in socket.if_nameindex()}
+    indices = {name: index for index, name in names.items()}
+    netlink = Netlink(socket.NETLINK_ROUTE)
+    missing = []
+    try:
+        filters.set_root_htb(netlink, indices["probe0"], 0x5100, 1)
+        try:
+            filters.add_clsact(netlink, indices["probe0"])
+        except KernelRefused as error:
+            missing.append(f"clsact ({error})")
+        wanted = layout.desired(replace(SETTINGS, ifb="probe0"), "probe0")
+        everything = layout.desired(replace(SETTINGS, ifb="probe0", service_ports=()), "probe0")
+        for key, spec in (wanted | everything).items():
+            if key[0] == "filter":
+                try:
+                    filters.add_filter(netlink, key, spec, 0x5100, indices)
+                except KernelRefused:
+                    missing.append(" ".join([spec.kind, *(action[0] for action in spec.actions)]))
+    finally:
+        netlink.close()
+        run("ip", "link", "del", "probe0")
+    return ", ".join(dict.fromkeys(missing))
+
+
+SETTINGS = Settings(
+    wan=WAN, service_ports=((443, 443), (20000, 20100)), node_ceil_bps=10**9, leaf="pfifo"
+)
+
+
+@pytest.fixture
+def settings(net: Network, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings; in a kernel without our filters, plans are made without them."""
+    if _missing():
+        complete = layout.desired
+
+        def desired(settings: Settings, wan: str) -> dict[Key, Any]:
+            return {k: v for k, v in complete(settings, wan).items() if k[0] != "filter"}
+
+        monkeypatch.setattr(layout, "desired", desired)
+    return SETTINGS
+
+
+@pytest.fixture
+def full(net: Network) -> Settings:
+    """Settings for tests that cannot do without filters."""
+    if missing := _missing():
+        pytest.skip(f"this kernel lacks: {missing}")
+    return SETTINGS
+
+
+def snapshot() -> dict[str, str]:
+    """Everything that could be left behind."""
+    links = json.loads(run("ip", "-j", "-d", "link"))
+    names = [link["ifname"] for link in links]
+    return {
+        "links": run("ip", "-br", "link"),
+        "addresses": run("ip", "-br", "address"),
+        "qdiscs": "\n".join(sorted(run("tc", "qdisc", "show").splitlines())),
+        "ingress": "".join(run("tc", "filter", "show", "dev", n, "ingress") for n in names),
+        "egress": "".join(run("tc", "filter", "show", "dev", n, "egress") for n in names),
+        "nft": run("nft", "list", "tables").replace("table inet track\n", ""),
+    }
+
+
+def root_of(dev: str) -> str:
+    found = json.loads(run("tc", "-j", "qdisc", "show", "dev", dev, "root"))
+    return f"{found[0]['kind']} {found[0]['handle']}" if found else ""
+
+
+def test_present_twice_then_absent_leaves_what_was_before(settings: Settings) -> None:
+    before, memory = snapshot(), Memory()
+    planned = bootstrap.reconcile(settings, memory, dry_run=True)
+    assert snapshot() == before and memory.values == {}
+    assert bootstrap.reconcile(settings, memory) == planned
+    assert root_of(WAN) == root_of("vffqos0") == "htb 5100:"
+    there = snapshot()
+    monitors = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for command in (["tc", "monitor"], ["ip", "monitor", "link"], ["nft", "monitor"])
+    ]
+    time.sleep(0.5)
+    assert bootstrap.reconcile(settings, memory) == []
+    time.sleep(0.2)
+    for monitor in monitors:
+        monitor.terminate()
+        assert monitor.communicate()[0] == ""
+    assert snapshot() == there
+    planned = bootstrap.remove(settings, memory, dry_run=True)
+    assert bootstrap.remove(settings, memory) == planned
+    assert snapshot() == before
+    assert bootstrap.remove(settings, memory) == []
+    assert memory.get_value(bootstrap.STATE_KEY) is None
+
+
+def test_live_classes_survive(settings: Settings) -> None:
+    memory = Memory()
+    bootstrap.reconcile(settings, memory)
+    for dev in (WAN, "vffqos0"):
+        add_user(dev)
+    changed = replace(settings, node_ceil_bps=5 * 10**8, unclassified_upload_bps=10**8)
+    lines = bootstrap.reconcile(changed, memory)
+    assert [line.split()[0] for line in lines] == ["change"] * 3
+    for dev in (WAN, "vffqos0"):
+        assert "class htb 5100:2a" in run("tc", "class", "show", "dev", dev)
+
+
+def add_user(dev: str) -> None:
+    classes = tc.Tc()
+    key = tc.ClassKey(socket.if_nametoindex(dev), 0x5100, 0x2A)
+    classes.apply(tc.add_class(key, 1, user_class(50_000_000), "pfifo"))
+    classes.close()
+
+
+@pytest.mark.parametrize("harm", [
+    ["nft", "flush", "ruleset"],
+    ["nft", "add", "rule", "inet", "vff_qos", "post", "drop"],
+    ["nft", "add", "table", "inet", "vff_qos", "{", "flags", "dormant", ";", "}"],
+    ["tc", "qdisc", "del", "dev", WAN, "root"],
+    ["tc", "qdisc", "replace", "dev", "vffqos0", "root", "pfifo"],
+    ["tc", "qdisc", "del", "dev", WAN, "clsact"],
+    ["tc", "class", "del", "dev", WAN, "classid", "5100:fffe"],
+    ["tc", "class", "change", "dev", WAN, "classid", "5100:1", "htb", "rate", "1mbit"],
+    ["ip", "link", "set", "vffqos0", "down"],
+    ["ip", "link", "del", "vffqos0"],
+])
+def test_heals(settings: Settings, harm: list[str]) -> None:
+    memory = Memory()
+    bootstrap.reconcile(settings, memory)
+    healthy = snapshot()
+    run(*harm)
+    assert bootstrap.reconcile(settings, memory)
+    now = snapshot()
+    assert {k: strip(v) for k, v in now.items()} == {k: strip(v) for k, v in healthy.items()}
+    assert bootstrap.reconcile(settings, memory) == []
+
+
+def strip(text: str) -> list[str]:
+    """Without what a device that is made anew may have differently: its MAC, numbers of actions."""
+    words = [w for w in text.split() if w.count(":") != 5]
+    return [w for before, w in zip(["", *words], words, strict=False) if before != "index"]
+
+
+@pytest.mark.parametrize("harm", [
+    ["tc", "filter", "del", "dev", WAN, "parent", "5100:", "pref", "65535"],
+    ["tc", "filter", "add", "dev", WAN, "parent", "5100:", "pref", "65535", "handle", "9", "fw",
+     "classid", "5100:2"],
+    ["tc", "filter", "del", "dev", WAN, "ingress", "pref", "20736", "protocol", "ip"],
+    ["tc", "filter", "del", "dev", WAN, "ingress", "chain", "20736", "pref", "1"],
+    ["tc", "filter", "del", "dev", WAN, "ingress"],
+])
+def test_heals_filters(full: Settings, harm: list[str]) -> None:
+    memory = Memory()
+    bootstrap.reconcile(full, memory)
+    run(*harm)
+    assert bootstrap.reconcile(full, memory)
+    assert bootstrap.reconcile(full, memory) == []
+
+
+@pytest.mark.parametrize("foreign", [
+    ["root handle 7: pfifo limit 77"],
+    ["root handle 7: bfifo limit 77777"],
+    ["root handle 7: fq_codel limit 77 flows 9"],
+    ["root handle 7: fq limit 77"],
+    ["root handle 7: cake bandwidth 77mbit"],
+    ["root handle 7: tbf rate 7mbit burst 7k limit 7k"],
+    ["root handle 7: prio bands 4", "parent 7:2 handle 72: pfifo limit 77"],
+])
+def test_foreign_root_needs_consent_and_comes_back(
+    settings: Settings, foreign: list[str]
+) -> None:
+    for words in foreign:
+        command = ["tc", "qdisc", "add", "dev", WAN, *words.split()]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "unknown" in made.stderr:
+            pytest.skip(f"this kernel lacks it: {words}")
+        assert made.returncode == 0, made.stderr
+    name = f"{foreign[0].split()[3]} 7:"
+    before = snapshot()
+    memory = Memory()
+    with pytest.raises(Refused, match=f"root qdisc of {WAN} is {name}, which somebody set"):
+        bootstrap.reconcile(settings, memory)
+    assert snapshot() == before and memory.values == {}
+    consent = replace(settings, take_foreign_root=True)
+    bootstrap.reconcile(consent, memory)
+    assert root_of(WAN) == "htb 5100:"
+    assert bootstrap.reconcile(settings, memory) == []
+    assert bootstrap.remove(settings, memory)[-3:] == [
+        f"restore root qdisc {name} of {WAN}",
+        "remove nft table inet vff_qos",
+        "remove ifb device vffqos0",
+    ]
+    assert snapshot() == before
+
+
+def test_what_cannot_be_restored_is_said(settings: Settings) -> None:
+    run("tc", "qdisc", "add", "dev", WAN, "root", "handle", "7:", "htb", "default", "1")
+    run("tc", "class", "add", "dev", WAN, "parent", "7:", "classid", "7:1", "htb", "rate", "1mbit")
+    run("tc", "qdisc", "add", "dev", WAN, "parent", "7:1", "handle", "71:", "pfifo")
+    memory = Memory()
+    bootstrap.reconcile(replace(settings, take_foreign_root=True), memory)
+    lines = bootstrap.remove(settings, memory)
+    assert f"restore root qdisc htb 7: of {WAN}, without its classes and filters" in lines
+    assert lines[-1].startswith(f"pfifo 71: of {WAN} could not be restored")
+    assert root_of(WAN) == "htb 7:"
+
+
+def test_multiqueue_default_comes_back(settings: Settings) -> None:
+    run("ip", "link", "add", "mq0", "numtxqueues", "4", "type", "ifb")
+    run("ip", "link", "set", "mq0", "up")
+    before = snapshot()
+    assert "qdisc mq 0: dev mq0 root" in before["qdiscs"]
+    memory = Memory()
+    bootstrap.reconcile(replace(settings, wan="mq0"), memory)
+    assert root_of("mq0") == "htb 5100:"
+    bootstrap.remove(replace(settings, wan="mq0"), memory)
+    assert snapshot() == before
+
+
+@pytest.mark.parametrize("kind", ["clsact", "ingress"])
+def test_ingress_of_others_is_used_and_left(settings: Settings, kind: str) -> None:
+    run("tc", "qdisc", "add", "dev", WAN, kind)
+    theirs = ["dev", WAN, "ingress", "pref", "9", "protocol", "ip", "u32"]
+    run("tc", "filter", "add", *theirs, "match", "u32", "0", "0", "flowid", "1:1")
+    before = snapshot()
+    memory = Memory()
+    bootstrap.reconcile(settings, memory)
+    assert bootstrap.reconcile(settings, memory) == []
+    bootstrap.remove(settings, memory)
+    assert snapshot() == before
+
+
+def test_our_clsact_stays_while_others_use_it(settings: Settings) -> None:
+    memory = Memory()
+    bootstrap.reconcile(settings, memory)
+    theirs = ["dev", WAN, "egress", "pref", "9", "protocol", "ip", "u32"]
+    run("tc", "filter", "add", *theirs, "match", "u32", "0", "0", "flowid", "1:1")
+    bootstrap.remove(settings, memory)
+    assert "u32" in run("tc", "filter", "show", "dev", WAN, "egress")
+
+
+def test_wan_moves_is_renamed_goes_down_and_vanishes(settings: Settings) -> None:
+    memory = Memory()
+    run("ip", "link", "add", "wan9", "type", "veth", "peer", "wan9p")
+    before = snapshot()
+    bootstrap.reconcile(replace(settings, wan="wan9"), memory)  # it is down
+    bootstrap.reconcile(settings, memory)
+    assert "5100:" not in run("tc", "qdisc", "show", "dev", "wan9")
+    assert "clsact" not in run("tc", "qdisc", "show", "dev", "wan9")
+    bootstrap.remove(settings, memory)
+    assert snapshot() == before
+    bootstrap.reconcile(replace(settings, wan="wan9"), memory)
+    run("ip", "link", "set", "wan9", "name", "net9")
+    with pytest.raises(Refused, match=f"interface wan9 does not exist; there are: .*{WAN}"):
+        bootstrap.reconcile(replace(settings, wan="wan9"), memory)
+    assert bootstrap.reconcile(replace(settings, wan="net9"), memory) == []
+    run("ip", "link", "del", "net9")
+    bootstrap.reconcile(settings, memory)
+    assert root_of(WAN) == "htb 5100:"
+
+
+def test_auto_takes_the_device_of_the_default_route(settings: Settings) -> None:
+    auto = replace(settings, wan="auto")
+    with pytest.raises(Refused, match="auto finds no default route"):
+        bootstrap.reconcile(auto, Memory())
+    run("ip", "-6", "route", "add", "default", "via", CLIENT6)
+    bootstrap.reconcile(auto, Memory())
+    assert root_of(WAN) == "htb 5100:"
+
+
+def test_without_ipv6(settings: Settings) -> None:
+    for name in ("all", "default"):
+        with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w", encoding="ascii") as file:
+            file.write("1")
+    memory = Memory()
+    bootstrap.reconcile(settings, memory)
+    assert bootstrap.reconcile(settings, memory) == []
+
+
+def test_a_step_that_fails_says_what_was_done(
+    net: Network, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> None:
+        raise KernelRefused(2, "adding clsact")
+
+    monkeypatch.setattr(filters, "add_clsact", refuse)
+    with pytest.raises(KernelRefused, match="Not done: add ingress qdisc clsact") as caught:
+        bootstrap.reconcile(settings, Memory())
+    assert caught.value.code == 2
+    assert "done: add ifb device vffqos0;" in str(caught.value)
+    exchange(net, NODE, 443)
+
+
+def test_ifb_of_others_is_refused(settings: Settings) -> None:
+    run("ip", "link", "add", "vffqos0", "type", "veth", "peer", "name", "other0")
+    before = snapshot()
+    with pytest.raises(Refused, match="vffqos0 exists and is not ours"):
+        bootstrap.reconcile(settings, Memory())
+    assert snapshot() == before
+
+
+_ECHO = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+if sys.argv[1] == "server":
+    sock.bind(("0.0.0.0", 443))
+    print("ready", flush=True)
+    while True:
+        data, peer = sock.recvfrom(100)
+        sock.sendto(data, peer)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+sock.connect((sys.argv[2], 443))
+sock.setblocking(False)
+seen, sent, errors, start, until = set(), 0, 0, time.monotonic(), float(sys.argv[3])
+print("ready", flush=True)
+while (now := time.monotonic() - start) < until + 1.0:
+    if now < until and sent < now * 1000:
+        try:
+            sock.send(sent.to_bytes(4, "big"))
+        except OSError:
+            errors += 1
+        sent += 1
+    try:
+        seen.add(sock.recv(100))
+    except BlockingIOError:
+        time.sleep(0.0002)
+    except OSError:
+        errors += 1
+print(sent, sent - len(seen))
+"""
+
+
+def lost_while(net: Network, action: Any) -> tuple[int, int]:
+    """(sent, lost) datagrams, client to node and back, 1000 a second around ``action``."""
+    code = [sys.executable, "-c", _ECHO]
+    server = subprocess.Popen([*code, "server"], stdout=subprocess.PIPE, text=True)
+    assert server.stdout and server.stdout.readline() == "ready\n"
+    client = subprocess.Popen(
+        net.enter(*code, "client", NODE, "3"), stdout=subprocess.PIPE, text=True
+    )
+    assert client.stdout and client.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    action()
+    sent, lost = client.communicate()[0].split()
+    server.kill()
+    server.wait()
+    return int(sent), int(lost)
+
+
+def test_packets_lost(net: Network, settings: Settings) -> None:
+    memory = Memory()
+    consent = replace(settings, service_ports=((443, 444),))
+    steps = {
+        "first": lambda: bootstrap.reconcile(settings, memory),
+        "second": lambda: bootstrap.reconcile(settings, memory),
+        "other ports": lambda: bootstrap.reconcile(consent, memory),
+        "remove": lambda: bootstrap.remove(consent, memory),
+    }
+    lost = {name: lost_while(net, step) for name, step in steps.items()}
+    print("(sent, lost):", lost)
+    assert lost["second"][1] == 0
+    assert lost["other ports"][1] == 0
+    # The kernel empties a device's queues when its root qdisc is swapped.
+    assert lost["first"][1] <= 20
+    assert lost["remove"][1] <= 20
+
+
+def counters(where: str) -> dict[str, int]:
+    found = {}
+    for item in json.loads(run("nft", "-j", "list", "counters"))["nftables"]:
+        if "counter" in item and item["counter"]["table"] == where:
+            found[item["counter"]["name"]] = item["counter"]["packets"]
+    return found
+
+
+def sent_packets(dev: str, minor: int) -> int:
+    classes = tc.Tc()
+    found = classes.classes(socket.if_nametoindex(dev), 0x5100)[minor].sent_packets
+    classes.close()
+    return found
+
+
+_SPY = """
+table inet spy {
+  counter before_ours {} ; counter before_foreign {}
+  counter after_ours {} ; counter after_any {}
+  chain before { type filter hook prerouting priority -310;
+    meta mark & 0xffff0000 == 0x51000000 counter name before_ours
+    meta mark 0x1234 counter name before_foreign }
+  chain after { type filter hook prerouting priority -290;
+    meta mark & 0xffff0000 == 0x51000000 counter name after_ours
+    meta mark != 0 counter name after_any }
+  chain set { type filter hook input priority 10;
+    udp dport 443 ct mark set MARK }
+}
+"""
+
+_ASK = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(5)
+sock.connect((sys.argv[1], int(sys.argv[2])))
+for _ in range(20):
+    sock.send(b"x" * 100)
+    assert sock.recv(200)
+"""
+
+_ANSWER = """
+import socket, sys
+sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+sock.bind(("::", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    data, peer = sock.recvfrom(200)
+    sock.sendto(data, peer)
+"""
+
+
+def exchange(net: Network, address: str, port: int) -> None:
+    """Twenty datagrams there and back on one flow."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", _ANSWER, str(port)], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout and server.stdout.readline() == "ready\n"
+    try:
+        net.on_client(sys.executable, "-c", _ASK, address, str(port))
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.parametrize("address", [NODE, NODE6])
+def test_marked_flow_is_in_its_class_both_ways_and_loses_the_mark(
+    net: Network, full: Settings, address: str
+) -> None:
+    bootstrap.reconcile(full, Memory())
+    for dev in (WAN, "vffqos0"):
+        add_user(dev)
+    run("nft", "-f", "-", stdin=_SPY.replace("MARK", hex(MARK)))
+    exchange(net, address, 443)
+    # The first packet comes before the mark.
+    assert sent_packets("vffqos0", 0x2A) == 19
+    assert sent_packets(WAN, 0x2A) == 20
+    found = counters("spy")
+    assert found["before_ours"] == 19
+    assert found["after_ours"] == found["after_any"] == found["before_foreign"] == 0
+
+
+@pytest.mark.parametrize("address", [NODE, NODE6])
+def test_mark_of_other_software_never_reaches_routing(
+    net: Network, full: Settings, address: str
+) -> None:
+    bootstrap.reconcile(full, Memory())
+    run("nft", "-f", "-", stdin=_SPY.replace("MARK", "0x1234"))
+    before = sent_packets("vffqos0", 0xFFFE)
+    exchange(net, address, 443)
+    assert sent_packets("vffqos0", 0xFFFE) - before >= 20
+    assert set(counters("spy").values()) == {0}
+    assert "mark=4660" in run("conntrack", "-L", "-p", "udp", "-f",
+                              "ipv6" if ":" in address else "ipv4")
+
+
+@pytest.mark.parametrize("port", [443, 20000, 20100])
+def test_service_ports_go_through_the_ifb_and_others_do_not(
+    net: Network, full: Settings, port: int
+) -> None:
+    memory = Memory()
+    bootstrap.reconcile(full, memory)
+    for address in (NODE, NODE6):
+        before = sent_packets("vffqos0", 0xFFFE)
+        exchange(net, address, port)
+        assert sent_packets("vffqos0", 0xFFFE) - before == 20
+        exchange(net, address, 20101)
+        assert sent_packets("vffqos0", 0xFFFE) - before == 20
+    bootstrap.reconcile(replace(full, service_ports=()), memory)
+    exchange(net, NODE, 20101)
+    assert sent_packets("vffqos0", 0xFFFE) - before >= 40
+
+
+def test_tc_reads_our_filters_as_we_meant_them(full: Settings) -> None:
+    """Our bytes against those of tc: the same filters made by its commands look the same."""
+    bootstrap.reconcile(full, Memory())
+    pattern = ("pref", "chain", "kind", "protocol", "options")
+
+    def listing() -> list[Any]:
+        found = json.loads(run("tc", "-j", "filter", "show", "dev", WAN, "ingress"))
+        for item in found:
+            for action in item.get("options", {}).get("actions", []):
+                action.pop("index")
+        return [{k: v for k, v in item.items() if k in pattern} for item in found]
+
+    ours = listing()
+    run("tc", "filter", "del", "dev", WAN, "ingress")
+    add = ["tc", "filter", "add", "dev", WAN, "ingress"]
+    to_ifb = ["action", "mirred", "egress", "redirect", "dev", "vffqos0"]
+    run(*add, "chain", "20736", "pref", "1", "protocol", "all", "handle",
+        "0x51000000/0xffff0000", "fw", *to_ifb)
+    run(*add, "chain", "20736", "pref", "2", "protocol", "all", "handle", "1", "matchall",
+        "skip_hw", "action", "skbedit", "mark", "0", "pipe", *to_ifb)
+    pref = 20736
+    for family in ("ip", "ipv6"):
+        for proto in ("tcp", "udp"):
+            for port, handle in (("443", 0x1BB01BB), ("20000-20100", 0x4E204E84)):
+                run(*add, "pref", str(pref), "protocol", family, "handle", str(handle), "flower",
+                    "skip_hw", "ip_proto", proto, "dst_port", port,
+                    "action", "ctinfo", "cpmark", "0xffffffff", "goto", "chain", "20736")
+            pref += 1
+    assert listing() == ours
+    assert bootstrap.reconcile(full, Memory()) == []
+
+
+def test_highest_port_fits_a_handle(full: Settings) -> None:
+    memory = Memory()
+    edge = replace(full, service_ports=((1, 1), (65535, 65535)), leaf="fq_codel")
+    bootstrap.reconcile(edge, memory)
+    assert bootstrap.reconcile(edge, memory) == []
+
+
+def test_a_decoded_filter_that_is_not_ours_is_unlike_ours(full: Settings) -> None:
+    bootstrap.reconcile(full, Memory())
+    run("tc", "filter", "add", "dev", WAN, "ingress", "pref", "5", "protocol", "ip", "flower",
+        "src_ip", "10.0.0.0/8", "ip_proto", "tcp", "dst_port", "443", "action", "drop")
+    seen = bootstrap.observe(full, {}).filters
+    (theirs,) = [spec for key, spec in seen.items() if key[4] == 5]
+    assert theirs != Filter("flower", (6, 443, 443), (("gact", "?"),))
+    assert theirs.match[:3] == (6, 443, 443) and theirs.actions == (("gact", "?"),)

@@ -1,0 +1,117 @@
+"""pyroute2's decoder is the judge of the bytes that we pack by hand."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
+
+from vff_qos.core.flow import Tuple
+from vff_qos.core.htb import HtbClass, shared_class, user_class
+from vff_qos.kernel import conntrack, tc
+
+V4 = Tuple(6, socket.inet_aton("198.51.100.7"), 5555, socket.inet_aton("203.0.113.1"), 443)
+V6 = Tuple(
+    17,
+    socket.inet_pton(socket.AF_INET6, "2001:db8::7"),
+    65535,
+    socket.inet_pton(socket.AF_INET6, "2001:db8:1::1"),
+    1,
+)
+
+
+def _conntrack(data: bytes) -> nfct_msg:
+    message = nfct_msg(data)
+    message.decode()
+    assert message["header"]["length"] == len(data)
+    return message
+
+
+@pytest.mark.parametrize("flow", [V4, V6], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("what", ["set", "get"])
+def test_conntrack_requests(flow: Tuple, what: str) -> None:
+    if what == "set":
+        message = _conntrack(conntrack.encode_set(77, flow, 0x5100002A))
+        assert message.get_attr("CTA_MARK") == 0x5100002A
+        assert message.get_attr("CTA_MARK_MASK") == 0xFFFFFFFF
+    else:
+        message = _conntrack(conntrack.encode_get(77, flow))
+        assert message.get_attr("CTA_MARK") is None
+    assert message["header"]["sequence_number"] == 77
+    assert message["header"]["type"] == 1 << 8 | (what == "get")
+    v6 = len(flow.src) == 16
+    assert message["nfgen_family"] == (socket.AF_INET6 if v6 else socket.AF_INET)
+    tuple_ = message.get_attr("CTA_TUPLE_ORIG")
+    ip, proto = tuple_.get_attr("CTA_TUPLE_IP"), tuple_.get_attr("CTA_TUPLE_PROTO")
+    family = socket.AF_INET6 if v6 else socket.AF_INET
+    name = "CTA_IP_V6" if v6 else "CTA_IP_V4"
+    assert ip.get_attr(f"{name}_SRC") == socket.inet_ntop(family, flow.src)
+    assert ip.get_attr(f"{name}_DST") == socket.inet_ntop(family, flow.dst)
+    assert proto.get_attr("CTA_PROTO_NUM") == flow.proto
+    assert proto.get_attr("CTA_PROTO_SRC_PORT") == flow.sport
+    assert proto.get_attr("CTA_PROTO_DST_PORT") == flow.dport
+
+
+@pytest.mark.parametrize("flow", [V4, V6], ids=["ipv4", "ipv6"])
+def test_a_dumped_entry_is_asked_for_and_set_by_its_own_tuple(flow: Tuple) -> None:
+    asked = conntrack.encode_set(1, flow, 9)
+    entry = conntrack.decode(asked[16:])
+    assert conntrack.decode_tuple(entry.tuple_raw) == flow
+    assert conntrack.decode_mark(asked[16:]) == entry.mark == 9
+    again = _conntrack(conntrack.encode_set_raw(2, entry._replace(zone=7), 10))
+    assert again.get_attr("CTA_ZONE") == 7
+    assert again.get_attr("CTA_MARK") == 10
+    assert again.get_attr("CTA_TUPLE_ORIG") == _conntrack(asked).get_attr("CTA_TUPLE_ORIG")
+
+
+KEY = tc.ClassKey(7, 0x5100, 0x2A)
+
+
+def _tc(data: bytes) -> tcmsg:
+    message = tcmsg(data)
+    message.decode()
+    assert message["header"]["length"] == len(data)
+    return message
+
+
+@pytest.mark.parametrize(
+    "params",
+    [user_class(1_000), user_class(50_000_000), user_class(2_500_000_000), shared_class(10**11)],
+)
+def test_class_requests(params: HtbClass) -> None:
+    message = _tc(tc.encode_class(5, KEY, 1, params, tc.ADD))
+    assert (message["index"], message["handle"], message["parent"]) == (7, 0x5100002A, 0x51000001)
+    assert message.get_attr("TCA_KIND") == "htb"
+    assert message["header"]["flags"] == 0x1 | 0x400 | 0x200
+    options = message.get_attr("TCA_OPTIONS")
+    parms = options.get_attr("TCA_HTB_PARMS")
+    assert parms["quantum"] == params.quantum_bytes
+    assert parms["prio"] == params.prio
+    assert parms["rate"] == min(params.rate_bps // 8, 0xFFFFFFFF)
+    assert parms["ceil"] == min(params.ceil_bps // 8, 0xFFFFFFFF)
+    assert options.get_attr("TCA_HTB_CEIL64") == (
+        params.ceil_bps // 8 if params.ceil_bps // 8 > 0xFFFFFFFF else None
+    )
+    ifindex, classid, _info, state = tc.decode_class(tc.encode_class(5, KEY, 1, params)[16:]) or (
+        0, 0, 0, None,
+    )  # fmt: skip
+    assert (ifindex, classid) == (7, 0x5100002A)
+    assert state is not None
+    assert tc.same_class(state.params, params)
+    assert not tc.same_class(state.params, params._replace(prio=7))
+
+
+def test_leaf_requests() -> None:
+    message = _tc(tc.encode_leaf(5, KEY, "fq_codel", 1_000_000, tc.ADD))
+    assert (message["handle"], message["parent"]) == (0x2A0000, 0x5100002A)
+    options = message.get_attr("TCA_OPTIONS")
+    assert options.get_attr("TCA_FQ_CODEL_FLOWS") == 64
+    assert options.get_attr("TCA_FQ_CODEL_TARGET") == tc.leaf_target_us(1_000_000) == 24_224
+    assert tc.leaf_target_us(50_000_000) == 5_000
+
+
+def test_other_kinds_of_class_are_not_ours() -> None:
+    other = tc.encode_class(5, KEY, 1, user_class(10**6)).replace(b"htb\0", b"hfs\0")
+    assert tc.decode_class(other[16:]) is None

@@ -1,0 +1,142 @@
+"""Settings and policy: what is allowed, and one clear line for what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from vff_qos.core.policy import Limits, parse_policy
+from vff_qos.core.rates import format_rate, parse_rate
+from vff_qos.core.settings import merge_ranges, parse_settings
+from vff_qos.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "rate_bps"),
+    [
+        ("50mbit", 50_000_000), ("50Mbit", 50_000_000), ("50 Mbit/s", 50_000_000),
+        ("50 Mbps", 50_000_000), ("6.25MB/s", 50_000_000), ("6.25 MB/s", 50_000_000),
+        ("1gbit", 10**9), ("1.5gbit", 1_500_000_000), ("500kbit", 500_000), ("64000bit", 64_000),
+        (64_000, 64_000), ("1tbit", 10**12), ("800Kbps", 800_000),
+    ],
+)  # fmt: skip
+def test_rates_in_units_of_tc_and_of_people(text: object, rate_bps: int) -> None:
+    assert parse_rate(text) == rate_bps
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "fast", "50", "-5mbit", "50mb", "50 parsecs", "0mbit", "2tbit", "5e3mbit", True, None, [],
+     "50mbit ", "5\n0mbit", "\u0665mbit", 1.5],
+)  # fmt: skip
+def test_other_rates_are_refused_with_what_is_allowed(text: object) -> None:
+    if text == "50mbit ":
+        assert parse_rate(text) == 50_000_000
+        return
+    with pytest.raises(ValueError, match="allowed"):
+        parse_rate(text)
+
+
+@pytest.mark.parametrize("text", ["50mbps", "50kbps", "1gbps", "9bps"])
+def test_what_tc_and_people_read_differently_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"bytes a second to tc .* write .bit or .B/s|write bit"):
+        parse_rate(text)
+
+
+@pytest.mark.parametrize("rate_bps", [1_000, 999_999, 50_000_000, 10**12, 1_500_000])
+def test_formatting_is_exact(rate_bps: int) -> None:
+    assert parse_rate(format_rate(rate_bps)) == rate_bps
+
+
+def test_settings_have_defaults_for_everything() -> None:
+    assert parse_settings(b"", "s") == parse_settings(b"wan: auto\n", "s")
+
+
+def test_all_settings_are_read() -> None:
+    settings = parse_settings(
+        b"""wan: eth0
+ifb: up0
+handle: "42"
+service_ports: [443, "20000-20100", 8443]
+node_ceil: 10gbit
+unclassified: {download: 1gbit}
+leaf: cake
+take_foreign_root: true
+source: file
+access_log: /a
+gc: {idle_s: 5, min_age_s: 6, check_conntrack: false, pool_max: 7}
+""",
+        "s",
+    )
+    assert (settings.wan, settings.ifb, settings.major) == ("eth0", "up0", 0x42)
+    assert settings.service_ports == ((443, 443), (8443, 8443), (20000, 20100))
+    assert settings.unclassified_upload_bps == 10**10
+    assert settings.unclassified_download_bps == 10**9
+    assert (settings.gc.idle_s, settings.gc.pool_max) == (5, 7)
+    assert parse_settings(b"service_ports: all", "s").service_ports == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"wan: eth0\nlief: cake", "s:2: lief: unknown key; did you mean 'leaf'"),
+        (b"leaf: red", "s:1: leaf: 'red' is not one of fq_codel, pfifo, cake"),
+        (b"\n\ngc:\n  idle_s: soon", "s:4: gc.idle_s: 'soon' is not a whole number"),
+        (b"service_ports: [443, 99999]", "s:1: service_ports.1: 99999 is not a port"),
+        (b"service_ports: [20-10]", "is not a port"),
+        (b"service_ports: []", "must be 'all' or a list"),
+        (b"handle: ffff", "s:1: handle: 'ffff' is not a hex number from 10 to 7fff"),
+        (b"wan: a/b", "is not an interface name"),
+        (b"access_log: access.log", "is not an absolute path"),
+        (b"node_ceil: quick", "s:1: node_ceil: 'quick' is not a rate; allowed"),
+        (b"take_foreign_root: perhaps", "is not true or false"),
+        (b"leaf: cake\nleaf: cake", "s:2: leaf: stands twice"),
+        (b"- a\n- b", "must be a mapping"),
+        (b"a: [", "not valid YAML"),
+        (b"a: \0", "not valid YAML"),
+        (b"\xff\xfe\xfd", "not valid YAML"),
+        (b"wan: !!python/object:os.system x", "not valid YAML"),
+        (b"{a: b}: c", "a key must be a plain word"),
+    ],
+)
+def test_bad_settings_name_file_line_key_and_what_is_allowed(text: bytes, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(text, "s")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_port_ranges_never_overlap() -> None:
+    assert merge_ranges([(5, 9), (1, 3), (4, 4), (20, 30), (25, 26)]) == ((1, 9), (20, 30))
+
+
+def test_users_override_the_default_by_exact_email() -> None:
+    policy = parse_policy(
+        b"default: {upload: 1mbit, download: 2mbit}\n"
+        b"users:\n  a@x: {upload: 5mbit}\n  12: {download: 7mbit}\n  b: {unlimited: true}\n",
+        "p",
+    )
+    assert policy.limits("a@x") == Limits(5_000_000, 2_000_000)
+    assert policy.limits("12") == Limits(1_000_000, 7_000_000)
+    assert policy.limits("b") == Limits(None, None)
+    assert policy.limits("A@x") == policy.default
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            b"users:\n  a@x:\n    upload: 5 parsecs",
+            "p:3: users.a@x.upload: '5 parsecs': unknown unit",
+        ),
+        (b"users:\n  a@x: {uplod: 5mbit}", "did you mean 'upload'"),
+        (b"users:\n  a@x: {unlimited: true, upload: 1mbit}", "unlimited stands beside a rate"),
+        (b"users:\n  a@x: 5mbit", "must be a mapping with upload"),
+        (b"users: [a]", "must be a mapping of emails"),
+        (b'users: {"a\\nb": {}}', "printable"),
+        (b"user: {}", "did you mean 'users'"),
+    ],
+)
+def test_bad_policies_name_file_line_and_key(text: bytes, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_policy(text, "p")
+    assert message in str(caught.value)

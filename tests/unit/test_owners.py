@@ -1,0 +1,154 @@
+"""Minors, ownership, idleness: the decisions about users."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vff_qos.core.htb import classid, format_classid, usable_minor, user_class
+from vff_qos.core.idle import display_name, plan_collection
+from vff_qos.core.minors import ACTIVE, PARKED, QUARANTINE, RESTRICTED, Minors, Owner
+from vff_qos.core.ownership import Verdict, address_key, judge
+from vff_qos.core.settings import GcSettings
+from vff_qos.errors import Exhausted
+
+MAJOR = 0x5100
+TAG = MAJOR << 16
+
+
+def test_a_user_keeps_the_minor() -> None:
+    minors = Minors(MAJOR)
+    first = minors.take("a", 1.0)[0].minor
+    assert minors.take("b", 2.0)[0].minor != first
+    assert minors.take("a", 3.0) == (minors.by_key["a"], None)
+    assert minors.by_key["a"].minor == first
+    again = Minors(MAJOR, [Owner("a", first, PARKED), Owner("c", 77)])
+    assert again.take("a", 4.0)[0].minor == first
+    assert again.by_key["a"].state == ACTIVE
+
+
+def test_parked_minors_are_reused_oldest_first_and_quarantined_ones_never() -> None:
+    minors = Minors(
+        MAJOR,
+        [
+            Owner("new", 10, PARKED, moved=9.0),
+            Owner("old", 11, PARKED, moved=5.0, up_seen=7, down_seen=8),
+            Owner("resting", 12, QUARANTINE, moved=1.0),
+        ],
+    )
+    owner, displaced = minors.take("a", 20.0)
+    assert (owner.minor, owner.up_seen, owner.down_seen) == (11, 7, 8)
+    assert displaced is not None
+    assert displaced.key == "old"
+    assert minors.take("b", 20.0)[0].minor == 10
+    assert minors.take("c", 20.0)[0].minor == 13
+    assert minors.take("resting", 20.0)[0].minor == 12
+
+
+def test_no_minor_is_given_twice_and_exhaustion_has_a_name() -> None:
+    minors = Minors(MAJOR)
+    seen = {minors.take(f"u{n}", 0.0)[0].minor for n in range(65_531)}
+    assert len(seen) == 65_531
+    assert all(usable_minor(MAJOR, minor) for minor in seen)
+    with pytest.raises(Exhausted, match="unclassified"):
+        minors.take("one too many", 0.0)
+    minors.forget(minors.by_key["u7"])
+    assert minors.take("one too many", 0.0)[0].minor in seen
+
+
+def test_the_mark_is_the_classid() -> None:
+    assert classid(MAJOR, 0x2A) == 0x5100002A
+    assert format_classid(0x5100002A) == "5100:2a"
+    assert not usable_minor(MAJOR, MAJOR)
+
+
+@given(limit_bps=st.integers(1_000, 10**12))
+def test_classes_stay_within_what_htb_accepts(limit_bps: int) -> None:
+    params = user_class(limit_bps)
+    assert 8 <= params.rate_bps <= params.ceil_bps == limit_bps
+    assert 1_514 <= params.quantum_bytes <= 60_000
+    assert params.cburst_bytes >= 1_514
+
+
+MINE, OTHERS = TAG | 5, TAG | 6
+
+
+@pytest.mark.parametrize(
+    ("mark", "claimed", "tainted", "vouched", "soft", "verdict"),
+    [
+        (0, 5, False, False, False, Verdict.GIVE),
+        (0, 0, False, False, False, Verdict.GIVE),
+        (MINE, 5, False, False, False, Verdict.KEEP),
+        (MINE, 5, True, False, False, Verdict.KEEP),
+        (MINE, 5, False, False, True, Verdict.GIVE),
+        (OTHERS, 5, False, False, False, Verdict.CONFLICT),
+        (OTHERS, 0, False, False, False, Verdict.CONFLICT),
+        (OTHERS, 5, True, True, False, Verdict.KEEP),
+        (OTHERS, 5, False, False, True, Verdict.GIVE),
+        (OTHERS, 5, True, True, True, Verdict.KEEP),
+        (0, 5, True, False, False, Verdict.RESTRICT),
+        (0, 5, True, True, False, Verdict.GIVE),
+        (0, None, False, False, False, Verdict.CONFLICT),
+        (MINE, None, False, False, False, Verdict.KEEP),
+        (0x1234, 5, False, True, False, Verdict.FOREIGN),
+        (0x51010005, 5, False, True, False, Verdict.FOREIGN),
+    ],
+)
+def test_verdicts(
+    mark: int, claimed: int | None, tainted: bool, vouched: bool, soft: bool, verdict: Verdict
+) -> None:
+    assert judge(mark, TAG, claimed, tainted, vouched, soft) is verdict
+
+
+def test_one_customer_is_one_address_or_one_64() -> None:
+    assert address_key(b"\1\2\3\4") == b"\1\2\3\4"
+    assert address_key(b"\x20\x01" + b"\0" * 13 + b"\1") == b"\x20\x01" + b"\0" * 6
+    assert display_name(RESTRICTED + "01020304") == "(restricted) 1.2.3.4"
+    assert display_name(RESTRICTED + "20010db800000000") == "(restricted) 2001:0db8:0000:0000::/64"
+
+
+NOW = 1_000_000.0
+RULES = GcSettings(idle_s=100, min_age_s=50, pool_max=10)
+
+
+def _old(key: str, minor: int, **other: float) -> Owner:
+    return Owner(key, minor, since=NOW - 1000, moved=other.get("moved", NOW - 500))
+
+
+def test_only_the_idle_are_parked() -> None:
+    owners = [
+        _old("idle", 2),
+        _old("has flows", 3),
+        _old("moved", 4),
+        Owner("young", 5, since=NOW - 10, moved=NOW - 10),
+        _old("recent", 6, moved=NOW - 60),
+        _old("clock went back", 7, moved=NOW + 60),
+    ]
+    plan = plan_collection(owners, {4: 1}, {}, {3: 2}, NOW, RULES)
+    assert [owner.key for owner in plan.park] == ["idle"]
+    assert [owner.key for owner in plan.moved] == ["moved", "clock went back"]
+    assert {owner.key: why for owner, why in plan.kept} == {
+        "has flows": "idle, but has 2 flows",
+        "young": "younger than 50 s",
+        "recent": "idle for 60 of 100 s",
+    }
+
+
+def test_without_the_conntrack_check_a_marked_minor_rests_in_quarantine() -> None:
+    rules = GcSettings(idle_s=100, min_age_s=50, check_conntrack=False, pool_max=0)
+    owner = _old("idle", 2)
+    plan = plan_collection([owner], {}, {}, {2: 1}, NOW, rules)
+    assert plan.park == [owner]
+    assert plan.delete == []
+    owner.state = QUARANTINE
+    assert plan_collection([owner], {}, {}, {2: 1}, NOW, rules).release == []
+    plan = plan_collection([owner], {}, {}, {}, NOW, rules)
+    assert plan.release == plan.delete == [owner]
+
+
+def test_the_pool_keeps_the_youngest() -> None:
+    rules = GcSettings(idle_s=100, min_age_s=50, pool_max=2)
+    owners = [_old(f"u{n}", n, moved=NOW - 500 + n) for n in range(2, 6)]
+    plan = plan_collection(owners, {}, {}, {}, NOW, rules)
+    assert [owner.key for owner in plan.delete] == ["u2", "u3"]

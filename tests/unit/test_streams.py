@@ -1,0 +1,202 @@
+"""Bytes to lines, files that rotate, tuples to ask for, and the state on disk."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vff_qos.core.accesslog import Source
+from vff_qos.core.lines import MAX_CARRY_BYTES, Assembler, Change, Identity, judge_change
+from vff_qos.core.minors import Owner
+from vff_qos.core.resolver import Resolver
+from vff_qos.errors import SourceError
+from vff_qos.sources.file import FileSource
+from vff_qos.state import State, StateError
+
+
+@given(lines=st.lists(st.binary(max_size=50).map(lambda b: b.replace(b"\n", b"")), max_size=20),
+       cuts=st.lists(st.integers(0, 1000), max_size=10))  # fmt: skip
+def test_lines_survive_any_cut(lines: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(line + b"\n" for line in lines)
+    edges = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    assembler = Assembler()
+    out = b"".join(assembler.feed(data[a:b]) for a, b in itertools.pairwise(edges))
+    assert out == data
+    assert assembler.pending == 0
+
+
+def test_an_endless_line_is_dropped_up_to_the_next() -> None:
+    assembler = Assembler()
+    for _ in range(MAX_CARRY_BYTES // 1000 + 5):
+        assert assembler.feed(b"x" * 1000) == b""
+    assert assembler.pending <= MAX_CARRY_BYTES
+    assert assembler.feed(b"tail\ngood\n") == b"good\n"
+    assert assembler.overlong == 1
+
+
+HELD = Identity(1, 2, b"first line")
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "first", "at_path", "change"),
+    [
+        (100, 120, b"first line and more", (1, 2), Change.KEEP),
+        (100, 90, b"first line", (1, 2), Change.TRUNCATED),
+        (100, 500, b"other line", (1, 2), Change.TRUNCATED),
+        (100, 100, b"first line", (1, 3), Change.ROTATED),
+        (100, 100, b"first line", None, Change.GONE),
+    ],
+)
+def test_what_happened_to_the_file(
+    offset: int, size: int, first: bytes, at_path: tuple[int, int] | None, change: Change
+) -> None:
+    assert judge_change(HELD, offset, size, first, at_path) is change
+
+
+def _line(number: int, age_s: float = 0.0) -> bytes:
+    stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(time.time() - age_s))
+    return f"{stamp}.1 from 1.2.3.4:{number} accepted tcp:a:1 [i -> o] email: a\n".replace(
+        ".1 from", ".100000 from"
+    ).encode()
+
+
+def _ports(source: FileSource) -> list[int]:
+    ports = []
+    for _ in range(10):
+        ports += [int(claim.source.rpartition(b":")[2]) for claim in source.read()]
+    return ports
+
+
+def test_several_rotations_while_the_agent_is_down_lose_no_line(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    log.write_bytes(_line(1))
+    source = FileSource(str(log))
+    assert _ports(source) == [1]
+    place = source.checkpoint()
+    source.close()
+    with log.open("ab") as file:
+        file.write(_line(2))
+    log.rename(tmp_path / "access.log.1")
+    log.write_bytes(_line(3))
+    source = FileSource(str(log), place)
+    assert sorted(_ports(source)) == [2, 3]
+    source.close()
+
+
+def test_a_checkpoint_never_lies_within_a_line(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    log.write_bytes(_line(1) + _line(2)[:30])
+    source = FileSource(str(log))
+    assert _ports(source) == [1]
+    place = source.checkpoint()
+    with log.open("ab") as file:
+        file.write(_line(2)[30:])
+    assert _ports(FileSource(str(log), place)) == [2]
+
+
+def test_a_log_in_another_time_zone_is_replayed(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    log.write_bytes(_line(1, age_s=3 * 3600 + 600) + _line(2, age_s=3 * 3600))
+    assert _ports(FileSource(str(log))) == [2]
+
+
+def test_a_missing_log_is_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "later" / "access.log"
+    source = FileSource(str(log))
+    assert source.read() == []
+    assert source.missing
+    log.parent.mkdir()
+    log.write_bytes(_line(1))
+    assert source.tick() is None
+    assert _ports(source) == [1]
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SourceError, match="not a regular file"):
+        FileSource(str(tmp_path / "fifo"))
+    (tmp_path / "plain").touch()
+    with pytest.raises(SourceError, match="Not a directory"):
+        FileSource(str(tmp_path / "plain" / "access.log"))
+
+
+CLIENT = Source(0, b"\x0a\0\0\1", 5555)
+
+
+def test_the_kernels_answer_for_a_tag_is_asked_first_next_time() -> None:
+    resolver = Resolver(((443, 444),), [b"\x7f\0\0\1", b"\x0a\0\0\2", b"\xcb\0\x71\1"])
+    assert resolver.first(CLIENT, b"in") == []
+    rest = resolver.rest(CLIENT, b"in")
+    assert {flow.dst for flow in rest} == {b"\x0a\0\0\2", b"\xcb\0\x71\1"}
+    assert len(rest) == 2 * 2 * 2
+    assert rest[0].proto == 6
+    chosen = rest[5]
+    resolver.learn(CLIENT, b"in", chosen)
+    assert resolver.first(CLIENT, b"in") == [chosen]
+    assert chosen not in resolver.rest(CLIENT, b"in")
+    assert resolver.first(CLIENT, b"other") == []
+
+
+def test_a_udp_prefix_asks_for_udp_first_and_loopback_for_loopback() -> None:
+    resolver = Resolver(((443, 443),), [b"\x7f\0\0\1", b"\x0a\0\0\2"])
+    flows = resolver.rest(Source(17, b"\x7f\0\0\1", 5), b"")
+    assert [(flow.proto, flow.dst) for flow in flows] == [
+        (17, b"\x7f\0\0\1"), (6, b"\x7f\0\0\1"),
+    ]  # fmt: skip
+
+
+def test_too_many_ends_are_not_asked_for() -> None:
+    assert not Resolver((), [b"\x0a\0\0\2"]).can_ask(CLIENT)
+    assert not Resolver(((1, 1000),), [b"\x0a\0\0\2"]).can_ask(CLIENT)
+    assert Resolver(((1, 1000),), [b"\x0a\0\0\2"]).rest(CLIENT, b"") == []
+
+
+def test_strangers_cannot_fill_memory_with_tags() -> None:
+    resolver = Resolver(((443, 443),), [b"\x0a\0\0\2"])
+    flow = resolver.rest(CLIENT, b"")[0]
+    for number in range(5000):
+        resolver.learn(CLIENT, b"%d" % number, flow)
+    assert len(resolver._learned) <= 1024
+
+
+def test_state_survives_and_sees_other_writers(tmp_path: Path) -> None:
+    state, other = State(str(tmp_path)), State(str(tmp_path))
+    version = state.version()
+    other.save_owners([Owner("a", 2, moved=1.5), Owner("b", 3)])
+    assert state.version() != version
+    assert [owner.key for owner in state.owners()] == ["a", "b"]
+    state.save_owners([Owner("c", 2)], [Owner("a", 2)])
+    assert {owner.key: owner.minor for owner in other.owners()} == {"b": 3, "c": 2}
+    state.set_value("x", {"y": [1]})
+    assert other.get_value("x") == {"y": [1]}
+    state.set_value("x", None)
+    assert other.get_value("x") is None
+
+
+def test_a_damaged_state_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"not a database, not at all" * 100)
+    state = State(str(tmp_path))
+    assert state.owners() == []
+    assert Path(state.moved_aside).exists()
+
+
+def test_a_newer_state_is_refused(tmp_path: Path) -> None:
+    state = State(str(tmp_path))
+    state._db.execute("PRAGMA user_version=99")
+    state.close()
+    with pytest.raises(StateError, match="newer than this program"):
+        State(str(tmp_path))
+
+
+def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
+    state = State(str(tmp_path))
+    state.save_owners([Owner("a", 2)])
+    with pytest.raises(StateError):
+        state.save_owners([Owner("b", 3), Owner("c", None)])  # type: ignore[arg-type]
+    assert [owner.key for owner in state.owners()] == ["a"]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
-from .core.accesslog import Claim, Source, inbound_tag, parse_source
+from .core.accesslog import Claim, Source, inbound_tag, parse_source, spellings
 from .core.flow import Tuple
 from .core.htb import MINOR_MASK, PARKED_PRIO, TAG_MASK, HtbClass, classid, user_class
 from .core.minors import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
@@ -23,7 +23,7 @@ from .core.resolver import Resolver
 from .core.settings import Settings
 from .errors import Exhausted, KernelRefused
 from .journal import ERROR, NOTICE, WARNING, Journal
-from .kernel.conntrack import Conntrack, Entry, decode_tuple
+from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare
 from .kernel.tc import ClassKey, Tc, add_class, change_class, same_class
 from .lock import Lock
 from .state import State, StateError
@@ -60,12 +60,12 @@ class Counts:
 
 
 class _Recent:
-    """A flow that was marked lately by untainted claims; shared by all spellings of its source."""
+    """A flow that was marked lately by an untainted claim, and the request that did it."""
 
-    __slots__ = ("email", "flow", "mark")
+    __slots__ = ("email", "request")
 
-    def __init__(self, email: bytes, flow: Tuple, mark: int) -> None:
-        self.email, self.flow, self.mark = email, flow, mark
+    def __init__(self, email: bytes, request: bytes) -> None:
+        self.email, self.request = email, request
 
 
 @dataclass
@@ -230,14 +230,14 @@ class Assigner:
         Returns the claims whose flow is gone; they go the long way.
         """
         sources = list(known)
-        errors = self._conntrack.set_marks([(r.flow, r.mark) for r in known.values()])
+        errors = self._conntrack.repeat([record.request for record in known.values()])
         self.counts.marked += len(sources) - len(errors)
         again = []
         for index, code in errors.items():
             source = sources[index]
             record = self._recent.pop(source)
             if code != errno.ENOENT:
-                self._refused(KernelRefused(code, f"setting the mark of {record.flow}"))
+                self._refused(KernelRefused(code, f"setting the mark of {source.decode()}"))
             again.append(Claim(source, None, record.email, False, b""))
         return again
 
@@ -348,7 +348,7 @@ class Assigner:
             counts.kept += 1
             counts.ignored_tainted += claim.tainted and held & MINOR_MASK != claimed
             if claimed == held & MINOR_MASK and not claim.tainted:
-                self._remember(claim, place, flow, held, now)
+                self._remember(item, place, flow, held, now)
             return held
         if verdict is Verdict.GIVE:
             assert email is not None
@@ -356,7 +356,7 @@ class Assigner:
             if claim.tainted:
                 self._soften(flow)
             else:
-                self._remember(claim, place, flow, mark, now)
+                self._remember(item, place, flow, mark, now)
             return mark
         return self._restrict(item, flow, held, verdict, fresh, gone)
 
@@ -382,13 +382,10 @@ class Assigner:
         if lowest != self._lowest.get(owner.minor):
             self._lowest[owner.minor] = lowest
             fresh[owner.minor] = owner
-        self._recent = (
-            {source: record for source, record in self._recent.items() if record.flow != flow}
-            if verdict is Verdict.CONFLICT
-            else self._recent
-        )
         if verdict is Verdict.CONFLICT:
             self.counts.conflicts += 1
+            for spelling in spellings(item.source):
+                self._recent.pop(spelling, None)
             self._soft.pop(flow, None)
             self._journal.limited(
                 "conflict",
@@ -411,7 +408,9 @@ class Assigner:
 
     def _own(self, key: str, fresh: dict[int, Owner], gone: list[Owner]) -> Owner:
         known = self._minors.by_key.get(key)
-        if known is not None and known.state == ACTIVE and known.minor in self._made:
+        if known is not None and known.state == ACTIVE:
+            if known.minor not in self._made:
+                fresh[known.minor] = known
             return known
         owner, displaced = self._minors.take(key, self._clock())
         fresh[owner.minor] = owner
@@ -422,14 +421,17 @@ class Assigner:
         return owner
 
     def _remember(
-        self, claim: Claim, place: tuple[bytes, bytes], flow: Tuple, mark: int, now: float
+        self, item: _Item, place: tuple[bytes, bytes], flow: Tuple, mark: int, now: float
     ) -> None:
         """An untainted claim stands: fast path for its repetitions, voucher for tainted ones."""
+        claim = item.claim
         assert claim.email is not None
-        if len(self._recent) >= _RECENT:
-            for source in list(self._recent)[: _RECENT // 4]:
-                del self._recent[source]
-        self._recent[claim.source] = _Recent(claim.email, flow, mark)
+        # Under no other spelling could a conflict find and forget it.
+        if claim.source in spellings(item.source):
+            if len(self._recent) >= _RECENT:
+                for source in list(self._recent)[: _RECENT // 4]:
+                    del self._recent[source]
+            self._recent[claim.source] = _Recent(claim.email, prepare(flow, mark))
         if len(self._vouched) >= _MAX_VOUCHES:
             self._vouched.clear()
         self._vouched[place] = now

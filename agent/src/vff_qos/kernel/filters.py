@@ -84,15 +84,22 @@ def qdiscs(netlink: Netlink, names: Mapping[int, str], skip: Mapping[int, int]) 
         if kind == "htb":
             for number, start, _end in attrs(options):
                 if number == _HTB_INIT:
-                    default = _HTB_GLOB.unpack_from(options, start)[2]
+                    _version, quotient, default, _, _ = _HTB_GLOB.unpack_from(options, start)
+                    options = _htb_options(default, quotient)
+                    break
         found.append(Qdisc(names[index], kind, handle, parent, options, default))
     return found
 
 
+def _htb_options(default: int, rate2quantum: int = 10) -> bytes:
+    # The kernel shows version 0x30011 and accepts only 3: what it shows cannot be given back.
+    return attr(_HTB_INIT, _HTB_GLOB.pack(3, rate2quantum, default, 0, 0))
+
+
 def set_root_htb(netlink: Netlink, index: int, major: int, default: int) -> None:
     """Put an HTB in the place of whatever root qdisc there is; EINVAL if it has that handle."""
-    options = attr(_HTB_INIT, _HTB_GLOB.pack(3, 10, default, 0, 0))
-    set_qdisc(netlink, index, Qdisc("", "htb", classid(major, 0), ROOT_PARENT, options))
+    new = Qdisc("", "htb", classid(major, 0), ROOT_PARENT, _htb_options(default))
+    set_qdisc(netlink, index, new)
 
 
 def add_clsact(netlink: Netlink, index: int) -> None:

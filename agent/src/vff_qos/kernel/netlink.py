@@ -143,7 +143,8 @@ class Netlink:
         """
         seq = self._seq
         last = seq + count
-        self._seq = (last + 1) & 0x7FFFFFFF or 1
+        # Room for a full batch of numbers without wrapping.
+        self._seq = last + 1 if last < 0x7FFF0000 else 1
         self._sock.send(
             b"".join((buffer, HEADER.pack(16, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, last, 0)))
         )

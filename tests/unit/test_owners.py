@@ -86,7 +86,7 @@ MINE, OTHERS = TAG | 5, TAG | 6
         (OTHERS, 0, False, False, False, Verdict.CONFLICT),
         (OTHERS, 5, True, True, False, Verdict.KEEP),
         (OTHERS, 5, False, False, True, Verdict.GIVE),
-        (OTHERS, 5, True, True, True, Verdict.KEEP),
+        (OTHERS, 5, True, True, True, Verdict.RESTRICT),
         (0, 5, True, False, False, Verdict.RESTRICT),
         (0, 5, True, True, False, Verdict.GIVE),
         (0, None, False, False, False, Verdict.CONFLICT),

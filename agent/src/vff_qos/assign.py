@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
-from .core.accesslog import Claim, Source, inbound_tag, parse_source, spellings
+from .core.accesslog import TAINT_BYTES, Claim, Source, inbound_tag, parse_source, spellings
 from .core.flow import Tuple
 from .core.htb import MINOR_MASK, PARKED_PRIO, TAG_MASK, HtbClass, classid, user_class
 from .core.minors import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
 from .core.ownership import VOUCH_S, Verdict, address_key, judge
-from .core.policy import Limits, Policy
+from .core.policy import Limits, Policy, lowest_of
 from .core.resolver import Resolver
 from .core.settings import Settings
 from .errors import Exhausted, KernelRefused
@@ -117,6 +117,7 @@ class Assigner:
         self._soft: dict[Tuple, None] = {}
         self._retries: list[tuple[float, _Item]] = []
         self._next_walk = 0.0
+        self._free_text_until = 0
 
     def close(self) -> None:
         """Release sockets."""
@@ -193,13 +194,13 @@ class Assigner:
         """Mark the flows of ``claims``.  Raises Suspended; kernel refusals are counted and told."""
         with self._lock:
             self._refresh()
-            known: dict[bytes, _Recent] = {}
+            known: dict[bytes, tuple[_Recent, Claim]] = {}
             slow: list[Claim] = []
             recent = self._recent
             for claim in claims:
                 record = recent.get(claim.source)
                 if record is not None and record.email == claim.email and not claim.tainted:
-                    known[claim.source] = record
+                    known[claim.source] = record, claim
                 else:
                     slow.append(claim)
             if known:
@@ -224,21 +225,21 @@ class Assigner:
             if self._state.get_value("suspended"):
                 raise Suspended
 
-    def _confirm(self, known: dict[bytes, _Recent]) -> list[Claim]:
+    def _confirm(self, known: dict[bytes, tuple[_Recent, Claim]]) -> list[Claim]:
         """Set known marks again: a reused tuple is a new flow without one.
 
         Returns the claims whose flow is gone; they go the long way.
         """
-        sources = list(known)
-        errors = self._conntrack.repeat([record.request for record in known.values()])
-        self.counts.marked += len(sources) - len(errors)
+        claims = [claim for _record, claim in known.values()]
+        errors = self._conntrack.repeat([record.request for record, _claim in known.values()])
+        self.counts.marked += len(claims) - len(errors)
         again = []
         for index, code in errors.items():
-            source = sources[index]
-            record = self._recent.pop(source)
+            source = claims[index].source
+            del self._recent[source]
             if code != errno.ENOENT:
                 self._refused(KernelRefused(code, f"setting the mark of {source.decode()}"))
-            again.append(Claim(source, None, record.email, False, b""))
+            again.append(claims[index])
         return again
 
     def _items(self, claims: list[Claim]) -> list[_Item]:
@@ -333,8 +334,13 @@ class Assigner:
         owner = self._minors.by_key.get(email) if email is not None else None
         claimed = None if email is None else owner.minor if owner else 0
         now = self._clock()
-        vouched = now - self._vouched.get(place, -VOUCH_S) < VOUCH_S
-        verdict = judge(held, self._tag, claimed, claim.tainted, vouched, flow in self._soft)
+        free_text = self._is_free_text(flow)
+        if free_text:
+            # What follows may be a stranger's: the line's end is what its author wrote.
+            self._free_text_until = claim.position + TAINT_BYTES
+        tainted = claim.tainted or free_text or claim.position < self._free_text_until
+        vouched = not free_text and now - self._vouched.get(place, -VOUCH_S) < VOUCH_S
+        verdict = judge(held, self._tag, claimed, tainted, vouched, flow in self._soft)
         if verdict is Verdict.FOREIGN:
             counts.foreign_mark += 1
             self._journal.limited(
@@ -342,23 +348,28 @@ class Assigner:
             )
             return held
         self.resolver.learn(item.source, item.tag, flow)
-        if verdict in (Verdict.GIVE, Verdict.KEEP) and not claim.tainted:
+        if verdict in (Verdict.GIVE, Verdict.KEEP) and not tainted:
             self._soft.pop(flow, None)
         if verdict is Verdict.KEEP:
             counts.kept += 1
-            counts.ignored_tainted += claim.tainted and held & MINOR_MASK != claimed
-            if claimed == held & MINOR_MASK and not claim.tainted:
-                self._remember(item, place, flow, held, now)
+            counts.ignored_tainted += tainted and held & MINOR_MASK != claimed
+            if email is not None and claimed == held & MINOR_MASK:
+                self._own(email, fresh, gone)  # who was collected meanwhile is back
+                if not tainted:
+                    self._remember(item, place, flow, held, now)
             return held
         if verdict is Verdict.GIVE:
             assert email is not None
             mark = classid(self._settings.major, self._own(email, fresh, gone).minor)
-            if claim.tainted:
+            if tainted:
                 self._soften(flow)
             else:
                 self._remember(item, place, flow, mark, now)
             return mark
         return self._restrict(item, flow, held, verdict, fresh, gone)
+
+    def _is_free_text(self, flow: Tuple) -> bool:
+        return any(low <= flow.dport <= high for low, high in self._settings.free_text_ports)
 
     def _restrict(
         self,
@@ -373,12 +384,14 @@ class Assigner:
         address = address_key(item.source.address).hex()
         owner = self._own(f"{RESTRICTED}{address}", fresh, gone)
         limits = [self._lowest.get(owner.minor, self._policy.default)]
+        if self._is_free_text(flow):
+            limits.append(self._policy.lowest())
         holder = self._minors.by_minor.get(held & MINOR_MASK)
         if holder is not None and holder is not owner:
             limits.append(self._limits(holder))
         if item.claim.email is not None:
             limits.append(self._policy.limits(item.claim.email.decode("utf-8", "replace")))
-        lowest = _lowest(limits)
+        lowest = lowest_of(limits)
         if lowest != self._lowest.get(owner.minor):
             self._lowest[owner.minor] = lowest
             fresh[owner.minor] = owner
@@ -538,9 +551,3 @@ class Assigner:
     def snapshot(self) -> dict[str, int]:
         """Counters for ``status``."""
         return {**asdict(self.counts), "users": self.users, "pid": os.getpid()}
-
-
-def _lowest(limits: list[Limits]) -> Limits:
-    up = [limit.upload_bps for limit in limits if limit.upload_bps is not None]
-    down = [limit.download_bps for limit in limits if limit.download_bps is not None]
-    return Limits(min(up, default=None), min(down, default=None))

@@ -87,7 +87,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "suspend":
         from .release import suspend
 
-        print(f"{suspend(settings, state, lock, journal)} flows are unlimited now")
+        count = suspend(settings, state, lock, journal)
+        print("no change" if count is None else f"{count} flows are unlimited now")
         return 0
     return _reconcile(args, settings, state, lock, journal)
 

@@ -7,6 +7,7 @@ the flows that still live, without waiting for new connections.
 
 from __future__ import annotations
 
+import os
 import time
 
 from .core.htb import TAG_MASK
@@ -17,14 +18,20 @@ from .lock import Lock
 from .state import State
 
 
-def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> int:
-    """Clear our marks from all flows; returns how many there were.  Idempotent."""
+def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> int | None:
+    """Clear our marks from all flows; returns how many there were.
+
+    Idempotent: None if everything was suspended already and no flow bore a mark.
+    """
     conntrack = Conntrack()
     with lock:
-        saved = state.get_value("suspended") or {"since": time.time(), "flows": []}
+        earlier = state.get_value("suspended")
+        saved = earlier or {"since": time.time(), "flows": []}
         # Before the marks go: a follower that still runs must see it and stop.
         state.set_value("suspended", saved)
         entries = list(conntrack.dump(settings.major << 16, TAG_MASK))
+        if earlier and not entries:
+            return None
         conntrack.set_entries([(entry, 0) for entry in entries])
         saved["flows"] += [
             [entry.family, entry.tuple_raw.hex(), entry.mark, entry.ident, entry.zone]
@@ -32,13 +39,23 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         ]
         state.set_value("suspended", saved)
     conntrack.close()
+    took_s = _age_s()
     journal.event(
         "suspended",
-        f"suspended: {len(entries)} flows are unlimited now",
+        f"suspended: {len(entries)} flows are unlimited now, {took_s:.2f} s after the start of "
+        "the command",
         NOTICE,
         flows=len(entries),
+        took_ms=round(took_s * 1000),
     )
     return len(entries)
+
+
+def _age_s() -> float:
+    """Seconds since this process was started (proc(5), field 22 of stat)."""
+    with open("/proc/self/stat", encoding="ascii") as file:
+        ticks = int(file.read().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resume(state: State, lock: Lock, journal: Journal) -> int | None:
@@ -60,5 +77,12 @@ def resume(state: State, lock: Lock, journal: Journal) -> int | None:
         conntrack.close()
         state.set_value("replay_since", saved["since"])
         state.set_value("suspended", None)
-    journal.event("resumed", f"resumed: {count} flows are limited again", NOTICE, flows=count)
+    took_s = _age_s()
+    journal.event(
+        "resumed",
+        f"resumed: {count} flows are limited again, {took_s:.2f} s after the start of the command",
+        NOTICE,
+        flows=count,
+        took_ms=round(took_s * 1000),
+    )
     return count

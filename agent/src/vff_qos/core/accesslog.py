@@ -72,6 +72,7 @@ class Claim(NamedTuple):
     ``source`` is the text before `` accepted`` (``tcp:1.2.3.4:5``; see ``parse_source``),
     ``detour`` the text in brackets.  ``email`` is None when the line begins as an accepted one
     but does not parse to its end: somebody moved bytes there, and the flow is real.
+    ``position`` counts the stream's bytes up to the line.
     """
 
     source: bytes
@@ -79,6 +80,7 @@ class Claim(NamedTuple):
     email: bytes | None
     tainted: bool
     time: bytes
+    position: int = 0
 
 
 class Source(NamedTuple):
@@ -146,6 +148,7 @@ class Scanner:
     def __init__(self) -> None:
         self.counters = Counters()
         self._taint_left = 0
+        self._scanned = 0
 
     def taint(self) -> None:
         """Distrust what follows: the stream was cut, or a stranger's text went by."""
@@ -156,6 +159,7 @@ class Scanner:
         claims: list[Claim] = []
         counters = self.counters
         position = whole = 0
+        scanned = self._scanned
         new = tuple.__new__  # half the cost of Claim(...)
         taint_end = self._taint_left
         for found in _CLAIM.finditer(block):
@@ -165,13 +169,15 @@ class Scanner:
             position = found.end() + 1
             source, detour, email = found.groups()
             time = block[start : start + _TIME_BYTES]
-            claims.append(new(Claim, (source, detour, email, start < taint_end, time)))
+            tainted = start < taint_end
+            claims.append(new(Claim, (source, detour, email, tainted, time, scanned + start)))
             whole += 1
         counters.lines += whole
         counters.claims += whole
         if position < len(block):
             taint_end = self._others(block, position, len(block), taint_end, claims)
         self._taint_left = max(0, taint_end - len(block))
+        self._scanned += len(block)
         return claims
 
     def _others(
@@ -193,7 +199,8 @@ class Scanner:
                 counters.error_log += bool(_ERROR_LOG.match(line))
                 head = _ACCEPTED_HEAD.match(line)
                 if head and start >= taint_end:
-                    claims.append(Claim(head[1], None, None, False, line[:_TIME_BYTES]))
+                    time = line[:_TIME_BYTES]
+                    claims.append(Claim(head[1], None, None, False, time, self._scanned + start))
                 taint_end = max(taint_end, start + max(strangers, 0) + TAINT_BYTES)
             start += len(line) + 1
         return taint_end

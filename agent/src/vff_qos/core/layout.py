@@ -47,7 +47,6 @@ PREF_ALL = PREF_PORTS + 4
 #: The fw filter of a tree has the last preference: the kernel breaks off a listing behind it.
 PREF_ROOT = 65535
 _PREFS = range(PREF_PORTS, PREF_ALL + 2)
-_PORT_KINDS = ("flower", "matchall")
 _FAMILIES = ("ip", "ipv6")
 _TRANSPORTS = {6: "tcp", 17: "udp"}
 
@@ -82,7 +81,7 @@ class Qdisc(NamedTuple):
 class Filter(NamedTuple):
     """A tc filter: classifier, what it matches, what it does.
 
-    flower matches (protocol number, low port, high port), fw (mask,) or (); an action is
+    flower matches (protocol number, low port, high port) or (), fw (mask,) or (); an action is
     ("ctinfo", mask, chain), ("mark", value), ("redirect", device) or (its kind, "?").
     """
 
@@ -151,14 +150,14 @@ def desired(settings: Settings, wan: str) -> dict[Key, Any]:
         "fw", (TAG_MASK,), (to_ifb,)
     )
     want["filter", wan, "ingress", chain, 2, "all", 1] = Filter(
-        "matchall", (), (("mark", 0), to_ifb)
+        "flower", (), (("mark", 0), to_ifb)
     )
     mark = (("ctinfo", 0xFFFFFFFF, chain),)
     at = ("filter", wan, "ingress", 0)
     for i, family in enumerate(_FAMILIES):
         if not settings.service_ports:
             key: Key = (*at, PREF_ALL + i, family, 1)
-            want[key] = Filter("matchall", (), mark)
+            want[key] = Filter("flower", (), mark)
         for j, number in enumerate(_TRANSPORTS):
             for low, high in settings.service_ports:
                 key = (*at, PREF_PORTS + 2 * i + j, family, low << 16 | high)
@@ -267,9 +266,10 @@ def observed_objects(
         for leaf in observed.qdiscs:
             if leaf.dev == dev and leaf.parent == parent:
                 have["leaf", dev, UNCLASSIFIED_MINOR] = leaf.kind
-        for key, spec in observed.filters.items():
-            if key[1:5] == (dev, "root", 0, PREF_ROOT):
-                have[key] = spec
+        tree = [key for key in observed.filters if key[1:5] == (dev, "root", 0, PREF_ROOT)]
+        if tree:
+            # With a handle beside it cls_fw no longer takes the mark itself for the classid.
+            have[(*tree[0][:6], 0)] = Filter("fw", () if len(tree) == 1 else ("handles",))
     if observed.nft is not None:
         have["nft", TABLE] = normal_table(observed.nft)
     for key, spec in observed.filters.items():
@@ -286,7 +286,7 @@ def _our_link(dev: str, link: Link, settings: Settings) -> bool:
 
 def _our_filter(key: Key, spec: Filter, majors: tuple[int, ...]) -> bool:
     _, _dev, _hook, chain, pref, _protocol, _handle = key
-    return chain in majors or (chain == 0 and pref in _PREFS and spec.kind in _PORT_KINDS)
+    return chain in majors or (chain == 0 and pref in _PREFS and spec.kind == "flower")
 
 
 def find_wan(settings: Settings, observed: Observed) -> str:
@@ -325,7 +325,7 @@ def refusals(
     for key, spec in observed.filters.items():
         _, dev, hook, chain, pref, _protocol, _handle = key
         if (dev, hook, chain) == (wan, "ingress", 0) and pref in _PREFS and (
-            spec.kind not in _PORT_KINDS
+            spec.kind != "flower"
         ):
             found.append(f"the ingress filter {spec.kind} of {wan} holds preference {pref}, "
                          f"which we need; move it")
@@ -489,7 +489,7 @@ def _describe_filter(key: Key, spec: Filter) -> str:
     _, dev, hook, chain, pref, protocol, _handle = key
     if hook == "root":
         return f"filter of {dev}: class from mark"
-    if spec.kind == "flower" and spec.match[0] in _TRANSPORTS:
+    if chain == 0 and spec.match and spec.match[0] in _TRANSPORTS:
         number, low, high = spec.match
         ports = str(low) if low == high else f"{low}-{high}"
         what = f"{protocol} {_TRANSPORTS[number]} port {ports}"

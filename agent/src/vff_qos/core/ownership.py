@@ -5,7 +5,8 @@ before the true one.  So neither "the first line wins" nor "the flow exists" is 
 
 - an untainted claim gives an unclaimed flow to its user and beats every tainted claim;
 - a tainted claim counts only if the same user had an untainted one from the same address within
-  the last hour; otherwise the flow is restricted until an untainted claim comes;
+  the last hour; otherwise the flow is restricted until an untainted claim comes; so it is when
+  tainted claims disagree, because the line that a stranger's flow cannot avoid is then among them;
 - a flow has one user for life: two untainted claims of different users restrict it for good;
 - restricted flows share one class per source address, at the lowest limit that was claimed and
   never above the default.
@@ -50,8 +51,10 @@ def judge(
         return Verdict.KEEP if held else Verdict.CONFLICT
     if held and held == claimed:
         return Verdict.GIVE if soft and not tainted else Verdict.KEEP
-    if not held or (soft and not tainted):
+    if not held:
         return Verdict.GIVE if not tainted or vouched else Verdict.RESTRICT
+    if soft:
+        return Verdict.RESTRICT if tainted else Verdict.GIVE
     return Verdict.KEEP if tainted else Verdict.CONFLICT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +20,14 @@ class Limits(NamedTuple):
     download_bps: int | None
 
 
+def lowest_of(limits: Iterable[Limits]) -> Limits:
+    """The lower of each direction; unlimited only if all are."""
+    known = list(limits)
+    up = [limit.upload_bps for limit in known if limit.upload_bps is not None]
+    down = [limit.download_bps for limit in known if limit.download_bps is not None]
+    return Limits(min(up, default=None), min(down, default=None))
+
+
 DEFAULT_LIMITS = Limits(upload_bps=20_000_000, download_bps=50_000_000)
 
 
@@ -32,6 +41,10 @@ class Policy:
     def limits(self, email: str) -> Limits:
         """The limits of ``email``: its own entry, else the default."""
         return self.users.get(email, self.default)
+
+    def lowest(self) -> Limits:
+        """What everybody has at least: nobody gains by a claim that gives only this."""
+        return lowest_of([self.default, *self.users.values()])
 
 
 def parse_policy(text: bytes, where: str) -> Policy:

@@ -46,6 +46,8 @@ class Settings:
     unclassified_download_bps: int = 100_000_000_000
     leaf: str = "fq_codel"
     take_foreign_root: bool = False
+    #: Inbounds whose log lines hold names that the engine did not check.
+    free_text_ports: tuple[PortRange, ...] = ()
     source: str = "file"
     access_log: str = "/var/log/xray/access.log"
     gc: GcSettings = field(default_factory=GcSettings)
@@ -62,6 +64,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
             "ifb",
             "handle",
             "service_ports",
+            "free_text_ports",
             "node_ceil",
             "unclassified",
             "leaf",
@@ -86,7 +89,8 @@ def parse_settings(text: bytes, where: str) -> Settings:
         wan=_ifname(doc, "wan", data, base.wan),
         ifb=_ifname(doc, "ifb", data, base.ifb),
         major=_major(doc, data, base.major),
-        service_ports=_ports(doc, data, base.service_ports),
+        service_ports=_ports(doc, "service_ports", data, base.service_ports),
+        free_text_ports=_ports(doc, "free_text_ports", data, ()),
         node_ceil_bps=node_ceil_bps,
         unclassified_upload_bps=_rate(doc, ("unclassified", "upload"), unclassified, node_ceil_bps),
         unclassified_download_bps=_rate(
@@ -132,15 +136,16 @@ def _major(doc: Document, data: dict[str, Any], default: int) -> int:
 
 
 def _ports(
-    doc: Document, data: dict[str, Any], default: tuple[PortRange, ...]
+    doc: Document, key: str, data: dict[str, Any], default: tuple[PortRange, ...]
 ) -> tuple[PortRange, ...]:
-    value = data.get("service_ports", list(default))
-    if value == "all":
-        return ()
-    if value is default or value == list(default):
+    """Port ranges; empty for ``all`` service ports, every port for all free text ports."""
+    if key not in data:
         return default
-    if not isinstance(value, list) or not value:
-        raise doc.fail(("service_ports",), "must be 'all' or a list of ports and ranges")
+    value = data[key]
+    if value == "all":
+        return () if key == "service_ports" else ((1, 65_535),)
+    if not isinstance(value, list) or (key == "service_ports" and not value):
+        raise doc.fail((key,), "must be 'all' or a list of ports and ranges")
     ranges = []
     for index, item in enumerate(value):
         found = _PORTS.fullmatch(str(item))
@@ -148,7 +153,7 @@ def _ports(
         high = int(found[2] or low) if found else 0
         if isinstance(item, bool) or not 1 <= low <= high <= 65_535:
             raise doc.fail(
-                ("service_ports", str(index)),
+                (key, str(index)),
                 f"{item!r} is not a port (1 to 65535) or a range such as '20000-20100'",
             )
         ranges.append((low, high))

@@ -18,6 +18,7 @@ from ..errors import KernelRefused
 from .links import send
 from .netlink import (
     HEADER,
+    NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_DUMP_INTR,
@@ -25,6 +26,7 @@ from .netlink import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
+    NLMSG_NOOP,
     Netlink,
     attr,
     attrs,
@@ -48,7 +50,6 @@ _PROTOCOLS = {"all": 0x0003, "ip": 0x0800, "ipv6": 0x86DD}
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 
 _FW_ACT, _FW_MASK = 4, 5
-_MATCHALL_ACT, _MATCHALL_FLAGS, _MATCHALL_COUNTERS = 2, 3, 4
 _FLOWER_ACT, _FLOWER_ETH_TYPE, _FLOWER_IP_PROTO, _FLOWER_FLAGS = 3, 8, 9, 22
 _FLOWER_PORT = {6: (19, 36), 17: (21, 38)}  # destination port and its mask
 _FLOWER_DST_MIN, _FLOWER_DST_MAX = 89, 90
@@ -165,17 +166,18 @@ def _options(spec: Filter, protocol: str, indices: Mapping[str, int]) -> bytes:
         if not spec.match:
             return b""  # without any option cls_fw takes the mark itself as classid
         return nest(_OPTIONS, attr(_FW_MASK, _U32.pack(spec.match[0])), nest(_FW_ACT, *actions))
-    if spec.kind == "matchall":
-        flags = attr(_MATCHALL_FLAGS, _U32.pack(_SKIP_HW))
-        return nest(_OPTIONS, nest(_MATCHALL_ACT, *actions), flags)
-    number, low, high = spec.match
-    match = attr(_FLOWER_ETH_TYPE, _PORT.pack(_PROTOCOLS[protocol]))
-    match += attr(_FLOWER_IP_PROTO, bytes([number])) + attr(_FLOWER_FLAGS, _U32.pack(_SKIP_HW))
-    if low == high:
-        port, mask = _FLOWER_PORT[number]
-        match += attr(port, _PORT.pack(low)) + attr(mask, b"\xff\xff")
-    else:
-        match += attr(_FLOWER_DST_MIN, _PORT.pack(low)) + attr(_FLOWER_DST_MAX, _PORT.pack(high))
+    match = attr(_FLOWER_FLAGS, _U32.pack(_SKIP_HW))
+    if protocol != "all":
+        match += attr(_FLOWER_ETH_TYPE, _PORT.pack(_PROTOCOLS[protocol]))
+    if spec.match:
+        number, low, high = spec.match
+        match += attr(_FLOWER_IP_PROTO, bytes([number]))
+        if low == high:
+            port, mask = _FLOWER_PORT[number]
+            match += attr(port, _PORT.pack(low)) + attr(mask, b"\xff\xff")
+        else:
+            match += attr(_FLOWER_DST_MIN, _PORT.pack(low))
+            match += attr(_FLOWER_DST_MAX, _PORT.pack(high))
     return nest(_OPTIONS, match, nest(_FLOWER_ACT, *actions))
 
 
@@ -203,6 +205,10 @@ def _dump(request: bytes, what: str) -> list[bytes]:
     and our fw filter has the last preference, so that nothing comes after it.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        # An answer read with a large buffer first: the kernel then takes 32 KiB for each part of
+        # the dump. Linux 6.1 forgets a matchall filter that does not fit into a part (mall_walk).
+        sock.send(HEADER.pack(16, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, 0, 0))
+        sock.recv(1 << 16)
         sock.send(HEADER.pack(16 + len(request), _GETFILTER, _DUMP, 1, 0) + request)
         found: list[bytes] = []
         while True:
@@ -253,11 +259,6 @@ def _decode(kind: str, options: bytes, names: Mapping[int, str]) -> Filter:
         actions = fields.pop(_FW_ACT, b"")
         mask = fields.pop(_FW_MASK, b"")
         match: tuple[Any, ...] = _U32.unpack(mask) if actions else ()
-    elif kind == "matchall":
-        actions = fields.pop(_MATCHALL_ACT, b"")
-        for number in (_MATCHALL_FLAGS, _MATCHALL_COUNTERS):
-            fields.pop(number, None)
-        match = ()
     elif kind == "flower":
         actions = fields.pop(_FLOWER_ACT, b"")
         match = _decode_flower(fields)
@@ -272,7 +273,9 @@ def _decode(kind: str, options: bytes, names: Mapping[int, str]) -> Filter:
 def _decode_flower(fields: dict[int, bytes]) -> tuple[Any, ...]:
     for number in _FLOWER_SILENT:
         fields.pop(number, None)
-    proto = fields.pop(_FLOWER_IP_PROTO, b"\0")[0]
+    if _FLOWER_IP_PROTO not in fields:
+        return ()
+    proto = fields.pop(_FLOWER_IP_PROTO)[0]
     port, mask = _FLOWER_PORT.get(proto, (0, 0))
     if fields.get(mask) == b"\xff\xff":
         fields.pop(mask)

@@ -17,7 +17,8 @@ TIME = b"2026/11/20 15:48:00.448421"
 
 
 def claims_of(data: bytes) -> list[Claim]:
-    return Scanner().scan(data)
+    """Claims that name somebody, or hide somebody."""
+    return [claim for claim in Scanner().scan(data) if claim.email != b""]
 
 
 # sample: claims, of them tainted, emails, lines that parse as nothing
@@ -40,7 +41,7 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_what_the_engine_writes_is_understood(name: str) -> None:
     scanner = Scanner()
-    claims = scanner.scan((SAMPLES / f"{name}.log").read_bytes())
+    claims = [c for c in scanner.scan((SAMPLES / f"{name}.log").read_bytes()) if c.email]
     count, tainted, emails, unparsed = EXPECTED[name]
     assert len(claims) == count
     assert sum(claim.tainted for claim in claims) == tainted
@@ -186,4 +187,4 @@ def test_blocks_may_end_at_any_line(cut: int) -> None:
     data = (SAMPLES / "vless-tcp.log").read_bytes()
     end = data.rfind(b"\n", 0, cut) + 1
     scanner = Scanner()
-    assert scanner.scan(data[:end]) + scanner.scan(data[end:]) == claims_of(data)
+    assert scanner.scan(data[:end]) + scanner.scan(data[end:]) == Scanner().scan(data)

@@ -90,6 +90,7 @@ MINE, OTHERS = TAG | 5, TAG | 6
         (0, 5, True, False, False, Verdict.RESTRICT),
         (0, 5, True, True, False, Verdict.GIVE),
         (0, None, False, False, False, Verdict.CONFLICT),
+        (0, None, True, False, False, Verdict.RESTRICT),
         (MINE, None, False, False, False, Verdict.KEEP),
         (0x1234, 5, False, True, False, Verdict.FOREIGN),
         (0x51010005, 5, False, True, False, Verdict.FOREIGN),

@@ -197,7 +197,10 @@ class Assigner:
             known: dict[bytes, tuple[_Recent, Claim]] = {}
             slow: list[Claim] = []
             recent = self._recent
+            anonymous = bool(self._settings.free_text_ports)
             for claim in claims:
+                if claim.email == b"" and not anonymous:
+                    continue  # a line without a user claims nothing where names are checked
                 record = recent.get(claim.source)
                 if record is not None and record.email == claim.email and not claim.tainted:
                     known[claim.source] = record, claim
@@ -329,12 +332,14 @@ class Assigner:
     ) -> int:
         """The mark that ``flow`` shall have."""
         claim, counts = item.claim, self.counts
-        email = claim.email.decode("utf-8", "replace") if claim.email is not None else None
+        free_text = self._is_free_text(flow)
+        if claim.email == b"" and not free_text:
+            return held
+        email = claim.email.decode("utf-8", "replace") if claim.email else None
         place = (claim.email or b"", address_key(item.source.address))
         owner = self._minors.by_key.get(email) if email is not None else None
         claimed = None if email is None else owner.minor if owner else 0
         now = self._clock()
-        free_text = self._is_free_text(flow)
         if free_text:
             # What follows may be a stranger's: the line's end is what its author wrote.
             self._free_text_until = claim.position + TAINT_BYTES
@@ -389,7 +394,7 @@ class Assigner:
         holder = self._minors.by_minor.get(held & MINOR_MASK)
         if holder is not None and holder is not owner:
             limits.append(self._limits(holder))
-        if item.claim.email is not None:
+        if item.claim.email:
             limits.append(self._policy.limits(item.claim.email.decode("utf-8", "replace")))
         lowest = lowest_of(limits)
         if lowest != self._lowest.get(owner.minor):

@@ -70,8 +70,9 @@ class Claim(NamedTuple):
     """One line's word on a flow.
 
     ``source`` is the text before `` accepted`` (``tcp:1.2.3.4:5``; see ``parse_source``),
-    ``detour`` the text in brackets.  ``email`` is None when the line begins as an accepted one
-    but does not parse to its end: somebody moved bytes there, and the flow is real.
+    ``detour`` the text in brackets.  ``email`` is empty when the line names no user, and None
+    when it begins as an accepted one but does not parse to its end: somebody moved bytes there,
+    and the flow is real.
     ``position`` counts the stream's bytes up to the line.
     """
 
@@ -187,20 +188,20 @@ class Scanner:
         counters = self.counters
         for line in block[start:end].split(b"\n")[:-1]:
             counters.lines += 1
-            strangers = line.find(_STRANGERS_TEXT)
+            strangers, tainted = line.find(_STRANGERS_TEXT), start < taint_end
             if strangers < 0 and len(line) <= MAX_LINE_BYTES and _HARMLESS.match(line):
                 counters.harmless += 1
-                if _MASKED.match(line):
-                    counters.masked += 1
+                counters.masked += bool(_MASKED.match(line))
+                email: bytes | None = b""
             else:
                 counters.unparsed += strangers < 0
                 counters.strangers += strangers >= 0
                 counters.masked += bool(_MASKED.match(line))
                 counters.error_log += bool(_ERROR_LOG.match(line))
-                head = _ACCEPTED_HEAD.match(line)
-                if head and start >= taint_end:
-                    time = line[:_TIME_BYTES]
-                    claims.append(Claim(head[1], None, None, False, time, self._scanned + start))
                 taint_end = max(taint_end, start + max(strangers, 0) + TAINT_BYTES)
+                email = None
+            if head := _ACCEPTED_HEAD.match(line):
+                position = self._scanned + start
+                claims.append(Claim(head[1], None, email, tainted, line[:_TIME_BYTES], position))
             start += len(line) + 1
         return taint_end

@@ -269,7 +269,8 @@ def observed_objects(
         tree = [key for key in observed.filters if key[1:5] == (dev, "root", 0, PREF_ROOT)]
         if tree:
             # With a handle beside it cls_fw no longer takes the mark itself for the classid.
-            have[(*tree[0][:6], 0)] = Filter("fw", () if len(tree) == 1 else ("handles",))
+            key: Key = (*tree[0][:6], 0)
+            have[key] = Filter("fw", () if len(tree) == 1 else ("handles",))
     if observed.nft is not None:
         have["nft", TABLE] = normal_table(observed.nft)
     for key, spec in observed.filters.items():

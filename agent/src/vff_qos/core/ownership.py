@@ -48,7 +48,9 @@ def judge(
         return Verdict.FOREIGN
     held = mark & MINOR_MASK
     if claimed is None:
-        return Verdict.KEEP if held else Verdict.CONFLICT
+        if held:
+            return Verdict.KEEP
+        return Verdict.RESTRICT if tainted else Verdict.CONFLICT
     if held and held == claimed:
         return Verdict.GIVE if soft and not tainted else Verdict.KEEP
     if not held:

@@ -1,0 +1,37 @@
+"""Results: medians over runs, one table, one JSON file with fixed names."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+
+class Report:
+    """Rows in the order in which they were measured."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, name: str, runs: list[float], unit: str) -> float:
+        """Record a row, print it, return its median."""
+        value = statistics.median(runs)
+        self.rows.append({"name": name, "value": value, "unit": unit, "runs": runs})
+        spread = f"{min(runs):,.4g} to {max(runs):,.4g}" if len(runs) > 1 else ""
+        print(f"  {name:<44} {value:>14,.4g} {unit:<9} {spread}", flush=True)
+        return value
+
+    def ratio(self, name: str, value: float, baseline: float) -> None:
+        """Record how many times ``baseline`` a value is."""
+        self.add(name, [value / baseline], "x")
+
+    def write(self, path: Path) -> None:
+        """Merge into the JSON file: rows of the same name are replaced."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = {row["name"] for row in self.rows}
+        kept = []
+        if path.exists():
+            old = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            kept = [row for row in old if row["name"] not in fresh]
+        path.write_text(json.dumps({"rows": kept + self.rows}, indent=1), encoding="utf-8")

@@ -1,0 +1,208 @@
+"""Whatever a stranger writes into a name: nobody else changes class, and nobody gains by it.
+
+Real conntrack entries, the real grammar and assigner; the engine's part is its line formats. The
+stranger is given what no real one has: the exact time, and everybody's addresses and ports.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bench.world import NODE, make_some_flows
+from vff_qos.assign import Assigner
+from vff_qos.core.accesslog import Scanner
+from vff_qos.core.flow import Tuple
+from vff_qos.core.policy import Limits, Policy
+from vff_qos.core.resolver import Resolver
+from vff_qos.core.settings import Settings
+from vff_qos.journal import Journal
+from vff_qos.kernel.conntrack import Conntrack
+from vff_qos.kernel.tc import Tc
+from vff_qos.lock import Lock
+from vff_qos.state import State
+
+from .conftest import run
+
+VLESS, TROJAN, SS2022 = 443, 2053, 8388
+STAMP = b"2026/11/20 15:48:00.448421"
+ATTACKERS = Limits(upload_bps=1_000_000, download_bps=2_000_000)
+POLICY = Policy(
+    Limits(10_000_000, 10_000_000),
+    {"attacker@x": ATTACKERS, "victim@x": Limits(50_000_000, 50_000_000)},
+)
+
+HOME = socket.inet_aton("198.51.100.7")  # the attacker's address
+NAT = HOME  # a victim may sit behind the same one
+AWAY = socket.inet_aton("203.0.113.77")
+
+
+def text(flow: Tuple) -> bytes:
+    return b"%s:%d" % (socket.inet_ntoa(flow.src).encode(), flow.sport)
+
+
+def true_line(flow: Tuple, email: bytes, tag: bytes = b"vless-in") -> bytes:
+    return STAMP + b" from %s accepted tcp:a.example:443 [%s >> direct] email: %s\n" % (
+        text(flow), tag, email,
+    )  # fmt: skip
+
+
+#: How each inbound prints a name: (port, line; %(src)s and %(name)s).
+FORMATS = {
+    "ss-2022": (SS2022, STAMP + b" from %s accepted tcp:%s:80 [ss22 >> direct] "
+                b"email: attacker@x\n"),
+    "trojan": (TROJAN, STAMP + b" from %s rejected  proxy/trojan: failed to read address and port"
+               b" > common/protocol: invalid domain name: %s\n"),
+    "shadowsocks": (TROJAN, STAMP + b" from %s rejected  proxy/shadowsocks: invalid domain "
+                    b"name: %s\n"),
+    "dnsLog": (VLESS, STAMP + b" UDP:%s got answer: %s. -> [192.0.2.55] 1.37ms\n"),
+}  # fmt: skip
+
+
+class Scene:
+    """A node with two victims and an attacker; every attack uses new flows."""
+
+    def __init__(self, directory: Path) -> None:
+        run("ip", "addr", "add", "203.0.113.1/32", "dev", "lo")
+        conf = Settings(
+            wan="wan0", leaf="pfifo", free_text_ports=((SS2022, SS2022),),
+            service_ports=((VLESS, VLESS), (TROJAN, TROJAN), (SS2022, SS2022)),
+        )  # fmt: skip
+        self.devices = tuple(socket.if_nametoindex(name) for name in ("vffqos0", "wan0"))
+        self.conntrack, self.tc = Conntrack(), Tc()
+        self.assigner = Assigner(
+            conf, POLICY, State(str(directory / "state")), Lock(str(directory / "run")),
+            Journal(clock=lambda: 0.0), self.devices, Resolver(conf.service_ports, [NODE]),
+        )  # fmt: skip
+        self.assigner.adopt()
+        self.scanner = Scanner()
+        self._ports = itertools.count(1024)
+        self.far = self.open(AWAY, VLESS)
+        self.near = self.open(NAT, VLESS)
+        self.feed(true_line(self.far, b"victim@x"), true_line(self.near, b"victim@x"))
+        self.victims = self.marks(self.far, self.near)
+        assert all(self.victims)
+
+    def open(self, address: bytes, port: int) -> Tuple:
+        flow = Tuple(6, address, next(self._ports) % 60_000 + 1_024, NODE, port)
+        make_some_flows([flow])
+        return flow
+
+    def feed(self, *lines: bytes) -> None:
+        self.assigner.assign(self.scanner.scan(b"".join(lines)))
+
+    def marks(self, *flows: Tuple) -> list[int | None]:
+        return self.conntrack.get_marks(list(flows))
+
+    def limits(self, flow: Tuple) -> list[int]:
+        """Ceil on (IFB, WAN) of the class that a flow's mark names; node's speed without one."""
+        minor = (self.marks(flow)[0] or 0xFFFE) & 0xFFFF
+        return [self.tc.classes(index, 0x5100)[minor].params.ceil_bps for index in self.devices]
+
+
+@pytest.fixture
+def scene(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Scene]:
+    made = Scene(tmp_path)
+    yield made
+    made.assigner.close()
+
+
+WHO = st.sampled_from([b"FAR", b"NEAR", b"SILENT", b"OWN"])
+FORGED = st.builds(
+    lambda who, email, end: STAMP + b" from " + who + b" accepted tcp:b.example:443 [vless-in >> "
+    b"direct] email: " + email + end,
+    WHO,
+    st.sampled_from([b"victim@x", b"attacker@x", b"nobody@x", b"rich@x"]),
+    st.sampled_from([b"\n", b""]),
+)  # fmt: skip
+PIECES = st.one_of(
+    FORGED,
+    FORGED,
+    st.sampled_from([
+        b"a.example", b":80 [ss22 >> direct] email: victim@x\n", b":80 email: nobody@x\n", b"\n",
+        STAMP + b" from SILENT accepted tcp:b", STAMP + b" from FAR accepted tcp:b", b" ", b"\r\n",
+        b":80 [vless-in >> direct] email: victim@x\n" + STAMP + b" from OWN accepted tcp:b",
+    ]),
+    st.binary(max_size=40),
+)  # fmt: skip
+
+#: Two perfect lines out of one name, as the real engine printed them.
+PERFECT = [b"a:80 [vless-in >> direct] email: victim@x\n", STAMP + b" from SILENT accepted tcp:b"]
+
+
+@pytest.mark.parametrize("inbound", FORMATS)
+def test_no_name_relabels_a_flow_or_raises_a_limit(inbound: str, scene: Scene) -> None:
+    port, line = FORMATS[inbound]
+
+    @settings(
+        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(pieces=st.lists(PIECES, max_size=12), real_first=st.booleans())
+    @example(pieces=PERFECT, real_first=False)
+    @example(pieces=PERFECT, real_first=True)
+    def attack(pieces: list[bytes], real_first: bool) -> None:
+        own, silent = scene.open(HOME, port), scene.open(HOME, VLESS)
+        name = b"".join(pieces)
+        for word, flow in ((b"FAR", scene.far), (b"NEAR", scene.near), (b"SILENT", silent),
+                           (b"OWN", own)):  # fmt: skip
+            name = name.replace(word, text(flow))
+        blob = line % (text(own), name[:2048])
+        real = true_line(silent, b"attacker@x")
+        scene.feed(*((real, blob) if real_first else (blob, real)))
+        assert scene.marks(scene.far, scene.near) == scene.victims
+        up, down = scene.limits(silent)
+        assert up <= ATTACKERS.upload_bps and down <= ATTACKERS.download_bps
+        if port == SS2022:
+            up, down = scene.limits(own)
+            assert up <= ATTACKERS.upload_bps and down <= ATTACKERS.download_bps
+
+    attack()
+
+
+def test_a_flood_of_rejected_lines_does_not_put_the_others_below_the_default(scene: Scene) -> None:
+    flood = FORMATS["trojan"][1] % (text(scene.far), b"x" * 200)
+    for _ in range(20):
+        scene.feed(flood * 50)
+        stranger = scene.open(socket.inet_aton("192.0.2.5"), VLESS)
+        regular = scene.open(AWAY, VLESS)
+        scene.feed(flood, true_line(stranger, b"new@x"), flood, true_line(regular, b"victim@x"))
+        assert min(scene.limits(stranger)) >= POLICY.default.upload_bps
+        assert scene.limits(regular) == [50_000_000, 50_000_000]
+
+
+def test_a_flood_does_not_free_its_author(scene: Scene) -> None:
+    flood = FORMATS["trojan"][1] % (text(scene.far), b"x" * 200)
+    mine = scene.open(HOME, VLESS)
+    scene.feed(flood * 50, true_line(mine, b"attacker@x"), flood * 50)
+    assert scene.limits(mine)[1] <= ATTACKERS.download_bps
+    again = scene.open(HOME, VLESS)
+    scene.feed(flood * 50, true_line(again, b"attacker@x"))
+    assert scene.limits(again)[1] <= ATTACKERS.download_bps
+
+
+def test_a_distrusted_flow_is_freed_by_a_line_that_can_be_trusted(scene: Scene) -> None:
+    flow = scene.open(AWAY, VLESS)
+    scene.feed(FORMATS["trojan"][1] % (text(flow), b"x"), true_line(flow, b"honest@x"))
+    assert scene.limits(flow) == [10_000_000, 10_000_000]
+    restricted = scene.marks(flow)
+    harmless = STAMP + b" from 1.2.3.4:5 rejected  proxy/trojan: not a valid user\n"
+    scene.feed(harmless * 40, true_line(flow, b"honest@x"))
+    assert scene.marks(flow) != restricted
+    other = scene.open(AWAY, VLESS)
+    scene.feed(true_line(other, b"honest@x"))
+    assert scene.marks(other) == scene.marks(flow)
+
+
+def test_forged_names_cannot_use_up_the_minors(scene: Scene) -> None:
+    before = len(scene.tc.classes(scene.devices[1], 0x5100))
+    for number in range(300):
+        own = scene.open(HOME, SS2022)
+        scene.feed(FORMATS["ss-2022"][1] % (text(own), b"a:1 email: made-up-%d\nx" % number))
+        assert scene.limits(own) == list(ATTACKERS)
+    assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 1

@@ -1,6 +1,6 @@
 """The kernel's objects in a real kernel: made, left alone, healed, taken away.
 
-A kernel without cls_fw, cls_flower, cls_matchall or act_ctinfo runs all but the filters; the
+A kernel without cls_fw, cls_flower or act_ctinfo runs all but the filters; the
 tests that need those are skipped and say so.
 """
 
@@ -386,43 +386,43 @@ def test_ifb_of_others_is_refused(settings: Settings) -> None:
 
 
 _ECHO = """
-import socket, sys, time
+import select, socket, sys, time
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 23)  # SO_RCVBUFFORCE
 if sys.argv[1] == "server":
     sock.bind(("0.0.0.0", 443))
     print("ready", flush=True)
     while True:
         data, peer = sock.recvfrom(100)
         sock.sendto(data, peer)
-sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
 sock.connect((sys.argv[2], 443))
 sock.setblocking(False)
 seen, sent, errors, start, until = set(), 0, 0, time.monotonic(), float(sys.argv[3])
 print("ready", flush=True)
-while (now := time.monotonic() - start) < until + 1.0:
-    if now < until and sent < now * 1000:
+while (now := time.monotonic() - start) < until + 5.0 and (now < until or len(seen) < sent):
+    if now < until and sent < now * 500:
         try:
             sock.send(sent.to_bytes(4, "big"))
         except OSError:
             errors += 1
         sent += 1
-    try:
-        seen.add(sock.recv(100))
-    except BlockingIOError:
-        time.sleep(0.0002)
-    except OSError:
-        errors += 1
+    wait = max(0.0, sent / 500 - now) if now < until else 0.1
+    if select.select([sock], [], [], wait)[0]:
+        try:
+            seen.add(sock.recv(100))
+        except OSError:
+            errors += 1
 print(sent, sent - len(seen))
 """
 
 
 def lost_while(net: Network, action: Any) -> tuple[int, int]:
-    """(sent, lost) datagrams, client to node and back, 1000 a second around ``action``."""
+    """(sent, lost) datagrams, client to node and back, 500 a second around ``action``."""
     code = [sys.executable, "-c", _ECHO]
     server = subprocess.Popen([*code, "server"], stdout=subprocess.PIPE, text=True)
     assert server.stdout and server.stdout.readline() == "ready\n"
     client = subprocess.Popen(
-        net.enter(*code, "client", NODE, "3"), stdout=subprocess.PIPE, text=True
+        net.enter(*code, "client", NODE, "4"), stdout=subprocess.PIPE, text=True
     )
     assert client.stdout and client.stdout.readline() == "ready\n"
     time.sleep(0.5)
@@ -446,9 +446,10 @@ def test_packets_lost(net: Network, settings: Settings) -> None:
     print("(sent, lost):", lost)
     assert lost["second"][1] == 0
     assert lost["other ports"][1] == 0
-    # The kernel empties a device's queues when its root qdisc is swapped.
-    assert lost["first"][1] <= 20
-    assert lost["remove"][1] <= 20
+    # The kernel stops a device for a moment when its root or clsact comes or goes; an emulated
+    # machine takes 0.1 s for that.
+    assert lost["first"][1] <= 100
+    assert lost["remove"][1] <= 100
 
 
 def counters(where: str) -> dict[str, int]:
@@ -468,16 +469,24 @@ def sent_packets(dev: str, minor: int) -> int:
 
 _SPY = """
 table inet spy {
-  counter before_ours {} ; counter before_foreign {}
-  counter after_ours {} ; counter after_any {}
-  chain before { type filter hook prerouting priority -310;
+  counter before_ours { }
+  counter before_foreign { }
+  counter after_ours { }
+  counter after_any { }
+  chain before {
+    type filter hook prerouting priority -310
     meta mark & 0xffff0000 == 0x51000000 counter name before_ours
-    meta mark 0x1234 counter name before_foreign }
-  chain after { type filter hook prerouting priority -290;
+    meta mark 0x1234 counter name before_foreign
+  }
+  chain after {
+    type filter hook prerouting priority -290
     meta mark & 0xffff0000 == 0x51000000 counter name after_ours
-    meta mark != 0 counter name after_any }
-  chain set { type filter hook input priority 10;
-    udp dport 443 ct mark set MARK }
+    meta mark != 0 counter name after_any
+  }
+  chain give {
+    type filter hook input priority 10
+    udp dport 443 ct mark set MARK
+  }
 }
 """
 
@@ -566,22 +575,18 @@ def test_service_ports_go_through_the_ifb_and_others_do_not(
 def test_tc_reads_our_filters_as_we_meant_them(full: Settings) -> None:
     """Our bytes against those of tc: the same filters made by its commands look the same."""
     bootstrap.reconcile(full, Memory())
-    pattern = ("pref", "chain", "kind", "protocol", "options")
-
-    def listing() -> list[Any]:
-        found = json.loads(run("tc", "-j", "filter", "show", "dev", WAN, "ingress"))
-        for item in found:
-            for action in item.get("options", {}).get("actions", []):
-                action.pop("index")
-        return [{k: v for k, v in item.items() if k in pattern} for item in found]
+    def listing() -> list[str]:
+        # As text: iproute2 6.1 prints JSON that is none for fw with a mask.
+        return strip(run("tc", "filter", "show", "dev", WAN, "ingress"))
 
     ours = listing()
-    run("tc", "filter", "del", "dev", WAN, "ingress")
+    for chain in ("0", "20736"):
+        run("tc", "filter", "del", "dev", WAN, "ingress", "chain", chain)
     add = ["tc", "filter", "add", "dev", WAN, "ingress"]
     to_ifb = ["action", "mirred", "egress", "redirect", "dev", "vffqos0"]
     run(*add, "chain", "20736", "pref", "1", "protocol", "all", "handle",
         "0x51000000/0xffff0000", "fw", *to_ifb)
-    run(*add, "chain", "20736", "pref", "2", "protocol", "all", "handle", "1", "matchall",
+    run(*add, "chain", "20736", "pref", "2", "protocol", "all", "handle", "1", "flower",
         "skip_hw", "action", "skbedit", "mark", "0", "pipe", *to_ifb)
     pref = 20736
     for family in ("ip", "ipv6"):

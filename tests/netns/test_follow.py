@@ -276,6 +276,21 @@ def test_a_new_policy_changes_open_flows_in_place(node: Node) -> None:
     assert node.mark(client) == mark
 
 
+def test_flows_are_marked_again_when_the_conntrack_table_is_flushed(node: Node) -> None:
+    node.start()
+    clients = [Client("127.0.0.1", 4430) for _ in range(8)]
+    node.write(*(client.line("alice@x") for client in clients))
+    eventually(lambda: all(node.mark(client) for client in clients))
+    mark = node.mark(clients[0])
+    run("conntrack", "-F")
+    for client in clients[:6]:
+        client.sock.send(b"alive")
+    eventually(lambda: {node.mark(client) for client in clients[:6]} == {mark}, 2.0)
+    for client in clients[6:]:
+        client.sock.send(b"awake again")
+    eventually(lambda: {node.mark(client) for client in clients[6:]} == {mark}, 7.0)
+
+
 def test_suspend_lifts_every_limit_and_resume_brings_them_back(node: Node) -> None:
     node.start()
     clients = [Client("127.0.0.1", 4430) for _ in range(5)]

@@ -23,7 +23,7 @@ from .core.resolver import Resolver
 from .core.settings import Settings
 from .errors import Exhausted, KernelRefused
 from .journal import ERROR, NOTICE, WARNING, Journal
-from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare
+from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare, unpack
 from .kernel.tc import ClassKey, Tc, add_class, change_class, same_class
 from .lock import Lock
 from .state import State, StateError
@@ -39,6 +39,9 @@ _MAX_VOUCHES = 65_536
 _MAX_SOFT = 16_384
 #: A walk over the table finds flows whose end of ours cannot be guessed; at most one a second.
 _WALK_GAP_S = 1.0
+#: To notice a flushed conntrack table: flows looked at each second, how many must lack the mark.
+_SAMPLE, _SAMPLE_LOST = 32, 3
+_REMARK_S, _REMARK_GAP_S = 60.0, 5.0
 
 
 @dataclass
@@ -75,6 +78,7 @@ class _Item:
     claim: Claim
     source: Source
     tag: bytes
+    local: Source | None = None
     flow: Tuple | None = None
     mark: int = 0
 
@@ -118,6 +122,7 @@ class Assigner:
         self._retries: list[tuple[float, _Item]] = []
         self._next_walk = 0.0
         self._free_text_until = 0
+        self._remark_until = self._remark_next = 0.0
 
     def close(self) -> None:
         """Release sockets."""
@@ -202,7 +207,8 @@ class Assigner:
                 if claim.email == b"" and not anonymous:
                     continue  # a line without a user claims nothing where names are checked
                 record = recent.get(claim.source)
-                if record is not None and record.email == claim.email and not claim.tainted:
+                plain = not claim.tainted and claim.local is None
+                if record is not None and record.email == claim.email and plain:
                     known[claim.source] = record, claim
                 else:
                     slow.append(claim)
@@ -252,13 +258,15 @@ class Assigner:
             if source is None:
                 self.counts.no_source += 1
             else:
-                items.append(_Item(claim, source, inbound_tag(claim.detour)))
+                local = parse_source(claim.local) if claim.local is not None else None
+                items.append(_Item(claim, source, inbound_tag(claim.detour), local))
         return items
 
     def _resolve(self, items: list[_Item], last: bool) -> None:
         """Find the flows of ``items``, judge, mark.  ``last``: this is the second try."""
-        missing = self._look_up(items, self.resolver.first)
-        missing = self._look_up(missing, self.resolver.rest)
+        resolver = self.resolver
+        missing = self._look_up(items, lambda i: resolver.first(i.source, i.tag, i.local))
+        missing = self._look_up(missing, lambda i: resolver.rest(i.source, i.tag))
         if missing and last:
             missing = self._walk(missing)
             self.counts.no_flow += len(missing)
@@ -271,11 +279,11 @@ class Assigner:
         self._mark([item for item in items if item.flow is not None])
 
     def _look_up(
-        self, items: list[_Item], candidates: Callable[[Source, bytes], list[Tuple]]
+        self, items: list[_Item], candidates: Callable[[_Item], list[Tuple]]
     ) -> list[_Item]:
         """Ask the kernel for candidate tuples; returns items that none of them fits."""
         asked: list[tuple[_Item, Tuple]] = [
-            (item, flow) for item in items for flow in candidates(item.source, item.tag)
+            (item, flow) for item in items for flow in candidates(item)
         ]
         marks = self._conntrack.get_marks([flow for _item, flow in asked])
         for (item, flow), mark in zip(asked, marks, strict=True):
@@ -374,6 +382,8 @@ class Assigner:
         return self._restrict(item, flow, held, verdict, fresh, gone)
 
     def _is_free_text(self, flow: Tuple) -> bool:
+        if self._settings.source == "webhook":
+            return False  # no name can leave its place in JSON
         return any(low <= flow.dport <= high for low, high in self._settings.free_text_ports)
 
     def _restrict(
@@ -444,8 +454,9 @@ class Assigner:
         """An untainted claim stands: fast path for its repetitions, voucher for tainted ones."""
         claim = item.claim
         assert claim.email is not None
-        # Under no other spelling could a conflict find and forget it.
-        if claim.source in spellings(item.source):
+        # Under no other spelling could a conflict find and forget it; and where our end is known,
+        # one source may have several flows.
+        if claim.local is None and claim.source in spellings(item.source):
             if len(self._recent) >= _RECENT:
                 for source in list(self._recent)[: _RECENT // 4]:
                     del self._recent[source]
@@ -459,6 +470,37 @@ class Assigner:
             # Forgetting one makes its restriction last: the safe side.
             del self._soft[next(iter(self._soft))]
         self._soft[flow] = None
+
+    # -- a conntrack table that others have flushed -----------------------------------------------
+
+    def check_flush(self, now_s: float) -> int:
+        """Once a second: notice ``conntrack -F`` and mark again; returns how many flows were.
+
+        Flows come back with their next packet, unmarked, and no line tells. A few flows marked
+        lately are looked at; if most of those that exist bear no mark, all are marked again, now
+        and a few times more while silent flows wake up. Softly: a tuple may be reused by now.
+        """
+        if now_s < self._remark_until:
+            if now_s < self._remark_next:
+                return 0
+            self._remark_next = now_s + _REMARK_GAP_S
+            return self._remark()
+        sample = list(self._recent.values())[-_SAMPLE:]
+        marks = self._conntrack.get_marks([unpack(record.request)[0] for record in sample])
+        lost = sum(mark == 0 for mark in marks)
+        if lost < _SAMPLE_LOST or 2 * lost < sum(mark is not None for mark in marks):
+            return 0
+        self._remark_until, self._remark_next = now_s + _REMARK_S, now_s + 1
+        return self._remark()
+
+    def _remark(self) -> int:
+        """Mark all flows marked lately that have lost their mark."""
+        flows = [unpack(record.request) for record in self._recent.values()]
+        marks = self._conntrack.get_marks([flow for flow, _mark in flows])
+        lost = [pair for pair, mark in zip(flows, marks, strict=True) if mark == 0]
+        for flow, _mark in lost:
+            self._soften(flow)
+        return len(lost) - len(self._conntrack.set_marks(lost))
 
     # -- classes --------------------------------------------------------------------------------
 

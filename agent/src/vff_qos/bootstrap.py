@@ -35,7 +35,6 @@ class Memory(Protocol):
 def observe(settings: Settings, recorded: Recorded) -> Observed:
     """What is there now, of ours and what is in our way."""
     netlink = Netlink(socket.NETLINK_ROUTE)
-    classes = tc.Tc()
     try:
         found = links.links(netlink)
         names = {link.ifindex: name for name, link in found.items()}
@@ -48,8 +47,10 @@ def observe(settings: Settings, recorded: Recorded) -> Observed:
                 hooks = ["ingress", "egress"] if qdisc.kind == "clsact" else ["ingress"]
             elif qdisc.parent == layout.ROOT_PARENT and qdisc.kind == "htb" and major in majors:
                 hooks = ["root"]
-                states = classes.classes(index, major)
-                seen.classes[qdisc.dev, major] = {m: s.params for m, s in states.items()}
+                shared = (CEIL_MINOR, UNCLASSIFIED_MINOR)
+                seen.classes[qdisc.dev, major] = filters.read_classes(
+                    netlink, index, major, shared
+                )
             else:
                 continue
             for hook in hooks:
@@ -57,7 +58,6 @@ def observe(settings: Settings, recorded: Recorded) -> Observed:
         return seen
     finally:
         netlink.close()
-        classes.close()
 
 
 def reconcile(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:

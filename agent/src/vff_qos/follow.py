@@ -104,7 +104,7 @@ class Follower:
                 self._selector.register(descriptor, selectors.EVENT_READ)
             self._journal.event(
                 "started",
-                f"vff-qos {__version__} follows {self._settings.access_log}: "
+                f"vff-qos {__version__} follows {self._settings.origin}: "
                 f"{self._assigner.users} users and {flows} live flows adopted",
                 INFO,
             )
@@ -192,6 +192,9 @@ class Follower:
             self._signals.discard(signal.SIGHUP)
             self._reload()
         self._assigner.flush()
+        again = self._assigner.check_flush(now)
+        if again:
+            self._journal.limited("healed", f"conntrack was flushed: {again} flows marked again")
         self._save_checkpoint()
         self._heal(now)
         notify("WATCHDOG=1")
@@ -205,14 +208,14 @@ class Follower:
         if counters.masked:
             self._journal.limited(
                 "masked",
-                f"{self._settings.access_log}: addresses are masked, so nobody can be "
+                f"{self._settings.origin}: addresses are masked, so nobody can be "
                 'limited; remove "maskAddress" from the proxy\'s "log" settings',
                 ERROR,
             )
         if counters.error_log:
             self._journal.limited(
                 "mixed",
-                f"{self._settings.access_log}: access and error log share one stream, in "
+                f"{self._settings.origin}: access and error log share one stream, in "
                 'which strangers can forge lines; give "error" its own file',
                 WARNING,
             )

@@ -73,7 +73,8 @@ class Claim(NamedTuple):
     ``detour`` the text in brackets.  ``email`` is empty when the line names no user, and None
     when it begins as an accepted one but does not parse to its end: somebody moved bytes there,
     and the flow is real.
-    ``position`` counts the stream's bytes up to the line.
+    ``position`` counts the stream's bytes up to the line.  ``local`` is our end of the flow
+    (``192.0.2.1:443``) where the source of claims knows it; no access log does.
     """
 
     source: bytes
@@ -82,6 +83,7 @@ class Claim(NamedTuple):
     tainted: bool
     time: bytes
     position: int = 0
+    local: bytes | None = None
 
 
 class Source(NamedTuple):
@@ -151,9 +153,14 @@ class Scanner:
         self._taint_left = 0
         self._scanned = 0
 
-    def taint(self) -> None:
+    def taint(self, length: int = TAINT_BYTES) -> None:
         """Distrust what follows: the stream was cut, or a stranger's text went by."""
-        self._taint_left = TAINT_BYTES
+        self._taint_left = length
+
+    @property
+    def taint_left(self) -> int:
+        """How many of the next bytes will be distrusted; a checkpoint keeps it."""
+        return self._taint_left
 
     def scan(self, block: bytes) -> list[Claim]:
         """Claims of ``block``, which must end with a newline, in the order of the lines."""
@@ -171,7 +178,8 @@ class Scanner:
             source, detour, email = found.groups()
             time = block[start : start + _TIME_BYTES]
             tainted = start < taint_end
-            claims.append(new(Claim, (source, detour, email, tainted, time, scanned + start)))
+            place = scanned + start
+            claims.append(new(Claim, (source, detour, email, tainted, time, place, None)))
             whole += 1
         counters.lines += whole
         counters.claims += whole

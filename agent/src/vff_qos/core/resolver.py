@@ -38,21 +38,26 @@ class Resolver:
         for address in addresses:
             self._addresses[len(address)].append(address)
 
-    def first(self, source: Source, tag: bytes) -> list[Tuple]:
-        """Tuples worth asking for at once: what the tag's earlier flows had."""
-        ends = self._learned.get((tag, len(source.address), source.proto), ())
-        return [_tuple(source, end) for end in ends]
+    def first(self, source: Source, tag: bytes, local: Source | None = None) -> list[Tuple]:
+        """Tuples worth asking for at once: what the tag's earlier flows had.
+
+        Before these, ``local``, our own end where the claim names it; but behind DNAT (Docker)
+        that is not the flow's original destination.
+        """
+        ends: list[_End] = []
+        if local is not None:
+            ends = [(proto, local.address, local.port) for proto in _protos(source)]
+        ends += self._learned.get((tag, len(source.address), source.proto), ())
+        return [_tuple(source, end) for end in dict.fromkeys(ends)]
 
     def rest(self, source: Source, tag: bytes) -> list[Tuple]:
         """All other tuples the flow may have; empty if there are too many to ask for."""
         if not self.can_ask(source):
             return []
         known = self._learned.get((tag, len(source.address), source.proto), ())
-        # A prefix says what the flow within the tunnel is; outside it is TCP more often than not.
-        protos = (UDP, TCP) if source.proto == UDP else (TCP, UDP)
         ends = (
             (proto, address, port)
-            for proto in protos
+            for proto in _protos(source)
             for low, high in self._ports
             for port in range(low, high + 1)
             for address in self._ours(source)
@@ -94,6 +99,11 @@ class Resolver:
                 ends.remove(end)
             ends.insert(0, end)
             del ends[_LEARNED_PER_TAG:]
+
+
+def _protos(source: Source) -> tuple[int, int]:
+    """A prefix says what the flow within the tunnel is; outside it is TCP more often than not."""
+    return (UDP, TCP) if source.proto == UDP else (TCP, UDP)
 
 
 def _tuple(source: Source, end: _End) -> Tuple:

@@ -10,11 +10,19 @@ from .document import Document
 from .rates import parse_rate
 
 LEAVES = ("fq_codel", "pfifo", "cake")
-SOURCES = ("file",)
+SOURCES = ("file", "container", "journal", "webhook")
 
 #: Linux: IFNAMSIZ is 16 with the terminating zero; '/' and white space are not allowed.
 _IFNAME = re.compile(r"[^\s/:]{1,15}")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+#: What Docker and Podman accept.
+_CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,247}\.(?:service|scope)")
+_LISTEN = re.compile(
+    r"unix:/[!-~]{1,106}|(?:127(?:\.\d{1,3}){3}|\[::1\]):(?P<port>\d{1,5})", re.ASCII
+)
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
+_GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 PortRange = tuple[int, int]
 
@@ -50,7 +58,25 @@ class Settings:
     free_text_ports: tuple[PortRange, ...] = ()
     source: str = "file"
     access_log: str = "/var/log/xray/access.log"
+    container: str = ""
+    journal_unit: str = ""
+    #: ``unix:/path`` or ``127.0.0.1:port``.
+    webhook_listen: str = ""
+    webhook_group: str = ""
+    webhook_mode: int = 0o660
+    webhook_token: str = ""
     gc: GcSettings = field(default_factory=GcSettings)
+
+    @property
+    def origin(self) -> str:
+        """Where identities come from, for people."""
+        if self.source == "container":
+            return f"{self.access_log} in container {self.container}"
+        if self.source == "journal":
+            return f"the journal of {self.journal_unit or 'container ' + self.container}"
+        if self.source == "webhook":
+            return f"the webhook at {self.webhook_listen}"
+        return self.access_log
 
 
 def parse_settings(text: bytes, where: str) -> Settings:
@@ -71,6 +97,12 @@ def parse_settings(text: bytes, where: str) -> Settings:
             "take_foreign_root",
             "source",
             "access_log",
+            "container",
+            "journal_unit",
+            "webhook_listen",
+            "webhook_group",
+            "webhook_mode",
+            "webhook_token",
             "gc",
         ),
     )
@@ -85,7 +117,14 @@ def parse_settings(text: bytes, where: str) -> Settings:
     access_log = data.get("access_log", base.access_log)
     if not isinstance(access_log, str) or not access_log.startswith("/"):
         raise doc.fail(("access_log",), f"{access_log!r} is not an absolute path")
-    return Settings(
+    source = _choice(doc, "source", data, SOURCES, base.source)
+    webhook_mode = data.get("webhook_mode", "0660")
+    # Without quotes YAML makes another number of it.
+    if not isinstance(webhook_mode, str) or not re.fullmatch(r"0?[0-7]{3}", webhook_mode):
+        raise doc.fail(
+            ("webhook_mode",), f"{webhook_mode!r} is not a mode in quotes such as '0660'"
+        )
+    settings = Settings(
         wan=_ifname(doc, "wan", data, base.wan),
         ifb=_ifname(doc, "ifb", data, base.ifb),
         major=_major(doc, data, base.major),
@@ -98,8 +137,18 @@ def parse_settings(text: bytes, where: str) -> Settings:
         ),
         leaf=_choice(doc, "leaf", data, LEAVES, base.leaf),
         take_foreign_root=_flag(doc, ("take_foreign_root",), data, base.take_foreign_root),
-        source=_choice(doc, "source", data, SOURCES, base.source),
+        source=source,
         access_log=access_log,
+        container=_text(doc, "container", data, _CONTAINER, "the name of a container"),
+        journal_unit=_text(doc, "journal_unit", data, _UNIT, "a unit such as 'xray.service'"),
+        webhook_listen=_text(
+            doc, "webhook_listen", data, _LISTEN, "'unix:/absolute/path' or '127.0.0.1:port'"
+        ),
+        webhook_group=_text(doc, "webhook_group", data, _GROUP, "the name of a group"),
+        webhook_mode=int(webhook_mode, 8),
+        webhook_token=_text(
+            doc, "webhook_token", data, _TOKEN, "16 to 256 letters, digits or ._~+/=-"
+        ),
         gc=GcSettings(
             idle_s=_whole(doc, ("gc", "idle_s"), gc, base.gc.idle_s, 1, 10**9),
             min_age_s=_whole(doc, ("gc", "min_age_s"), gc, base.gc.min_age_s, 0, 10**9),
@@ -107,6 +156,49 @@ def parse_settings(text: bytes, where: str) -> Settings:
             pool_max=_whole(doc, ("gc", "pool_max"), gc, base.gc.pool_max, 0, 65_000),
         ),
     )
+    _check_source(doc, settings)
+    return settings
+
+
+def _check_source(doc: Document, settings: Settings) -> None:
+    """The chosen source has what it needs."""
+    if settings.source == "container" and not settings.container:
+        raise doc.fail(("container",), "is needed by 'source: container': the container's name")
+    if settings.source == "journal" and bool(settings.journal_unit) == bool(settings.container):
+        raise doc.fail(
+            ("journal_unit",),
+            "'source: journal' needs either journal_unit or container, to know whose entries",
+        )
+    if settings.source != "webhook":
+        return
+    if not settings.webhook_listen:
+        raise doc.fail(
+            ("webhook_listen",),
+            "is needed by 'source: webhook': 'unix:/run/vff-qos/webhook.sock' or '127.0.0.1:port'",
+        )
+    found = _LISTEN.fullmatch(settings.webhook_listen)
+    if found and found["port"]:
+        if not 1 <= int(found["port"]) <= 65_535:
+            raise doc.fail(("webhook_listen",), f"{found['port']} is not a port (1 to 65535)")
+        if not settings.webhook_token:
+            # A customer's connection through the proxy to 127.0.0.1 comes from a local process.
+            raise doc.fail(
+                ("webhook_token",),
+                "is needed where webhook_listen is a port: without it every customer can post "
+                "through the proxy itself; a unix socket needs none",
+            )
+
+
+def _text(
+    doc: Document, key: str, data: dict[str, Any], grammar: re.Pattern[str], what: str
+) -> str:
+    """A string that matches ``grammar``; empty if the key is missing or empty."""
+    value = data.get(key, "")
+    if value != "" and (not isinstance(value, str) or not grammar.fullmatch(value)):
+        # Never the value itself: it may be a secret.
+        shown = "the value" if key.endswith("token") else repr(value)
+        raise doc.fail((key,), f"{shown} is not {what}")
+    return str(value)
 
 
 def _rate(doc: Document, path: tuple[str, ...], data: dict[str, Any], default: int) -> int:

@@ -283,6 +283,14 @@ def prepare(flow: Tuple, mark: int) -> bytes:
     return encode_set(0, flow, mark)[_TAIL:]
 
 
+def unpack(prepared: bytes) -> tuple[Tuple, int]:
+    """Flow and mark of a prepared request."""
+    entry = decode(prepared[HEADER.size - _TAIL :])
+    flow = decode_tuple(entry.tuple_raw)
+    assert flow is not None  # we packed it
+    return flow, entry.mark
+
+
 class Conntrack:
     """The conntrack table of this network namespace."""
 

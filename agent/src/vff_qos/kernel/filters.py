@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..core.htb import classid
+from ..core.htb import MINOR_MASK, HtbClass, classid
 from ..core.layout import INGRESS_PARENT, ROOT_PARENT, Filter, Key, Qdisc
 from ..errors import KernelRefused
 from .links import send
@@ -32,8 +32,10 @@ from .netlink import (
     attrs,
     nest,
 )
+from .tc import decode_class
 
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
+_GETTCLASS = 42
 _NEWFILTER, _DELFILTER, _GETFILTER = 44, 45, 46
 _NLM_F_REPLACE = 0x100
 _DUMP = NLM_F_REQUEST | NLM_F_DUMP
@@ -116,6 +118,22 @@ def set_qdisc(netlink: Netlink, index: int, new: Qdisc, flags: int = _NLM_F_REPL
     what = f"adding qdisc {new.kind} {new.handle >> 16:x}: to interface {index}"
     head = _tcmsg(index, new.handle, new.parent)
     send(netlink, _NEWQDISC, NLM_F_CREATE | flags, head + body, what)
+
+
+def read_classes(
+    netlink: Netlink, index: int, major: int, minors: tuple[int, ...]
+) -> dict[int, HtbClass]:
+    """{minor: class} of those of ``minors`` that exist.
+
+    Read from a dump, of which users' classes are skipped: the answer to a single RTM_GETTCLASS goes
+    to all listeners, who take it for a change.
+    """
+    found = {}
+    what = f"reading classes of {major:x}: on interface {index}"
+    for data in netlink.dump(_GETTCLASS, _tcmsg(index, 0, classid(major, 0)), what):
+        if _TCMSG.unpack_from(data)[2] & MINOR_MASK in minors and (decoded := decode_class(data)):
+            found[decoded[1] & MINOR_MASK] = decoded[3].params
+    return found
 
 
 def delete_qdisc(netlink: Netlink, index: int, parent: int, handle: int = 0) -> None:

@@ -237,6 +237,7 @@ class FileSource:
 
     def close(self) -> None:
         """Release all descriptors."""
+        self._sum_counters()
         for tail in self._tails:
             os.close(tail.fd)
         self._inotify.close()

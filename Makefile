@@ -1,0 +1,107 @@
+# Two kinds of targets: those of an operator (qos, qos-disable, qos-absent, qos-check), which act on
+# the hosts of INVENTORY, and those of a developer, which act on this machine and on lab nodes.
+
+SHELL := /bin/bash -euo pipefail
+.DEFAULT_GOAL := help
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+INVENTORY ?= inventory.yml
+LIMIT ?=
+EXTRA ?=
+CONFIRM ?=
+
+PY := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)/agent/src:$(CURDIR)/tests
+# This checkout is vff.qos, whatever is installed elsewhere.
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build
+export ANSIBLE_INJECT_FACT_VARS := false
+export ANSIBLE_PIPELINING := true
+export ANSIBLE_NOCOWS := true
+
+PLAY = ansible-playbook -i '$(INVENTORY)' vff.qos.site $(if $(LIMIT),--limit '$(LIMIT)') $(EXTRA)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nVariables\n  LIMIT=node         only these hosts\n  INVENTORY=FILE     default inventory.yml\n  EXTRA="..."        more arguments for ansible-playbook\n'
+
+##@ On your nodes
+
+# No -e qos_state here: it would override a host whose inventory says disabled.
+.PHONY: qos
+qos: build inventory ## Bring the hosts into the state that the inventory says (default: present)
+	$(PLAY)
+
+.PHONY: qos-check
+qos-check: build inventory ## Show what `make qos` would change; changes nothing
+	$(PLAY) --check --diff
+
+.PHONY: qos-disable
+qos-disable: setup inventory ## Kill switch: lift all limits at once, also after a reboot
+	$(PLAY) -e qos_state=disabled
+
+.PHONY: qos-absent
+qos-absent: setup inventory ## Remove everything; needs LIMIT=host or CONFIRM=1
+	@if [ -z '$(LIMIT)' ] && [ '$(CONFIRM)' != 1 ]; then \
+	  echo 'make qos-absent removes vff-qos from every host of $(INVENTORY); say which with LIMIT=host, or CONFIRM=1 for all' >&2; exit 2; fi
+	$(PLAY) -e qos_state=absent
+
+.PHONY: inventory
+inventory:
+	@if [ ! -e '$(INVENTORY)' ]; then \
+	  echo 'there is no $(INVENTORY); write one (README.md has an example) or name yours with INVENTORY=' >&2; exit 2; fi
+
+##@ On this machine
+
+.PHONY: demo
+demo: build ## Boot a lab node, deploy, move traffic of many users, measure, draw
+	$(PY) -m lab demo
+
+.PHONY: test
+test: build lint ## Lint, unit tests, network namespaces, the molecule scenario on a lab node
+	$(PY) -m pytest tests
+
+.PHONY: molecule
+molecule: build ## Only the molecule scenario
+	cd build/ansible_collections/vff/qos && molecule test --no-command-borders
+
+.PHONY: test-unit
+test-unit: build ## Only what needs neither root nor a lab node
+	$(PY) -m pytest tests/unit
+
+.PHONY: lint
+lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
+	yamllint -s .
+	cd build/ansible_collections/vff/qos && ansible-lint --strict -q
+	ruff check agent plugins tests
+	mypy
+	antsibull-changelog lint
+
+.PHONY: bench
+bench: build ## Measure the agent and the datapath; writes build/bench/report.json
+	$(PY) -m lab bench
+
+.PHONY: build
+build: build/collection.stamp ## Build the wheels that travel with the role and the collection's tarball
+
+AGENT_FILES := agent/pyproject.toml $(shell find agent/src -name '*.py')
+ROLE_FILES := $(shell find galaxy.yml meta roles plugins playbooks docs README.md LICENSE \
+  -type f -not -path 'roles/qos/files/wheels/*' -not -name '*.pyc')
+
+roles/qos/files/wheels/SHA256SUMS: tests/wheels.sh roles/qos/files/requirements.txt $(AGENT_FILES) | setup
+	bash tests/wheels.sh
+
+build/collection.stamp: roles/qos/files/wheels/SHA256SUMS $(ROLE_FILES)
+	rm -f build/vff-qos-*.tar.gz
+	ansible-galaxy collection build --force --output-path build .
+	@touch $@
+
+.PHONY: setup
+setup:
+	@bash tests/setup.sh
+
+.PHONY: clean
+clean: ## Delete what was built (not the lab's image cache)
+	rm -rf build roles/qos/files/wheels .mypy_cache .pytest_cache .ruff_cache .ansible .cache

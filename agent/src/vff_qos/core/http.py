@@ -1,0 +1,131 @@
+"""As much of an HTTP/1.1 server's parser as a webhook needs: POST, a length, a body.
+
+Strict on purpose: what RFC 9112 lets a server refuse is refused, and everything is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+MAX_HEAD_BYTES = 8_192
+MAX_BODY_BYTES = 65_536
+
+#: What a person reads in the engine's log; nothing but the number matters to a program.
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    405: "Method Not Allowed",
+    411: "Length Required",
+    413: "Content Too Large",
+    417: "Expectation Failed",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+}
+
+_REQUEST = re.compile(rb"([A-Z]{1,16}) [!-~]{1,4096} HTTP/1\.([01])\r\n")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}):([\t -~\x80-\xff]*)\r\n")
+
+
+class BadRequest(Exception):
+    """The connection cannot go on: ``status`` is the answer, then it must be closed."""
+
+    def __init__(self, status: int, problem: str) -> None:
+        self.status, self.problem = status, problem
+        super().__init__(problem)
+
+
+class Request(NamedTuple):
+    """A whole request.  ``authorization`` is that field's value, empty if there is none."""
+
+    body: bytes
+    authorization: bytes
+    keep_alive: bool
+
+
+class _Head(NamedTuple):
+    length: int
+    authorization: bytes
+    keep_alive: bool
+
+
+class Parser:
+    """Requests out of the bytes of one connection, however they are cut."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._head: _Head | None = None
+
+    @property
+    def room(self) -> int:
+        """How many bytes may be fed now, at least one."""
+        return MAX_HEAD_BYTES + MAX_BODY_BYTES - len(self._buffer)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request has begun."""
+        return not self._buffer and self._head is None
+
+    def feed(self, data: bytes) -> list[Request]:
+        """The requests that ``data`` (at most ``room`` bytes) completes.  Raises BadRequest."""
+        seen = max(0, len(self._buffer) - 3)
+        self._buffer += data
+        requests: list[Request] = []
+        while True:
+            if self._head is None:
+                end = self._buffer.find(b"\r\n\r\n", seen)
+                if end > MAX_HEAD_BYTES or (end < 0 and len(self._buffer) > MAX_HEAD_BYTES):
+                    raise BadRequest(431, f"a head of more than {MAX_HEAD_BYTES} bytes")
+                if end < 0:
+                    return requests
+                self._head = _parse_head(bytes(self._buffer[: end + 2]))
+                del self._buffer[: end + 4]
+            length, authorization, keep_alive = self._head
+            if len(self._buffer) < length:
+                return requests
+            requests.append(Request(bytes(self._buffer[:length]), authorization, keep_alive))
+            del self._buffer[:length]
+            self._head = None
+            seen = 0
+
+
+def _parse_head(head: bytes) -> _Head:
+    """``head`` ends with the last field's CRLF."""
+    line = _REQUEST.match(head)
+    if line is None:
+        raise BadRequest(400, "no HTTP/1.1 request line")
+    fields: dict[bytes, bytes] = {}
+    position = line.end()
+    while position < len(head):
+        field = _FIELD.match(head, position)
+        if field is None:
+            raise BadRequest(400, "a header line that is none")
+        name = field[1].lower()
+        if name in fields and name in (b"content-length", b"authorization", b"transfer-encoding"):
+            raise BadRequest(400, f"{name.decode()} stands twice")
+        fields[name] = field[2].strip(b" \t")
+        position = field.end()
+    if line[1] != b"POST":
+        raise BadRequest(405, "a method other than POST")
+    if b"transfer-encoding" in fields:
+        raise BadRequest(501, "a transfer encoding")
+    if b"expect" in fields:
+        raise BadRequest(417, "an expectation")
+    length = fields.get(b"content-length")
+    if length is None:
+        raise BadRequest(411, "no Content-Length")
+    if not re.fullmatch(rb"[0-9]{1,9}", length):
+        raise BadRequest(400, "a Content-Length that is no number")
+    if int(length) > MAX_BODY_BYTES:
+        raise BadRequest(413, f"a body of more than {MAX_BODY_BYTES} bytes")
+    close = line[2] == b"0" or b"close" in fields.get(b"connection", b"").lower()
+    return _Head(int(length), fields.get(b"authorization", b""), not close)
+
+
+def answer(status: int, close: bool) -> bytes:
+    """A response without a body."""
+    lines = [f"HTTP/1.1 {status} {REASONS[status]}", "Content-Length: 0"]
+    if close:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode()

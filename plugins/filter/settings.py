@@ -1,0 +1,96 @@
+"""Refuses settings that cannot work, on the controller, before a host is touched."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+_AGENT = Path(__file__).resolve().parents[2] / "agent" / "src"
+
+#: Key in settings.yml or policy.yml -> the role's variable.
+_VARIABLES = {
+    "wan": "qos_if_wan",
+    "ifb": "qos_if_ifb",
+    "handle": "qos_handle",
+    "service_ports": "qos_service_ports",
+    "node_ceil": "qos_wan_ceil",
+    "unclassified.upload": "qos_unclassified_upload",
+    "unclassified.download": "qos_unclassified_download",
+    "leaf": "qos_leaf",
+    "source": "qos_identity_source",
+    "access_log": "qos_xray_access_log_path",
+    "gc.idle_s": "qos_gc_idle_sec",
+    "gc.min_age_s": "qos_gc_min_age_sec",
+    "gc.pool_max": "qos_gc_pool_max",
+    "default.upload": "qos_upload_default",
+    "default.download": "qos_download_default",
+    "users": "qos_users",
+}
+#: systemd.time(7), as far as an operator needs it: "10min", "1h 30min", "90".
+_TIME_SPAN = re.compile(r"(?:\d+ ?(?:s|sec|min|m|h|hr|d)?(?: |$))+|(?:\d+(?:s|sec|min|m|h|hr|d))+")
+
+
+def _variable(key: str) -> str:
+    """The role's variable for a dotted key: ``users.a@x.upload`` -> ``qos_users[a@x.upload]``."""
+    if key in _VARIABLES:
+        return _VARIABLES[key]
+    head, _, rest = key.partition(".")
+    return f"{_VARIABLES.get(head, head)}[{rest}]" if rest else _VARIABLES.get(head, head)
+
+
+def unknown_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """One sentence for each of ``names`` that is not in ``known``, with the likely meaning."""
+    allowed = sorted(known)
+    problems = []
+    for name in sorted(set(names) - set(allowed)):
+        near = difflib.get_close_matches(name, allowed, 1)
+        hint = f"did you mean {near[0]}?" if near else "see ansible-doc -t role vff.qos.qos"
+        problems.append(f"{name} is not a variable of the role vff.qos.qos; {hint}")
+    return problems
+
+
+def settings_problems(
+    settings: Mapping[str, Any], policy: Mapping[str, Any], interval: str, container: str
+) -> list[str]:
+    """One sentence for each thing in the settings that the agent would refuse.
+
+    The agent names the first problem of a file, so at most one comes from each of the two.
+    """
+    if str(_AGENT) not in sys.path:
+        sys.path.append(str(_AGENT))
+    try:
+        from vff_qos.core.policy import parse_policy
+        from vff_qos.core.settings import parse_settings
+        from vff_qos.errors import ConfigError
+    except ImportError as error:
+        raise AnsibleFilterError(f"the agent's code is not in {_AGENT}: {error}") from error
+
+    problems = []
+    for parse, data in ((parse_settings, settings), (parse_policy, policy)):
+        try:
+            # JSON is YAML; ansible's own string and number types pass through it as plain ones.
+            parse(json.dumps(data, ensure_ascii=False, default=str).encode(), "")
+        except ConfigError as error:
+            problems.append(f"{_variable(error.key)}: {error.problem}")
+    if not _TIME_SPAN.fullmatch(interval):
+        problems.append(f"qos_gc_interval: {interval!r} is not a time such as 10min or 1h 30min")
+    if container:
+        problems.append(
+            "qos_container: the log is read from a file; mount the log directory of the container "
+            f"{container!r} from the host, set qos_xray_access_log_path and leave this empty"
+        )
+    return problems
+
+
+class FilterModule:
+    """Filters of this file."""
+
+    def filters(self) -> dict[str, Any]:
+        return {"settings_problems": settings_problems, "unknown_variables": unknown_variables}

@@ -1,0 +1,278 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: MIT
+"""Writes several small files as one step: all are checked before the first is replaced."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qos_files
+short_description: Write or delete a set of files together
+version_added: 0.1.0
+author: vff.qos contributors
+description:
+  - Files that belong together are validated together, and none is replaced if one is wrong.
+  - Each file is replaced by a rename, so that a reader sees the old or the new one.
+attributes:
+  check_mode:
+    support: full
+    description: Validates, too, if the command for it exists.
+  diff_mode:
+    support: full
+    description: Shows the content of each file.
+options:
+  directories:
+    description: Directories to make before the files; owned by root.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where.
+        type: path
+        required: true
+      group:
+        description: Group of the directory.
+        type: str
+        default: root
+      mode:
+        description: Permissions.
+        type: str
+        default: "0755"
+  files:
+    description: Files to write; owned by root.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where.
+        type: path
+        required: true
+      content:
+        description: What.
+        type: str
+        required: true
+      group:
+        description: Group of the file.
+        type: str
+        default: root
+      mode:
+        description: Permissions.
+        type: str
+        default: "0644"
+  links:
+    description: Symbolic links to make; their targets need not exist.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where.
+        type: path
+        required: true
+      target:
+        description: Where it leads to.
+        type: path
+        required: true
+  validate:
+    description:
+      - Command that must succeed before a file is replaced. A word that is the path of one of
+        O(files) stands for its new content.
+    type: list
+    elements: str
+    default: []
+  absent:
+    description: Files and directories to delete.
+    type: list
+    elements: path
+    default: []
+  absent_if_empty:
+    description: Directories to delete after that, in this order, if nothing is in them.
+    type: list
+    elements: path
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Write two files that belong together
+  vff.qos.qos_files:
+    directories:
+      - {path: /etc/example}
+    files:
+      - {path: /etc/example/a.yml, content: "a: 1\n"}
+      - {path: /etc/example/b.yml, content: "b: 1\n", mode: "0640"}
+    validate: [/usr/bin/example, --check, /etc/example/a.yml, /etc/example/b.yml]
+"""
+
+RETURN = r"""
+paths:
+  description: What was written, linked, made or deleted.
+  type: list
+  elements: str
+  returned: always
+  sample: [/etc/example/a.yml]
+"""
+
+import os
+import shutil
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def text_of(path):
+    """Content of a file, or None if there is no file."""
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def fill_in(words, new_files):
+    """``words`` with each path that is in ``new_files`` replaced by its stand-in."""
+    return [new_files.get(word, word) for word in words]
+
+
+def write_new(module, changed):
+    """Temporary files with the new contents, by path."""
+    new_files = {}
+    for item in changed:
+        handle, temporary = tempfile.mkstemp(dir=module.tmpdir)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(item["content"])
+        new_files[item["path"]] = temporary
+    return new_files
+
+
+def validate(module, new_files):
+    """Runs the validation; ends the module with its words, which name the real paths."""
+    words = module.params["validate"]
+    # In check mode the command may be something that the same run would install.
+    if not words or not new_files or (module.check_mode and not os.path.exists(words[0])):
+        return
+    rc, out, err = module.run_command(fill_in(words, new_files))
+    if rc != 0:
+        message = (err or out).strip()
+        for path, temporary in new_files.items():
+            message = message.replace(temporary, path)
+        module.fail_json(msg=message or f"{' '.join(words)} ended with {rc}")
+
+
+def fix_attributes(module, item):
+    """Owner, group and mode; True if something was different."""
+    path = item["path"]
+    if module.check_mode and not os.path.lexists(path):
+        return False
+    arguments = module.load_file_common_arguments(
+        {"path": path, "owner": "root", "group": item["group"], "mode": item["mode"]}
+    )
+    return module.set_fs_attributes_if_different(arguments, False)
+
+
+def delete(module, path):
+    if module.check_mode:
+        return
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def main():
+    attributes = {"group": {"type": "str", "default": "root"}}
+    module = AnsibleModule(
+        argument_spec={
+            "directories": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "mode": {"type": "str", "default": "0755"},
+                    **attributes,
+                },
+            },
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str", "required": True},
+                    "mode": {"type": "str", "default": "0644"},
+                    **attributes,
+                },
+            },
+            "links": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "target": {"type": "path", "required": True},
+                },
+            },
+            "validate": {"type": "list", "elements": "str", "default": []},
+            "absent": {"type": "list", "elements": "path", "default": []},
+            "absent_if_empty": {"type": "list", "elements": "path", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    paths, diff = [], []
+
+    old = {item["path"]: text_of(item["path"]) for item in params["files"]}
+    changed = [item for item in params["files"] if old[item["path"]] != item["content"]]
+    new_files = write_new(module, changed)
+    validate(module, new_files)
+
+    for item in params["directories"]:
+        path, made = item["path"], False
+        if not os.path.isdir(path):
+            made = True
+            if not module.check_mode:
+                os.makedirs(path, 0o755)
+        if fix_attributes(module, item) or made:
+            paths.append(path)
+    for item in params["files"]:
+        path, written = item["path"], item in changed
+        if written:
+            before = old[path] or ""
+            diff.append({"before_header": path, "after_header": path,
+                         "before": before, "after": item["content"]})  # fmt: skip
+            if not module.check_mode:
+                module.atomic_move(new_files[path], path)
+        if fix_attributes(module, item) or written:
+            paths.append(path)
+    for item in params["links"]:
+        path, target = item["path"], item["target"]
+        if not os.path.islink(path) or os.readlink(path) != target:
+            paths.append(path)
+            if not module.check_mode:
+                temporary = f"{path}.new"
+                if os.path.lexists(temporary):
+                    os.unlink(temporary)
+                os.symlink(target, temporary)
+                os.replace(temporary, path)
+    for path in params["absent"]:
+        if os.path.lexists(path):
+            paths.append(path)
+            delete(module, path)
+    for path in params["absent_if_empty"]:
+        # In check mode what is in it may be what would be deleted.
+        if os.path.isdir(path) and {os.path.join(path, name) for name in os.listdir(path)} <= set(
+            paths
+        ):
+            paths.append(path)
+            if not module.check_mode:
+                os.rmdir(path)
+    if paths and not diff:
+        listing = "".join(f"{path}\n" for path in paths)
+        gone = bool(params["absent"])
+        diff = [{"before": listing if gone else "", "after": "" if gone else listing}]
+    module.exit_json(changed=bool(paths), paths=paths, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""make demo: a node, ten users, the real playbook, and what each of them gets."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .labnode import Lab
+from .measure import Measurement, Report
+from .node import Node
+from .progress import LabError, say, step
+from .snapshot import difference, snapshot
+from .users import DIRECTIONS, MBIT, USERS, role_variables
+
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "build" / "demo"
+
+MAX_ERROR_PCT = 5.0
+MAX_KILL_S = 1.0
+_MEASURE_S = 20.0
+_SAMPLE_S = 0.25
+#: In the kill switch run the sources send this many times the limit: enough to see it lifted.
+_OFFERED = 1.4
+_LIFTED, _HELD = 1.15, 1.08
+
+
+def demo() -> bool:
+    """Run everything; returns whether all went as it should."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    with Lab("demo") as lab:
+        lab.start_engine()
+        before = snapshot(lab.node)
+        play = _player(lab.node)
+        play("qos", "deploying with the playbook")
+        rows = []
+        reports: dict[str, Report] = {}
+        for direction in DIRECTIONS:
+            reports[direction] = lab.measure(direction, _MEASURE_S)
+            rows += [_row(m) for m in reports[direction].measurements]
+        _print_users(rows)
+        again_s = play("qos", "deploying again: nothing may change", "changed=0 ")
+        switch = _kill_switch(lab, play, again_s)
+        play("qos-absent", "removing everything")
+        residue = difference(before, snapshot(lab.node))
+    result = {"users": rows, **switch["figures"], "residue": residue}
+    (OUT / "report.json").write_text(json.dumps(result, indent=1))
+    _plot(reports, switch)
+    return _verdict(result)
+
+
+def _player(node: Node) -> Callable[..., float]:
+    """A function that runs a make target against the node; returns the seconds it took."""
+    inventory = node.inventory(OUT / "inventory" / "hosts.yml")
+    variables = OUT / "inventory" / "group_vars" / "all.yml"
+    variables.parent.mkdir(parents=True, exist_ok=True)
+    variables.write_text(yaml.safe_dump(role_variables(), sort_keys=False))
+
+    def play(target: str, what: str, expect: str = "") -> float:
+        command = ["make", "-C", str(ROOT), target, f"INVENTORY={inventory}", "LIMIT=node"]
+        started = time.monotonic()
+        with step(f"{what} (make {target} LIMIT=node)"):
+            done = subprocess.run(command, capture_output=True, text=True)
+        (OUT / f"{target}.log").write_text(done.stdout + done.stderr)
+        if done.returncode or expect not in done.stdout:
+            tail = (done.stdout + done.stderr).strip().splitlines()[-25:]
+            raise LabError(f"make {target} did not do what it should:\n  " + "\n  ".join(tail))
+        say(next(line for line in done.stdout.splitlines() if "ok=" in line))
+        return time.monotonic() - started
+
+    return play
+
+
+def _row(m: Measurement) -> dict[str, Any]:
+    return {
+        "email": m.user.email,
+        "protocol": m.user.protocol + ("/IPv6" if m.user.ipv6 else "") + "/UDP" * m.user.udp,
+        "direction": m.direction,
+        "limit_bps": m.limit_bps,
+        "measured_bps": round(m.measured_bps),
+        "error_pct": None if m.error_pct is None else round(m.error_pct, 2),
+        "flows": m.flows,
+        "ping_ms": round(m.ping_ms, 1),
+        "ping_idle_ms": round(m.ping_idle_ms, 1),
+        "goodput_bps": round(m.goodput_bps),
+    }
+
+
+def _print_users(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{'user':<12} {'protocol':<18} {'direction':<9} {'limit':>7} {'measured':>9} "
+          f"{'error':>7} {'flows':>5} {'ping idle':>10} {'loaded':>8}")  # fmt: skip
+    for row in rows:
+        limit = "none" if row["limit_bps"] is None else f"{row['limit_bps'] / MBIT:.1f}"
+        error = "" if row["error_pct"] is None else f"{row['error_pct']:+.1f} %"
+        print(
+            f"{row['email']:<12} {row['protocol']:<18} {row['direction']:<9} {limit:>7} "
+            f"{row['measured_bps'] / MBIT:>9.2f} {error:>7} {row['flows']:>5} "
+            f"{row['ping_idle_ms']:>7.1f} ms {row['ping_ms']:>5.1f} ms"
+        )
+    print("Rates in Mbit/s of Ethernet frames, as HTB counts them.\n", flush=True)
+
+
+def _kill_switch(lab: Lab, play: Callable[..., float], again_s: float) -> dict[str, Any]:
+    """Traffic all the while: limited, then disabled, then limited again."""
+    users = [
+        replace(user, offered=int(user.download * _OFFERED / user.devices))
+        for user in USERS
+        if user.download is not None
+    ]
+    seconds = 3 * again_s + 30
+    say(f"kill switch: {len(users)} users send {_OFFERED} times their limit for {seconds:.0f} s")
+    run = lab.start_traffic("download", seconds, users=users, interval_s=_SAMPLE_S, idle_s=0.5)
+    time.sleep(12)
+    play("qos-disable", "throwing the kill switch")
+    time.sleep(4)
+    play("qos", "bringing the limits back")
+    with step("waiting for the end of the traffic"):
+        report = run.result()
+    events = {kind: _event(lab.node, kind) for kind in ("suspended", "resumed")}
+    figures = {
+        "kill_switch_s": _settled(report, events["suspended"], lifted=True),
+        "restore_s": _settled(report, events["resumed"], lifted=False),
+    }
+    return {"report": report, "events": events, "figures": figures}
+
+
+def _event(node: Node, kind: str) -> float:
+    """The node's time at which the command behind the last event of a kind was started."""
+    from vff_qos.journal import MESSAGE_IDS
+
+    entry = json.loads(
+        node.ssh(f"journalctl -o json -n 1 MESSAGE_ID={MESSAGE_IDS[kind]}").splitlines()[-1]
+    )
+    return int(entry["__REALTIME_TIMESTAMP"]) / 1e6 - int(entry["VFF_QOS_TOOK_MS"]) / 1e3
+
+
+def _settled(report: Report, event: float, *, lifted: bool) -> float:
+    """Seconds from the command's start until every user's rate was lifted, or held again.
+
+    It counts to the beginning of the first sample that shows it, and of the next one, too.
+    """
+    slowest = 0.0
+    for m in report.measurements:
+        assert m.limit_bps
+        start = event - report.clock
+        shown = [
+            rate >= _LIFTED * m.limit_bps if lifted else rate <= _HELD * m.limit_bps
+            for _at, rate in m.series
+        ]
+        times = [
+            at - _SAMPLE_S
+            for (at, _rate), now, then in zip(m.series, shown, shown[1:], strict=False)
+            if at - _SAMPLE_S >= start and now and then
+        ]
+        slowest = max(slowest, times[0] - start if times else math.inf)
+    return round(slowest, 2)
+
+
+def _plot(reports: dict[str, Report], switch: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [(f"{name}, limits as lines", report) for name, report in reports.items()]
+    panels.append(("download: kill switch and back", switch["report"]))
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(11, 4.2 * len(panels)))
+    for axis, (title, report) in zip(axes, panels, strict=True):
+        for number, m in enumerate(report.measurements):
+            color = f"C{number}"
+            axis.plot(*zip(*[(at, rate / MBIT) for at, rate in m.series], strict=True),
+                      color=color, linewidth=1.2, label=m.user.email)  # fmt: skip
+            if m.limit_bps:
+                axis.axhline(m.limit_bps / MBIT, color=color, linewidth=0.7, linestyle="--")
+        axis.set(title=title, ylabel="Mbit/s", xlabel="seconds", yscale="log")
+        axis.set_yticks([1, 2, 5, 10, 20, 50], [1, 2, 5, 10, 20, 50])
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for kind, when in switch["events"].items():
+        at = when - switch["report"].clock
+        axes[-1].axvline(at, color="black", linewidth=1)
+        axes[-1].annotate(kind, (at, axes[-1].get_ylim()[1]), fontsize=8, va="bottom")
+    figure.tight_layout()
+    figure.savefig(OUT / "rates.png", dpi=110)
+
+
+def _verdict(result: dict[str, Any]) -> bool:
+    """Say what was reached; False if anything is not as it should be."""
+    wrong = [
+        f"{row['email']} {row['direction']}: {row['error_pct']:+.1f} %"
+        for row in result["users"]
+        if row["error_pct"] is not None and abs(row["error_pct"]) > MAX_ERROR_PCT
+    ]
+    for name, what in (("kill_switch_s", "unlimited"), ("restore_s", "limited again")):
+        print(f"{what} {result[name]:.2f} s after the command was started on the node")
+        if result[name] > MAX_KILL_S:
+            wrong.append(f"{name} is {result[name]} s, more than {MAX_KILL_S} s")
+    wrong += [f"left behind: {line}" for line in result["residue"]]
+    print("after qos-absent the node is as before" if not result["residue"] else "RESIDUE")
+    print(f"report: {OUT / 'report.json'}\nplot:   {OUT / 'rates.png'}")
+    for line in wrong:
+        say(f"NOT AS IT SHOULD BE: {line}")
+    return not wrong

@@ -1,0 +1,183 @@
+"""Configurations of the real engine: one server on the node, one client for all devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import network
+from .users import PORTS, VLESS_RANGE, Device, Protocol, User
+
+Config = dict[str, Any]
+
+SS_METHOD = "aes-128-gcm"
+ECHO_PORT = 7
+TLS_NAME = "node.lab"
+
+SERVER_UNIT = """\
+[Unit]
+Description=Xray (lab)
+After=network-online.target lab-net.service
+Wants=network-online.target
+
+[Service]
+Type=notify
+NotifyAccess=all
+User=xray
+LogsDirectory=xray
+LogsDirectoryMode=0750
+AmbientCapabilities=CAP_NET_BIND_SERVICE
+CapabilityBoundingSet=CAP_NET_BIND_SERVICE
+ExecStart=/usr/bin/python3 /opt/lab/engine.py /etc/xray/config.json
+Restart=on-failure
+RestartSec=2
+LimitNOFILE=65536
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+CLIENT_UNIT = """\
+[Unit]
+Description=Xray client of all devices (lab)
+After=lab-net.service
+BindsTo=lab-net.service
+
+[Service]
+Type=notify
+NotifyAccess=all
+NetworkNamespacePath=/run/netns/clients
+ExecStart=/usr/bin/python3 /opt/lab/engine.py /etc/lab/client.json
+Restart=on-failure
+RestartSec=2
+LimitNOFILE=65536
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def server(users: Sequence[User]) -> Config:
+    """The node's config: an inbound for each protocol, VLESS on a range of ports as well."""
+    listeners: list[tuple[str, Protocol, int | str]] = [
+        *((f"{protocol}-in", protocol, port) for protocol, port in PORTS.items()),
+        ("vless-range-in", "vless", f"{VLESS_RANGE[0]}-{VLESS_RANGE[1]}"),
+    ]
+    return {
+        "log": {
+            "loglevel": "warning",
+            "access": "/var/log/xray/access.log",
+            "error": "/var/log/xray/error.log",
+        },
+        "inbounds": [
+            {
+                "tag": tag,
+                "listen": "::",
+                "port": port,
+                "protocol": protocol,
+                "settings": _inbound_settings(protocol, users),
+                **_tls_server(protocol),
+            }
+            for tag, protocol, port in listeners
+        ],
+        # The targets have documentation addresses, which the engine would refuse on its own.
+        "outbounds": [
+            {
+                "tag": "direct",
+                "protocol": "freedom",
+                "settings": {"finalRules": [{"action": "allow"}]},
+            }
+        ],
+    }
+
+
+def client(devices: Sequence[Device], fingerprint: str) -> Config:
+    """The clients' config: for each device, local ports that lead through its own tunnel.
+
+    `fingerprint` is the SHA-256 (hex) of the server's certificate.
+    """
+    inbounds, outbounds, rules = [], [], []
+    for device in devices:
+        tag, user = device.uplink, device.user
+        for local, remote in (
+            (device.target_port, device.target_port),
+            (device.echo_port, ECHO_PORT),
+        ):
+            target = {"address": network.TARGET_IPV4, "port": remote, "network": "tcp,udp"}
+            inbounds.append(
+                {
+                    "tag": f"{tag}-{remote}",
+                    "listen": "127.0.0.1",
+                    "port": local,
+                    "protocol": "dokodemo-door",
+                    "settings": target,
+                }
+            )
+            rules.append({"inboundTag": [f"{tag}-{remote}"], "outboundTag": tag})
+        outbounds.append(
+            {
+                "tag": tag,
+                "protocol": user.protocol,
+                "settings": _outbound_settings(user),
+                "streamSettings": {
+                    "sockopt": {"interface": device.uplink},
+                    **_tls_client(user.protocol, fingerprint),
+                },
+            }
+        )
+    return {
+        "log": {"loglevel": "warning", "access": "none"},
+        "inbounds": inbounds,
+        "outbounds": outbounds,
+        "routing": {"rules": rules},
+    }
+
+
+def _inbound_settings(protocol: Protocol, users: Sequence[User]) -> Config:
+    ours = [user for user in users if user.protocol == protocol]
+    if protocol == "vless":
+        clients = [{"id": user.id, "email": user.email} for user in ours]
+        return {"clients": clients, "decryption": "none"}
+    if protocol == "vmess":
+        return {"clients": [{"id": user.id, "email": user.email} for user in ours]}
+    if protocol == "trojan":
+        return {"clients": [{"password": user.password, "email": user.email} for user in ours]}
+    return {
+        "clients": [
+            {"method": SS_METHOD, "password": user.password, "email": user.email} for user in ours
+        ],
+        "network": "tcp,udp",
+    }
+
+
+def _outbound_settings(user: User) -> Config:
+    address = network.NODE_IPV6 if user.ipv6 else network.NODE_IPV4
+    where = {"address": address, "port": user.server_port}
+    if user.protocol == "vless":
+        return {"vnext": [{**where, "users": [{"id": user.id, "encryption": "none"}]}]}
+    if user.protocol == "vmess":
+        return {"vnext": [{**where, "users": [{"id": user.id, "security": SS_METHOD}]}]}
+    secret = {"password": user.password}
+    if user.protocol == "shadowsocks":
+        secret["method"] = SS_METHOD
+    return {"servers": [{**where, **secret}]}
+
+
+def _tls_server(protocol: Protocol) -> Config:
+    if protocol != "trojan":
+        return {}
+    certificate = {"certificateFile": "/etc/xray/cert.pem", "keyFile": "/etc/xray/key.pem"}
+    return {
+        "streamSettings": {
+            "network": "tcp",
+            "security": "tls",
+            "tlsSettings": {"certificates": [certificate]},
+        }
+    }
+
+
+def _tls_client(protocol: Protocol, fingerprint: str) -> Config:
+    if protocol != "trojan":
+        return {}
+    settings = {"serverName": TLS_NAME, "pinnedPeerCertSha256": fingerprint}
+    return {"network": "tcp", "security": "tls", "tlsSettings": settings}

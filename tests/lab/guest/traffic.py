@@ -1,0 +1,272 @@
+"""Move traffic through the tunnels and read the kernel's counters meanwhile.
+
+Reads a job (JSON) on standard input, writes the observations (JSON) to standard output; see
+`measure.py` for both. Everything it starts is killed with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import counters
+
+LOGS = Path("/run/lab")
+PR_SET_PDEATHSIG = 1
+ECHO_BYTES = 64
+ETHERNET, IPV4, IPV6, TCP_WITH_TIMESTAMPS, UDP = 14, 20, 40, 32, 8
+# A datagram inside Shadowsocks AEAD: salt, target address (IPv4), authentication tag.
+SHADOWSOCKS_UDP = 16 + 7 + 16
+
+Job = dict[str, Any]
+children: list[int] = []
+
+
+def spawn(body: Callable[[], None], namespace: str | None) -> int:
+    """Fork a child that runs `body` in a namespace and dies with us."""
+    pid = os.fork()
+    if pid:
+        children.append(pid)
+        return pid
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        counters.enter(namespace)
+        body()
+    except BaseException as error:
+        print(f"traffic: {namespace}: {error!r}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def iperf(arguments: list[str], log: Path) -> Callable[[], None]:
+    """A child's body that becomes iperf3 with its output in `log`."""
+
+    def run() -> None:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.execvp("iperf3", ["iperf3", *arguments])
+
+    return run
+
+
+def urgent() -> None:
+    """Round trips must tell of queues in the network, not of those for the processor."""
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
+
+
+def echo_server(address: str, port: int) -> None:
+    """Send everything back, for ever."""
+    urgent()
+    listener = socket.create_server((address, port), backlog=100)
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
+    peers: dict[int, socket.socket] = {}
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor == listener.fileno():
+                peer, _ = listener.accept()
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                peers[peer.fileno()] = peer
+                poll.register(peer, select.EPOLLIN)
+                continue
+            try:
+                data = peers[descriptor].recv(4096)
+                peers[descriptor].sendall(data)
+            except ConnectionError:
+                data = b""
+            if not data:
+                poll.unregister(descriptor)
+                peers.pop(descriptor).close()
+
+
+def echo_clients(job: Job, output: int) -> None:
+    """Measure round trips of all devices in turn; write `time device seconds` lines."""
+    urgent()
+    sockets: dict[int, tuple[int, socket.socket]] = {}
+    poll = select.epoll()
+    for device in job["devices"]:
+        link = socket.create_connection(("127.0.0.1", device["echo_port"]), timeout=20)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets[link.fileno()] = (device["number"], link)
+        poll.register(link, select.EPOLLIN)
+    sent: dict[int, float] = {}
+    while True:
+        started = time.monotonic()
+        for descriptor, (_, link) in sockets.items():
+            if descriptor not in sent:  # one at a time for each connection
+                sent[descriptor] = time.monotonic()
+                link.sendall(bytes(ECHO_BYTES))
+        until = started + job["echo_interval_s"]
+        while (left := until - time.monotonic()) > 0:
+            for descriptor, _ in poll.poll(left):
+                now = time.monotonic()
+                number, link = sockets[descriptor]
+                if not link.recv(4096):
+                    raise ConnectionError(f"echo of device {number} was closed")
+                took = now - sent.pop(descriptor)
+                os.write(output, b"%f %d %f\n" % (now, number, took))
+
+
+class Sampler:
+    """Running totals of each device, in both directions."""
+
+    def __init__(self, job: Job) -> None:
+        self._devices = job["devices"]
+        self._owner = {device["address"]: device["number"] for device in self._devices}
+        self._queues = counters.Queues("inet")
+        self._node = counters.Connections(None)
+        self._inet = counters.Connections("inet")
+        self._datagrams = counters.NamedCounters("inet")
+        self._clients = counters.Connections("clients")
+        self._seen: dict[bytes, counters.Connection] = {}
+        self._upload = dict.fromkeys(self._owner.values(), 0)
+
+    def wire(self) -> dict[str, dict[int, int]]:
+        """Bytes on the wire so far, by direction and device.
+
+        Download: the qdisc of the router's port towards the device, behind the node. Upload: what
+        arrived at the engine's sockets, behind the node's limiter: payload plus the headers of
+        each segment; datagrams are counted where they reach their target, and their overhead on
+        the way to the node is added.
+        """
+        sent = self._queues.read()
+        for now in self._node.read():
+            number = self._owner.get(now.peer)
+            if number is None:
+                continue
+            before = self._seen.get(now.cookie)
+            self._seen[now.cookie] = now
+            header = ETHERNET + (IPV6 if ":" in now.peer else IPV4) + TCP_WITH_TIMESTAMPS
+            self._upload[number] += now.bytes_received + now.segments_in * header
+            if before:
+                self._upload[number] -= before.bytes_received + before.segments_in * header
+        upload = dict(self._upload)
+        datagrams = self._datagrams.read()
+        for device in self._devices:
+            if device["udp_outside"]:
+                packets, size = datagrams[device["router_port"]]
+                inside = size - packets * (IPV4 + UDP)
+                address = IPV6 if ":" in device["address"] else IPV4
+                outside = ETHERNET + address + UDP + SHADOWSOCKS_UDP
+                upload[device["number"]] += inside + packets * outside
+        download = {device["number"]: sent[device["router_port"]] for device in self._devices}
+        return {"download": download, "upload": upload}
+
+    def sockets(self) -> dict[bytes, tuple[int, int, int]]:
+        """The engine's sockets: cookie -> device, bytes sent and acknowledged, bytes received."""
+        return {
+            c.cookie: (self._owner[c.peer], c.bytes_acked, c.bytes_received)
+            for c in self._node.read()
+            if c.peer in self._owner
+        }
+
+    def payload(self) -> dict[str, dict[int, int]]:
+        """Payload that the receiving applications have got over TCP, by direction and device."""
+        by_port = {device["target_port"]: device["number"] for device in self._devices}
+        upload = dict.fromkeys(by_port.values(), 0)
+        for c in self._inet.read():
+            if c.local_port in by_port:
+                upload[by_port[c.local_port]] += c.bytes_received
+        download = dict.fromkeys(by_port.values(), 0)
+        for c in self._clients.read():
+            if c.peer_port in by_port:
+                download[by_port[c.peer_port]] += c.bytes_received
+        return {"download": download, "upload": upload}
+
+
+def failures() -> list[str]:
+    """iperf3 clients that ended although they should still run, with their last words."""
+    found = []
+    for log in sorted(LOGS.glob("client-*.log")):
+        words = log.read_text().strip().splitlines()
+        if any("error" in line for line in words):
+            found.append(f"{log.stem}: {words[-1]}")
+    return found
+
+
+def observe(job: Job) -> dict[str, Any]:
+    """Run the job: idle round trips, start the load, warm up, sample, stop."""
+    LOGS.mkdir(exist_ok=True)
+    for old in LOGS.glob("*.log"):
+        old.unlink()
+    target, inet = job["target"], "inet"
+    spawn(lambda: echo_server(target, job["echo_port"]), inet)
+    for device in job["devices"]:
+        if device["iperf"]:
+            arguments = ["-s", "-1", "-p", str(device["target_port"])]
+            spawn(iperf(arguments, LOGS / f"server-{device['number']}.log"), inet)
+    time.sleep(1.0)  # the servers listen
+    echoes = os.open(LOGS / "echo.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    spawn(lambda: echo_clients(job, echoes), "clients")
+    sampler = Sampler(job)
+    time.sleep(job["idle_s"])
+
+    load_at = time.monotonic()
+    for device in job["devices"]:
+        if device["iperf"]:
+            log = LOGS / f"client-{device['number']}.log"
+            spawn(iperf(device["iperf"], log), "clients")
+    time.sleep(job["warmup_s"])
+    began = time.monotonic()
+    samples, tick = [], began
+    sockets, payload = [sampler.sockets()], [(time.monotonic(), sampler.payload())]
+    while True:
+        samples.append((time.monotonic(), sampler.wire()))
+        tick += job["interval_s"]
+        if tick > began + job["seconds"] + 1e-6:
+            break
+        time.sleep(max(0.0, tick - time.monotonic()))
+    payload.append((time.monotonic(), sampler.payload()))
+    sockets.append(sampler.sockets())
+    errors = failures()
+    stop()
+    flows = [
+        (after[0], after[1] - before[1], after[2] - before[2])
+        for cookie, after in sockets[1].items()
+        if (before := sockets[0].get(cookie, (0, 0, 0)))
+    ]
+    return {
+        "clock": time.time() - time.monotonic(),
+        "load_at": load_at,
+        "samples": samples,
+        "payload": payload,
+        "flows": flows,
+        "echoes": [line.split() for line in (LOGS / "echo.log").read_text().splitlines()],
+        "errors": errors,
+    }
+
+
+def stop(*_: object) -> None:
+    """Kill everything that we started."""
+    for pid in children:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        os.waitpid(pid, 0)
+    children.clear()
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    try:
+        json.dump(observe(job), sys.stdout)
+    finally:
+        stop()
+
+
+if __name__ == "__main__":
+    main()

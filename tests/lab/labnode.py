@@ -1,0 +1,164 @@
+"""The whole lab: a node, its Internet, the engine and its users."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import ssl
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from . import engine, network
+from .measure import Report, Run
+from .node import RUNTIME, Node
+from .progress import LabError, step
+from .users import USERS, Device, Direction, User, devices
+
+GUEST = Path(__file__).parent / "guest"
+
+
+class Lab:
+    """A node with clients. Use as a context manager, or `up` and `down`, or `attach`.
+
+    with Lab() as lab:
+        lab.start_engine()
+        report = lab.measure("download", seconds=15)
+    """
+
+    def __init__(
+        self,
+        name: str = "node",
+        *,
+        suite: str = "bookworm",
+        persistent: bool = False,
+        runtime: Path = RUNTIME,
+        node: Node | None = None,
+    ) -> None:
+        self.node = node or Node(name, suite=suite, persistent=persistent, runtime=runtime)
+        self.users: tuple[User, ...] = ()
+        self.devices: list[Device] = []
+
+    @classmethod
+    def attach(cls, name: str = "node", users: Sequence[User] = USERS) -> Lab:
+        """The lab of a running persistent node whose engine was started for `users`."""
+        lab = cls(node=Node.attach(name))
+        lab._adopt(users)
+        return lab
+
+    def __enter__(self) -> Lab:
+        self.node.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.node.__exit__(kind, error, trace)
+
+    def start_engine(self, users: Sequence[User] = USERS) -> None:
+        """Build the namespaces, start server and clients, wait until they listen.
+
+        Everything is enabled as systemd units, so it comes back after a reboot. Once per node.
+        """
+        self._adopt(users)
+        with step(f"starting the engine for {len(self.users)} users"):
+            with tempfile.TemporaryDirectory() as folder:
+                tree = Path(folder)
+                self._write_files(tree)
+                self.node.put(tree, "/")
+            self.node.put(GUEST, "/opt/lab")
+            self.node.ssh("useradd --system --no-create-home xray && chown -R xray: /etc/xray")
+            started = self.node.run("systemctl enable --quiet --now lab-net xray lab-clients", check=False)
+            if started.returncode:
+                logs = self.node.ssh("journalctl -b -p warning -n 6 -o cat --no-pager")
+                raise LabError("the engine did not start: " + " | ".join(logs.splitlines()))
+
+    def start_traffic(
+        self,
+        direction: Direction,
+        seconds: float = 15.0,
+        *,
+        users: Sequence[User] | None = None,
+        interval_s: float = 0.5,
+        idle_s: float = 3.0,
+        warmup_s: float = 6.0,
+    ) -> Run:
+        """Load the node for all users (or some) at once, in the background.
+
+        Measured are the `seconds` that follow `idle_s` (round trips without load) and `warmup_s`.
+        """
+        chosen = self.users if users is None else users
+        some = [device for device in self.devices if device.user in chosen]
+        return Run(
+            self.node,
+            some,
+            direction,
+            seconds,
+            interval_s=interval_s,
+            idle_s=idle_s,
+            warmup_s=warmup_s,
+        )
+
+    def measure(
+        self,
+        direction: Direction,
+        seconds: float = 15.0,
+        *,
+        users: Sequence[User] | None = None,
+        interval_s: float = 0.5,
+        idle_s: float = 3.0,
+        warmup_s: float = 6.0,
+    ) -> Report:
+        """As `start_traffic`, but wait for the result."""
+        count = len(self.users if users is None else users)
+        with step(f"measuring {direction} of {count} users for {seconds:.0f} s"):
+            return self.start_traffic(
+                direction,
+                seconds,
+                users=users,
+                interval_s=interval_s,
+                idle_s=idle_s,
+                warmup_s=warmup_s,
+            ).result()
+
+    def _adopt(self, users: Sequence[User]) -> None:
+        self.users = tuple(users)
+        self.devices = devices(self.users)
+
+    def _write_files(self, tree: Path) -> None:
+        """Everything under /etc that the lab adds to the node."""
+        for folder in ("etc/xray", "etc/lab", "etc/systemd/system"):
+            (tree / folder).mkdir(parents=True)
+        fingerprint = _certificate(tree / "etc/xray")
+        files = {
+            "etc/xray/config.json": json.dumps(engine.server(self.users), indent=1),
+            "etc/lab/client.json": json.dumps(engine.client(self.devices, fingerprint), indent=1),
+            "etc/lab/net-up.sh": network.up_script(self.devices),
+            "etc/lab/net-down.sh": network.DOWN_SCRIPT,
+            "etc/systemd/system/lab-net.service": network.UNIT,
+            "etc/systemd/system/xray.service": engine.SERVER_UNIT,
+            "etc/systemd/system/lab-clients.service": engine.CLIENT_UNIT,
+        }
+        for path, text in files.items():
+            (tree / path).write_text(text)
+
+
+def _certificate(folder: Path) -> str:
+    """Make a self-signed certificate; return its SHA-256 in hex."""
+    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 3650"
+    done = subprocess.run(
+        [*command.split(), "-subj", f"/CN={engine.TLS_NAME}"]
+        + ["-addext", f"subjectAltName=DNS:{engine.TLS_NAME}"]
+        + ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        text=True,
+        capture_output=True,
+    )
+    if done.returncode:
+        raise LabError("openssl failed: " + " | ".join(done.stderr.strip().splitlines()))
+    der = ssl.PEM_cert_to_DER_cert((folder / "cert.pem").read_text())
+    return hashlib.sha256(der).hexdigest()

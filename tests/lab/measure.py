@@ -1,0 +1,187 @@
+"""Move traffic for all users at once and tell what each of them got."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import engine, network
+from .node import Node
+from .progress import LabError, say
+from .users import Device, Direction, User
+
+ECHO_INTERVAL_S = 0.2
+UDP_PAYLOAD = 1200  # fits into the tunnel's datagrams at MTU 1500
+FLOW_SHARE = 0.01  # a connection with less than this of its user's bytes is not a data flow
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one user got in one direction. Rates are bit/s of wire bytes (Ethernet frames)."""
+
+    user: User
+    direction: Direction
+    measured_bps: float
+    goodput_bps: float  # TCP payload at the receiving application; 0 for UDP
+    flows: int  # connections between client and node that carried the data
+    ping_ms: float  # median round trip on another connection of the user, under load
+    ping_idle_ms: float  # the same before the load began
+    series: tuple[tuple[float, float], ...]  # (seconds since the first sample, bit/s)
+
+    @property
+    def limit_bps(self) -> int | None:
+        return self.user.limit(self.direction)
+
+    @property
+    def error_pct(self) -> float | None:
+        """How far the rate is from the limit; None without a limit."""
+        limit = self.limit_bps
+        return None if limit is None else 100 * (self.measured_bps - limit) / limit
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished run: a measurement for each user, in their order.
+
+    `clock` is the node's time (seconds since 1970) of the first sample, to place events that
+    happened on the node in `series`.
+    """
+
+    measurements: tuple[Measurement, ...]
+    clock: float
+
+    def __getitem__(self, email: str) -> Measurement:
+        return next(m for m in self.measurements if m.user.email == email)
+
+
+class Run:
+    """Traffic in the background; `result()` waits for it. Made by `Lab.start_traffic`."""
+
+    def __init__(
+        self,
+        node: Node,
+        devices: Sequence[Device],
+        direction: Direction,
+        seconds: float,
+        *,
+        interval_s: float,
+        idle_s: float,
+        warmup_s: float,
+    ) -> None:
+        self._devices, self._direction = devices, direction
+        total_s = idle_s + warmup_s + seconds
+        job = {
+            "target": network.TARGET_IPV4,
+            "echo_port": engine.ECHO_PORT,
+            "echo_interval_s": ECHO_INTERVAL_S,
+            "interval_s": interval_s,
+            "idle_s": idle_s,
+            "warmup_s": warmup_s,
+            "seconds": seconds,
+            "devices": [_device(device, direction, total_s) for device in devices],
+        }
+        self._done: subprocess.CompletedProcess[str] | None = None
+        self._error: LabError | None = None
+
+        def work() -> None:
+            command = "exec /usr/bin/python3 /opt/lab/traffic.py"
+            try:
+                self._done = node.run(command, stdin=json.dumps(job), timeout_s=total_s + 120)
+            except LabError as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def result(self) -> Report:
+        """Wait for the end. Raises LabError if the traffic could not be moved."""
+        self._thread.join()
+        if self._error:
+            raise self._error
+        assert self._done
+        if self._done.stderr:
+            say(self._done.stderr.strip())
+        seen = json.loads(self._done.stdout)
+        if seen["errors"]:
+            raise LabError("traffic stopped early: " + "; ".join(seen["errors"]))
+        return report(self._devices, self._direction, seen)
+
+
+def report(devices: Sequence[Device], direction: Direction, seen: dict[str, Any]) -> Report:
+    """Turn the guest's observations into measurements."""
+    users = list(dict.fromkeys(device.user for device in devices))
+    numbers = {u: {d.number for d in devices if d.user == u} for u in users}
+    return Report(
+        tuple(_measurement(user, direction, numbers[user], seen) for user in users),
+        seen["clock"] + seen["samples"][0][0],
+    )
+
+
+def _measurement(
+    user: User, direction: Direction, numbers: set[int], seen: dict[str, Any]
+) -> Measurement:
+    def total(counters: dict[str, dict[str, int]]) -> int:
+        return sum(counters[direction][str(number)] for number in numbers)
+
+    samples = [(at, total(counters)) for at, counters in seen["samples"]]
+    (first_at, first), (last_at, last) = samples[0], samples[-1]
+    series = tuple(
+        (later[0] - first_at, 8 * (later[1] - sooner[1]) / (later[0] - sooner[0]))
+        for sooner, later in zip(samples, samples[1:], strict=False)
+    )
+    (payload_from, before), (payload_to, after) = seen["payload"]
+    pings = [(float(at), float(took)) for at, n, took in seen["echoes"] if int(n) in numbers]
+    column = 1 if direction == "download" else 2
+    carried = [flow[column] for flow in seen["flows"] if flow[0] in numbers]
+    flows = sum(1 for size in carried if size > FLOW_SHARE * sum(carried))
+    return Measurement(
+        user=user,
+        direction=direction,
+        measured_bps=8 * (last - first) / (last_at - first_at),
+        goodput_bps=8 * (total(after) - total(before)) / (payload_to - payload_from),
+        flows=len(numbers) * user.flows if _udp_outside(user) else flows,
+        ping_ms=_median_ms([took for at, took in pings if first_at <= at <= last_at]),
+        ping_idle_ms=_median_ms([took for at, took in pings if at < seen["load_at"]]),
+        series=series,
+    )
+
+
+def _median_ms(seconds: list[float]) -> float:
+    return 1000 * statistics.median(seconds) if seconds else float("nan")
+
+
+def _udp_outside(user: User) -> bool:
+    """Do the user's datagrams travel as datagrams between client and node?"""
+    return user.udp and user.protocol == "shadowsocks"
+
+
+def _device(device: Device, direction: Direction, seconds: float) -> dict[str, Any]:
+    return {
+        "number": device.number,
+        "router_port": device.router_port,
+        "echo_port": device.echo_port,
+        "address": device.ipv6 if device.user.ipv6 else device.ipv4,
+        "target_port": device.target_port,
+        "udp_outside": _udp_outside(device.user),
+        "iperf": _iperf(device, direction, seconds),
+    }
+
+
+def _iperf(device: Device, direction: Direction, seconds: float) -> list[str]:
+    """Arguments of the device's iperf3 client; it is stopped when the measurement is over."""
+    user = device.user
+    rate = user.source_rate(direction)
+    arguments = ["-c", "127.0.0.1", "-p", str(device.target_port), "-P", str(user.flows)]
+    arguments += ["-t", str(round(seconds) + 600), "-i", "0"]
+    if direction == "download":
+        arguments.append("-R")
+    if user.udp:
+        arguments += ["-u", "-l", str(UDP_PAYLOAD)]
+    if rate is not None:
+        arguments += ["-b", str(rate // user.flows)]  # iperf3 wants the rate of each flow
+    return arguments

@@ -1,0 +1,161 @@
+"""Who uses the lab node, from which devices, with which limits."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Protocol = Literal["vless", "vmess", "trojan", "shadowsocks"]
+Direction = Literal["download", "upload"]
+DIRECTIONS: tuple[Direction, Direction] = ("download", "upload")
+
+KBIT, MBIT = 1_000, 1_000_000
+DEFAULT_DOWNLOAD, DEFAULT_UPLOAD = 12 * MBIT, 6 * MBIT
+
+# Inbound of each protocol; VLESS has further ports within a range of service ports.
+PORTS: dict[Protocol, int] = {"vless": 443, "vmess": 8443, "trojan": 2053, "shadowsocks": 8388}
+VLESS_RANGE = (20040, 20049)
+SERVICE_PORTS: tuple[int | str, ...] = (*PORTS.values(), "20000-20100")
+
+
+@dataclass(frozen=True)
+class User:
+    """A customer of the node. Rates are bit/s of wire bytes.
+
+    `default` says that the node's settings do not name this user, so the default limits hold.
+    `offered` caps what the source sends, in bit/s per device and direction; None is "all it can",
+    and for UDP a quarter more than the limit.
+    """
+
+    email: str
+    protocol: Protocol
+    download: int | None  # None: unlimited
+    upload: int | None
+    devices: int = 1
+    flows: int = 1  # of each device
+    ipv6: bool = False  # between client and node
+    udp: bool = False  # what is measured is UDP inside and, with Shadowsocks, outside
+    default: bool = False
+    offered: int | None = None
+    port: int | None = None  # None: the protocol's own port
+
+    @property
+    def id(self) -> str:
+        """Credential of VLESS and VMess."""
+        return str(uuid.uuid5(uuid.NAMESPACE_DNS, self.email))
+
+    @property
+    def password(self) -> str:
+        """Credential of Trojan and Shadowsocks."""
+        return f"password of {self.email}"
+
+    @property
+    def server_port(self) -> int:
+        return self.port or PORTS[self.protocol]
+
+    def limit(self, direction: Direction) -> int | None:
+        """The limit in bit/s, None if there is none."""
+        return self.download if direction == "download" else self.upload
+
+    def source_rate(self, direction: Direction) -> int | None:
+        """What each of the user's devices sends at most, in bit/s; None is "all it can"."""
+        limit = self.limit(direction)
+        if self.offered is None and self.udp and limit is not None:
+            return limit * 5 // 4 // self.devices
+        return self.offered
+
+
+@dataclass(frozen=True)
+class Device:
+    """One client machine: a link with its own addresses. `number` starts at 1."""
+
+    number: int
+    user: User
+
+    @property
+    def router_port(self) -> str:
+        """The link's end in the namespace `inet`."""
+        return f"c{self.number}"
+
+    @property
+    def uplink(self) -> str:
+        """The link's end in the namespace `clients`."""
+        return f"up{self.number}"
+
+    @property
+    def ipv4(self) -> str:
+        return f"198.51.100.{4 * self.number + 2}"
+
+    @property
+    def ipv4_router(self) -> str:
+        return f"198.51.100.{4 * self.number + 1}"
+
+    @property
+    def ipv6(self) -> str:
+        return f"fd00:1ab:2:{self.number:x}::2"
+
+    @property
+    def ipv6_router(self) -> str:
+        return f"fd00:1ab:2:{self.number:x}::1"
+
+    @property
+    def target_port(self) -> int:
+        """The device's own iperf3 server, both behind the tunnel and at its local end."""
+        return 5200 + self.number
+
+    @property
+    def echo_port(self) -> int:
+        """The local end of the device's tunnel to the echo server."""
+        return 5400 + self.number
+
+
+MAX_DEVICES = 60  # 198.51.100.0/24 in blocks of four
+
+
+def devices(users: Sequence[User]) -> list[Device]:
+    """Number the devices of all users."""
+    owners = [user for user in users for _ in range(user.devices)]
+    if len(owners) > MAX_DEVICES:
+        raise ValueError(f"{len(owners)} devices; the lab has addresses for {MAX_DEVICES}")
+    return [Device(number, user) for number, user in enumerate(owners, 1)]
+
+
+# Together about 180 Mbit/s: what the emulated node moves with room to spare.
+USERS: tuple[User, ...] = (
+    User("alice@lab", "vless", 20 * MBIT, 5 * MBIT),
+    User("bob@lab", "vmess", 10 * MBIT, 20 * MBIT),
+    User("carol@lab", "trojan", 30 * MBIT, 10 * MBIT),
+    User("dave@lab", "shadowsocks", 15 * MBIT, 8 * MBIT),
+    User("erin@lab", "vless", 50 * MBIT, 25 * MBIT, devices=2, flows=8),
+    User("frank@lab", "vless", 8 * MBIT, 4 * MBIT, ipv6=True),
+    User("grace@lab", "shadowsocks", 6 * MBIT, 3 * MBIT, udp=True),
+    User("heidi@lab", "vless", DEFAULT_DOWNLOAD, DEFAULT_UPLOAD, default=True, port=20042),
+    User("ivan@lab", "vmess", 1 * MBIT, 1 * MBIT),
+    User("judy@lab", "vless", None, None, offered=30 * MBIT),
+)
+
+
+def role_variables(users: Sequence[User] = USERS) -> dict[str, object]:
+    """The role's variables that put these users' limits in force."""
+    policy: dict[str, object] = {}
+    for user in users:
+        if user.default:
+            continue
+        if user.download is None or user.upload is None:
+            policy[user.email] = {"unlimited": True}
+        else:
+            policy[user.email] = {"upload": _rate(user.upload), "download": _rate(user.download)}
+    return {
+        "qos_if_wan": "wan0",
+        "qos_service_ports": list(SERVICE_PORTS),
+        "qos_xray_access_log_path": "/var/log/xray/access.log",
+        "qos_upload_default": _rate(DEFAULT_UPLOAD),
+        "qos_download_default": _rate(DEFAULT_DOWNLOAD),
+        "qos_users": policy,
+    }
+
+
+def _rate(bits: int) -> str:
+    return f"{bits // MBIT}mbit" if bits % MBIT == 0 else f"{bits // KBIT}kbit"

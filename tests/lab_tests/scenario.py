@@ -1,0 +1,348 @@
+"""The steps of the molecule scenario that need traffic, snapshots or several runs.
+
+``python -m lab_tests.scenario STEP``; each step works on the node that ``up`` has booted, and fails
+with what it expected and what it saw.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lab import Lab, LabError, User, role_variables
+from lab.progress import say, step
+from lab.users import DIRECTIONS, MBIT, Direction
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "molecule"
+FOLDER = ROOT / "build" / "lab" / NAME
+INVENTORY = FOLDER / "inventory.yml"
+NOTES = ROOT / "build" / "molecule"
+
+# Light enough that ansible keeps its share of the node's CPU while they all move.
+USERS = (
+    User("alice@lab", "vless", 4 * MBIT, 2 * MBIT, offered=12 * MBIT),
+    User("bob@lab", "trojan", 3 * MBIT, 3 * MBIT, devices=2, flows=4, offered=6 * MBIT),
+    User("frank@lab", "vless", 5 * MBIT, 2 * MBIT, ipv6=True, offered=12 * MBIT),
+    User("judy@lab", "vmess", None, None, offered=8 * MBIT),
+)
+SECONDS = 8.0
+TOLERANCE_PCT = 10.0  # short runs on a busy machine; the demo is the one that measures
+FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
+
+SNAPSHOT = r"""
+exec 2>&1
+echo "## links";    ip -d link show | sed 's/ qlen [0-9]*//'
+echo "## qdiscs";   tc qdisc show
+echo "## filters";  tc filter show dev wan0; tc filter show dev wan0 ingress
+echo "## nft";      nft list ruleset
+echo "## marks";    conntrack -L --mark 0x51000000/0xffff0000 -o id 2>/dev/null
+echo "## units";    systemctl list-unit-files --no-legend --no-pager
+echo "## accounts"; getent passwd; getent group
+echo "## packages"; dpkg-query -W
+echo "## etc";      find /etc -type f ! -name '*-' ! -name ld.so.cache -print0 | sort -z |
+                    xargs -0 sha256sum
+echo "## files";    find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp \
+                    -o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg \
+                    -o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root/.ansible \) \
+                    -prune -o -print | sort
+echo "## run";      ls -d /run/vff*
+"""
+
+KERNEL = r"""
+exec 2>&1
+ip -j link show | sed 's/"qlen":[0-9]*//g'
+tc -j qdisc show
+for dev in wan0 vffqos0; do tc class show dev $dev; tc filter show dev $dev; done
+tc filter show dev wan0 ingress
+nft -j list ruleset
+"""
+
+
+class Failed(Exception):
+    """What was expected and what was seen instead."""
+
+
+def up() -> None:
+    """Boot the node, start engine and users; print molecule's instance configuration."""
+    shutil.rmtree(NOTES, ignore_errors=True)
+    NOTES.mkdir(parents=True)
+    lab = Lab(NAME, persistent=True)
+    lab.node.up()
+    lab.start_engine(USERS)
+    lab.node.inventory(INVENTORY)
+    variables = FOLDER / "group_vars" / "all.yml"
+    variables.parent.mkdir()
+    variables.write_text(json.dumps(role_variables(USERS), indent=1) + "\n")
+    print(
+        json.dumps(
+            [
+                {
+                    "instance": "node",
+                    "address": "127.0.0.1",
+                    "user": "root",
+                    "port": lab.node.port,
+                    "identity_file": str(lab.node.dir / "key"),
+                }
+            ]
+        )
+    )
+
+
+def down() -> None:
+    """Stop the node."""
+    from lab import Node
+
+    Node(NAME).down()
+
+
+def attach() -> Lab:
+    return Lab.attach(NAME, USERS)
+
+
+# --- snapshots --------------------------------------------------------------------------------
+
+
+def snapshot() -> None:
+    """Write down what a fresh node looks like."""
+    (NOTES / "fresh").write_text(attach().node.ssh(SNAPSHOT))
+
+
+def same_as_fresh(why: str) -> None:
+    """Nothing of ours is left: links, qdiscs, filters, rules, units, files, accounts, marks."""
+    before, now = (NOTES / "fresh").read_text(), attach().node.ssh(SNAPSHOT)
+    if before != now:
+        lines = difflib.unified_diff(
+            before.splitlines(), now.splitlines(), "fresh", "now", lineterm="", n=0
+        )
+        raise Failed(f"{why}:\n" + "\n".join(lines))
+
+
+def untouched() -> None:
+    """Before the first real run: the check run has changed nothing."""
+    if not (NOTES / "kernel").exists():
+        same_as_fresh("the check run changed the node")
+
+
+def kernel() -> None:
+    """The first time write the kernel's objects down, after that compare with them."""
+    seen = attach().node.ssh(KERNEL)
+    note = NOTES / "kernel"
+    if note.exists() and note.read_text() != seen:
+        lines = difflib.unified_diff(
+            note.read_text().splitlines(), seen.splitlines(), "first", "second", lineterm="", n=0
+        )
+        raise Failed("a second run changed the kernel:\n" + "\n".join(lines))
+    note.write_text(seen)
+
+
+# --- traffic ----------------------------------------------------------------------------------
+
+
+def rates(lab: Lab, direction: Direction) -> dict[str, float]:
+    report = lab.measure(direction, SECONDS, idle_s=1.0, warmup_s=4.0)
+    return {m.user.email: m.measured_bps for m in report.measurements}
+
+
+def held(user: User, direction: Direction, measured_bps: float) -> bool:
+    limit = user.limit(direction)
+    return limit is None or abs(measured_bps - limit) <= limit * TOLERANCE_PCT / 100
+
+
+def free(user: User, direction: Direction, measured_bps: float) -> bool:
+    limit = user.limit(direction)
+    return limit is None or measured_bps > limit * FREE_FACTOR
+
+
+def expect(what: str, test: Callable[[User, Direction, float], bool]) -> None:
+    lab = attach()
+    wrong = []
+    for direction in DIRECTIONS:
+        for email, measured in rates(lab, direction).items():
+            user = next(user for user in USERS if user.email == email)
+            if not test(user, direction, measured):
+                limit = user.limit(direction)
+                wrong.append(f"{email} {direction}: {measured / MBIT:.2f} Mbit/s, limit {limit}")
+    if wrong:
+        raise Failed(f"{what}, but:\n" + "\n".join(wrong))
+
+
+def limited() -> None:
+    """Every user gets their limit, in both directions."""
+    expect("everybody should be limited", held)
+
+
+def unlimited() -> None:
+    """Every user gets more than their limit, in both directions."""
+    expect("nobody should be limited", free)
+
+
+# --- states -----------------------------------------------------------------------------------
+
+
+def make(target: str, *more: str) -> None:
+    """A make target on the node, as an operator types it."""
+    command = ["make", target, f"INVENTORY={INVENTORY}", "LIMIT=node", *more]
+    with step(" ".join(["make", target, *more])):
+        done = subprocess.run(command, cwd=ROOT, env=plain(), text=True, capture_output=True)
+    if done.returncode:
+        raise Failed(f"{' '.join(command)}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+
+
+def plain() -> dict[str, str]:
+    """The environment without what molecule has put there: an operator has none of it."""
+    return {
+        key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE", "MOLEC"))
+    }
+
+
+def kill_switch() -> None:
+    """Open connections lose their limits by `disabled` and get them back by `present`."""
+    lab = attach()
+    seconds = 150.0
+    run = lab.start_traffic("download", seconds, idle_s=1.0, warmup_s=5.0)
+    time.sleep(15)
+    marks = [clock(lab)]
+    make("qos-disable")
+    marks.append(clock(lab))
+    masked = lab.node.ssh("systemctl is-enabled 'vff-qos-follow.service' || :").strip()
+    if masked != "masked":
+        raise Failed(f"vff-qos-follow.service is {masked}, not masked")
+    time.sleep(10)
+    marks.append(clock(lab))
+    make("qos")
+    marks.append(clock(lab))
+    report = run.result()
+    # Seconds since the first sample, with a second of grace after each run.
+    started, off, restart, on = (mark - report.clock for mark in marks)
+    spans = {"before": (0.0, started), "disabled": (off + 1, restart), "present": (on + 2, seconds)}
+    if spans["present"][1] - spans["present"][0] < 5:
+        raise Failed(f"make took too long for {seconds:.0f} s of traffic: {spans}")
+    for m in report.measurements:
+        for name, (start, end) in spans.items():
+            part = [rate for at, rate in m.series if start <= at <= end]
+            mean = sum(part) / len(part)
+            test = free if name == "disabled" else held
+            if not test(m.user, "download", mean):
+                raise Failed(f"{name}: {m.user.email} gets {mean / MBIT:.2f}, limit {m.limit_bps}")
+
+
+def clock(lab: Lab) -> float:
+    return float(lab.node.ssh("date +%s.%N"))
+
+
+def reboot() -> None:
+    """The limits come back with the node."""
+    attach().node.reboot()
+    limited()
+
+
+def disabled_reboot() -> None:
+    """The kill switch holds over a reboot, and `present` ends it."""
+    make("qos-disable")
+    attach().node.reboot()
+    active = attach().node.ssh("systemctl list-units --no-legend --state=active 'vff-qos*'")
+    if active or "5100:" in attach().node.ssh("tc qdisc show"):
+        raise Failed(f"after the reboot something of ours runs: {active or 'qdiscs'}")
+    unlimited()
+    make("qos")
+    limited()
+
+
+def gc() -> None:
+    """An idle user goes, an active one stays; the dry run says what the real run does."""
+    lab = attach()
+    soon = {"qos_gc_idle_sec": 5, "qos_gc_min_age_sec": 0, "qos_gc_check_conntrack": False}
+    make("qos", f"EXTRA=-e '{json.dumps(soon)}'")
+    before = classes(lab)
+    run = lab.start_traffic("download", 40, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
+    time.sleep(4)
+    # The first look notes the counters, the second one sees who did not move since.
+    lab.node.ssh("systemctl start vff-qos-gc.service")
+    time.sleep(8)
+    planned = lab.node.ssh("vff-qos gc --dry-run")
+    done = lab.node.ssh("vff-qos gc")
+    after = classes(lab)
+    run.result()
+    if planned != done:
+        raise Failed(f"the dry run said\n{planned}\nand the real run did\n{done}")
+    if not re.search(r"bob@lab", done):
+        raise Failed(f"an idle user was not collected; gc said:\n{done}")
+    if "alice@lab" in done or not after:
+        raise Failed(f"an active user was collected; gc said:\n{done}\nclasses were {before}")
+    make("qos")
+
+
+def classes(lab: Lab) -> set[str]:
+    return set(re.findall(r"class htb (\S+)", lab.node.ssh("tc class show dev wan0")))
+
+
+def absent() -> None:
+    """Nothing of ours is left, and nobody is limited."""
+    make("qos-absent")
+    same_as_fresh("absent left something behind")
+    unlimited()
+
+
+def never_installed() -> None:
+    """`disabled` and `absent` on a node without it change nothing."""
+    make("qos-disable")
+    same_as_fresh("disabled changed a node on which nothing is installed")
+    make("qos-absent")
+    same_as_fresh("absent changed a node on which nothing is installed")
+
+
+def dependent() -> None:
+    """A project that has only the tarball, a requirements.yml and a playbook of its own."""
+    project = NOTES / "project"
+    shutil.rmtree(project, ignore_errors=True)
+    project.mkdir()
+    (tarball,) = (ROOT / "build").glob("vff-qos-*.tar.gz")
+    (project / "requirements.yml").write_text(f"collections:\n  - name: {tarball}\n")
+    (project / "playbook.yml").write_text(
+        "- hosts: all\n  become: true\n  gather_facts: false\n  roles:\n    - role: vff.qos.qos\n"
+    )
+    environment = {**plain(), "ANSIBLE_COLLECTIONS_PATH": str(project / "collections")}
+    install = "ansible-galaxy collection install -r requirements.yml -p collections --offline"
+    for command in (install, f"ansible-playbook -i {INVENTORY} playbook.yml"):
+        with step(command):
+            done = subprocess.run(
+                command.split(), cwd=project, env=environment, text=True, capture_output=True
+            )
+        if done.returncode:
+            raise Failed(f"{command}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+    limited()
+
+
+STEPS = {
+    f.__name__: f
+    for f in (
+        up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, reboot, gc, absent,
+        never_installed, dependent, disabled_reboot,
+    )
+}  # fmt: skip
+
+
+def main() -> int:
+    """Run one step; 1 and its words on standard error if it fails."""
+    if len(sys.argv) != 2 or sys.argv[1] not in STEPS:
+        print(f"usage: python -m lab_tests.scenario {'|'.join(STEPS)}", file=sys.stderr)
+        return 2
+    try:
+        STEPS[sys.argv[1]]()
+    except (Failed, LabError) as error:
+        say(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Prepares a Debian or Ubuntu machine for the make targets: packages and a virtual environment.
+# Does nothing, quickly, when everything is there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+# --- packages -------------------------------------------------------------------------------
+if ! command -v apt-get >/dev/null; then
+  say "this machine has no apt-get; the make targets for developers need Debian or Ubuntu"
+  exit 1
+fi
+wanted=$(mktemp)
+trap 'rm -f "$wanted"' EXIT
+{
+  cat <<'PACKAGES'
+python3-venv
+python3-yaml
+python3-nftables
+python3-systemd
+iproute2
+nftables
+conntrack
+kmod
+openssh-client
+systemd
+PACKAGES
+  if [ -f tests/lab/packages.txt ]; then sed 's/#.*//' tests/lab/packages.txt; fi
+} | tr -s '[:space:]' '\n' | grep . | sort -u >"$wanted"
+
+missing=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' | sed -n 's/^installed //p' |
+  sort -u | comm -13 - "$wanted" | xargs)
+if [ -n "$missing" ]; then
+  as_root=()
+  if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
+  say "installing $missing"
+  # A fresh machine has no package lists, an old one stale lists.
+  "${as_root[@]}" apt-get -qq update
+  # shellcheck disable=SC2086 # one word each
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install $missing >&2
+fi
+
+# --- virtual environment --------------------------------------------------------------------
+# The distribution's interpreter, so that its python3-nftables and python3-systemd can be imported.
+stamp=.venv/.requirements
+if ! cmp -s tests/requirements.txt "$stamp"; then
+  say "installing the tools of tests/requirements.txt into .venv"
+  if [ ! -x .venv/bin/python ]; then
+    /usr/bin/python3 -m venv --system-site-packages .venv
+  fi
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt >&2
+  cp tests/requirements.txt "$stamp"
+fi
+
+# --- the tree in which ansible finds this checkout as vff.qos -----------------------------------
+link=build/ansible_collections/vff/qos
+mkdir -p "$(dirname "$link")"
+if [ "$(readlink "$link" || echo none)" != ../../.. ]; then
+  ln -sfn ../../.. "$link"
+fi

@@ -1,0 +1,823 @@
+"""Webhook and journal as sources: real sockets, real journal files, hostile input."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vff_qos.core.accesslog import Claim, parse_source
+from vff_qos.core.event import Nothing, read_event
+from vff_qos.core.http import MAX_BODY_BYTES, MAX_HEAD_BYTES, BadRequest, Parser, Request
+from vff_qos.core.resolver import Resolver
+from vff_qos.core.settings import parse_settings
+from vff_qos.errors import ConfigError, SourceError
+from vff_qos.sources import open_source
+from vff_qos.sources.base import Source
+from vff_qos.sources.journal import JournalSource, container_matches, unit_matches
+from vff_qos.sources.webhook import WebhookSource
+
+SAMPLES = (Path(__file__).parents[1] / "samples" / "webhook.ndjson").read_bytes().splitlines()
+#: When the samples were written.
+THEN = 1_795_191_107.0
+
+#: source, inbound tag, email and our end of each sample; None where nobody is named.
+EXPECTED: list[tuple[bytes, bytes, bytes, bytes] | None] = [
+    (b"127.0.0.5:48625", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
+    (b"127.0.0.5:41497", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
+    (b"127.0.0.6:57517", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
+    (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
+    (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
+    (b"127.0.0.1:57738", b"socks-in", b"sockuser", b"127.0.0.1:21006"),
+    None,
+]
+
+
+def _event(**fields: object) -> bytes:
+    event = {"email": "alice@x", "source": "192.0.2.5:1234", "inboundTag": "in",
+             "inboundLocal": "198.51.100.1:443", "ts": int(THEN)}  # fmt: skip
+    return json.dumps(event | fields).encode()
+
+
+def _claim(**fields: object) -> Claim:
+    claim = read_event(_event(**fields), THEN)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def eventually(check: Callable[[], object], within_s: float = 5.0) -> None:
+    """Wait until ``check`` is true."""
+    deadline = time.monotonic() + within_s
+    while not check():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)
+
+
+# -- events -------------------------------------------------------------------------------------
+
+
+def test_each_sample_gives_the_claim_of_its_connection() -> None:
+    for body, expected in zip(SAMPLES, EXPECTED, strict=True):
+        got = read_event(body, THEN)
+        if expected is None:
+            assert got is Nothing.NO_USER
+            continue
+        assert isinstance(got, Claim)
+        assert (got.source, got.detour, got.email, got.local) == expected
+        assert not got.tainted
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("192.0.2.5:1", b"192.0.2.5:1"),
+        ("tcp:192.0.2.5:1", b"tcp:192.0.2.5:1"),
+        ("udp:[2001:DB8::7]:65535", b"udp:[2001:db8::7]:65535"),
+        ("[::ffff:192.0.2.5]:7", b"192.0.2.5:7"),
+    ],
+)
+def test_a_source_gets_the_spelling_of_the_log(text: str, source: bytes) -> None:
+    assert _claim(source=text).source == source
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["192.0.2.5:0", "0.0.0.0:0", "@", "unix:/x", "example.com:5", "192.0.2.5", "1.2.3.400:5",
+     "192.0.2.5:99999", "", None, "192.0.2.5:1\n", "\u0661.2.3.4:5"],
+)  # fmt: skip
+def test_what_is_no_socket_claims_nothing(text: str | None) -> None:
+    assert read_event(_event(source=text), THEN) is Nothing.NO_FLOW
+
+
+@pytest.mark.parametrize(
+    "local", [None, "0.0.0.0:443", "[::]:443", "[2001:db8::1]:443", "x", "198.51.100.1:0"]
+)
+def test_a_local_end_that_cannot_be_the_flows_is_left_out(local: str | None) -> None:
+    assert _claim(inboundLocal=local).local is None
+
+
+@pytest.mark.parametrize(
+    "email",
+    ["", "a\nb", "a\x00", "a\x7f", "a\x85b", "a\u2028b", "\ud800", "a" * 321, "\u00e9" * 161,
+     "\x01restricted"],
+)  # fmt: skip
+def test_an_email_that_no_log_could_hold_is_dropped(email: str) -> None:
+    assert read_event(_event(email=email), THEN) is Nothing.BAD_EMAIL
+
+
+@pytest.mark.parametrize("email", ["1", "a b | c: ]", "\u0438\u0432\u0430\u043d", "x" * 320])
+def test_emails_of_panels_are_kept_as_they_are(email: str) -> None:
+    assert _claim(email=email).email == email.encode()
+
+
+def test_an_event_that_waited_for_more_than_a_minute_is_stale() -> None:
+    assert read_event(_event(ts=THEN - 61), THEN) is Nothing.STALE
+    assert _claim(ts=THEN - 59).email == b"alice@x"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", b"[]", b"null", b"1", b'{"email":"a"}', b"\xff" + _event(), b"\xef\xbb\xbf{}",
+     _event(email=1), _event(source=[]), _event(inboundTag={}), _event(inboundLocal=1),
+     _event(ts="now"), _event(ts=True), _event(ts=None), _event(ts=-1), b"[" * 60_000,
+     b'{"email":"a","source":"1.2.3.4:5","ts":1e999}', _event()[:-1],
+     b'{"email":"a","source":"1.2.3.4:5","ts":' + b"9" * 4_000 + b"}",
+     _event().decode().encode("utf-16")],
+)  # fmt: skip
+def test_what_is_no_event_is_refused(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        read_event(body, THEN)
+
+
+@given(st.text(max_size=2048))
+def test_no_name_that_a_customer_chose_changes_the_claim(name: str) -> None:
+    plain = _claim()
+    assert _claim(destination=f"{name}:443", originalTarget=f"tcp:{name}:443") == plain
+
+
+@given(st.one_of(st.binary(max_size=300), st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["email", "source", "ts", "inboundTag", "x"]), inner),
+    max_leaves=8).map(lambda value: json.dumps(value).encode())))  # fmt: skip
+def test_garbage_gives_no_claim_that_is_not_whole(body: bytes) -> None:
+    try:
+        got = read_event(body, THEN)
+    except ValueError:
+        return
+    if isinstance(got, Claim):
+        event = json.loads(body)
+        assert got.email is not None
+        assert got.email.decode() == event["email"]
+        assert parse_source(got.source) is not None
+
+
+# -- HTTP ---------------------------------------------------------------------------------------
+
+
+def _post(body: bytes, *lines: str) -> bytes:
+    head = ["POST / HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *lines, "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+def _feed(data: bytes, cuts: list[int]) -> tuple[list[Request], int]:
+    """The requests and the status of the refusal (0: none)."""
+    edges = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    parser, requests, start = Parser(), [], 0
+    for end in edges:
+        while start < end:
+            piece = data[start : min(end, start + parser.room)]
+            assert piece, "a parser that takes nothing would hang"
+            start += len(piece)
+            try:
+                requests += parser.feed(piece)
+            except BadRequest as error:
+                return requests, error.status
+            assert parser.room > 0
+    return requests, 0
+
+
+_LINE = b"POST / HTTP/1.1\r\n"
+
+
+@given(bodies=st.lists(st.binary(max_size=200), max_size=4),
+       cuts=st.lists(st.integers(0, 1500), max_size=12))  # fmt: skip
+def test_requests_survive_any_cut(bodies: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(_post(body, "Authorization: Bearer x") for body in bodies)
+    requests, status = _feed(data, cuts)
+    assert [request.body for request in requests] == bodies
+    assert all(request.authorization == b"Bearer x" for request in requests)
+    assert status == 0
+
+
+@given(data=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400), max_size=5),
+       prefix=st.sampled_from([b"", _LINE, _LINE + b"Content-Length: "]))  # fmt: skip
+def test_random_bytes_end_in_a_refusal_or_in_waiting(
+    data: bytes, cuts: list[int], prefix: bytes
+) -> None:
+    requests, _status = _feed(prefix + data, cuts)
+    for request in requests:
+        with pytest.raises(ValueError, match=r"\w"):
+            read_event(request.body, THEN)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 405),
+        (b"POST / HTTP/1.1\r\n\r\n", 411),
+        (b"POST / HTTP/2.0\r\nContent-Length: 1\r\n\r\n", 400),
+        (b"POST /\r\n\r\n", 400),
+        (b"\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\nContent-Length: 0\n\n\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 1,1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length : 1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\n folded: 1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n", 417),
+        (f"POST / HTTP/1.1\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode(), 413),
+        (b"POST / HTTP/1.1\r\nX: " + b"y" * MAX_HEAD_BYTES, 431),
+        (b"POST / HTTP/1.1\r\nX: " + b"y" * MAX_HEAD_BYTES + b"\r\n\r\n", 431),
+        (b"y" * (MAX_HEAD_BYTES + 1), 431),
+    ],
+)
+def test_what_is_not_a_bounded_post_is_refused(data: bytes, status: int) -> None:
+    assert _feed(data, []) == ([], status)
+    assert _feed(data, list(range(0, len(data), 7)))[1] == status
+
+
+def test_hostile_heads_cost_no_time() -> None:
+    spaces = b"POST / HTTP/1.1\r\nX:" + b" " * 8_000 + b"\x00\r\n\r\n"
+    before = time.monotonic()
+    assert _feed(spaces, []) == ([], 400)
+    assert time.monotonic() - before < 0.1
+
+
+def test_a_parser_never_holds_more_than_one_request() -> None:
+    parser = Parser()
+    parser.feed(_post(b"x" * MAX_BODY_BYTES)[:-1])
+    assert 0 < parser.room < MAX_HEAD_BYTES + MAX_BODY_BYTES
+    while parser.room > 1 and not parser.feed(b"x"):
+        pass
+    assert parser.idle or parser.room > MAX_HEAD_BYTES
+
+
+# -- the webhook server -------------------------------------------------------------------------
+
+
+class Client(http.client.HTTPConnection):
+    """A client of the unix socket; the source answers while it waits."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=5)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(5)
+        self.sock.connect(self.path)
+
+
+class Server:
+    """A webhook source on a unix socket."""
+
+    def __init__(self, path: Path, token: str = "") -> None:
+        self.path = str(path)
+        self.source = WebhookSource(f"unix:{path}", token=token, clock=lambda: THEN)
+        assert self.source.read() == []
+        assert not self.source.replaying
+
+    def post(self, client: Client, body: bytes, **headers: str) -> tuple[int, list[Claim]]:
+        client.request("POST", "/", body, headers)
+        claims = self.read()
+        response = client.getresponse()
+        response.read()
+        return response.status, claims
+
+    def read(self, rounds: int = 3) -> list[Claim]:
+        return [claim for _ in range(rounds) for claim in self.source.read()]
+
+    def raw(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(5)
+        sock.connect(self.path)
+        return sock
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path / "hook")
+    yield made
+    made.source.close()
+    assert not os.path.exists(made.path)
+
+
+def test_every_sample_that_is_posted_becomes_its_claim(server: Server) -> None:
+    client = Client(server.path)
+    for body, expected in zip(SAMPLES, EXPECTED, strict=True):
+        status, claims = server.post(client, body)
+        assert status == 200
+        have = [(c.source, c.detour, c.email, c.local) for c in claims]
+        assert have == ([expected] if expected else [])
+    counters = server.source.counters
+    assert (counters.lines, counters.claims, counters.harmless) == (7, 6, 1)
+    assert server.source.tick() is None
+    client.close()
+
+
+def test_malformed_events_get_400_and_the_connection_lives_on(server: Server) -> None:
+    client = Client(server.path)
+    assert server.post(client, b"{") == (400, [])
+    assert server.post(client, _event(email="a\nb")) == (200, [])
+    status, claims = server.post(client, _event())
+    assert (status, len(claims)) == (200, 1)
+    assert server.source.counters.unparsed == 1
+    assert "not printable" in (server.source.tick() or "")
+    assert server.source.tick() is None
+    client.close()
+
+
+def test_broken_http_gets_400_and_ends_the_connection(server: Server) -> None:
+    with server.raw() as sock:
+        sock.sendall(b"nonsense\r\n\r\n")
+        assert server.read() == []
+        assert sock.recv(1000).startswith(b"HTTP/1.1 400 ")
+        assert sock.recv(1000) == b""
+
+
+def test_a_connection_stays_open_unless_the_client_says_close(server: Server) -> None:
+    with server.raw() as sock:
+        sock.sendall(_post(_event()) + _post(_event(email="bob@x"), "Connection: close"))
+        assert [claim.email for claim in server.read()] == [b"alice@x", b"bob@x"]
+        assert sock.recv(1000).count(b"HTTP/1.1 200 OK\r\n") == 2
+        assert sock.recv(1000) == b""
+
+
+@given(cuts=st.lists(st.integers(1, 250), max_size=6))
+def test_a_slow_client_stops_nobody(cuts: list[int]) -> None:
+    path = Path(f"/tmp/vff-qos-test-{os.getpid()}.sock")
+    server = Server(path)
+    try:
+        data = _post(_event())
+        edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
+        with server.raw() as slow, server.raw() as quick:
+            claims = []
+            for start, end in itertools.pairwise(edges):
+                slow.sendall(data[start:end])
+                quick.sendall(data)
+                claims += server.read(2)
+                assert quick.recv(1000).startswith(b"HTTP/1.1 200")
+            assert len(claims) == len(edges)
+            assert slow.recv(1000).startswith(b"HTTP/1.1 200")
+    finally:
+        server.source.close()
+
+
+def test_a_token_is_asked_for(tmp_path: Path) -> None:
+    server = Server(tmp_path / "hook", token="0123456789abcdef")
+    client = Client(server.path)
+    assert server.post(client, _event()) == (403, [])
+    assert server.post(client, _event(), Authorization="Bearer 0123456789abcdeX") == (403, [])
+    assert "token" in (server.source.tick() or "")
+    status, claims = server.post(client, _event(), Authorization="Bearer 0123456789abcdef")
+    assert (status, len(claims)) == (200, 1)
+    client.close()
+    server.source.close()
+
+
+def test_a_flood_of_connections_keeps_none_out_for_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = [server.raw() for _ in range(200)]
+    server.read(5)
+    assert len(server.source._connections) == 128
+    with server.raw() as late:
+        late.sendall(_post(_event()))
+        assert server.read(5) == []
+        now = time.monotonic()
+        monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 2)
+        server.source.tick()
+        claims = server.read(5)
+        assert [claim.email for claim in claims] == [b"alice@x"]
+        assert len(server.source._connections) <= 128
+    for sock in idle:
+        sock.close()
+
+
+def test_half_requests_are_ended_after_five_seconds(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server.raw() as half, server.raw() as idle:
+        half.sendall(b"POST / HT")
+        server.read()
+        now = time.monotonic()
+        monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 6)
+        half.sendall(b"T")
+        server.read()
+        assert "whole within 5 s" in (server.source.tick() or "")
+        assert half.recv(1) == b""
+        idle.sendall(_post(_event()))
+        assert len(server.read()) == 1
+
+
+def test_silence_of_the_engine_is_told_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    assert server.source.tick() is None
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 61)
+    assert "no event has come" in (server.source.tick() or "")
+    assert server.source.tick() is None
+
+
+def test_a_client_that_reads_no_answers_is_let_go(server: Server) -> None:
+    with server.raw() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        deaf.setblocking(False)
+        request = _post(b"{}")
+        for _ in range(3_000):
+            try:
+                deaf.send(request * 50)
+            except BlockingIOError:
+                pass
+            except (BrokenPipeError, ConnectionResetError):
+                break
+            server.source.read()
+        else:
+            pytest.fail("it is still connected")
+    assert not server.source._connections
+
+
+def test_the_socket_has_the_mode_and_the_group_of_the_settings(tmp_path: Path) -> None:
+    path = tmp_path / "hook"
+    source = WebhookSource(f"unix:{path}", group="root", mode=0o640)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert path.stat().st_gid == 0
+    source.close()
+    with pytest.raises(SourceError, match="there is no group"):
+        WebhookSource(f"unix:{path}", group="no-such-group")
+
+
+def test_the_socket_of_a_killed_run_is_replaced_and_that_of_a_live_one_is_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "hook"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    source = WebhookSource(f"unix:{path}")
+    with pytest.raises(SourceError, match="another process listens"):
+        WebhookSource(f"unix:{path}")
+    source.close()
+    path.write_text("precious")
+    with pytest.raises(SourceError, match="not a socket"):
+        WebhookSource(f"unix:{path}")
+    assert path.read_text() == "precious"
+    with pytest.raises(SourceError, match="cannot listen: No such file"):
+        WebhookSource(f"unix:{tmp_path}/nowhere/hook")
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:23980", "[::1]:23980"])
+def test_a_loopback_port_serves_as_well(listen: str) -> None:
+    source = WebhookSource(listen, token="0123456789abcdef", clock=lambda: THEN)
+    source.read()
+    host, _colon, port = listen.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), 5) as sock:
+        sock.sendall(_post(_event(), "Authorization: Bearer 0123456789abcdef"))
+        claims: list[Claim] = []
+        eventually(lambda: claims.extend(source.read()) or claims)
+        assert sock.recv(1000).startswith(b"HTTP/1.1 200")
+    with pytest.raises(SourceError, match="Address already in use"):
+        WebhookSource(listen, token="0123456789abcdef")
+    source.close()
+
+
+def test_a_socket_that_systemd_holds_loses_no_event_of_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "hook"
+    program = (
+        "import os, sys, time\n"
+        "from vff_qos.sources.webhook import WebhookSource\n"
+        "os.environ['LISTEN_PID'] = str(os.getpid())\n"
+        "os.dup2(int(sys.argv[1]), 3)\n"
+        f"source = WebhookSource('unix:{path}', clock=lambda: {THEN})\n"
+        "source.read()\n"
+        "while not (claims := source.read()): time.sleep(0.01)\n"
+        "source.close()\n"
+        "print(claims[0].email.decode())\n"
+    )
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        # Nobody runs yet.
+        client.connect(str(path))
+        client.sendall(_post(_event()))
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(listener.fileno())],
+            env={**os.environ, "LISTEN_FDS": "1", "PYTHONPATH": ":".join(sys.path)},
+            pass_fds=[listener.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert done.stdout == "alice@x\n", done.stderr
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    listener.close()
+    assert path.exists()
+
+
+def test_our_exact_end_is_asked_for_first() -> None:
+    ours = [socket.inet_aton(text) for text in ("198.51.100.1", "198.51.100.2")]
+    resolver = Resolver(((443, 443), (8443, 8443)), ours)
+    source, local = parse_source(b"192.0.2.5:1234"), parse_source(b"198.51.100.2:8443")
+    assert source is not None
+    first = resolver.first(source, b"in", local)
+    assert [(flow.proto, flow.dst, flow.dport) for flow in first] == [
+        (6, ours[1], 8443),
+        (17, ours[1], 8443),
+    ]
+    # Behind DNAT none of them is there: all others are asked for.
+    assert len(resolver.rest(source, b"in")) == 8
+    assert resolver.first(source, b"in") == []
+
+
+# -- the journal --------------------------------------------------------------------------------
+
+REMOTE = shutil.which("systemd-journal-remote", path="/lib/systemd:/usr/lib/systemd:/usr/bin")
+
+needs_journal = pytest.mark.skipif(
+    REMOTE is None, reason="needs systemd-journal-remote to write journal files"
+)
+
+
+class JournalFiles:
+    """A directory of real journal files."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files = 0
+        self.count = 0
+
+    def write(self, *messages: bytes, age_s: float = 0.0, unit: str = "xray.service",
+              file: str = "system", **fields: str) -> None:  # fmt: skip
+        """Append entries to one of the files."""
+        out = []
+        fields = {"_SYSTEMD_UNIT": unit, "_TRANSPORT": "stdout", "_UID": "0", **fields}
+        for message in messages:
+            self.count += 1
+            stamp = int((time.time() - age_s) * 1e6) + self.count
+            head = [f"__REALTIME_TIMESTAMP={stamp}", f"__MONOTONIC_TIMESTAMP={self.count + 10**6}",
+                    "_BOOT_ID=3b9ba5f1c63d46b4b1b7a6bd1e2b1e11"]  # fmt: skip
+            head += [f"{name}={value}" for name, value in fields.items()]
+            out.append("\n".join(head).encode() + b"\nMESSAGE\n")
+            out.append(len(message).to_bytes(8, "little") + message + b"\n\n")
+        assert REMOTE is not None
+        subprocess.run(
+            [REMOTE, "-o", str(self.directory / f"{file}.journal"), "-"],
+            input=b"".join(out),
+            capture_output=True,
+            check=True,
+        )
+
+    def source(
+        self, checkpoint: object = None, matches: dict[str, str] | None = None
+    ) -> JournalSource:
+        return JournalSource(
+            matches or unit_matches("xray.service"), checkpoint, directory=str(self.directory)
+        )
+
+
+def _line(number: int, email: str = "alice@x") -> bytes:
+    return (
+        f"2026/11/20 15:48:00.448421 from 192.0.2.5:{number} accepted tcp:example.com:443 "
+        f"[in >> out] email: {email}"
+    ).encode()
+
+
+def _ports(source: Source) -> list[int]:
+    """Source ports of all claims that are there now."""
+    ports, empty = [], 0
+    source.tick()
+    while empty < 2:
+        claims = source.read()
+        ports += [int(claim.source.rpartition(b":")[2]) for claim in claims]
+        empty = 0 if claims else empty + 1
+    return ports
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> JournalFiles:
+    return JournalFiles(tmp_path)
+
+
+@needs_journal
+def test_lines_of_the_unit_become_claims_in_their_order(files: JournalFiles) -> None:
+    files.write(_line(1), _line(2))
+    files.write(_line(3), unit="other.service")
+    source = files.source()
+    assert source.replaying
+    assert _ports(source) == [1, 2]
+    assert not source.replaying
+    files.write(_line(4))
+    assert _ports(source) == [4]
+    source.close()
+
+
+@needs_journal
+def test_new_entries_wake_the_loop(files: JournalFiles) -> None:
+    import select
+
+    files.write(_line(1))
+    source = files.source()
+    assert _ports(source) == [1]
+    poll = select.poll()
+    poll.register(source.descriptors()[0], select.POLLIN)
+    files.write(_line(2))
+    assert poll.poll(2_000)
+    assert _ports(source) == [2]
+    source.close()
+
+
+@needs_journal
+def test_a_restart_goes_on_at_the_cursor(files: JournalFiles) -> None:
+    files.write(_line(1), _line(2))
+    source = files.source()
+    assert _ports(source) == [1, 2]
+    saved = json.loads(json.dumps(source.checkpoint()))
+    source.close()
+    files.write(_line(3))
+    again = files.source(saved)
+    assert _ports(again) == [3]
+    assert files.source(again.checkpoint()).checkpoint() == again.checkpoint()
+
+
+@needs_journal
+def test_entries_older_than_a_minute_are_not_replayed(files: JournalFiles) -> None:
+    files.write(_line(1), age_s=300)
+    files.write(_line(2), age_s=30)
+    source = files.source()
+    assert _ports(source) == [2]
+    source.close()
+    files.write(_line(3), age_s=90, file="b")
+    old = JournalSource(
+        unit_matches("xray.service"),
+        replay_since_s=time.time() - 100,
+        directory=str(files.directory),
+    )
+    assert sorted(_ports(old)) == [2, 3]
+
+
+@needs_journal
+def test_a_rotated_journal_loses_no_line(files: JournalFiles) -> None:
+    files.write(_line(1))
+    source = files.source()
+    assert _ports(source) == [1]
+    for number in range(2, 8):
+        files.write(_line(number))
+        live = files.directory / "system.journal"
+        live.rename(files.directory / f"system@{number:032x}-{number:016x}-{number:016x}.journal")
+        files.write(_line(10 + number))
+        assert sorted(_ports(source)) == [number, 10 + number]
+    source.close()
+
+
+@needs_journal
+def test_a_vacuumed_journal_is_followed_and_what_comes_first_is_distrusted(
+    files: JournalFiles,
+) -> None:
+    files.write(_line(1))
+    source = files.source()
+    assert _ports(source) == [1]
+    saved = source.checkpoint()
+    (files.directory / "system.journal").unlink()
+    files.write(_line(2))
+    assert _ports(source) == [2]
+    source.close()
+    again = files.source(saved)
+    claims = again.read()
+    assert [claim.tainted for claim in claims] == [True]
+
+
+@needs_journal
+def test_distrust_reaches_over_entries_and_over_restarts(files: JournalFiles) -> None:
+    files.write(
+        b"2026/11/20 15:51:41.127080 from 192.0.2.9:1 rejected  proxy/trojan: failed to read "
+        b"address and port > common/protocol: invalid domain name: a.example",
+        _line(1, "victim@x"),
+    )
+    source = files.source()
+    assert [claim.tainted for claim in source.read()] == [True]
+    saved = json.loads(json.dumps(source.checkpoint()))
+    source.close()
+    files.write(_line(2, "victim@x"), *[b"x" * 100] * 0, *[_line(5)] * 40)
+    claims = files.source(saved).read()
+    assert claims[0].tainted
+    assert not claims[-1].tainted
+
+
+@needs_journal
+@pytest.mark.parametrize("field", ["_LINE_BREAK", "CONTAINER_PARTIAL_MESSAGE"])
+def test_a_line_that_was_cut_is_no_line(files: JournalFiles, field: str) -> None:
+    files.write(_line(1), **{field: "nul"})
+    files.write(_line(2))
+    source = files.source()
+    claims = source.read()
+    assert [(claim.source, claim.tainted) for claim in claims] == [(b"192.0.2.5:2", True)]
+    assert source.counters.unparsed == 1
+
+
+@needs_journal
+def test_bytes_of_any_kind_do_not_stop_the_reader(files: JournalFiles) -> None:
+    files.write(b"\xff\xfe\x00\x01", b"", b"x" * 60_000, b"a\nb", _line(1)[:-3] + b"\xc3\xa9")
+    source = files.source()
+    assert len(source.read()) == 1
+    assert source.counters.unparsed >= 3
+
+
+@needs_journal
+def test_a_container_is_named_by_root_only(files: JournalFiles) -> None:
+    files.write(_line(1), unit="docker.service", CONTAINER_NAME="xray")
+    files.write(_line(2), unit="evil.service", CONTAINER_NAME="xray", _UID="1000")
+    files.write(_line(3), unit="docker.service", CONTAINER_NAME="other")
+    assert _ports(files.source(matches=container_matches("xray"))) == [1]
+
+
+@needs_journal
+def test_an_empty_journal_is_waited_for(files: JournalFiles) -> None:
+    files.write(_line(1), unit="other.service")
+    source = files.source()
+    assert "no entry with _SYSTEMD_UNIT=xray.service" in (source.tick() or "")
+    assert source.tick() is None
+    assert source.read() == []
+    assert not source.replaying
+    assert source.checkpoint() is None
+    files.write(_line(2))
+    assert _ports(source) == [2]
+
+
+@needs_journal
+def test_many_entries_come_in_portions(files: JournalFiles) -> None:
+    files.write(*(_line(number) for number in range(1, 5_001)))
+    source = files.source()
+    assert len(source.read()) == 2_048
+    assert source.more
+    assert source.replaying
+    assert len(_ports(source)) == 5_000 - 2_048
+
+
+# -- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("source: container\ncontainer: xray", "/var/log/xray/access.log in container xray"),
+        ("source: journal\njournal_unit: xray@1.service", "the journal of xray@1.service"),
+        ("source: journal\ncontainer: xray", "the journal of container xray"),
+        ("source: webhook\nwebhook_listen: unix:/run/vff-qos/w.sock",
+         "the webhook at unix:/run/vff-qos/w.sock"),
+        ("source: webhook\nwebhook_listen: 127.0.0.1:23080\nwebhook_token: 0123456789abcdeF",
+         "the webhook at 127.0.0.1:23080"),
+    ],
+)  # fmt: skip
+def test_each_source_has_its_settings(text: str, origin: str) -> None:
+    assert parse_settings(text.encode(), "s").origin == origin
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("source: syslog", "is not one of file, container, journal, webhook"),
+        ("source: container", "container: is needed by 'source: container'"),
+        ("source: journal", "needs either journal_unit or container"),
+        ("source: journal\ncontainer: a\njournal_unit: a.service", "needs either"),
+        ("source: webhook", "webhook_listen: is needed by 'source: webhook'"),
+        ("source: webhook\nwebhook_listen: 127.0.0.1:1", "webhook_token: is needed"),
+        ("webhook_listen: 0.0.0.0:1", "is not 'unix:/absolute/path' or '127.0.0.1:port'"),
+        ("webhook_listen: unix:hook", "is not 'unix:/absolute/path'"),
+        ("source: webhook\nwebhook_listen: 127.0.0.1:70000", "70000 is not a port"),
+        ("webhook_listen: unix:/" + "x" * 107, "is not 'unix:/absolute/path'"),
+        ("webhook_mode: 0660", "is not a mode in quotes"),
+        ("webhook_mode: '0888'", "is not a mode in quotes"),
+        ("webhook_token: short", "webhook_token: the value is not 16 to 256 letters"),
+        ("webhook_group: 'a b'", "is not the name of a group"),
+        ("container: ../x", "is not the name of a container"),
+        ("container: 5", "is not the name of a container"),
+        ("journal_unit: xray", "is not a unit such as 'xray.service'"),
+    ],
+)
+def test_what_a_source_lacks_is_said_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(text.encode(), "s")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "short" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_source_is_left_aside(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    log.touch()
+    settings = parse_settings(f"access_log: {log}".encode(), "s")
+    open_source(settings, {"cursor": "x", "taint": 0}, None).close()
+    listen = parse_settings(f"source: webhook\nwebhook_listen: unix:{tmp_path}/hook".encode(), "s")
+    source = open_source(listen, [{"device": 1}], 5.0)
+    assert source.replaying
+    assert source.read() == []
+    assert not source.replaying
+    source.close()

@@ -25,6 +25,7 @@ conntrack
 kmod
 openssh-client
 systemd
+systemd-journal-remote
 PACKAGES
   if [ -f tests/lab/packages.txt ]; then sed 's/#.*//' tests/lab/packages.txt; fi
 } | tr -s '[:space:]' '\n' | grep . | sort -u >"$wanted"

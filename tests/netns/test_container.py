@@ -36,6 +36,7 @@ if not keep:
     assert libc.mount(b"tmpfs", root.encode(), b"tmpfs", 0, None) == 0
 os.chroot(root)
 os.chdir("/")
+os.umask(0o077)
 os.makedirs("/var/log/xray", exist_ok=True)
 for line in sys.stdin:
     command, path, text = line.rstrip("\\n").split("|")

@@ -14,19 +14,12 @@ from typing import Any
 
 from ..core.htb import MINOR_MASK, HtbClass, classid
 from ..core.layout import INGRESS_PARENT, ROOT_PARENT, Filter, Key, Qdisc
-from ..errors import KernelRefused
 from .links import send
 from .netlink import (
-    HEADER,
-    NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
     NLM_F_EXCL,
     NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NLMSG_NOOP,
     Netlink,
     attr,
     attrs,
@@ -222,26 +215,11 @@ def _dump(request: bytes, what: str) -> list[bytes]:
     had run out of space; tc prints "Buffer too small for object".  What came before is whole,
     and our fw filter has the last preference, so that nothing comes after it.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        # An answer read with a large buffer first: the kernel then takes 32 KiB for each part of
-        # the dump. Linux 6.1 forgets a matchall filter that does not fit into a part (mall_walk).
-        sock.send(HEADER.pack(16, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, 0, 0))
-        sock.recv(1 << 16)
-        sock.send(HEADER.pack(16 + len(request), _GETFILTER, _DUMP, 1, 0) + request)
-        found: list[bytes] = []
-        while True:
-            data, offset = sock.recv(1 << 16), 0
-            while offset < len(data):
-                length, kind, flags, _seq, _port = HEADER.unpack_from(data, offset)
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    code = -struct.unpack_from("=i", data, offset + 16)[0]
-                    if code not in (0, errno.EMSGSIZE):
-                        raise KernelRefused(code, what)
-                    return found
-                if flags & NLM_F_DUMP_INTR:
-                    raise KernelRefused(errno.EINTR, what)
-                found.append(data[offset + 16 : offset + length])
-                offset += (length + 3) & ~3
+    netlink = Netlink(socket.NETLINK_ROUTE)
+    try:
+        return list(netlink.dump(_GETFILTER, request, what, ends=errno.EMSGSIZE))
+    finally:
+        netlink.close()
 
 
 def filters(

@@ -176,19 +176,20 @@ class Netlink:
                     replies.append(Reply(index, kind, data[offset + 16 : offset + length]))
                 offset += (length + 3) & ~3
 
-    def dump(self, kind: int, payload: bytes, what: str) -> Iterator[bytes]:
+    def dump(self, kind: int, payload: bytes, what: str, ends: int = 0) -> Iterator[bytes]:
         """Payloads of a dump, as one consistent list.
 
+        An error ``ends`` is taken for the end of the dump.
         A dump that the kernel marks as interrupted is read again, at most 8 times.  Raises
         KernelRefused (``what`` goes into the message) for errors and when it never settles.
         """
         for _try in range(_DUMP_TRIES):
-            entries = self._dump_once(kind, payload, what)
+            entries = self._dump_once(kind, payload, what, ends)
             if entries is not None:
                 return iter(entries)
         raise KernelRefused(errno.EINTR, what)
 
-    def _dump_once(self, kind: int, payload: bytes, what: str) -> list[bytes] | None:
+    def _dump_once(self, kind: int, payload: bytes, what: str, ends: int) -> list[bytes] | None:
         seq = self._seq
         self._seq += 1
         flags = NLM_F_REQUEST | NLM_F_DUMP
@@ -204,7 +205,7 @@ class Netlink:
                     interrupted |= bool(flags & NLM_F_DUMP_INTR)
                     if answer in (NLMSG_DONE, NLMSG_ERROR):
                         code = -_ERRNO.unpack_from(data, offset + 16)[0] if length >= 20 else 0
-                        if code:
+                        if code not in (0, ends):
                             raise KernelRefused(code, what)
                         return None if interrupted else entries
                     entries.append(data[offset + 16 : offset + length])

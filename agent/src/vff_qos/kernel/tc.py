@@ -6,11 +6,12 @@ or deleting a class walks all classes of the qdisc; changing one does not.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from typing import NamedTuple
 
-from ..core.htb import MINOR_MASK, HtbClass, classid, format_classid
+from ..core.htb import MINOR_MASK, UNCLASSIFIED_MINOR, HtbClass, classid, format_classid
 from ..errors import KernelRefused
 from .netlink import (
     HEADER,
@@ -39,8 +40,8 @@ _U32_MAX = 0xFFFFFFFF
 _TICK_NS = 64  # PSCHED_SHIFT is 6
 
 _FQ_CODEL_TARGET, _FQ_CODEL_FLOWS = 1, 5
-#: 64 buckets keep a leaf at 4.8 KiB instead of 71 KiB.
-_LEAF_FLOWS = 64
+#: 64 buckets keep a user's leaf at 4.8 KiB instead of 71 KiB; strangers share the common one.
+_USER_FLOWS, _SHARED_FLOWS = 64, 1_024
 _TARGET_US = 5_000
 
 
@@ -161,7 +162,8 @@ def encode_leaf(seq: int, key: ClassKey, kind: str, limit_bps: int, flags: int =
     if kind == "fq_codel":
         options = attr(_FQ_CODEL_TARGET, struct.pack("=I", leaf_target_us(limit_bps)))
         if flags & NLM_F_CREATE:
-            options += attr(_FQ_CODEL_FLOWS, struct.pack("=I", _LEAF_FLOWS))
+            flows = _SHARED_FLOWS if key.minor == UNCLASSIFIED_MINOR else _USER_FLOWS
+            options += attr(_FQ_CODEL_FLOWS, struct.pack("=I", flows))
         body += nest(_OPTIONS, options)
     parent = classid(key.major, key.minor)
     return _message(_NEWQDISC, flags, seq, key.ifindex, classid(key.minor, 0), parent, body)
@@ -261,7 +263,8 @@ class Tc:
     def classes(self, ifindex: int, major: int) -> dict[int, ClassState]:
         """{minor: state} of the classes under root ``major:`` on one interface."""
         found = {}
-        payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, 0, 0)
+        # By root, or the kernel would also list fq_codel's flows as classes.
+        payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
         for answer in self.netlink.dump(
             _GETTCLASS, payload, f"reading classes of interface {ifindex}"
         ):
@@ -275,7 +278,10 @@ class Tc:
         found = []
         payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
         for answer in self.netlink.dump(
-            _GETTFILTER, payload, f"reading filters of interface {ifindex}"
+            _GETTFILTER,
+            payload,
+            f"reading filters of interface {ifindex}",
+            ends=errno.EMSGSIZE,  # that is how cls_fw without handles ends a dump
         ):
             decoded = decode_filter(answer)
             if decoded.handle:

@@ -1,0 +1,140 @@
+"""From an event of the engine to a mark, in a real kernel."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vff_qos.core.flow import Tuple
+
+from .conftest import run
+from .test_follow import Client, Node, eventually
+
+
+class WebhookNode(Node):
+    """A node whose engine posts to a unix socket; inbounds on two ports and two addresses."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.socket = str(directory / "hook")
+        settings = (directory / "settings.yml").read_text()
+        settings = settings.replace("[4430]", "[4430, 4431]")
+        (directory / "settings.yml").write_text(
+            settings + f"source: webhook\nwebhook_listen: unix:{self.socket}\n"
+            "free_text_ports: all\n"
+        )
+        for address in ("127.0.0.1", "127.0.0.2"):
+            for port in (4430, 4431):
+                if (address, port) != ("127.0.0.1", 4430):
+                    listener = socket.socket()
+                    listener.bind((address, port))
+                    listener.listen(64)
+                    self.listeners.append(listener)
+
+    def post(self, email: str | None, source: str, local: str | None, **more: object) -> int:
+        """One event, as the engine sends it; returns the status."""
+        event = {"email": email, "network": "udp", "source": source, "inboundTag": "in",
+                 "inboundLocal": local, "ts": int(time.time()), **more}  # fmt: skip
+        client = http.client.HTTPConnection("localhost", timeout=5)
+        client.sock = socket.socket(socket.AF_UNIX)
+        client.sock.connect(self.socket)
+        client.request("POST", "/", json.dumps(event))
+        status = client.getresponse().status
+        client.close()
+        return status
+
+    def announce(self, client: Client, email: str | None, local: str | None = None) -> int:
+        return self.post(email, f"{client.text}:{client.port}", local)
+
+
+@pytest.fixture
+def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[WebhookNode]:
+    made = WebhookNode(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_each_event_marks_its_connection(node: WebhookNode) -> None:
+    node.start()
+    alice = [Client("127.0.0.1", 4430), Client("::1", 4430)]
+    bob, nobody = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
+    assert node.announce(alice[0], "alice@x", "127.0.0.1:4430") == 200
+    assert node.announce(alice[1], "alice@x", "[::1]:4430") == 200
+    assert node.announce(bob, "bob@x") == 200
+    assert node.announce(nobody, None, "127.0.0.1:4430") == 200
+    eventually(lambda: all(node.mark(client) for client in (*alice, bob)))
+    assert node.mark(alice[0]) == node.mark(alice[1]) != node.mark(bob)
+    assert node.mark(nobody) == 0
+    up, down = node.classes()
+    minor = (node.mark(alice[0]) or 0) & 0xFFFF
+    assert (up[minor], down[minor]) == (5_000_000, 10_000_000)
+
+
+def test_two_connections_of_one_address_and_port_are_told_apart(node: WebhookNode) -> None:
+    node.start()
+    flows = []
+    for address, port in (("127.0.0.1", 4430), ("127.0.0.1", 4431), ("127.0.0.2", 4431)):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.9", 50_000))
+        sock.connect((address, port))
+        ends = [socket.inet_aton(text) for text in ("127.0.0.9", address)]
+        flows.append((sock, Tuple(6, ends[0], 50_000, ends[1], port)))
+    node.post("carol@x", "127.0.0.9:50000", "127.0.0.2:4431")
+    node.post("bob@x", "127.0.0.9:50000", "127.0.0.1:4431")
+    node.post("carol@x", "127.0.0.9:50000", "127.0.0.2:4431")
+    eventually(lambda: node.conntrack.get_marks([flows[1][1]])[0])
+    untouched, bob, carol = node.conntrack.get_marks([flow for _sock, flow in flows])
+    assert untouched == 0
+    assert bob
+    assert carol
+    assert bob != carol
+
+
+def test_behind_dnat_the_flow_is_found_all_the_same(node: WebhookNode) -> None:
+    run(
+        "nft", "-f", "-",
+        stdin="table ip elsewhere { chain out { type nat hook output priority -100; "
+        "ip daddr 127.0.0.1 tcp dport 4430 dnat to 127.0.0.2:4431; }; }",
+    )  # fmt: skip
+    node.start()
+    client = Client("127.0.0.1", 4430)
+    node.announce(client, "alice@x", "127.0.0.2:4431")
+    eventually(lambda: node.mark(client))
+
+
+def test_garbage_marks_nothing_and_stops_nothing(node: WebhookNode) -> None:
+    node.start()
+    client = Client("127.0.0.1", 4430)
+    source = f"127.0.0.1:{client.port}"
+    assert node.post("a\nb", source, "127.0.0.1:4430") == 200
+    assert node.post("alice@x", source, "127.0.0.1:4430", ts=1) == 200
+    assert node.post("alice@x", source + "x", "127.0.0.1:4430") == 200
+    assert node.post("alice@x", source, None, inboundTag=5) == 400
+    for junk in (b"\0" * 9_000, b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\x02\x00"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(node.socket)
+            sock.sendall(junk)
+    time.sleep(0.1)
+    assert node.mark(client) == 0
+    assert node.announce(client, "alice@x", "127.0.0.1:4430") == 200
+    eventually(lambda: node.mark(client))
+    eventually(lambda: json.loads(node.run("status", "--json"))["follower"]["log"]["stale"], 8)
+
+
+def test_after_a_kill_the_socket_serves_again(node: WebhookNode) -> None:
+    node.start()
+    node.stop(signal.SIGKILL)
+    node.start()
+    client = Client("127.0.0.1", 4430)
+    assert node.announce(client, "alice@x", "127.0.0.1:4430") == 200
+    eventually(lambda: node.mark(client))
+    node.stop()
+    assert not Path(node.socket).exists()

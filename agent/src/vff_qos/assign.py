@@ -83,6 +83,11 @@ class _Item:
     mark: int = 0
 
 
+def _key(source: bytes, local: bytes | None) -> bytes:
+    """What a claim's flow is remembered by; one source may have several where our end is known."""
+    return source if local is None else source + b" > " + local
+
+
 class Suspended(Exception):
     """The kill switch was thrown: stop marking, end in peace."""
 
@@ -206,10 +211,10 @@ class Assigner:
             for claim in claims:
                 if claim.email == b"" and not anonymous:
                     continue  # a line without a user claims nothing where names are checked
-                record = recent.get(claim.source)
-                plain = not claim.tainted and claim.local is None
-                if record is not None and record.email == claim.email and plain:
-                    known[claim.source] = record, claim
+                key = claim.source if claim.local is None else _key(claim.source, claim.local)
+                record = recent.get(key)
+                if record is not None and record.email == claim.email and not claim.tainted:
+                    known[key] = record, claim
                 else:
                     slow.append(claim)
             if known:
@@ -242,12 +247,12 @@ class Assigner:
         claims = [claim for _record, claim in known.values()]
         errors = self._conntrack.repeat([record.request for record, _claim in known.values()])
         self.counts.marked += len(claims) - len(errors)
+        keys = list(known)
         again = []
         for index, code in errors.items():
-            source = claims[index].source
-            del self._recent[source]
+            del self._recent[keys[index]]
             if code != errno.ENOENT:
-                self._refused(KernelRefused(code, f"setting the mark of {source.decode()}"))
+                self._refused(KernelRefused(code, f"setting the mark of {keys[index].decode()}"))
             again.append(claims[index])
         return again
 
@@ -413,7 +418,7 @@ class Assigner:
         if verdict is Verdict.CONFLICT:
             self.counts.conflicts += 1
             for spelling in spellings(item.source):
-                self._recent.pop(spelling, None)
+                self._recent.pop(_key(spelling, item.claim.local), None)
             self._soft.pop(flow, None)
             self._journal.limited(
                 "conflict",
@@ -454,13 +459,14 @@ class Assigner:
         """An untainted claim stands: fast path for its repetitions, voucher for tainted ones."""
         claim = item.claim
         assert claim.email is not None
-        # Under no other spelling could a conflict find and forget it; and where our end is known,
-        # one source may have several flows.
-        if claim.local is None and claim.source in spellings(item.source):
+        # Under no other spelling could a conflict find and forget it.
+        if claim.source in spellings(item.source):
             if len(self._recent) >= _RECENT:
                 for source in list(self._recent)[: _RECENT // 4]:
                     del self._recent[source]
-            self._recent[claim.source] = _Recent(claim.email, prepare(flow, mark))
+            self._recent[_key(claim.source, claim.local)] = _Recent(
+                claim.email, prepare(flow, mark)
+            )
         if len(self._vouched) >= _MAX_VOUCHES:
             self._vouched.clear()
         self._vouched[place] = now

@@ -7,10 +7,9 @@ import json
 import sys
 
 from . import __version__
-from .config import POLICY_PATH, RUN_DIR, SETTINGS_PATH, STATE_DIR, load_policy, load_settings
+from .config import Paths, load_policy, load_settings
 from .core.settings import Settings
 from .errors import QosError
-from .follow import Paths, follow
 from .journal import INFO, Journal
 from .lock import Lock
 from .state import State
@@ -18,10 +17,10 @@ from .state import State
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--settings", default=SETTINGS_PATH, metavar="FILE")
-    common.add_argument("--policy", default=POLICY_PATH, metavar="FILE")
-    common.add_argument("--state-dir", default=STATE_DIR, metavar="DIR")
-    common.add_argument("--run-dir", default=RUN_DIR, metavar="DIR")
+    common.add_argument("--settings", default=Paths().settings, metavar="FILE")
+    common.add_argument("--policy", default=Paths().policy, metavar="FILE")
+    common.add_argument("--state-dir", default=Paths().state_dir, metavar="DIR")
+    common.add_argument("--run-dir", default=Paths().run_dir, metavar="DIR")
     parser = argparse.ArgumentParser(
         prog="vff-qos", description="Per-user speed limits in the Linux kernel."
     )
@@ -67,6 +66,8 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     journal = Journal()
     if args.command == "follow":
+        from .follow import follow
+
         return follow(paths, journal)
     state = State(paths.state_dir)
     if args.command == "status":

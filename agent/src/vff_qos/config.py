@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 from .core.policy import Policy, parse_policy
 from .core.settings import Settings, parse_settings
@@ -12,6 +13,16 @@ SETTINGS_PATH = "/etc/vff-qos/settings.yml"
 POLICY_PATH = "/etc/vff-qos/policy.yml"
 STATE_DIR = "/var/lib/vff-qos"
 RUN_DIR = "/run/vff-qos"
+
+
+class Paths(NamedTuple):
+    """Where everything is."""
+
+    settings: str = SETTINGS_PATH
+    policy: str = POLICY_PATH
+    state_dir: str = STATE_DIR
+    run_dir: str = RUN_DIR
+
 
 #: A policy of 65,000 users with every key is about 8 MiB.
 _MAX_BYTES = 32 << 20

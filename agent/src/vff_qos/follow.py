@@ -9,12 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from . import __version__
 from .assign import Assigner, Suspended
-from .config import load_policy, load_settings
+from .config import Paths, load_policy, load_settings
 from .core.accesslog import Claim
 from .core.resolver import Resolver
 from .errors import ConfigError, Refused
@@ -36,16 +35,6 @@ _SETTLE_S = 0.2
 _MAX_BACKOFF_S = 60.0
 #: Replayed claims are applied at the end, the last of each source; more than this at once.
 _REPLAY_FLUSH = 50_000
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where everything is."""
-
-    settings: str
-    policy: str
-    state_dir: str
-    run_dir: str
 
 
 class Follower:

@@ -7,13 +7,13 @@ import os
 import time
 from typing import Any
 
+from .config import Paths
 from .core.htb import MINOR_MASK, TAG_MASK, classid, format_classid
 from .core.idle import display_name
 from .core.minors import ACTIVE
 from .core.rates import format_rate
 from .core.settings import Settings
 from .errors import Refused
-from .follow import Paths
 from .kernel.conntrack import Conntrack
 from .kernel.devices import shaping_devices, wan_device
 from .kernel.tc import Tc

@@ -1,1 +1,1 @@
-"""Pure logic: bytes, dicts and numbers in, bytes, dicts and plans out.  Opens nothing, reads no clock."""
+"""Pure logic: bytes, dicts and numbers in, bytes, dicts and plans out."""

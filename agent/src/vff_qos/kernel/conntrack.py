@@ -44,7 +44,6 @@ _SET6 = struct.Struct(_HEAD.format(n=16) + " HH4s HH4s")
 _GET4 = struct.Struct(_HEAD.format(n=4))
 _GET6 = struct.Struct(_HEAD.format(n=16))
 _N = 0x8000
-_PORT = [struct.pack(">H", port) for port in range(65536)]
 _FULL_MASK = b"\xff\xff\xff\xff"
 
 
@@ -93,10 +92,10 @@ def encode_set(seq: int, flow: Tuple, mark: int) -> bytes:
             proto,
             6,
             2,
-            _PORT[sport],
+            sport.to_bytes(2, "big"),
             6,
             3,
-            _PORT[dport],
+            dport.to_bytes(2, "big"),
             8,
             _MARK,
             _U32.pack(mark),
@@ -130,10 +129,10 @@ def encode_set(seq: int, flow: Tuple, mark: int) -> bytes:
         proto,
         6,
         2,
-        _PORT[sport],
+        sport.to_bytes(2, "big"),
         6,
         3,
-        _PORT[dport],
+        dport.to_bytes(2, "big"),
         8,
         _MARK,
         _U32.pack(mark),
@@ -173,10 +172,10 @@ def encode_get(seq: int, flow: Tuple) -> bytes:
             proto,
             6,
             2,
-            _PORT[sport],
+            sport.to_bytes(2, "big"),
             6,
             3,
-            _PORT[dport],
+            dport.to_bytes(2, "big"),
         )
     return _GET6.pack(
         96,
@@ -204,10 +203,10 @@ def encode_get(seq: int, flow: Tuple) -> bytes:
         proto,
         6,
         2,
-        _PORT[sport],
+        sport.to_bytes(2, "big"),
         6,
         3,
-        _PORT[dport],
+        dport.to_bytes(2, "big"),
     )
 
 

@@ -138,3 +138,15 @@ def test_after_a_kill_the_socket_serves_again(node: WebhookNode) -> None:
     eventually(lambda: node.mark(client))
     node.stop()
     assert not Path(node.socket).exists()
+
+
+def test_flows_are_marked_again_when_the_conntrack_table_is_flushed(node: WebhookNode) -> None:
+    node.start()
+    clients = [Client("127.0.0.1", 4430 + number % 2) for number in range(6)]
+    for number, client in enumerate(clients):
+        node.announce(client, "alice@x", f"127.0.0.1:{4430 + number % 2}")
+    eventually(lambda: all(node.mark(client) for client in clients))
+    run("conntrack", "-F")
+    for client in clients:
+        client.sock.sendall(b"x")
+    eventually(lambda: all(node.mark(client) for client in clients))

@@ -356,7 +356,7 @@ class Assigner:
         if free_text:
             # What follows may be a stranger's: the line's end is what its author wrote.
             self._free_text_until = claim.position + TAINT_BYTES
-        tainted = claim.tainted or free_text or claim.position < self._free_text_until
+        tainted = claim.tainted or free_text or self._behind_free_text(claim)
         vouched = not free_text and now - self._vouched.get(place, -VOUCH_S) < VOUCH_S
         verdict = judge(held, self._tag, claimed, tainted, vouched, flow in self._soft)
         if verdict is Verdict.FOREIGN:
@@ -385,6 +385,10 @@ class Assigner:
                 self._remember(item, place, flow, mark, now)
             return mark
         return self._restrict(item, flow, held, verdict, fresh, gone)
+
+    def _behind_free_text(self, claim: Claim) -> bool:
+        # Not below the window either: another file of the log counts from its own start.
+        return self._free_text_until - TAINT_BYTES <= claim.position < self._free_text_until
 
     def _is_free_text(self, flow: Tuple) -> bool:
         if self._settings.source == "webhook":

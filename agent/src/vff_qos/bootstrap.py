@@ -48,9 +48,7 @@ def observe(settings: Settings, recorded: Recorded) -> Observed:
             elif qdisc.parent == layout.ROOT_PARENT and qdisc.kind == "htb" and major in majors:
                 hooks = ["root"]
                 shared = (CEIL_MINOR, UNCLASSIFIED_MINOR)
-                seen.classes[qdisc.dev, major] = filters.read_classes(
-                    netlink, index, major, shared
-                )
+                seen.classes[qdisc.dev, major] = filters.read_classes(netlink, index, major, shared)
             else:
                 continue
             for hook in hooks:
@@ -154,9 +152,14 @@ def _step(netlink: Netlink, classes: tc.Tc, major: int, step: Operation) -> list
         if verb == "remove":
             filters.delete_qdisc(netlink, index, classid(major, key[2]))
         else:
-            classes.apply([(
-                lambda s: tc.encode_leaf(s, where, spec, 10**11, tc.ADD), f"leaf {spec} of {name}"
-            )])
+            classes.apply(
+                [
+                    (
+                        lambda s: tc.encode_leaf(s, where, spec, 10**11, tc.ADD),
+                        f"leaf {spec} of {name}",
+                    )
+                ]
+            )
     elif kind == "ingress":
         if verb == "remove":
             filters.delete_qdisc(netlink, index, layout.INGRESS_PARENT)

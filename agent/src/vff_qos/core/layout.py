@@ -149,9 +149,7 @@ def desired(settings: Settings, wan: str) -> dict[Key, Any]:
     want["filter", wan, "ingress", chain, 1, "all", classid(chain, 0)] = Filter(
         "fw", (TAG_MASK,), (to_ifb,)
     )
-    want["filter", wan, "ingress", chain, 2, "all", 1] = Filter(
-        "flower", (), (("mark", 0), to_ifb)
-    )
+    want["filter", wan, "ingress", chain, 2, "all", 1] = Filter("flower", (), (("mark", 0), to_ifb))
     mark = (("ctinfo", 0xFFFFFFFF, chain),)
     at = ("filter", wan, "ingress", 0)
     for i, family in enumerate(_FAMILIES):
@@ -186,10 +184,17 @@ def table(major: int) -> list[dict[str, Any]]:
         return {"match": {"op": "==", "left": left, "right": tag}}
 
     def chain(name: str, hook: str, prio: int) -> dict[str, Any]:
-        return {"chain": {
-            "family": "inet", "table": TABLE, "name": name,
-            "type": "filter", "hook": hook, "prio": prio, "policy": "accept",
-        }}
+        return {
+            "chain": {
+                "family": "inet",
+                "table": TABLE,
+                "name": name,
+                "type": "filter",
+                "hook": hook,
+                "prio": prio,
+                "policy": "accept",
+            }
+        }
 
     def rule(name: str, match: dict[str, Any], value: Any) -> dict[str, Any]:
         mangle = {"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}
@@ -325,11 +330,11 @@ def refusals(
         )
     for key, spec in observed.filters.items():
         _, dev, hook, chain, pref, _protocol, _handle = key
-        if (dev, hook, chain) == (wan, "ingress", 0) and pref in _PREFS and (
-            spec.kind != "flower"
-        ):
-            found.append(f"the ingress filter {spec.kind} of {wan} holds preference {pref}, "
-                         f"which we need; move it")
+        if (dev, hook, chain) == (wan, "ingress", 0) and pref in _PREFS and (spec.kind != "flower"):
+            found.append(
+                f"the ingress filter {spec.kind} of {wan} holds preference {pref}, "
+                f"which we need; move it"
+            )
     return found
 
 

@@ -40,9 +40,9 @@ def _flags() -> int | None:
     body = _NFGENMSG.pack(_NFPROTO_INET, 0, 0) + attr(_TABLE_NAME, TABLE.encode() + b"\0")
     netlink = Netlink(NETLINK_NETFILTER)
     try:
-        errors, replies = netlink.batch([
-            lambda seq: HEADER.pack(16 + len(body), _GETTABLE, NLM_F_REQUEST, seq, 0) + body
-        ])
+        errors, replies = netlink.batch(
+            [lambda seq: HEADER.pack(16 + len(body), _GETTABLE, NLM_F_REQUEST, seq, 0) + body]
+        )
     finally:
         netlink.close()
     if errors.get(0) == errno.ENOENT:

@@ -26,6 +26,11 @@ _VARIABLES = {
     "leaf": "qos_leaf",
     "source": "qos_identity_source",
     "access_log": "qos_xray_access_log_path",
+    "container": "qos_container",
+    "journal_unit": "qos_journal_unit",
+    "webhook_listen": "qos_webhook_listen",
+    "webhook_token": "qos_webhook_token",
+    "free_text_ports": "qos_free_text_ports",
     "gc.idle_s": "qos_gc_idle_sec",
     "gc.min_age_s": "qos_gc_min_age_sec",
     "gc.pool_max": "qos_gc_pool_max",
@@ -57,7 +62,7 @@ def unknown_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def settings_problems(
-    settings: Mapping[str, Any], policy: Mapping[str, Any], interval: str, container: str
+    settings: Mapping[str, Any], policy: Mapping[str, Any], interval: str
 ) -> list[str]:
     """One sentence for each thing in the settings that the agent would refuse.
 
@@ -81,11 +86,6 @@ def settings_problems(
             problems.append(f"{_variable(error.key)}: {error.problem}")
     if not _TIME_SPAN.fullmatch(interval):
         problems.append(f"qos_gc_interval: {interval!r} is not a time such as 10min or 1h 30min")
-    if container:
-        problems.append(
-            "qos_container: the log is read from a file; mount the log directory of the container "
-            f"{container!r} from the host, set qos_xray_access_log_path and leave this empty"
-        )
     return problems
 
 

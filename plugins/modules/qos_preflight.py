@@ -349,7 +349,7 @@ def main():
     wan = check_wan(module, problems)
     check_ifb(module, problems)
     log = module.params["access_log"]
-    if not os.path.exists(log):
+    if log and not os.path.exists(log):
         notes.append(
             f"{log} (qos_xray_access_log_path) does not exist yet: "
             "nobody is limited until Xray writes it"

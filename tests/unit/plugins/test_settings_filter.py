@@ -18,7 +18,7 @@ def settings(plugin: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def test_good_settings_have_no_problems(settings: ModuleType) -> None:
-    assert settings.settings_problems(GOOD, POLICY, "10min", "") == []
+    assert settings.settings_problems(GOOD, POLICY, "10min") == []
 
 
 @pytest.mark.parametrize(
@@ -34,36 +34,37 @@ def test_good_settings_have_no_problems(settings: ModuleType) -> None:
 def test_a_wrong_setting_is_named_by_its_variable(
     settings: ModuleType, change: dict[str, Any], start: str
 ) -> None:
-    (problem,) = settings.settings_problems({**GOOD, **change}, POLICY, "10min", "")
+    (problem,) = settings.settings_problems({**GOOD, **change}, POLICY, "10min")
     assert problem.startswith(start)
 
 
 def test_a_wrong_limit_is_named_by_user_and_key(settings: ModuleType) -> None:
     policy = {**POLICY, "users": {"alice@x.com": {"upload": "50mbps"}}}
-    (problem,) = settings.settings_problems(GOOD, policy, "10min", "")
+    (problem,) = settings.settings_problems(GOOD, policy, "10min")
     assert problem.startswith("qos_users[alice@x.com.upload]: ")
     assert "bytes a second" in problem
 
 
 def test_an_email_that_is_a_number_is_an_email(settings: ModuleType) -> None:
     policy = {**POLICY, "users": {12: {"unlimited": True}}}
-    assert settings.settings_problems(GOOD, policy, "10min", "") == []
+    assert settings.settings_problems(GOOD, policy, "10min") == []
 
 
 @pytest.mark.parametrize("interval", ["10min", "1h 30min", "90", "1h30min", "2 h"])
 def test_times_are_written_as_systemd_writes_them(settings: ModuleType, interval: str) -> None:
-    assert settings.settings_problems(GOOD, POLICY, interval, "") == []
+    assert settings.settings_problems(GOOD, POLICY, interval) == []
 
 
 @pytest.mark.parametrize("interval", ["", "often", "10min\nExecStart=x", "-5min"])
 def test_what_is_no_time_is_refused(settings: ModuleType, interval: str) -> None:
-    (problem,) = settings.settings_problems(GOOD, POLICY, interval, "")
+    (problem,) = settings.settings_problems(GOOD, POLICY, interval)
     assert problem.startswith("qos_gc_interval: ")
 
 
-def test_a_container_is_refused_with_the_way_out(settings: ModuleType) -> None:
-    (problem,) = settings.settings_problems(GOOD, POLICY, "10min", "remnanode")
-    assert "mount the log directory of the container 'remnanode'" in problem
+def test_a_container_that_nothing_reads_is_refused_with_the_way_out(settings: ModuleType) -> None:
+    (problem,) = settings.settings_problems({**GOOD, "container": "node"}, POLICY, "10min")
+    assert problem.startswith("qos_container: ")
+    assert "container" in problem and "journal" in problem
 
 
 def test_a_misspelt_variable_is_refused_with_the_likely_name(settings: ModuleType) -> None:

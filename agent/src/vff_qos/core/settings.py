@@ -169,6 +169,10 @@ def _check_source(doc: Document, settings: Settings) -> None:
             ("journal_unit",),
             "'source: journal' needs either journal_unit or container, to know whose entries",
         )
+    if settings.container and settings.source in ("file", "webhook"):
+        raise doc.fail(
+            ("container",), f"is read by the sources container and journal, not {settings.source}"
+        )
     if settings.source != "webhook":
         return
     if not settings.webhook_listen:

@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import image, node, recipe
 from .labnode import Lab
 from .measure import Report
 from .node import Node
 from .progress import LabError, say
-from .users import DIRECTIONS, MBIT
+from .users import DIRECTIONS, MBIT, USERS, User
 
 
 def build(options: argparse.Namespace) -> None:
@@ -67,8 +68,9 @@ def prune(_options: argparse.Namespace) -> None:
 
 def rates(options: argparse.Namespace) -> None:
     """boot a node, move traffic for all users, print what they got"""
+    users = [_paced(user) for user in USERS] if options.paced else list(USERS)
     with Lab(options.name, suite=options.suite) as lab:
-        lab.start_engine()
+        lab.start_engine(users)
         for direction in DIRECTIONS:
             print_report(lab.measure(direction, options.seconds))
 
@@ -79,6 +81,12 @@ def demo(_options: argparse.Namespace) -> None:
 
     if not run():
         raise LabError("the demo did not show what it should")
+
+
+def _paced(user: User) -> User:
+    """The user with sources that send a quarter more than the larger limit."""
+    offered = max(user.download or 0, user.upload or 0) * 5 // 4 // user.devices
+    return replace(user, offered=offered or user.offered)
 
 
 def print_report(report: Report) -> None:
@@ -115,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--bare", action="store_true", help="no clients, no engine")
         if name == "rates":
             command.add_argument("--seconds", type=float, default=15.0, help="default: 15")
+            command.add_argument("--paced", action="store_true", help="sources near the limits")
         if name == "ssh":
             command.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)

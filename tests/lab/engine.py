@@ -10,8 +10,10 @@ from .users import PORTS, VLESS_RANGE, Device, Protocol, User
 
 Config = dict[str, Any]
 
-SS_METHOD = "aes-128-gcm"
+SS_METHOD, VMESS_SECURITY = "chacha20-ietf-poly1305", "chacha20-poly1305"
 ECHO_PORT = 7
+# An overloaded emulated node must not cut connections for being slow.
+PATIENCE: Config = {"levels": {"0": {"handshake": 30, "connIdle": 600}}}
 TLS_NAME = "node.lab"
 
 SERVER_UNIT = """\
@@ -80,6 +82,7 @@ def server(users: Sequence[User]) -> Config:
             }
             for tag, protocol, port in listeners
         ],
+        "policy": PATIENCE,
         # The targets have documentation addresses, which the engine would refuse on its own.
         "outbounds": [
             {
@@ -127,6 +130,7 @@ def client(devices: Sequence[Device], fingerprint: str) -> Config:
         )
     return {
         "log": {"loglevel": "warning", "access": "none"},
+        "policy": PATIENCE,
         "inbounds": inbounds,
         "outbounds": outbounds,
         "routing": {"rules": rules},
@@ -156,7 +160,7 @@ def _outbound_settings(user: User) -> Config:
     if user.protocol == "vless":
         return {"vnext": [{**where, "users": [{"id": user.id, "encryption": "none"}]}]}
     if user.protocol == "vmess":
-        return {"vnext": [{**where, "users": [{"id": user.id, "security": SS_METHOD}]}]}
+        return {"vnext": [{**where, "users": [{"id": user.id, "security": VMESS_SECURITY}]}]}
     secret = {"password": user.password}
     if user.protocol == "shadowsocks":
         secret["method"] = SS_METHOD

@@ -73,7 +73,9 @@ class Lab:
                 self.node.put(tree, "/")
             self.node.put(GUEST, "/opt/lab")
             self.node.ssh("useradd --system --no-create-home xray && chown -R xray: /etc/xray")
-            started = self.node.run("systemctl enable --quiet --now lab-net xray lab-clients", check=False)
+            started = self.node.run(
+                "systemctl enable --quiet --now lab-net xray lab-clients", check=False
+            )
             if started.returncode:
                 logs = self.node.ssh("journalctl -b -p warning -n 6 -o cat --no-pager")
                 raise LabError("the engine did not start: " + " | ".join(logs.splitlines()))

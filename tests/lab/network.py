@@ -3,8 +3,9 @@
     clients (up1, up2, ...: one link for each device) -- inet (router, target servers) -- wan0
 
 All devices share the namespace `clients` and one engine process, because a process takes seconds
-to start under emulation; each has its own link, addresses and routes. `wan0` has the node's default routes, so that both legs of a proxied connection use it. The
-management interface (eth0) carries SSH only.
+to start under emulation; each has its own link, addresses and routes. `wan0` has the node's
+default routes, so that both legs of a proxied connection use it. The management interface (eth0)
+carries SSH only.
 """
 
 from __future__ import annotations
@@ -95,9 +96,7 @@ def _device(name: str, ipv4: str, ipv6: str) -> list[str]:
 
 
 def _routes(name: str, ipv4: str, ipv6: str, metric: int) -> list[str]:
-    return [
-        f"route add default via {router} dev {name} metric {metric}" for router in (ipv4, ipv6)
-    ]
+    return [f"route add default via {router} dev {name} metric {metric}" for router in (ipv4, ipv6)]
 
 
 def _batch(command: str, lines: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ NODE_PACKAGES = (
     "iproute2 iputils-ping ethtool kmod procps nftables conntrack iperf3 logrotate"
 ).split()
 
-# The node has no internet, so its distribution is a local repository with these and what they need.
+# The node has no internet: a local repository has these and what they need.
 REPOSITORY_PACKAGES = (
     "python3-nftables python3-systemd python3-yaml python3-venv python3-pip "
     "python3-setuptools python3-wheel"
@@ -48,7 +48,7 @@ set -eu
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 cd "{downloads}"
 mkdir -p kernel busybox
-kernel=$(apt-cache depends --important linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | head -n1)
+kernel=$(apt-cache depends --important linux-image-cloud-amd64 | sed -n 's/.*Depends: //p')
 (cd kernel && apt-get -qq download "$kernel")
 (cd busybox && apt-get -qq download busybox-static)
 apt-get -qq --yes --no-install-recommends --download-only \
@@ -118,7 +118,9 @@ def _kernel(into: Path, root: Path, downloads: Path) -> None:
     unpacked = downloads / "kernel" / "root"
     _run(["dpkg-deb", "-x", str(_only(downloads / "kernel", "*.deb")), str(unpacked)])
     shutil.copy(_only(unpacked / "boot", "vmlinuz-*"), into / "vmlinuz")
-    modules = next(p for p in (unpacked / "lib/modules", unpacked / "usr/lib/modules") if p.is_dir())
+    modules = next(
+        p for p in (unpacked / "lib/modules", unpacked / "usr/lib/modules") if p.is_dir()
+    )
     version = _only(modules, "*").name
     shutil.copytree(modules / version, root / "usr/lib/modules" / version, symlinks=True)
     _run(["depmod", "-b", str(root), version])
@@ -141,8 +143,8 @@ def _kernel(into: Path, root: Path, downloads: Path) -> None:
     init = tree / "init"
     init.write_text(INITRD_INIT.format(modules=" ".join(order)))
     init.chmod(0o755)
-    _run(["sh", "-ec", 'find . | cpio --quiet -o -H newc | zstd -q -3 > "$1"', "sh"]
-         + [str(into / "initrd")], cwd=tree)  # fmt: skip
+    pack = 'find . | cpio --quiet -o -H newc | zstd -q -3 > "$1"'
+    _run(["sh", "-ec", pack, "sh", str(into / "initrd")], cwd=tree)
 
 
 def _engine(root: Path, downloads: Path, python: str) -> None:
@@ -167,13 +169,12 @@ def _configure(into: Path, root: Path) -> None:
     shutil.copy(into / "host_key.pub", root / "etc/ssh/ssh_host_ed25519_key.pub")
     _write(root / "etc/ssh/sshd_config.d/lab.conf", "UseDNS no\nMaxSessions 100\n")
 
+    _write(root / "etc/dpkg/dpkg.cfg.d/lab", "force-unsafe-io\n")  # the disk is thrown away
     repository = root / "opt/apt-repo"
     (repository / "Packages").write_text(_run(["apt-ftparchive", "packages", "."], cwd=repository))
     for stock in (root / "etc/apt").glob("sources.list*"):
         stock.unlink() if stock.is_file() else shutil.rmtree(stock)
-    _write(
-        root / "etc/apt/sources.list.d/lab.list", "deb [trusted=yes] file:///opt/apt-repo ./\n"
-    )
+    _write(root / "etc/apt/sources.list.d/lab.list", "deb [trusted=yes] file:///opt/apt-repo ./\n")
     _run(["chroot", str(root), "apt-get", "-qq", "update"])
 
     units = root / "etc/systemd/system"

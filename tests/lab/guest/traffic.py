@@ -42,9 +42,9 @@ def spawn(body: Callable[[], None], namespace: str | None) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         counters.enter(namespace)
         body()
-    except BaseException as error:
-        print(f"traffic: {namespace}: {error!r}", file=sys.stderr, flush=True)
-    os._exit(1)
+    finally:  # never return into the parent's code
+        print(f"traffic: in {namespace}: {sys.exc_info()[1]!r}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def iperf(arguments: list[str], log: Path) -> Callable[[], None]:
@@ -113,7 +113,10 @@ def echo_clients(job: Job, output: int) -> None:
                 now = time.monotonic()
                 number, link = sockets[descriptor]
                 if not link.recv(4096):
-                    raise ConnectionError(f"echo of device {number} was closed")
+                    print(f"traffic: echo of device {number} was closed", file=sys.stderr)
+                    poll.unregister(descriptor)
+                    sockets.pop(descriptor)[1].close()
+                    continue
                 took = now - sent.pop(descriptor)
                 os.write(output, b"%f %d %f\n" % (now, number, took))
 

@@ -56,7 +56,7 @@ class Node:
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             listener = socket.socket(family)
             listener.bind((address, 4430))
-            listener.listen(64)
+            listener.listen(4096)
             self.listeners.append(listener)
         (directory / "settings.yml").write_text(
             f"wan: wan0\nleaf: pfifo\nservice_ports: [4430]\naccess_log: {self.log}\n"

@@ -23,7 +23,7 @@ from .core.resolver import Resolver
 from .core.settings import Settings
 from .errors import Exhausted, KernelRefused
 from .journal import ERROR, NOTICE, WARNING, Journal
-from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare, unpack
+from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare, prepared_mark, unpack
 from .kernel.tc import ClassKey, Tc, add_class, change_class, same_class
 from .lock import Lock
 from .state import State, StateError
@@ -36,7 +36,7 @@ _RETRY_S = 0.03
 _MAX_RETRIES = 4_096
 _RECENT = 16_384
 _MAX_VOUCHES = 65_536
-_MAX_SOFT = 16_384
+_MAX_DOUBTED = 16_384
 #: A walk over the table finds flows whose end of ours cannot be guessed; at most one a second.
 _WALK_GAP_S = 1.0
 #: To notice a flushed conntrack table: flows looked at each second, how many must lack the mark.
@@ -88,6 +88,13 @@ def _key(source: bytes, local: bytes | None) -> bytes:
     return source if local is None else source + b" > " + local
 
 
+def _keep(flows: dict[Tuple, int], flow: Tuple, mark: int) -> None:
+    """Remember a flow; forgetting the oldest makes its restriction last, which is the safe side."""
+    if len(flows) >= _MAX_DOUBTED and flow not in flows:
+        del flows[next(iter(flows))]
+    flows[flow] = mark
+
+
 class Suspended(Exception):
     """The kill switch was thrown: stop marking, end in peace."""
 
@@ -123,7 +130,10 @@ class Assigner:
         self._lowest: dict[int, Limits] = {}
         self._recent: dict[bytes, _Recent] = {}
         self._vouched: dict[tuple[bytes, bytes], float] = {}
-        self._soft: dict[Tuple, None] = {}
+        # Flows that stand in doubt: by tainted claims only (an untainted one may change that), and
+        # by conflict (nothing may); with their marks.
+        self._soft: dict[Tuple, int] = {}
+        self._doomed: dict[Tuple, int] = {}
         self._retries: list[tuple[float, _Item]] = []
         self._next_walk = 0.0
         self._free_text_until = 0
@@ -166,6 +176,7 @@ class Assigner:
                 minor = entry.mark & MINOR_MASK
                 if minor in self._minors.by_minor:
                     marked[minor] = marked.get(minor, 0) + 1
+                    self._adopt_flow(entry, self._minors.by_minor[minor])
                 else:
                     strays.append((entry, 0))
             self._conntrack.set_entries(strays)
@@ -176,8 +187,29 @@ class Assigner:
                     self._minors.take(owner.key, self._clock())
                     revived.append(owner)
             self._save(revived, [])
-            self._ensure([self._minors.by_minor[minor] for minor in marked])
+            self._ensure(self._outdated(self._minors.by_minor[minor] for minor in marked))
             return sum(marked.values())
+
+    def _adopt_flow(self, entry: Entry, owner: Owner) -> None:
+        """Remember a marked flow, so that a flushed table can be mended after a restart, too."""
+        flow = self._our_flow(entry)
+        if flow is None or owner.key < " " or len(self._recent) >= _RECENT:
+            return
+        bare = spellings(Source(flow.proto, flow.src, flow.sport))[0]
+        self._recent[bare] = _Recent(owner.key.encode(), prepare(flow, entry.mark))
+
+    def _our_flow(self, entry: Entry) -> Tuple | None:
+        """A dumped entry's tuple from the client to us; None if it is no flow to our services.
+
+        Behind a flush the entry's original direction is that of whoever spoke first.
+        """
+        flow = decode_tuple(entry.tuple_raw)
+        if flow is None:
+            return None
+        for tuple_ in (flow, Tuple(flow.proto, flow.dst, flow.dport, flow.src, flow.sport)):
+            if self.resolver.is_ours(tuple_):
+                return tuple_
+        return None
 
     def _load(self) -> None:
         """Read owners and classes anew: at start, and after another process has written."""
@@ -196,7 +228,11 @@ class Assigner:
         for orphan in orphans:
             self._minors.by_key[orphan.key] = self._minors.by_minor[orphan.minor] = orphan
         self._save(orphans, [])
-        self._recent.clear()
+        self._recent = {key: r for key, r in self._recent.items() if self._still_owns(r)}
+
+    def _still_owns(self, record: _Recent) -> bool:
+        owner = self._minors.by_minor.get(prepared_mark(record.request) & MINOR_MASK)
+        return owner is not None and owner.state == ACTIVE and owner.key.encode() == record.email
 
     # -- claims ---------------------------------------------------------------------------------
 
@@ -306,9 +342,9 @@ class Assigner:
         self.counts.walks += 1
         wanted = {(item.source.address, item.source.port): item for item in items_left}
         for entry in self._conntrack.dump():
-            flow = decode_tuple(entry.tuple_raw)
+            flow = self._our_flow(entry)
             item = wanted.get((flow.src, flow.sport)) if flow else None
-            if flow and item and self.resolver.is_ours(flow):
+            if flow and item:
                 item.flow, item.mark = flow, entry.mark
         return [item for item in items if item.flow is None]
 
@@ -380,7 +416,7 @@ class Assigner:
             assert email is not None
             mark = classid(self._settings.major, self._own(email, fresh, gone).minor)
             if tainted:
-                self._soften(flow)
+                _keep(self._soft, flow, mark)
             else:
                 self._remember(item, place, flow, mark, now)
             return mark
@@ -419,11 +455,13 @@ class Assigner:
         if lowest != self._lowest.get(owner.minor):
             self._lowest[owner.minor] = lowest
             fresh[owner.minor] = owner
+        mark = classid(self._settings.major, owner.minor)
         if verdict is Verdict.CONFLICT:
             self.counts.conflicts += 1
             for spelling in spellings(item.source):
                 self._recent.pop(_key(spelling, item.claim.local), None)
             self._soft.pop(flow, None)
+            _keep(self._doomed, flow, mark)
             self._journal.limited(
                 "conflict",
                 f"{flow} is claimed by two users; it goes into the restricted class of its "
@@ -433,7 +471,7 @@ class Assigner:
             )
         else:
             self.counts.restricted += 1
-            self._soften(flow)
+            _keep(self._soft, flow, mark)
             self._journal.limited(
                 "distrust",
                 f"{flow} is claimed behind text that a stranger wrote; restricted until a line "
@@ -441,7 +479,7 @@ class Assigner:
                 WARNING,
                 flow=str(flow),
             )
-        return classid(self._settings.major, owner.minor)
+        return mark
 
     def _own(self, key: str, fresh: dict[int, Owner], gone: list[Owner]) -> Owner:
         known = self._minors.by_key.get(key)
@@ -475,12 +513,6 @@ class Assigner:
             self._vouched.clear()
         self._vouched[place] = now
 
-    def _soften(self, flow: Tuple) -> None:
-        if len(self._soft) >= _MAX_SOFT:
-            # Forgetting one makes its restriction last: the safe side.
-            del self._soft[next(iter(self._soft))]
-        self._soft[flow] = None
-
     # -- a conntrack table that others have flushed -----------------------------------------------
 
     def check_flush(self, now_s: float) -> int:
@@ -488,7 +520,7 @@ class Assigner:
 
         Flows come back with their next packet, unmarked, and no line tells. A few flows marked
         lately are looked at; if most of those that exist bear no mark, all are marked again, now
-        and a few times more while silent flows wake up. Softly: a tuple may be reused by now.
+        and a few times more while silent flows wake up.
         """
         if now_s < self._remark_until:
             if now_s < self._remark_next:
@@ -506,10 +538,9 @@ class Assigner:
     def _remark(self) -> int:
         """Mark all flows marked lately that have lost their mark."""
         flows = [unpack(record.request) for record in self._recent.values()]
+        flows += [*self._soft.items(), *self._doomed.items()]
         marks = self._conntrack.get_marks([flow for flow, _mark in flows])
         lost = [pair for pair, mark in zip(flows, marks, strict=True) if mark == 0]
-        for flow, _mark in lost:
-            self._soften(flow)
         return len(lost) - len(self._conntrack.set_marks(lost))
 
     # -- classes --------------------------------------------------------------------------------
@@ -563,18 +594,25 @@ class Assigner:
         with self._lock:
             self._refresh()
             self._policy = policy
-            have = [self._tc.classes(i, self._settings.major) for i in self._devices]
-            changed = []
-            for owner in self._minors.by_minor.values():
-                if owner.state != ACTIVE or owner.minor not in self._made:
-                    continue
-                for classes, params in zip(have, self._params(owner), strict=True):
-                    state = classes.get(owner.minor)
-                    if state is None or not same_class(state.params, params):
-                        changed.append(owner)
-                        break
+            changed = self._outdated(
+                owner
+                for owner in self._minors.by_minor.values()
+                if owner.state == ACTIVE and owner.minor in self._made
+            )
             self._ensure(changed)
             return len(changed)
+
+    def _outdated(self, owners: Iterable[Owner]) -> list[Owner]:
+        """Those of ``owners`` whose classes are not what they should be."""
+        have = [self._tc.classes(index, self._settings.major) for index in self._devices]
+        found = []
+        for owner in owners:
+            for classes, params in zip(have, self._params(owner), strict=True):
+                state = classes.get(owner.minor)
+                if state is None or not same_class(state.params, params):
+                    found.append(owner)
+                    break
+        return found
 
     # -- trouble --------------------------------------------------------------------------------
 

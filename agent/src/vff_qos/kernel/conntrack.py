@@ -282,6 +282,11 @@ def prepare(flow: Tuple, mark: int) -> bytes:
     return encode_set(0, flow, mark)[_TAIL:]
 
 
+def prepared_mark(prepared: bytes) -> int:
+    """The mark of a prepared request: it stands before the mask, which ends the message."""
+    return int.from_bytes(prepared[-12:-8], "big")
+
+
 def unpack(prepared: bytes) -> tuple[Tuple, int]:
     """Flow and mark of a prepared request."""
     entry = decode(prepared[HEADER.size - _TAIL :])

@@ -208,7 +208,6 @@ class FileSource:
                 tail.offset = 0
                 tail.fingerprint = first
                 tail.assembler.reset()
-                tail.scanner.taint()
         while (
             not self.more
             and len(self._tails) > 1

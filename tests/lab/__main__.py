@@ -84,8 +84,8 @@ def demo(_options: argparse.Namespace) -> None:
 
 
 def _paced(user: User) -> User:
-    """The user with sources that send a quarter more than the larger limit."""
-    offered = max(user.download or 0, user.upload or 0) * 5 // 4 // user.devices
+    """The user with sources that send as much as the larger limit allows."""
+    offered = max(user.download or 0, user.upload or 0) // user.devices
     return replace(user, offered=offered or user.offered)
 
 

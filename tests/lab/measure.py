@@ -16,7 +16,7 @@ from .node import Node
 from .progress import LabError, say
 from .users import Device, Direction, User
 
-ECHO_INTERVAL_S = 0.2
+ECHO_INTERVAL_S = 0.5  # of each device
 UDP_PAYLOAD = 1200  # fits into the tunnel's datagrams at MTU 1500
 FLOW_SHARE = 0.01  # a connection with less than this of its user's bytes is not a data flow
 
@@ -77,6 +77,7 @@ class Run:
         self._devices, self._direction = devices, direction
         total_s = idle_s + warmup_s + seconds
         job = {
+            "direction": direction,
             "target": network.TARGET_IPV4,
             "echo_port": engine.ECHO_PORT,
             "echo_interval_s": ECHO_INTERVAL_S,
@@ -126,8 +127,8 @@ def report(devices: Sequence[Device], direction: Direction, seen: dict[str, Any]
 def _measurement(
     user: User, direction: Direction, numbers: set[int], seen: dict[str, Any]
 ) -> Measurement:
-    def total(counters: dict[str, dict[str, int]]) -> int:
-        return sum(counters[direction][str(number)] for number in numbers)
+    def total(counters: dict[str, int]) -> int:
+        return sum(counters[str(number)] for number in numbers)
 
     samples = [(at, total(counters)) for at, counters in seen["samples"]]
     (first_at, first), (last_at, last) = samples[0], samples[-1]

@@ -34,8 +34,10 @@ USERS = (
     User("frank@lab", "vless", 5 * MBIT, 2 * MBIT, ipv6=True, offered=12 * MBIT),
     User("judy@lab", "vmess", None, None, offered=8 * MBIT),
 )
-SECONDS = 8.0
-TOLERANCE_PCT = 10.0  # short runs on a busy machine; the demo is the one that measures
+# Connections begin unlimited, overrun the queue and need seconds to settle.
+WARMUP_S, SECONDS = 10.0, 10.0
+# Nobody gets more than the limit; how close they come to it is what the demo measures.
+LOWEST, HIGHEST = 0.7, 1.05
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
 
 SNAPSHOT = r"""
@@ -54,7 +56,7 @@ echo "## files";    find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -
                     -o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg \
                     -o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root/.ansible \) \
                     -prune -o -print | sort
-echo "## run";      ls -d /run/vff*
+echo "## run";      find /run -maxdepth 1 -name 'vff*'
 """
 
 KERNEL = r"""
@@ -128,8 +130,10 @@ def same_as_fresh(why: str) -> None:
 
 def untouched() -> None:
     """Before the first real run: the check run has changed nothing."""
-    if not (NOTES / "kernel").exists():
+    note = NOTES / "untouched"
+    if not note.exists():
         same_as_fresh("the check run changed the node")
+        note.touch()
 
 
 def kernel() -> None:
@@ -148,13 +152,13 @@ def kernel() -> None:
 
 
 def rates(lab: Lab, direction: Direction) -> dict[str, float]:
-    report = lab.measure(direction, SECONDS, idle_s=1.0, warmup_s=4.0)
+    report = lab.measure(direction, SECONDS, idle_s=1.0, warmup_s=WARMUP_S)
     return {m.user.email: m.measured_bps for m in report.measurements}
 
 
 def held(user: User, direction: Direction, measured_bps: float) -> bool:
     limit = user.limit(direction)
-    return limit is None or abs(measured_bps - limit) <= limit * TOLERANCE_PCT / 100
+    return limit is None or LOWEST * limit <= measured_bps <= HIGHEST * limit
 
 
 def free(user: User, direction: Direction, measured_bps: float) -> bool:
@@ -208,8 +212,8 @@ def kill_switch() -> None:
     """Open connections lose their limits by `disabled` and get them back by `present`."""
     lab = attach()
     seconds = 150.0
-    run = lab.start_traffic("download", seconds, idle_s=1.0, warmup_s=5.0)
-    time.sleep(15)
+    run = lab.start_traffic("download", seconds, idle_s=1.0, warmup_s=WARMUP_S)
+    time.sleep(WARMUP_S + 12)
     marks = [clock(lab)]
     make("qos-disable")
     marks.append(clock(lab))

@@ -1,6 +1,6 @@
 """Run the engine with a config file until it is stopped: engine.py CONFIG.json
 
-Tells systemd that it is ready once every TCP port of the config accepts connections.
+Tells systemd that it is ready once every inbound of the config listens.
 """
 
 from __future__ import annotations
@@ -14,22 +14,29 @@ import time
 from pathlib import Path
 
 
+def listening() -> set[int]:
+    """The TCP ports that something in our namespace listens on."""
+    ports = set()
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            local, _remote, state = line.split()[1:4]
+            if state == "0A":
+                ports.add(int(local.rsplit(":", 1)[1], 16))
+    return ports
+
+
 def report_ready(config: str) -> None:
-    """Knock at the inbounds until they answer, then notify systemd."""
-    ports = [int(str(inbound["port"]).split("-")[0]) for inbound in json.loads(config)["inbounds"]]
-    for port in ports:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+    """Wait until every inbound listens (without knocking: the engine logs that); tell systemd."""
+    ports = {int(str(inbound["port"]).split("-")[0]) for inbound in json.loads(config)["inbounds"]}
+    while not ports <= listening():
+        time.sleep(0.2)
     address = os.environ["NOTIFY_SOCKET"]
     reader, writer = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.sendto(b"READY=1", address)
+        notify.connect(address)
+        notify.send(b"READY=1")
         # Stay until systemd has read it: the word of a process that is gone does not count.
-        socket.send_fds(notify, [b"BARRIER=1"], [writer], 0, address)
+        socket.send_fds(notify, [b"BARRIER=1"], [writer])
     os.close(writer)
     os.read(reader, 1)
 

@@ -101,24 +101,25 @@ def echo_clients(job: Job, output: int) -> None:
         sockets[link.fileno()] = (device["number"], link)
         poll.register(link, select.EPOLLIN)
     sent: dict[int, float] = {}
-    while True:
-        started = time.monotonic()
-        for descriptor, (_, link) in sockets.items():
-            if descriptor not in sent:  # one at a time for each connection
-                sent[descriptor] = time.monotonic()
-                link.sendall(bytes(ECHO_BYTES))
-        until = started + job["echo_interval_s"]
-        while (left := until - time.monotonic()) > 0:
-            for descriptor, _ in poll.poll(left):
+    turn = 0
+    due = time.monotonic()
+    while True:  # spread evenly: round trips of several users at once would wait for each other
+        descriptor = list(sockets)[turn % len(sockets)]
+        if descriptor not in sent:  # one at a time for each connection
+            sent[descriptor] = time.monotonic()
+            sockets[descriptor][1].sendall(bytes(ECHO_BYTES))
+        turn += 1
+        due = max(due + job["echo_interval_s"] / len(sockets), time.monotonic())
+        while (left := due - time.monotonic()) > 0:
+            for ready, _ in poll.poll(left):
                 now = time.monotonic()
-                number, link = sockets[descriptor]
-                if not link.recv(4096):
+                number, link = sockets[ready]
+                if not link.recv(4096):  # the others go on
                     print(f"traffic: echo of device {number} was closed", file=sys.stderr)
-                    poll.unregister(descriptor)
-                    sockets.pop(descriptor)[1].close()
+                    poll.unregister(ready)
+                    sockets.pop(ready)[1].close()
                     continue
-                took = now - sent.pop(descriptor)
-                os.write(output, b"%f %d %f\n" % (now, number, took))
+                os.write(output, b"%f %d %f\n" % (now, number, now - sent.pop(ready)))
 
 
 class Sampler:
@@ -135,15 +136,17 @@ class Sampler:
         self._seen: dict[bytes, counters.Connection] = {}
         self._upload = dict.fromkeys(self._owner.values(), 0)
 
-    def wire(self) -> dict[str, dict[int, int]]:
-        """Bytes on the wire so far, by direction and device.
-
-        Download: the qdisc of the router's port towards the device, behind the node. Upload: what
-        arrived at the engine's sockets, behind the node's limiter: payload plus the headers of
-        each segment; datagrams are counted where they reach their target, and their overhead on
-        the way to the node is added.
-        """
+    def download(self) -> dict[int, int]:
+        """Bytes on the wire so far, by device: those that left the router's port towards it."""
         sent = self._queues.read()
+        return {device["number"]: sent[device["router_port"]] for device in self._devices}
+
+    def upload(self) -> dict[int, int]:
+        """Bytes on the wire so far, by device: those that got past the node's limiter.
+
+        What arrived at the engine's sockets: payload plus the headers of each segment. Datagrams
+        are counted where they reach their target; their overhead on the way to the node is added.
+        """
         for now in self._node.read():
             number = self._owner.get(now.peer)
             if number is None:
@@ -163,8 +166,7 @@ class Sampler:
                 address = IPV6 if ":" in device["address"] else IPV4
                 outside = ETHERNET + address + UDP + SHADOWSOCKS_UDP
                 upload[device["number"]] += inside + packets * outside
-        download = {device["number"]: sent[device["router_port"]] for device in self._devices}
-        return {"download": download, "upload": upload}
+        return upload
 
     def sockets(self) -> dict[bytes, tuple[int, int, int]]:
         """The engine's sockets: cookie -> device, bytes sent and acknowledged, bytes received."""
@@ -174,18 +176,15 @@ class Sampler:
             if c.peer in self._owner
         }
 
-    def payload(self) -> dict[str, dict[int, int]]:
-        """Payload that the receiving applications have got over TCP, by direction and device."""
+    def payload(self, direction: str) -> dict[int, int]:
+        """Payload that the receiving applications have got over TCP, by device."""
         by_port = {device["target_port"]: device["number"] for device in self._devices}
-        upload = dict.fromkeys(by_port.values(), 0)
-        for c in self._inet.read():
-            if c.local_port in by_port:
-                upload[by_port[c.local_port]] += c.bytes_received
-        download = dict.fromkeys(by_port.values(), 0)
-        for c in self._clients.read():
-            if c.peer_port in by_port:
-                download[by_port[c.peer_port]] += c.bytes_received
-        return {"download": download, "upload": upload}
+        received = dict.fromkeys(by_port.values(), 0)
+        for c in (self._clients if direction == "download" else self._inet).read():
+            port = c.peer_port if direction == "download" else c.local_port
+            if port in by_port:
+                received[by_port[port]] += c.bytes_received
+        return received
 
 
 def failures() -> list[str]:
@@ -223,14 +222,16 @@ def observe(job: Job) -> dict[str, Any]:
     time.sleep(job["warmup_s"])
     began = time.monotonic()
     samples, tick = [], began
-    sockets, payload = [sampler.sockets()], [(time.monotonic(), sampler.payload())]
+    direction = job["direction"]
+    wire = sampler.download if direction == "download" else sampler.upload
+    sockets, payload = [sampler.sockets()], [(time.monotonic(), sampler.payload(direction))]
     while True:
-        samples.append((time.monotonic(), sampler.wire()))
+        samples.append((time.monotonic(), wire()))
         tick += job["interval_s"]
         if tick > began + job["seconds"] + 1e-6:
             break
         time.sleep(max(0.0, tick - time.monotonic()))
-    payload.append((time.monotonic(), sampler.payload()))
+    payload.append((time.monotonic(), sampler.payload(direction)))
     sockets.append(sampler.sockets())
     errors = failures()
     stop()
@@ -252,7 +253,7 @@ def observe(job: Job) -> dict[str, Any]:
 
 def stop(*_: object) -> None:
     """Kill everything that we started."""
-    for pid in children:
+    for pid in reversed(children):  # the users of a server before the server
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:

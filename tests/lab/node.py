@@ -41,9 +41,6 @@ class Node:
 
     `persistent` keeps the machine running after this process has ended (until `down`); otherwise
     the kernel kills it together with us, whatever the reason.
-
-    One processor is the default, because two that wait for each other move half the traffic as
-    soon as anything else runs on the machine.
     """
 
     def __init__(
@@ -54,7 +51,7 @@ class Node:
         persistent: bool = False,
         runtime: Path = RUNTIME,
         memory_mib: int = 3072,
-        cpus: int = 1,
+        cpus: int = 2,
         cpu: str = CPU,
     ) -> None:
         self.name = name

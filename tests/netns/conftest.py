@@ -12,7 +12,8 @@ import pytest
 import vff_qos
 
 # Commands run from the checkout, as the imports do.
-os.environ["PYTHONPATH"] = os.path.dirname(os.path.dirname(vff_qos.__file__))
+_AGENT = os.path.dirname(os.path.dirname(vff_qos.__file__))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_AGENT, os.environ.get("PYTHONPATH"))))
 
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)

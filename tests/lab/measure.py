@@ -74,7 +74,7 @@ class Run:
         idle_s: float,
         warmup_s: float,
     ) -> None:
-        self._devices, self._direction = devices, direction
+        self._node, self._devices, self._direction = node, devices, direction
         total_s = idle_s + warmup_s + seconds
         job = {
             "direction": direction,
@@ -99,6 +99,11 @@ class Run:
 
         self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
+
+    def finish(self) -> Report:
+        """End the traffic now; what was seen up to here is the result."""
+        self._node.ssh("touch /run/lab/enough")
+        return self.result()
 
     def result(self) -> Report:
         """Wait for the end. Raises LabError if the traffic could not be moved."""

@@ -35,7 +35,8 @@ USERS = (
     User("judy@lab", "vmess", None, None, offered=8 * MBIT),
 )
 # Connections begin unlimited, overrun the queue and need seconds to settle.
-WARMUP_S, SECONDS = 10.0, 10.0
+WARMUP_S, LONG_S = 900.0  # for as long as it takes; ended by hand
+SECONDS = 10.0, 10.0
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
@@ -211,25 +212,25 @@ def plain() -> dict[str, str]:
 def kill_switch() -> None:
     """Open connections lose their limits by `disabled` and get them back by `present`."""
     lab = attach()
-    seconds = 150.0
-    run = lab.start_traffic("download", seconds, idle_s=1.0, warmup_s=WARMUP_S)
+    run = lab.start_traffic("download", LONG_S, idle_s=1.0, warmup_s=WARMUP_S)
     time.sleep(WARMUP_S + 12)
     marks = [clock(lab)]
     make("qos-disable")
     marks.append(clock(lab))
-    masked = lab.node.ssh("systemctl is-enabled 'vff-qos-follow.service' || :").strip()
+    asked = lab.node.run("systemctl is-enabled vff-qos-follow.service", check=False)
+    masked = asked.stdout.strip()
     if masked != "masked":
         raise Failed(f"vff-qos-follow.service is {masked}, not masked")
     time.sleep(10)
     marks.append(clock(lab))
     make("qos")
     marks.append(clock(lab))
-    report = run.result()
+    time.sleep(12)
+    report = run.finish()
     # Seconds since the first sample, with a second of grace after each run.
     started, off, restart, on = (mark - report.clock for mark in marks)
-    spans = {"before": (0.0, started), "disabled": (off + 1, restart), "present": (on + 2, seconds)}
-    if spans["present"][1] - spans["present"][0] < 5:
-        raise Failed(f"make took too long for {seconds:.0f} s of traffic: {spans}")
+    end = report.measurements[0].series[-1][0]
+    spans = {"before": (0.0, started), "disabled": (off + 1, restart), "present": (on + 2, end)}
     for m in report.measurements:
         for name, (start, end) in spans.items():
             part = [rate for at, rate in m.series if start <= at <= end]

@@ -21,6 +21,7 @@ from typing import Any
 import counters
 
 LOGS = Path("/run/lab")
+ENOUGH = LOGS / "enough"  # whoever makes it ends the sampling early
 PR_SET_PDEATHSIG = 1
 ECHO_BYTES = 64
 ETHERNET, IPV4, IPV6, TCP_WITH_TIMESTAMPS, UDP = 14, 20, 40, 32, 8
@@ -98,6 +99,9 @@ def echo_clients(job: Job, output: int) -> None:
     for device in job["devices"]:
         link = socket.create_connection(("127.0.0.1", device["echo_port"]), timeout=20)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # At once: the engine's Shadowsocks server resets a connection whose first bytes are late.
+        link.sendall(bytes(ECHO_BYTES))
+        link.recv(4096)
         sockets[link.fileno()] = (device["number"], link)
         poll.register(link, select.EPOLLIN)
     sent: dict[int, float] = {}
@@ -200,6 +204,7 @@ def failures() -> list[str]:
 def observe(job: Job) -> dict[str, Any]:
     """Run the job: idle round trips, start the load, warm up, sample, stop."""
     LOGS.mkdir(exist_ok=True)
+    ENOUGH.unlink(missing_ok=True)
     for old in LOGS.glob("*.log"):
         old.unlink()
     target, inet = job["target"], "inet"
@@ -228,7 +233,7 @@ def observe(job: Job) -> dict[str, Any]:
     while True:
         samples.append((time.monotonic(), wire()))
         tick += job["interval_s"]
-        if tick > began + job["seconds"] + 1e-6:
+        if tick > began + job["seconds"] + 1e-6 or ENOUGH.exists():
             break
         time.sleep(max(0.0, tick - time.monotonic()))
     payload.append((time.monotonic(), sampler.payload(direction)))

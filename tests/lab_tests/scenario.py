@@ -35,8 +35,8 @@ USERS = (
     User("judy@lab", "vmess", None, None, offered=8 * MBIT),
 )
 # Connections begin unlimited, overrun the queue and need seconds to settle.
-WARMUP_S, LONG_S = 900.0  # for as long as it takes; ended by hand
-SECONDS = 10.0, 10.0
+WARMUP_S, SECONDS = 10.0, 10.0
+LONG_S = 900.0  # for as long as it takes; ended by hand
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it

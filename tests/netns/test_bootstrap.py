@@ -198,18 +198,21 @@ def add_user(dev: str) -> None:
     classes.close()
 
 
-@pytest.mark.parametrize("harm", [
-    ["nft", "flush", "ruleset"],
-    ["nft", "add", "rule", "inet", "vff_qos", "post", "drop"],
-    ["nft", "add", "table", "inet", "vff_qos", "{", "flags", "dormant", ";", "}"],
-    ["tc", "qdisc", "del", "dev", WAN, "root"],
-    ["tc", "qdisc", "replace", "dev", "vffqos0", "root", "pfifo"],
-    ["tc", "qdisc", "del", "dev", WAN, "clsact"],
-    ["tc", "class", "del", "dev", WAN, "classid", "5100:fffe"],
-    ["tc", "class", "change", "dev", WAN, "classid", "5100:1", "htb", "rate", "1mbit"],
-    ["ip", "link", "set", "vffqos0", "down"],
-    ["ip", "link", "del", "vffqos0"],
-])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        ["nft", "flush", "ruleset"],
+        ["nft", "add", "rule", "inet", "vff_qos", "post", "drop"],
+        ["nft", "add", "table", "inet", "vff_qos", "{", "flags", "dormant", ";", "}"],
+        ["tc", "qdisc", "del", "dev", WAN, "root"],
+        ["tc", "qdisc", "replace", "dev", "vffqos0", "root", "pfifo"],
+        ["tc", "qdisc", "del", "dev", WAN, "clsact"],
+        ["tc", "class", "del", "dev", WAN, "classid", "5100:fffe"],
+        ["tc", "class", "change", "dev", WAN, "classid", "5100:1", "htb", "rate", "1mbit"],
+        ["ip", "link", "set", "vffqos0", "down"],
+        ["ip", "link", "del", "vffqos0"],
+    ],
+)
 def test_heals(settings: Settings, harm: list[str]) -> None:
     memory = Memory()
     bootstrap.reconcile(settings, memory)
@@ -227,14 +230,31 @@ def strip(text: str) -> list[str]:
     return [w for before, w in zip(["", *words], words, strict=False) if before != "index"]
 
 
-@pytest.mark.parametrize("harm", [
-    ["tc", "filter", "del", "dev", WAN, "parent", "5100:", "pref", "65535"],
-    ["tc", "filter", "add", "dev", WAN, "parent", "5100:", "pref", "65535", "handle", "9", "fw",
-     "classid", "5100:2"],
-    ["tc", "filter", "del", "dev", WAN, "ingress", "pref", "20736", "protocol", "ip"],
-    ["tc", "filter", "del", "dev", WAN, "ingress", "chain", "20736", "pref", "1"],
-    ["tc", "filter", "del", "dev", WAN, "ingress"],
-])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        ["tc", "filter", "del", "dev", WAN, "parent", "5100:", "pref", "65535"],
+        [
+            "tc",
+            "filter",
+            "add",
+            "dev",
+            WAN,
+            "parent",
+            "5100:",
+            "pref",
+            "65535",
+            "handle",
+            "9",
+            "fw",
+            "classid",
+            "5100:2",
+        ],
+        ["tc", "filter", "del", "dev", WAN, "ingress", "pref", "20736", "protocol", "ip"],
+        ["tc", "filter", "del", "dev", WAN, "ingress", "chain", "20736", "pref", "1"],
+        ["tc", "filter", "del", "dev", WAN, "ingress"],
+    ],
+)
 def test_heals_filters(full: Settings, harm: list[str]) -> None:
     memory = Memory()
     bootstrap.reconcile(full, memory)
@@ -243,18 +263,19 @@ def test_heals_filters(full: Settings, harm: list[str]) -> None:
     assert bootstrap.reconcile(full, memory) == []
 
 
-@pytest.mark.parametrize("foreign", [
-    ["root handle 7: pfifo limit 77"],
-    ["root handle 7: bfifo limit 77777"],
-    ["root handle 7: fq_codel limit 77 flows 9"],
-    ["root handle 7: fq limit 77"],
-    ["root handle 7: cake bandwidth 77mbit"],
-    ["root handle 7: tbf rate 7mbit burst 7k limit 7k"],
-    ["root handle 7: prio bands 4", "parent 7:2 handle 72: pfifo limit 77"],
-])
-def test_foreign_root_needs_consent_and_comes_back(
-    settings: Settings, foreign: list[str]
-) -> None:
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        ["root handle 7: pfifo limit 77"],
+        ["root handle 7: bfifo limit 77777"],
+        ["root handle 7: fq_codel limit 77 flows 9"],
+        ["root handle 7: fq limit 77"],
+        ["root handle 7: cake bandwidth 77mbit"],
+        ["root handle 7: tbf rate 7mbit burst 7k limit 7k"],
+        ["root handle 7: prio bands 4", "parent 7:2 handle 72: pfifo limit 77"],
+    ],
+)
+def test_foreign_root_needs_consent_and_comes_back(settings: Settings, foreign: list[str]) -> None:
     for words in foreign:
         command = ["tc", "qdisc", "add", "dev", WAN, *words.split()]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -551,8 +572,9 @@ def test_mark_of_other_software_never_reaches_routing(
     exchange(net, address, 443)
     assert sent_packets("vffqos0", 0xFFFE) - before >= 20
     assert set(counters("spy").values()) == {0}
-    assert "mark=4660" in run("conntrack", "-L", "-p", "udp", "-f",
-                              "ipv6" if ":" in address else "ipv4")
+    assert "mark=4660" in run(
+        "conntrack", "-L", "-p", "udp", "-f", "ipv6" if ":" in address else "ipv4"
+    )
 
 
 @pytest.mark.parametrize("port", [443, 20000, 20100])
@@ -575,6 +597,7 @@ def test_service_ports_go_through_the_ifb_and_others_do_not(
 def test_tc_reads_our_filters_as_we_meant_them(full: Settings) -> None:
     """Our bytes against those of tc: the same filters made by its commands look the same."""
     bootstrap.reconcile(full, Memory())
+
     def listing() -> list[str]:
         # As text: iproute2 6.1 prints JSON that is none for fw with a mask.
         return strip(run("tc", "filter", "show", "dev", WAN, "ingress"))
@@ -584,17 +607,64 @@ def test_tc_reads_our_filters_as_we_meant_them(full: Settings) -> None:
         run("tc", "filter", "del", "dev", WAN, "ingress", "chain", chain)
     add = ["tc", "filter", "add", "dev", WAN, "ingress"]
     to_ifb = ["action", "mirred", "egress", "redirect", "dev", "vffqos0"]
-    run(*add, "chain", "20736", "pref", "1", "protocol", "all", "handle",
-        "0x51000000/0xffff0000", "fw", *to_ifb)
-    run(*add, "chain", "20736", "pref", "2", "protocol", "all", "handle", "1", "flower",
-        "skip_hw", "action", "skbedit", "mark", "0", "pipe", *to_ifb)
+    run(
+        *add,
+        "chain",
+        "20736",
+        "pref",
+        "1",
+        "protocol",
+        "all",
+        "handle",
+        "0x51000000/0xffff0000",
+        "fw",
+        *to_ifb,
+    )
+    run(
+        *add,
+        "chain",
+        "20736",
+        "pref",
+        "2",
+        "protocol",
+        "all",
+        "handle",
+        "1",
+        "flower",
+        "skip_hw",
+        "action",
+        "skbedit",
+        "mark",
+        "0",
+        "pipe",
+        *to_ifb,
+    )
     pref = 20736
     for family in ("ip", "ipv6"):
         for proto in ("tcp", "udp"):
             for port, handle in (("443", 0x1BB01BB), ("20000-20100", 0x4E204E84)):
-                run(*add, "pref", str(pref), "protocol", family, "handle", str(handle), "flower",
-                    "skip_hw", "ip_proto", proto, "dst_port", port,
-                    "action", "ctinfo", "cpmark", "0xffffffff", "goto", "chain", "20736")
+                run(
+                    *add,
+                    "pref",
+                    str(pref),
+                    "protocol",
+                    family,
+                    "handle",
+                    str(handle),
+                    "flower",
+                    "skip_hw",
+                    "ip_proto",
+                    proto,
+                    "dst_port",
+                    port,
+                    "action",
+                    "ctinfo",
+                    "cpmark",
+                    "0xffffffff",
+                    "goto",
+                    "chain",
+                    "20736",
+                )
             pref += 1
     assert listing() == ours
     assert bootstrap.reconcile(full, Memory()) == []
@@ -609,8 +679,27 @@ def test_highest_port_fits_a_handle(full: Settings) -> None:
 
 def test_a_decoded_filter_that_is_not_ours_is_unlike_ours(full: Settings) -> None:
     bootstrap.reconcile(full, Memory())
-    run("tc", "filter", "add", "dev", WAN, "ingress", "pref", "5", "protocol", "ip", "flower",
-        "src_ip", "10.0.0.0/8", "ip_proto", "tcp", "dst_port", "443", "action", "drop")
+    run(
+        "tc",
+        "filter",
+        "add",
+        "dev",
+        WAN,
+        "ingress",
+        "pref",
+        "5",
+        "protocol",
+        "ip",
+        "flower",
+        "src_ip",
+        "10.0.0.0/8",
+        "ip_proto",
+        "tcp",
+        "dst_port",
+        "443",
+        "action",
+        "drop",
+    )
     seen = bootstrap.observe(full, {}).filters
     (theirs,) = [spec for key, spec in seen.items() if key[4] == 5]
     assert theirs != Filter("flower", (6, 443, 443), (("gact", "?"),))

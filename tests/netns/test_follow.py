@@ -276,6 +276,19 @@ def test_a_new_policy_changes_open_flows_in_place(node: Node) -> None:
     assert node.mark(client) == mark
 
 
+def test_flows_are_found_among_more_ends_than_can_be_asked_for(node: Node) -> None:
+    settings = node.directory / "settings.yml"
+    settings.write_text(settings.read_text().replace("[4430]", '["4000-5000"]'))
+    node.start()
+    first = [Client("127.0.0.1", 4430) for _ in range(3)]
+    node.write(*(client.line("alice@x") for client in first))
+    time.sleep(0.2)
+    # Their inbound has another tag, so that nothing is known about it when the walk is over.
+    second = [Client("::1", 4430) for _ in range(3)]
+    node.write(*(client.line("bob@x").replace(b"[in >>", b"[six >>") for client in second))
+    eventually(lambda: all(node.mark(client) for client in (*first, *second)), 4)
+
+
 def test_flows_are_marked_again_when_the_conntrack_table_is_flushed(node: Node) -> None:
     node.start()
     clients = [Client("127.0.0.1", 4430) for _ in range(8)]

@@ -266,7 +266,9 @@ class Assigner:
             with self._lock:
                 self._refresh()
                 self._resolve(due, last=True)
-        return max(0.0, self._retries[0][0] - now_s) if self._retries else None
+        if not self._retries:
+            return None
+        return max(0.0, min(due_s for due_s, _item in self._retries) - now_s)
 
     def _refresh(self) -> None:
         version = self._state.version()
@@ -309,14 +311,9 @@ class Assigner:
         missing = self._look_up(items, lambda i: resolver.first(i.source, i.tag, i.local))
         missing = self._look_up(missing, lambda i: resolver.rest(i.source, i.tag))
         if missing and last:
-            missing = self._walk(missing)
-            self.counts.no_flow += len(missing)
+            self._walk(missing)
         elif missing:
-            room = _MAX_RETRIES - len(self._retries)
-            due = self._clock() + _RETRY_S
-            self._retries += [(due, item) for item in missing[:room]]
-            self.counts.retried += min(room, len(missing))
-            self.counts.no_flow += max(0, len(missing) - room)
+            self._later(missing, self._clock() + _RETRY_S)
         self._mark([item for item in items if item.flow is not None])
 
     def _look_up(
@@ -332,12 +329,23 @@ class Assigner:
                 item.flow, item.mark = flow, mark
         return [item for item in items if item.flow is None]
 
-    def _walk(self, items: list[_Item]) -> list[_Item]:
-        """Last resort where our ends are too many to ask for (all ports): one walk for all."""
+    def _later(self, items: list[_Item], due_s: float) -> None:
+        """Look for the flows of ``items`` again; what is too much is counted as not found."""
+        room = _MAX_RETRIES - len(self._retries)
+        self._retries += [(due_s, item) for item in items[:room]]
+        self.counts.retried += min(room, len(items))
+        self.counts.no_flow += max(0, len(items) - room)
+
+    def _walk(self, items: list[_Item]) -> None:
+        """Last resort where our ends are too many to ask for: one walk a second for all."""
         now = self._clock()
         items_left = [item for item in items if not self.resolver.can_ask(item.source)]
-        if not items_left or now < self._next_walk:
-            return items
+        self.counts.no_flow += len(items) - len(items_left)
+        if not items_left:
+            return
+        if now < self._next_walk:
+            self._later(items_left, self._next_walk)
+            return
         self._next_walk = now + _WALK_GAP_S
         self.counts.walks += 1
         wanted = {(item.source.address, item.source.port): item for item in items_left}
@@ -346,7 +354,7 @@ class Assigner:
             item = wanted.get((flow.src, flow.sport)) if flow else None
             if flow and item:
                 item.flow, item.mark = flow, entry.mark
-        return [item for item in items if item.flow is None]
+        self.counts.no_flow += sum(item.flow is None for item in items_left)
 
     def _mark(self, items: list[_Item]) -> None:
         """Judge located claims in their order and carry the verdicts out."""

@@ -80,8 +80,12 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 	antsibull-changelog lint
 
 .PHONY: bench
-bench: build ## Measure the agent and the datapath; writes build/bench/report.json
-	$(PY) -m lab bench
+bench: setup ## Measure the agent natively on one core; writes build/bench/report.json
+	$(PY) -m bench
+
+.PHONY: soak
+soak: setup ## Ten minutes of rotations, restarts, kills, flushes and forged lines
+	VFF_QOS_SOAK_S=600 $(PY) -m pytest tests/netns/test_soak.py -s
 
 .PHONY: build
 build: build/collection.stamp ## Build the wheels that travel with the role and the collection's tarball

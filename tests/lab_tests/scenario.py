@@ -43,7 +43,8 @@ FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by i
 
 SNAPSHOT = r"""
 exec 2>&1
-echo "## links";    ip -d link show | sed 's/ qlen [0-9]*//'
+# The lab's own links get new addresses at each boot.
+echo "## links";    ip -d link show | sed 's/ qlen [0-9]*//; s/ether [0-9a-f:]*//'
 echo "## qdiscs";   tc qdisc show
 echo "## filters";  tc filter show dev wan0; tc filter show dev wan0 ingress
 echo "## nft";      nft list ruleset
@@ -55,7 +56,7 @@ echo "## etc";      find /etc -type f ! -name '*-' ! -name ld.so.cache -print0 |
                     xargs -0 sha256sum
 echo "## files";    find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp \
                     -o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg \
-                    -o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root/.ansible \) \
+                    -o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root/.ansible -o -path /opt/lab \) \
                     -prune -o -print | sort
 echo "## run";      find /run -maxdepth 1 -name 'vff*'
 """

@@ -56,8 +56,8 @@ echo "## etc";      find /etc -type f ! -name '*-' ! -name ld.so.cache -print0 |
                     xargs -0 sha256sum
 echo "## files";    find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp \
                     -o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg \
-                    -o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root/.ansible -o -path /opt/lab \) \
-                    -prune -o -print | sort
+                    -o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root/.ansible \
+                    -o -path /opt/lab \) -prune -o -print | sort
 echo "## run";      find /run -maxdepth 1 -name 'vff*'
 """
 

@@ -37,12 +37,10 @@ _MARK_MASK = 21
 
 _U32 = struct.Struct(">I")
 
-# Header, nfgenmsg, CTA_TUPLE_ORIG{CTA_TUPLE_IP{src, dst}, CTA_TUPLE_PROTO{num, sport, dport}}
-_HEAD = "=IHHII BBH HH HH HH{n}s HH{n}s HH HHB3x HH2s2x HH2s2x"
-_SET4 = struct.Struct(_HEAD.format(n=4) + " HH4s HH4s")
-_SET6 = struct.Struct(_HEAD.format(n=16) + " HH4s HH4s")
-_GET4 = struct.Struct(_HEAD.format(n=4))
-_GET6 = struct.Struct(_HEAD.format(n=16))
+# nfgenmsg, CTA_TUPLE_ORIG{CTA_TUPLE_IP{src, dst}, CTA_TUPLE_PROTO{num, sport, dport}}
+_TUPLE = "=BBH HH HH HH{n}s HH{n}s HH HHB3x HH2s2x HH2s2x"
+_TUPLE4, _TUPLE6 = struct.Struct(_TUPLE.format(n=4)), struct.Struct(_TUPLE.format(n=16))
+_MARKING = struct.Struct("=HH4s HH4s")
 _N = 0x8000
 _FULL_MASK = b"\xff\xff\xff\xff"
 
@@ -62,152 +60,31 @@ class Entry(NamedTuple):
     zone: int
 
 
+def _request(kind: int, seq: int, flow: Tuple, more: bytes = b"") -> bytes:
+    """A message about ``flow``: header, nfgenmsg, CTA_TUPLE_ORIG, then ``more`` attributes."""
+    proto, src, sport, dst, dport = flow
+    size = len(src)
+    v4 = size == 4
+    body = (_TUPLE4 if v4 else _TUPLE6).pack(
+        socket.AF_INET if v4 else socket.AF_INET6, 0, 0,
+        44 + 2 * size, _N | 1, 12 + 2 * size, _N | 1,
+        4 + size, 1 if v4 else 3, src, 4 + size, 2 if v4 else 4, dst,
+        28, _N | 2, 5, 1, proto,
+        6, 2, sport.to_bytes(2, "big"), 6, 3, dport.to_bytes(2, "big"),
+    )  # fmt: skip
+    length = HEADER.size + len(body) + len(more)
+    return HEADER.pack(length, kind, NLM_F_REQUEST, seq, 0) + body + more
+
+
 def encode_set(seq: int, flow: Tuple, mark: int) -> bytes:
     """Request to give ``flow`` the mark ``mark`` (all 32 bits).  ENOENT: no such flow."""
-    proto, src, sport, dst, dport = flow
-    if len(src) == 4:
-        return _SET4.pack(
-            88,
-            _CT_NEW,
-            NLM_F_REQUEST,
-            seq,
-            0,
-            socket.AF_INET,
-            0,
-            0,
-            52,
-            _N | 1,
-            20,
-            _N | 1,
-            8,
-            1,
-            src,
-            8,
-            2,
-            dst,
-            28,
-            _N | 2,
-            5,
-            1,
-            proto,
-            6,
-            2,
-            sport.to_bytes(2, "big"),
-            6,
-            3,
-            dport.to_bytes(2, "big"),
-            8,
-            _MARK,
-            _U32.pack(mark),
-            8,
-            _MARK_MASK,
-            _FULL_MASK,
-        )
-    return _SET6.pack(
-        112,
-        _CT_NEW,
-        NLM_F_REQUEST,
-        seq,
-        0,
-        socket.AF_INET6,
-        0,
-        0,
-        76,
-        _N | 1,
-        44,
-        _N | 1,
-        20,
-        3,
-        src,
-        20,
-        4,
-        dst,
-        28,
-        _N | 2,
-        5,
-        1,
-        proto,
-        6,
-        2,
-        sport.to_bytes(2, "big"),
-        6,
-        3,
-        dport.to_bytes(2, "big"),
-        8,
-        _MARK,
-        _U32.pack(mark),
-        8,
-        _MARK_MASK,
-        _FULL_MASK,
-    )
+    return _request(_CT_NEW, seq, flow, _MARKING.pack(8, _MARK, mark.to_bytes(4, "big"),
+                                                      8, _MARK_MASK, _FULL_MASK))  # fmt: skip
 
 
 def encode_get(seq: int, flow: Tuple) -> bytes:
     """Request for the entry of ``flow``.  ENOENT: no such flow."""
-    proto, src, sport, dst, dport = flow
-    if len(src) == 4:
-        return _GET4.pack(
-            72,
-            _CT_GET,
-            NLM_F_REQUEST,
-            seq,
-            0,
-            socket.AF_INET,
-            0,
-            0,
-            52,
-            _N | 1,
-            20,
-            _N | 1,
-            8,
-            1,
-            src,
-            8,
-            2,
-            dst,
-            28,
-            _N | 2,
-            5,
-            1,
-            proto,
-            6,
-            2,
-            sport.to_bytes(2, "big"),
-            6,
-            3,
-            dport.to_bytes(2, "big"),
-        )
-    return _GET6.pack(
-        96,
-        _CT_GET,
-        NLM_F_REQUEST,
-        seq,
-        0,
-        socket.AF_INET6,
-        0,
-        0,
-        76,
-        _N | 1,
-        44,
-        _N | 1,
-        20,
-        3,
-        src,
-        20,
-        4,
-        dst,
-        28,
-        _N | 2,
-        5,
-        1,
-        proto,
-        6,
-        2,
-        sport.to_bytes(2, "big"),
-        6,
-        3,
-        dport.to_bytes(2, "big"),
-    )
+    return _request(_CT_GET, seq, flow)
 
 
 def _repeated(tail: bytes) -> Encoder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,8 @@ class Scene:
         )  # fmt: skip
         self.devices = tuple(socket.if_nametoindex(name) for name in ("vffqos0", "wan0"))
         self.conntrack, self.tc = Conntrack(), Tc()
-        self.assigner = Assigner(
-            conf, POLICY, State(str(directory / "state")), Lock(str(directory / "run")),
-            Journal(clock=lambda: 0.0), self.devices, Resolver(conf.service_ports, [NODE]),
-        )  # fmt: skip
-        self.assigner.adopt()
+        self.conf, self.directory = conf, directory
+        self.assigner = self.start()
         self.scanner = Scanner()
         self._ports = itertools.count(1024)
         self.far = self.open(AWAY, VLESS)
@@ -88,6 +86,16 @@ class Scene:
         self.feed(true_line(self.far, b"victim@x"), true_line(self.near, b"victim@x"))
         self.victims = self.marks(self.far, self.near)
         assert all(self.victims)
+
+    def start(self, policy: Policy = POLICY) -> Assigner:
+        """An agent that knows what state and kernel know."""
+        assigner = Assigner(
+            self.conf, policy, State(str(self.directory / "state")),
+            Lock(str(self.directory / "run")), Journal(clock=lambda: 0.0), self.devices,
+            Resolver(self.conf.service_ports, [NODE]),
+        )  # fmt: skip
+        assigner.adopt()
+        return assigner
 
     def open(self, address: bytes, port: int) -> Tuple:
         flow = Tuple(6, address, next(self._ports) % 60_000 + 1_024, NODE, port)
@@ -184,6 +192,20 @@ def test_a_flood_does_not_free_its_author(scene: Scene) -> None:
     again = scene.open(HOME, VLESS)
     scene.feed(flood * 50, true_line(again, b"attacker@x"))
     assert scene.limits(again)[1] <= ATTACKERS.download_bps
+
+
+def test_a_restart_raises_no_restricted_limit(scene: Scene) -> None:
+    mine = scene.open(HOME, VLESS)
+    scene.feed(true_line(mine, b"attacker@x"), true_line(mine, b"victim@x"))
+    assert scene.limits(mine) == list(ATTACKERS)
+    lowered = replace(POLICY, default=Limits(500_000, 10_000_000))
+    for policy, limits in ((POLICY, list(ATTACKERS)), (lowered, [500_000, 2_000_000])):
+        scene.assigner.close()
+        scene.assigner = scene.start(policy)
+        assert scene.limits(mine) == limits
+        another = scene.open(HOME, VLESS)
+        scene.feed(true_line(another, b"victim@x"), true_line(another, b"new@x"))
+        assert scene.limits(another) == limits
 
 
 def test_a_distrusted_flow_is_freed_by_a_line_that_can_be_trusted(scene: Scene) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from vff_qos.core.minors import Owner
 from vff_qos.core.resolver import Resolver
 from vff_qos.errors import SourceError
 from vff_qos.sources.file import FileSource
-from vff_qos.state import State, StateError
+from vff_qos.state import _UPGRADES, State, StateError
 
 
 @given(lines=st.lists(st.binary(max_size=50).map(lambda b: b.replace(b"\n", b"")), max_size=20),
@@ -200,3 +201,15 @@ def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(StateError):
         state.save_owners([Owner("b", 3), Owner("c", None)])  # type: ignore[arg-type]
     assert [owner.key for owner in state.owners()] == ["a"]
+
+
+def test_a_state_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "state.db")
+    for statement in _UPGRADES[0]:
+        db.execute(statement)
+    db.execute("INSERT INTO owners VALUES ('a', 2, 'active', 1.0, 2.0, 3, 4)")
+    db.execute("PRAGMA user_version=1")
+    db.commit()
+    db.close()
+    assert State(str(tmp_path)).owners() == [Owner("a", 2, "active", 1.0, 2.0, 3, 4)]
+    assert State(str(tmp_path)).owners()[0].up_bps is None

@@ -127,7 +127,6 @@ class Assigner:
         self._version = -1
         self._made: set[int] = set()
         self._unsaved: dict[str, Owner] = {}
-        self._lowest: dict[int, Limits] = {}
         self._recent: dict[bytes, _Recent] = {}
         self._vouched: dict[tuple[bytes, bytes], float] = {}
         # Flows that stand in doubt: by tainted claims only (an untainted one may change that), and
@@ -451,7 +450,7 @@ class Assigner:
         """Into the class that the distrusted flows of one address share."""
         address = address_key(item.source.address).hex()
         owner = self._own(f"{RESTRICTED}{address}", fresh, gone)
-        limits = [self._lowest.get(owner.minor, self._policy.default)]
+        limits = [Limits(owner.up_bps, owner.down_bps)]
         if self._is_free_text(flow):
             limits.append(self._policy.lowest())
         holder = self._minors.by_minor.get(held & MINOR_MASK)
@@ -460,8 +459,8 @@ class Assigner:
         if item.claim.email:
             limits.append(self._policy.limits(item.claim.email.decode("utf-8", "replace")))
         lowest = lowest_of(limits)
-        if lowest != self._lowest.get(owner.minor):
-            self._lowest[owner.minor] = lowest
+        if lowest != (owner.up_bps, owner.down_bps):
+            owner.up_bps, owner.down_bps = lowest
             fresh[owner.minor] = owner
         mark = classid(self._settings.major, owner.minor)
         if verdict is Verdict.CONFLICT:
@@ -499,7 +498,6 @@ class Assigner:
         fresh[owner.minor] = owner
         if displaced is not None:
             gone.append(displaced)
-            self._lowest.pop(owner.minor, None)
         self.counts.new_owners += 1
         return owner
 
@@ -555,7 +553,7 @@ class Assigner:
 
     def _limits(self, owner: Owner) -> Limits:
         if owner.key.startswith(RESTRICTED):
-            return self._lowest.get(owner.minor, self._policy.default)
+            return lowest_of([self._policy.default, Limits(owner.up_bps, owner.down_bps)])
         return self._policy.limits(owner.key)
 
     def _params(self, owner: Owner) -> tuple[HtbClass, HtbClass]:

@@ -13,14 +13,20 @@ from typing import Any
 from .core.minors import Owner
 from .errors import QosError
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS owners (
-    key TEXT PRIMARY KEY, minor INTEGER NOT NULL UNIQUE, state TEXT NOT NULL,
-    since REAL NOT NULL, moved REAL NOT NULL, up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS vals (name TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID;
-"""
+#: What leads from each version of the schema to the next.
+_UPGRADES = (
+    (
+        "CREATE TABLE owners (key TEXT PRIMARY KEY, minor INTEGER NOT NULL UNIQUE, "
+        "state TEXT NOT NULL, since REAL NOT NULL, moved REAL NOT NULL, "
+        "up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE vals (name TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID",
+    ),
+    (
+        "ALTER TABLE owners ADD COLUMN up_bps INTEGER",
+        "ALTER TABLE owners ADD COLUMN down_bps INTEGER",
+    ),
+)
+SCHEMA_VERSION = len(_UPGRADES)
 
 
 class StateError(QosError):
@@ -59,15 +65,22 @@ class State:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("PRAGMA cache_size=-1024")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        if self._schema(db) < SCHEMA_VERSION:
+            with _Transaction(db):
+                # Another process may have been first.
+                for statements in _UPGRADES[self._schema(db) :]:
+                    for statement in statements:
+                        db.execute(statement)
+                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        return db
+
+    def _schema(self, db: sqlite3.Connection) -> int:
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if version > SCHEMA_VERSION:
             raise StateError(
                 f"{self.path}: schema {version} is newer than this program (knows {SCHEMA_VERSION})"
             )
-        if version == 0:
-            db.executescript(_SCHEMA)
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        return db
+        return version
 
     def _failed(self, error: sqlite3.Error) -> StateError:
         return StateError(f"{self.path}: {error}")
@@ -79,12 +92,7 @@ class State:
     def owners(self) -> list[Owner]:
         """All owners of minors."""
         try:
-            return [
-                Owner(*row)
-                for row in self._db.execute(
-                    "SELECT key, minor, state, since, moved, up_seen, down_seen FROM owners"
-                )
-            ]
+            return [Owner(*row) for row in self._db.execute("SELECT * FROM owners")]
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
@@ -96,7 +104,7 @@ class State:
                     "DELETE FROM owners WHERE key=?", [(owner.key,) for owner in gone]
                 )
                 self._db.executemany(
-                    "INSERT OR REPLACE INTO owners VALUES (?,?,?,?,?,?,?)",
+                    "INSERT OR REPLACE INTO owners VALUES (?,?,?,?,?,?,?,?,?)",
                     [astuple(owner) for owner in owners],
                 )
         except sqlite3.Error as error:

@@ -27,7 +27,9 @@ class Owner:
     """Who has a minor.  Times in seconds since the epoch, counters in bytes.
 
     ``since``: when the present ownership began; ``moved``: when the counters were last seen to
-    move; ``up_seen`` and ``down_seen``: the class counters at that time.
+    move; ``up_seen`` and ``down_seen``: the class counters at that time; ``up_bps`` and
+    ``down_bps``: the lowest limits that were claimed for a restricted class, in bit/s (None: the
+    default is the lowest).
     """
 
     key: str
@@ -37,6 +39,8 @@ class Owner:
     moved: float = 0.0
     up_seen: int = 0
     down_seen: int = 0
+    up_bps: int | None = None
+    down_bps: int | None = None
 
 
 class Minors:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vff_qos.core.policy import Limits, parse_policy
-from vff_qos.core.rates import format_rate, parse_rate
+from vff_qos.core.rates import format_rate, format_size, parse_rate, parse_size
 from vff_qos.core.settings import merge_ranges, parse_settings
 from vff_qos.errors import ConfigError
 
@@ -109,34 +108,16 @@ def test_port_ranges_never_overlap() -> None:
     assert merge_ranges([(5, 9), (1, 3), (4, 4), (20, 30), (25, 26)]) == ((1, 9), (20, 30))
 
 
-def test_users_override_the_default_by_exact_email() -> None:
-    policy = parse_policy(
-        b"default: {upload: 1mbit, download: 2mbit}\n"
-        b"users:\n  a@x: {upload: 5mbit}\n  12: {download: 7mbit}\n  b: {unlimited: true}\n",
-        "p",
-    )
-    assert policy.limits("a@x") == Limits(5_000_000, 2_000_000)
-    assert policy.limits("12") == Limits(1_000_000, 7_000_000)
-    assert policy.limits("b") == Limits(None, None)
-    assert policy.limits("A@x") == policy.default
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            b"users:\n  a@x:\n    upload: 5 parsecs",
-            "p:3: users.a@x.upload: '5 parsecs': unknown unit",
-        ),
-        (b"users:\n  a@x: {uplod: 5mbit}", "did you mean 'upload'"),
-        (b"users:\n  a@x: {unlimited: true, upload: 1mbit}", "unlimited stands beside a rate"),
-        (b"users:\n  a@x: 5mbit", "must be a mapping with upload"),
-        (b"users: [a]", "must be a mapping of emails"),
-        (b'users: {"a\\nb": {}}', "printable"),
-        (b"user: {}", "did you mean 'users'"),
-    ],
+    ("text", "size_bytes"),
+    [("64kb", 65_536), ("64 KiB", 65_536), ("1mb", 1 << 20), ("15000b", 15_000), (65_536, 65_536)],
 )
-def test_bad_policies_name_file_line_and_key(text: bytes, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_policy(text, "p")
-    assert message in str(caught.value)
+def test_sizes_in_units_of_tc(text: object, size_bytes: int) -> None:
+    assert parse_size(text) == size_bytes
+    assert parse_size(format_size(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "big", "64kbit", "1kb", "65mb", "1gb", True, 1.5, -1, None])
+def test_other_sizes_are_refused_with_what_is_allowed(text: object) -> None:
+    with pytest.raises(ValueError, match="allowed: 2kb to 64mb"):
+        parse_size(text)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from vff_qos.core.htb import classid, format_classid, usable_minor, user_class
+from vff_qos.core.htb import classid, format_classid, usable_minor
 from vff_qos.core.idle import display_name, plan_collection
 from vff_qos.core.minors import ACTIVE, PARKED, QUARANTINE, RESTRICTED, Minors, Owner
 from vff_qos.core.ownership import Verdict, address_key, judge
@@ -61,14 +59,6 @@ def test_the_mark_is_the_classid() -> None:
     assert classid(MAJOR, 0x2A) == 0x5100002A
     assert format_classid(0x5100002A) == "5100:2a"
     assert not usable_minor(MAJOR, MAJOR)
-
-
-@given(limit_bps=st.integers(1_000, 10**12))
-def test_classes_stay_within_what_htb_accepts(limit_bps: int) -> None:
-    params = user_class(limit_bps)
-    assert 8 <= params.rate_bps <= params.ceil_bps == limit_bps
-    assert 1_514 <= params.quantum_bytes <= 60_000
-    assert params.cburst_bytes >= 1_514
 
 
 MINE, OTHERS = TAG | 5, TAG | 6

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 from .core.accesslog import TAINT_BYTES, Claim, Source, inbound_tag, parse_source, spellings
 from .core.flow import Tuple
-from .core.htb import MINOR_MASK, PARKED_PRIO, TAG_MASK, HtbClass, classid, user_class
+from .core.htb import MINOR_MASK, PARKED_PRIO, TAG_MASK, HtbClass, Node, classid, user_class
 from .core.minors import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
 from .core.ownership import VOUCH_S, Verdict, address_key, judge
 from .core.policy import Limits, Policy, lowest_of
@@ -121,6 +121,7 @@ class Assigner:
         self._state, self._lock, self._journal = state, lock, journal
         self._devices = devices
         self._clock = clock
+        self._node = Node(settings.node_ceil_bps, policy.max_weight)
         self._tag = settings.major << 16
         self._conntrack, self._tc = Conntrack(), Tc()
         self._minors = Minors(settings.major)
@@ -459,8 +460,8 @@ class Assigner:
         if item.claim.email:
             limits.append(self._policy.limits(item.claim.email.decode("utf-8", "replace")))
         lowest = lowest_of(limits)
-        if lowest != (owner.up_bps, owner.down_bps):
-            owner.up_bps, owner.down_bps = lowest
+        if lowest[:2] != (owner.up_bps, owner.down_bps):
+            owner.up_bps, owner.down_bps = lowest[:2]
             fresh[owner.minor] = owner
         mark = classid(self._settings.major, owner.minor)
         if verdict is Verdict.CONFLICT:
@@ -558,13 +559,20 @@ class Assigner:
 
     def _params(self, owner: Owner) -> tuple[HtbClass, HtbClass]:
         """Class parameters on (IFB, WAN)."""
-        ceil = self._settings.node_ceil_bps
         limits = self._limits(owner)
         prio = 0 if owner.state == ACTIVE else PARKED_PRIO
-        return (
-            user_class(min(limits.upload_bps or ceil, ceil), prio=prio),
-            user_class(min(limits.download_bps or ceil, ceil), prio=prio),
+        up, down = (
+            user_class(
+                min(limit_bps or self._node.ceil_bps, self._node.ceil_bps),
+                limits.weight,
+                prio,
+                limits.guaranteed_bps,
+                limits.burst_bytes,
+                self._node,
+            )
+            for limit_bps in limits[:2]
         )
+        return up, down
 
     def _ensure(self, owners: Iterable[Owner]) -> None:
         """Make or change the classes of ``owners`` on both devices."""
@@ -600,6 +608,7 @@ class Assigner:
         with self._lock:
             self._refresh()
             self._policy = policy
+            self._node = self._node._replace(max_weight=policy.max_weight)
             changed = self._outdated(
                 owner
                 for owner in self._minors.by_minor.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 
 from . import __version__
@@ -19,6 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--settings", default=Paths().settings, metavar="FILE")
     common.add_argument("--policy", default=Paths().policy, metavar="FILE")
+    common.add_argument("--policy-dir", metavar="DIR", help="default: policy.d beside the policy")
     common.add_argument("--state-dir", default=Paths().state_dir, metavar="DIR")
     common.add_argument("--run-dir", default=Paths().run_dir, metavar="DIR")
     parser = argparse.ArgumentParser(
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (failed) or 2 (refused, nothing was changed)."""
     args = _parser().parse_args(argv)
+    args.policy_dir = args.policy_dir or os.path.join(os.path.dirname(args.policy), "policy.d")
     try:
         return _run(args)
     except QosError as error:
@@ -58,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    paths = Paths(args.settings, args.policy, args.state_dir, args.run_dir)
+    paths = Paths(args.settings, args.policy, args.policy_dir, args.state_dir, args.run_dir)
     settings = load_settings(paths.settings)
     if args.command == "check-config":
-        policy = load_policy(paths.policy)
+        policy = load_policy(paths.policy, paths.policy_dir)
         print(f"ok: {len(policy.users)} users have limits of their own")
         return 0
     journal = Journal()
@@ -101,7 +104,7 @@ def _reconcile(
     from .release import resume, suspend
 
     if args.command == "bootstrap":
-        load_policy(args.policy)
+        load_policy(args.policy, args.policy_dir)
         _print(reconcile(settings, state, args.plan))
         # The follower's own repairs must not end what a person has ordered.
         if not args.plan and not args.repair:

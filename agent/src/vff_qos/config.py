@@ -1,4 +1,4 @@
-"""Reads the two files that people write.  The only place that opens them."""
+"""Reads the files that people and billing systems write.  The only place that opens them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Paths(NamedTuple):
 
     settings: str = SETTINGS_PATH
     policy: str = POLICY_PATH
+    #: Drop-ins, ``*.yml``, which may hold users.
+    policy_dir: str = "/etc/vff-qos/policy.d"
     state_dir: str = STATE_DIR
     run_dir: str = RUN_DIR
 
@@ -44,6 +46,19 @@ def load_settings(path: str = SETTINGS_PATH) -> Settings:
     return parse_settings(_read(path), path)
 
 
-def load_policy(path: str = POLICY_PATH) -> Policy:
-    """Policy from ``path``; ConfigError if it cannot be read or holds anything wrong."""
-    return parse_policy(_read(path), path)
+def load_policy(path: str, directory: str) -> Policy:
+    """Policy from ``path`` and its drop-ins; ConfigError if one cannot be read or is wrong."""
+    drop_ins = [(_read(name), name) for name in drop_ins_of(directory)]
+    return parse_policy(_read(path), path, drop_ins)
+
+
+def drop_ins_of(directory: str) -> list[str]:
+    """The drop-ins' paths in their order; none if there is no directory."""
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".yml"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(directory, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+    # Editors and our own writers put files there that are not finished: those start with a dot.
+    return [os.path.join(directory, name) for name in names if not name.startswith(".")]

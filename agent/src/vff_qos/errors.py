@@ -21,6 +21,8 @@ class ConfigError(QosError):
         """``where`` is the file, ``line`` counts from 1 (0: no line), ``key`` is dotted."""
         self.where, self.problem, self.line, self.key = where, problem, line, key
         place = f"{where}:{line}" if line else where
+        if not key.isprintable():
+            key = key.encode("unicode_escape").decode()
         super().__init__(f"{place}: {key}: {problem}" if key else f"{place}: {problem}")
 
 

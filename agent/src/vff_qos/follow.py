@@ -13,7 +13,7 @@ from typing import Any
 
 from . import __version__
 from .assign import Assigner, Suspended
-from .config import Paths, load_policy, load_settings
+from .config import Paths, drop_ins_of, load_policy, load_settings
 from .core.accesslog import Claim
 from .core.resolver import Resolver
 from .errors import ConfigError, Refused
@@ -43,8 +43,8 @@ class Follower:
     def __init__(self, paths: Paths, journal: Journal) -> None:
         self._paths, self._journal = paths, journal
         self._settings = load_settings(paths.settings)
-        self._policy_stamp = _stamp(paths.policy)
-        policy = load_policy(paths.policy)
+        self._policy_stamp = _stamp(paths)
+        policy = load_policy(paths.policy, paths.policy_dir)
         self._state = State(paths.state_dir)
         if self._state.moved_aside:
             journal.event(
@@ -177,7 +177,7 @@ class Follower:
             # Nothing was appended since the start: what is there is to be read now.
             self._read()
         self._complain()
-        if signal.SIGHUP in self._signals or _stamp(self._paths.policy) != self._policy_stamp:
+        if signal.SIGHUP in self._signals or _stamp(self._paths) != self._policy_stamp:
             self._signals.discard(signal.SIGHUP)
             self._reload()
         self._assigner.flush()
@@ -210,9 +210,9 @@ class Follower:
             )
 
     def _reload(self) -> None:
-        self._policy_stamp = _stamp(self._paths.policy)
+        self._policy_stamp = _stamp(self._paths)
         try:
-            policy = load_policy(self._paths.policy)
+            policy = load_policy(self._paths.policy, self._paths.policy_dir)
         except ConfigError as error:
             self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
             return
@@ -283,6 +283,8 @@ class Follower:
                 self._paths.settings,
                 "--policy",
                 self._paths.policy,
+                "--policy-dir",
+                self._paths.policy_dir,
                 "--state-dir",
                 self._paths.state_dir,
                 "--run-dir",
@@ -316,13 +318,16 @@ class Follower:
         self._repair_due = None
 
 
-def _stamp(path: str) -> tuple[int, int, int]:
-    """What changes when a file does; zeros if it is not there."""
+def _stamp(paths: Paths) -> list[tuple[object, ...]]:
+    """What changes when a file of the policy does, or whether it can be read."""
+    found: list[tuple[object, ...]] = []
     try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return (0, 0, 0)
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
+        for path in (paths.policy, *drop_ins_of(paths.policy_dir)):
+            status = os.stat(path)
+            found.append((path, status.st_ino, status.st_mtime_ns, status.st_size))
+    except (ConfigError, OSError) as error:
+        found.append((str(error),))  # `load_policy` says it to people
+    return found
 
 
 def follow(paths: Paths, journal: Journal) -> int:

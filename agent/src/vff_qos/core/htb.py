@@ -21,10 +21,20 @@ MINOR_MASK = 0x0000FFFF
 #: HTB priority of a class that nobody owns at the moment: the kernel itself tells it apart.
 PARKED_PRIO = 7
 
+#: A class's turn when the node is full is ``weight`` times the smallest quantum at least.
+MAX_WEIGHT = 32
+
 _GBIT = 1_000_000_000
 _MTU_FRAME = 1514
 #: One GSO packet: a burst below it stalls fast classes (measured: 17 % lost at 5 Gbit/s).
 _GSO_BYTES = 65_536
+_MAX_QUANTUM = 60_000
+#: Turns per second and class of the whole node: its ceiling may go to one user for 0.5 ms.
+_TURNS_PER_S = 2_000
+#: So many users' guarantees fit into the node's ceiling.
+_GUARANTEED_USERS = 10_000
+#: Below it a burst of three frames lasts longer than the kernel counts.
+_MIN_GUARANTEE_BPS = 200
 
 
 def classid(major: int, minor: int) -> int:
@@ -63,26 +73,60 @@ def burst_bytes(rate_bps: int) -> int:
     return max(rate_bps // 8 // 500, floor)
 
 
-def user_class(limit_bps: int, weight: int = 1, prio: int = 0) -> HtbClass:
+class Node(NamedTuple):
+    """What the users' classes of a node have in common.
+
+    ``max_weight``: the largest weight that the policy gives; ``shift``: guarantees that the policy
+    names are halved so many times, see `guarantee_shift`.
+    """
+
+    ceil_bps: int = 100 * _GBIT
+    max_weight: int = 1
+    shift: int = 0
+
+
+def user_class(
+    limit_bps: int,
+    weight: int = 1,
+    prio: int = 0,
+    guaranteed_bps: int | None = None,
+    cburst_bytes: int | None = None,
+    node: Node = Node(),  # noqa: B008 (immutable)
+) -> HtbClass:
     """The class of one user whose limit is ``limit_bps``.
 
-    The limit is the ceil.  The guaranteed rate is one hundredth of it: guarantees of all users
-    together must fit into the node, or fairness ends when it is needed; above their guarantee
-    users share what the node has by ``quantum``.
+    The limit is the ceil.  HTB does not check that the guaranteed rates fit into the node, and
+    fairness ends when they do not: half of the ceiling is for those that the policy names, the
+    other half is divided among 10,000 users by weight.  Above their guarantee users share by
+    ``quantum``, which is as large as a turn may be: HTB lets a class send a whole GSO packet of up
+    to 64 KiB in a turn whatever its quantum, so that small quanta favour large packets.
     """
-    rate_bps = min(limit_bps, max(limit_bps // 100, 8_000))
-    quantum = min(max(limit_bps // 8 // 1000 * weight, _MTU_FRAME), 60_000)
+    if guaranteed_bps is None:
+        share_bps = node.ceil_bps // 2 // _GUARANTEED_USERS * weight // node.max_weight
+        guaranteed_bps = max(share_bps, _MIN_GUARANTEE_BPS)
+    else:
+        guaranteed_bps = max(guaranteed_bps >> node.shift, _MIN_GUARANTEE_BPS)
+    rate_bps = min(limit_bps, guaranteed_bps)
+    turn = min(node.ceil_bps // 8 // _TURNS_PER_S, _MAX_QUANTUM) // node.max_weight
     return HtbClass(
         rate_bps=rate_bps,
         ceil_bps=limit_bps,
         burst_bytes=burst_bytes(rate_bps),
-        cburst_bytes=burst_bytes(limit_bps),
-        quantum_bytes=quantum,
+        cburst_bytes=cburst_bytes or burst_bytes(limit_bps),
+        quantum_bytes=min(max(turn, _MTU_FRAME) * weight, _MAX_QUANTUM),
         prio=prio,
     )
+
+
+def guarantee_shift(promised_bps: int, ceil_bps: int) -> int:
+    """How many times guarantees must be halved, so that their sum fits into half the ceiling."""
+    shift = 0
+    while promised_bps >> shift > ceil_bps // 2:
+        shift += 1
+    return shift
 
 
 def shared_class(rate_bps: int) -> HtbClass:
     """A class that people share (the node's ceiling, unclassified traffic): rate equals ceil."""
     burst = burst_bytes(rate_bps)
-    return HtbClass(rate_bps, rate_bps, burst, burst, 60_000)
+    return HtbClass(rate_bps, rate_bps, burst, burst, _MAX_QUANTUM)

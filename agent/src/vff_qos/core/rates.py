@@ -1,4 +1,4 @@
-"""Rates as people write them, to and from bits per second.
+"""Rates and sizes as people write them, to and from bits per second and bytes.
 
 Two families of units are understood: those of tc(8) (``bit``, ``kbit``, ``mbit``, ``gbit``,
 ``tbit``, decimal, in any case) and those of people (``Mbps``, ``Mbit/s``, ``MB/s``).  tc reads
@@ -57,6 +57,34 @@ def parse_rate(value: object) -> int:
     if not MIN_BPS <= rate_bps <= MAX_BPS:
         raise ValueError(f"{value!r} is out of range; {ALLOWED}")
     return rate_bps
+
+
+MIN_SIZE_BYTES = 2_000
+MAX_SIZE_BYTES = 64 << 20
+_SIZES = "allowed: 2kb to 64mb, as 64kb, 1mb (tc's, of 1024), 64 KiB or a number of bytes"
+_SIZE = re.compile(r"([0-9]{1,9}) ?(?:([km]?)i?b)?", re.IGNORECASE)
+
+
+def parse_size(value: object) -> int:
+    """Bytes of ``value``: an int, or a string with tc's units, of which ``kb`` is 1,024 bytes.
+
+    Raises ValueError with one sentence: what is wrong and what is allowed.
+    """
+    found = _SIZE.fullmatch(str(value).strip()) if type(value) in (int, str) else None
+    if not found:
+        raise ValueError(f"{value!r} is not a size; {_SIZES}")
+    size = int(found[1]) << {"": 0, "k": 10, "m": 20}[(found[2] or "").lower()]
+    if not MIN_SIZE_BYTES <= size <= MAX_SIZE_BYTES:
+        raise ValueError(f"{value!r} is out of range; {_SIZES}")
+    return size
+
+
+def format_size(size_bytes: int) -> str:
+    """The shortest exact notation of a size: ``64kb``, ``1500b``."""
+    for shift, unit in ((20, "mb"), (10, "kb")):
+        if size_bytes and size_bytes % (1 << shift) == 0:
+            return f"{size_bytes >> shift}{unit}"
+    return f"{size_bytes}b"
 
 
 def format_rate(rate_bps: int) -> str:

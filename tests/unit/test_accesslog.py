@@ -188,3 +188,28 @@ def test_blocks_may_end_at_any_line(cut: int) -> None:
     end = data.rfind(b"\n", 0, cut) + 1
     scanner = Scanner()
     assert scanner.scan(data[:end]) + scanner.scan(data[end:]) == Scanner().scan(data)
+
+
+@given(
+    lines=st.lists(
+        st.sampled_from(
+            [line + b"\n" for line in (SAMPLES / "vless-tcp.log").read_bytes().splitlines()]
+            + [TIME[:19] + b" tcp:[2001:db8::1]:5 accepted 1.2.3.4:4 [a] b] email: x email: y\n"]
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    broken=st.tuples(st.integers(0, 29), st.integers(0, 100), FRAGMENTS),
+)
+@settings(max_examples=500, deadline=None)
+def test_a_block_reads_like_its_lines_one_by_one(
+    lines: list[bytes], broken: tuple[int, int, bytes]
+) -> None:
+    number, at, text = broken
+    if number < len(lines):
+        lines[number] = lines[number][:at] + text + lines[number][at:]
+    block = b"".join(lines)
+    single_lines = [line + b"\n" for line in block.split(b"\n")[:-1]]
+    whole, single = Scanner(), Scanner()
+    assert whole.scan(block) == [c for line in single_lines for c in single.scan(line)]
+    assert whole.counters == single.counters

@@ -22,7 +22,7 @@ from ..errors import SourceError
 #: A stale line can meet a reused tuple, so that replay after a restart is bounded in age.
 REPLAY_S = 60.0
 
-_BLOCK_BYTES = 1 << 18
+_BLOCK_BYTES = 1 << 17
 #: Without a checkpoint: how far back to look for lines that are young enough.
 _FIRST_LOOK_BYTES = 4 << 20
 #: Xray keeps writing to a renamed file until 1 to 2 minutes of silence.
@@ -170,7 +170,7 @@ class FileSource:
         return [self._inotify.fileno()]
 
     def read(self) -> list[Claim]:
-        """Claims of what was appended to any inode of the log; at most 256 KiB of each."""
+        """Claims of what was appended to any inode of the log; at most 128 KiB of each."""
         events = [e for e in self._inotify.read(timeout=0) if e.wd == self._dir_watch]
         if events:
             self._look_at_renamed(events)

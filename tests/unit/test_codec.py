@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
@@ -64,6 +65,46 @@ def test_a_dumped_entry_is_asked_for_and_set_by_its_own_tuple(flow: Tuple) -> No
     assert again.get_attr("CTA_ZONE") == 7
     assert again.get_attr("CTA_MARK") == 10
     assert again.get_attr("CTA_TUPLE_ORIG") == _conntrack(asked).get_attr("CTA_TUPLE_ORIG")
+
+
+class _Wire:
+    """A netlink socket that keeps what is sent and answers that the flows of ``gone`` are."""
+
+    next_seq = 0x01020304
+
+    def __init__(self, gone: set[Tuple]) -> None:
+        self.sent: list[bytes] = []
+        self._gone = gone
+
+    def exchange(self, buffer: bytearray, count: int) -> tuple[dict[int, int], list[bytes], bool]:
+        errors, start = {}, 0
+        for index in range(count):
+            length = int.from_bytes(buffer[start : start + 4], "little")
+            message = bytes(buffer[start : start + length])
+            number = int.from_bytes(message[8:12], "little")
+            if conntrack.unpack(message)[0] in self._gone:
+                errors[number - self.next_seq] = errno.ENOENT
+            assert number == self.next_seq + index
+            self.sent.append(message)
+            start += length
+        assert start == len(buffer)
+        return errors, [], False
+
+
+@pytest.mark.parametrize("count", [1, 2, 256, 257, 700])
+def test_prepared_requests_of_both_families_are_numbered_and_their_errors_found(
+    count: int,
+) -> None:
+    flows = [(V6 if n % 3 == 1 else V4)._replace(sport=n + 1) for n in range(count)]
+    gone = set(flows[::5])
+    wire = _Wire(gone)
+    table = object.__new__(conntrack.Conntrack)
+    table.netlink = wire  # type: ignore[assignment]
+    errors = table.repeat([conntrack.prepare(flow, 9) for flow in flows])
+    assert {flows[index] for index in errors} == gone
+    expected = {conntrack.encode_set(0, flow, 9) for flow in flows}
+    assert {message[:8] + bytes(4) + message[12:] for message in wire.sent} == expected
+    assert len(wire.sent) == count
 
 
 KEY = tc.ClassKey(7, 0x5100, 0x2A)

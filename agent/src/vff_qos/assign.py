@@ -240,7 +240,7 @@ class Assigner:
         """Mark the flows of ``claims``.  Raises Suspended; kernel refusals are counted and told."""
         with self._lock:
             self._refresh()
-            known: dict[bytes, tuple[_Recent, Claim]] = {}
+            known: dict[_Recent, Claim] = {}
             slow: list[Claim] = []
             recent = self._recent
             anonymous = bool(self._settings.free_text_ports)
@@ -250,7 +250,7 @@ class Assigner:
                 key = claim.source if claim.local is None else _key(claim.source, claim.local)
                 record = recent.get(key)
                 if record is not None and record.email == claim.email and not claim.tainted:
-                    known[key] = record, claim
+                    known[record] = claim
                 else:
                     slow.append(claim)
             if known:
@@ -277,21 +277,24 @@ class Assigner:
             if self._state.get_value("suspended"):
                 raise Suspended
 
-    def _confirm(self, known: dict[bytes, tuple[_Recent, Claim]]) -> list[Claim]:
+    def _confirm(self, known: dict[_Recent, Claim]) -> list[Claim]:
         """Set known marks again: a reused tuple is a new flow without one.
 
         Returns the claims whose flow is gone; they go the long way.
         """
-        claims = [claim for _record, claim in known.values()]
-        errors = self._conntrack.repeat([record.request for record, _claim in known.values()])
-        self.counts.marked += len(claims) - len(errors)
-        keys = list(known)
+        errors = self._conntrack.repeat([record.request for record in known])
+        self.counts.marked += len(known) - len(errors)
+        if not errors:
+            return []
+        claims = list(known.values())
         again = []
         for index, code in errors.items():
-            del self._recent[keys[index]]
+            claim = claims[index]
+            key = _key(claim.source, claim.local)
+            del self._recent[key]
             if code != errno.ENOENT:
-                self._refused(KernelRefused(code, f"setting the mark of {keys[index].decode()}"))
-            again.append(claims[index])
+                self._refused(KernelRefused(code, f"setting the mark of {key.decode()}"))
+            again.append(claim)
         return again
 
     def _items(self, claims: list[Claim]) -> list[_Item]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..core.flow import Tuple
@@ -44,9 +44,7 @@ _MARKING = struct.Struct("=HH4s HH4s")
 _N = 0x8000
 _FULL_MASK = b"\xff\xff\xff\xff"
 
-
-_HEAD4, _HEAD6 = (struct.pack("=IHH", n, _CT_NEW, NLM_F_REQUEST) for n in (88, 112))
-_TAIL = 12  # where a message goes on behind its sequence number
+_SEQ_AT = 8  # where a message has its sequence number
 _SEQUENCES = struct.Struct(f"={MAX_BATCH}I")
 
 
@@ -87,8 +85,8 @@ def encode_get(seq: int, flow: Tuple) -> bytes:
     return _request(_CT_GET, seq, flow)
 
 
-def _repeated(tail: bytes) -> Encoder:
-    head = _HEAD4 if tail[4] == socket.AF_INET else _HEAD6
+def _repeated(request: bytes) -> Encoder:
+    head, tail = request[:_SEQ_AT], request[_SEQ_AT + 4 :]
     return lambda seq: head + struct.pack("=I", seq) + tail
 
 
@@ -155,8 +153,8 @@ def decode_tuple(tuple_raw: bytes) -> Tuple | None:
 
 
 def prepare(flow: Tuple, mark: int) -> bytes:
-    """The request to give ``flow`` the mark, for ``Conntrack.repeat``: all behind the number."""
-    return encode_set(0, flow, mark)[_TAIL:]
+    """The request to give ``flow`` the mark, for ``Conntrack.repeat``; yet without a number."""
+    return encode_set(0, flow, mark)
 
 
 def prepared_mark(prepared: bytes) -> int:
@@ -166,7 +164,7 @@ def prepared_mark(prepared: bytes) -> int:
 
 def unpack(prepared: bytes) -> tuple[Tuple, int]:
     """Flow and mark of a prepared request."""
-    entry = decode(prepared[HEADER.size - _TAIL :])
+    entry = decode(prepared[HEADER.size :])
     flow = decode_tuple(entry.tuple_raw)
     assert flow is not None  # we packed it
     return flow, entry.mark
@@ -204,28 +202,31 @@ class Conntrack:
     def repeat(self, prepared: list[bytes]) -> dict[int, int]:
         """Send prepared requests; {index: errno} of those that failed.
 
-        The hottest path there is: a log line about a flow that was seen before costs one slice
-        here instead of a packing.
+        The hottest path there is: a log line about a flow that was seen before costs no packing.
         """
         errors: dict[int, int] = {}
-        netlink = self.netlink
-        for start in range(0, len(prepared), MAX_BATCH):
-            part = prepared[start : start + MAX_BATCH]
-            seq = netlink.next_seq
-            numbers = _SEQUENCES.pack(*range(seq, seq + MAX_BATCH))
-            pieces: list[bytes] = []
-            for at, tail in enumerate(part):
-                pieces += (
-                    _HEAD4 if tail[4] == socket.AF_INET else _HEAD6,
-                    numbers[4 * at : 4 * at + 4],
-                    tail,
-                )
-            failed, _replies, lost = netlink.exchange(b"".join(pieces), len(part))
-            if lost:
-                failed, _ = netlink.batch([_repeated(tail) for tail in part])
-            for index, code in failed.items():
-                errors[start + index] = code
+        sizes = set(map(len, prepared))
+        for size in sizes:
+            indexes: Sequence[int] = range(len(prepared))
+            if len(sizes) > 1:  # IPv4 and IPv6
+                indexes = [i for i, request in enumerate(prepared) if len(request) == size]
+            for start in range(0, len(indexes), MAX_BATCH):
+                part = indexes[start : start + MAX_BATCH]
+                failed = self._repeat([prepared[index] for index in part], size)
+                errors.update((part[index], code) for index, code in failed.items())
         return errors
+
+    def _repeat(self, part: list[bytes], size: int) -> dict[int, int]:
+        """One batch of requests of equal ``size``: their numbers are filled in all at once."""
+        netlink, seq, count = self.netlink, self.netlink.next_seq, len(part)
+        numbers = _SEQUENCES.pack(*range(seq, seq + MAX_BATCH))[: 4 * count]
+        buffer = bytearray().join(part)
+        for byte in range(4):
+            buffer[_SEQ_AT + byte :: size] = numbers[byte::4]
+        failed, _replies, lost = netlink.exchange(buffer, count)
+        if lost:
+            failed, _ = netlink.batch([_repeated(request) for request in part])
+        return failed
 
     def get_marks(self, flows: list[Tuple]) -> list[int | None]:
         """The mark of each flow; None where the table has no such flow."""

@@ -13,18 +13,24 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vff_qos import bootstrap
+from vff_qos.cli import main
 from vff_qos.core import layout
 from vff_qos.core.htb import user_class
 from vff_qos.core.layout import Filter, Key
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
+from vff_qos.journal import Journal
 from vff_qos.kernel import filters, tc
 from vff_qos.kernel.netlink import Netlink
+from vff_qos.lock import Lock
+from vff_qos.release import resume, suspend
+from vff_qos.state import State
 
 from .conftest import run
 
@@ -196,6 +202,41 @@ def add_user(dev: str) -> None:
     key = tc.ClassKey(socket.if_nametoindex(dev), 0x5100, 0x2A)
     classes.apply(tc.add_class(key, 1, user_class(50_000_000), "pfifo"))
     classes.close()
+
+
+def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
+    settings: Settings, tmp_path: Path
+) -> None:
+    low = replace(settings, unclassified_upload_bps=10**7, unclassified_download_bps=2 * 10**7)
+    free = Settings().node_ceil_bps
+    state, lock, journal = State(str(tmp_path)), Lock(str(tmp_path)), Journal()
+
+    def ceils() -> list[int]:
+        classes = tc.Tc()
+        have = [classes.classes(socket.if_nametoindex(d), 0x5100) for d in ("vffqos0", WAN)]
+        classes.close()
+        return [found[minor].params.ceil_bps for found in have for minor in (1, 0xFFFE)]
+
+    limited = [10**9, 10**7, 10**9, 2 * 10**7]
+    assert suspend(low, state, lock, journal) == 0  # nothing is there yet
+    bootstrap.reconcile(low, state)
+    assert ceils() == limited
+    assert suspend(low, state, lock, journal) == 0
+    assert ceils() == [free] * 4
+    assert suspend(low, state, lock, journal) is None
+    files = [
+        ("settings", "unclassified: {upload: 10mbit}\nleaf: pfifo\nwan: wan0\n"),
+        ("policy", ""),
+    ]
+    options = [f"--{what}-dir={tmp_path}" for what in ("state", "run")]
+    for what, text in files:
+        (tmp_path / what).write_text(text)
+        options.append(f"--{what}={tmp_path / what}")
+    assert main(["bootstrap", "--repair", *options]) == 0
+    assert ceils() == [free] * 4
+    assert len(bootstrap.reconcile(low, state)) == 4
+    assert resume(state, lock, journal) == 0
+    assert ceils() == limited
 
 
 @pytest.mark.parametrize(

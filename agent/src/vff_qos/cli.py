@@ -105,6 +105,8 @@ def _reconcile(
 
     if args.command == "bootstrap":
         load_policy(args.policy, args.policy_dir)
+        if args.repair and state.get_value("suspended"):
+            settings = settings.lifted()
         _print(reconcile(settings, state, args.plan))
         # The follower's own repairs must not end what a person has ordered.
         if not args.plan and not args.repair:

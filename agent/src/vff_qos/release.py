@@ -1,27 +1,33 @@
 """The kill switch and its way back: ``suspend`` and ``resume``.
 
-Suspended, no flow bears our mark, so that no packet reaches a user's class; everything else
-stays.  The marks are kept with the flows' conntrack ids, so that ``resume`` gives them back to
+Suspended, no flow bears our mark, so that no packet reaches a user's class, and the classes that
+all share have no limit; everything else stays.  ``bootstrap`` gives the shared classes theirs
+back.  The marks are kept with the flows' conntrack ids, so that ``resume`` gives them back to
 the flows that still live, without waiting for new connections.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 
-from .core.htb import TAG_MASK
+from .core.htb import CEIL_MINOR, ROOT_MINOR, TAG_MASK, UNCLASSIFIED_MINOR, shared_class
+from .core.layout import ROOT_PARENT
 from .core.settings import Settings
 from .journal import NOTICE, Journal
+from .kernel import filters
 from .kernel.conntrack import Conntrack, Entry
+from .kernel.netlink import Netlink
+from .kernel.tc import ClassKey, Tc, change_class, same_class
 from .lock import Lock
 from .state import State
 
 
 def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> int | None:
-    """Clear our marks from all flows; returns how many there were.
+    """Clear our marks from all flows and lift shared limits; returns how many flows there were.
 
-    Idempotent: None if everything was suspended already and no flow bore a mark.
+    Idempotent: None if everything was suspended already.  Raises KernelRefused.
     """
     conntrack = Conntrack()
     with lock:
@@ -30,14 +36,15 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         # Before the marks go: a follower that still runs must see it and stop.
         state.set_value("suspended", saved)
         entries = list(conntrack.dump(settings.major << 16, TAG_MASK))
-        if earlier and not entries:
-            return None
         conntrack.set_entries([(entry, 0) for entry in entries])
-        saved["flows"] += [
-            [entry.family, entry.tuple_raw.hex(), entry.mark, entry.ident, entry.zone]
-            for entry in entries
-        ]
-        state.set_value("suspended", saved)
+        if entries:
+            saved["flows"] += [
+                [entry.family, entry.tuple_raw.hex(), entry.mark, entry.ident, entry.zone]
+                for entry in entries
+            ]
+            state.set_value("suspended", saved)
+        if not _lift(settings) and earlier and not entries:
+            return None
     conntrack.close()
     took_s = _age_s()
     journal.event(
@@ -49,6 +56,31 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         took_ms=round(took_s * 1000),
     )
     return len(entries)
+
+
+def _lift(settings: Settings) -> int:
+    """Take the limits of node and unclassified traffic away, in place, on every device that has
+    our tree; returns how many classes had one."""
+    netlink, tc = Netlink(socket.NETLINK_ROUTE), Tc()
+    major = settings.major
+    free = shared_class(settings.lifted().node_ceil_bps)
+    parents = {CEIL_MINOR: ROOT_MINOR, UNCLASSIFIED_MINOR: CEIL_MINOR}
+    indices = {name: index for index, name in socket.if_nameindex()}
+    names = {index: name for name, index in indices.items()}
+    requests = []
+    for qdisc in filters.qdiscs(netlink, names, {major: UNCLASSIFIED_MINOR}):
+        if qdisc.parent != ROOT_PARENT or qdisc.kind != "htb" or qdisc.handle >> 16 != major:
+            continue
+        index = indices[qdisc.dev]
+        have = filters.read_classes(netlink, index, major, tuple(parents))
+        for minor, params in have.items():
+            if not same_class(params, free):
+                key = ClassKey(index, major, minor)
+                requests.append(change_class(key, parents[minor], free, settings.leaf)[0])
+    tc.apply(requests)
+    tc.close()
+    netlink.close()
+    return len(requests)
 
 
 def _age_s() -> float:

@@ -48,7 +48,7 @@ echo "## links";    ip -d link show | sed 's/ qlen [0-9]*//; s/ether [0-9a-f:]*/
 echo "## qdiscs";   tc qdisc show
 echo "## filters";  tc filter show dev wan0; tc filter show dev wan0 ingress
 echo "## nft";      nft list ruleset
-echo "## marks";    conntrack -L --mark 0x51000000/0xffff0000 -o id 2>/dev/null
+echo "## marks";    conntrack -L --mark 0x51000000/0x7fff0000 -o id 2>/dev/null
 echo "## units";    systemctl list-unit-files --no-legend --no-pager
 echo "## accounts"; getent passwd; getent group
 echo "## packages"; dpkg-query -W

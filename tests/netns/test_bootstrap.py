@@ -6,6 +6,7 @@ tests that need those are skipped and say so.
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import subprocess
@@ -21,12 +22,13 @@ import pytest
 from vff_qos import bootstrap
 from vff_qos.cli import main
 from vff_qos.core import layout
-from vff_qos.core.htb import user_class
+from vff_qos.core.htb import PROVISIONAL, user_class
 from vff_qos.core.layout import Filter, Key
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 from vff_qos.journal import Journal
 from vff_qos.kernel import filters, tc
+from vff_qos.kernel.maps import EarlyMaps
 from vff_qos.kernel.netlink import Netlink
 from vff_qos.lock import Lock
 from vff_qos.release import resume, suspend
@@ -195,6 +197,32 @@ def test_live_classes_survive(settings: Settings) -> None:
     assert [line.split()[0] for line in lines] == ["change"] * 3
     for dev in (WAN, "vffqos0"):
         assert "class htb 5100:2a" in run("tc", "class", "show", "dev", dev)
+
+
+def test_early_maps_come_and_go_and_keep_their_elements(settings: Settings) -> None:
+    memory, maps = Memory(), EarlyMaps()
+    client4, client6 = socket.inet_aton(CLIENT), socket.inet_pton(socket.AF_INET6, CLIENT6)[:8]
+    for ports in (((443, 443),), (), settings.service_ports):
+        early = replace(settings, early_shaping=True, service_ports=ports)
+        bootstrap.reconcile(early, memory)
+        assert bootstrap.reconcile(early, memory) == []
+    maps.change({client4: MARK | PROVISIONAL, client6: MARK | PROVISIONAL}, [])
+    assert bootstrap.reconcile(early, memory) == []
+    shown = run("nft", "list", "table", "inet", "vff_qos")
+    assert f"{CLIENT} expires" in shown and "fd09:: expires" in shown
+    assert shown.count(f": {MARK | PROVISIONAL:#x}") == 2
+    with pytest.raises(KernelRefused) as caught:
+        maps.change({}, [client4, b"\1\2\3\4"])
+    assert caught.value.code == errno.ENOENT
+    assert f"{CLIENT} expires" in run("nft", "list", "table", "inet", "vff_qos")  # all or nothing
+    maps.change({}, [client4])
+    maps.replace({bytes([10, 1, i >> 8, i & 255]): MARK + i for i in range(3_000)})
+    shown = run("nft", "list", "table", "inet", "vff_qos")
+    assert shown.count("expires") == 3_000 and CLIENT not in shown
+    assert bootstrap.reconcile(settings, memory)
+    assert "early" not in run("nft", "list", "table", "inet", "vff_qos")
+    maps.clear()  # nothing to clear is no error
+    maps.close()
 
 
 def add_user(dev: str) -> None:

@@ -249,7 +249,7 @@ def test_wan_is_found_or_named_in_one_sentence() -> None:
 
 
 def test_listings_of_nft_versions_are_the_same_table() -> None:
-    want = layout.normal_table(layout.table(0x5100))
+    want = layout.normal_table(layout.table(SETTINGS))
     listing: list[dict[str, Any]] = json.loads(json.dumps(list(reversed(want))))
     for item in listing:
         for body in item.values():
@@ -262,3 +262,17 @@ def test_listings_of_nft_versions_are_the_same_table() -> None:
     assert layout.normal_table(listing) == want
     listing.append({"rule": {"chain": "post", "expr": [{"drop": None}]}})
     assert layout.normal_table(listing) != want
+
+
+def test_early_shaping_changes_the_table_and_what_is_copied_of_a_mark() -> None:
+    early = replace(SETTINGS, early_shaping=True)
+    plain_want, early_want = layout.desired(SETTINGS, "eth0"), layout.desired(early, "eth0")
+    assert list(plain_want) == list(early_want)
+    changed = [key for key in plain_want if plain_want[key] != early_want[key]]
+    assert {key[:4] for key in changed} == {("nft", "vff_qos"), ("filter", "eth0", "ingress", 0)}
+    assert {early_want[key].actions[0][1] for key in changed[1:]} == {0x7FFFFFFF}
+    listing = json.loads(json.dumps(early_want["nft", "vff_qos"]))
+    for item in listing:
+        if "map" in item:
+            item["map"] |= {"flags": "timeout", "elem": [["192.0.2.1", 0xD1000002]], "handle": 7}
+    assert layout.normal_table(listing) == early_want["nft", "vff_qos"]

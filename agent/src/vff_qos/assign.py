@@ -15,12 +15,23 @@ from dataclasses import asdict, dataclass
 
 from .core.accesslog import TAINT_BYTES, Claim, Source, inbound_tag, parse_source, spellings
 from .core.flow import Tuple
-from .core.htb import MINOR_MASK, PARKED_PRIO, TAG_MASK, HtbClass, Node, classid, user_class
+from .core.htb import (
+    MINOR_MASK,
+    OURS_MASK,
+    PARKED_PRIO,
+    PROVISIONAL,
+    TAG_MASK,
+    HtbClass,
+    Node,
+    classid,
+    user_class,
+)
 from .core.minors import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
 from .core.ownership import VOUCH_S, Verdict, address_key, judge
 from .core.policy import Limits, Policy, lowest_of
 from .core.resolver import Resolver
 from .core.settings import Settings
+from .early import EarlyShaping
 from .errors import Exhausted, KernelRefused
 from .journal import ERROR, NOTICE, WARNING, Journal
 from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare, prepared_mark, unpack
@@ -60,6 +71,8 @@ class Counts:
     new_owners: int = 0
     exhausted: int = 0
     walks: int = 0
+    early_confirmed: int = 0
+    early_corrected: int = 0
 
 
 class _Recent:
@@ -112,6 +125,7 @@ class Assigner:
         devices: tuple[int, int],
         resolver: Resolver,
         clock: Callable[[], float] = time.time,
+        steady_clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``devices`` are the interface indexes of (IFB, WAN): upload and download."""
         self.counts = Counts()
@@ -120,10 +134,13 @@ class Assigner:
         self._settings, self._policy = settings, policy
         self._state, self._lock, self._journal = state, lock, journal
         self._devices = devices
-        self._clock = clock
+        self._clock, self._steady_clock = clock, steady_clock
         self._node = Node(settings.node_ceil_bps, policy.max_weight)
         self._tag = settings.major << 16
         self._conntrack, self._tc = Conntrack(), Tc()
+        self._early = (
+            EarlyShaping(settings.major, self._conntrack) if settings.early_shaping else None
+        )
         self._minors = Minors(settings.major)
         self._version = -1
         self._made: set[int] = set()
@@ -143,6 +160,8 @@ class Assigner:
         """Release sockets."""
         self._conntrack.close()
         self._tc.close()
+        if self._early is not None:
+            self._early.close()
 
     @property
     def port_ids(self) -> tuple[int, int]:
@@ -172,9 +191,12 @@ class Assigner:
                 raise Suspended
             marked: dict[int, int] = {}
             strays: list[tuple[Entry, int]] = []
-            for entry in self._conntrack.dump(self._tag, TAG_MASK):
+            for entry in self._conntrack.dump(self._tag, OURS_MASK):
                 minor = entry.mark & MINOR_MASK
-                if minor in self._minors.by_minor:
+                if entry.mark & PROVISIONAL:
+                    if self._early is None or minor not in self._minors.by_minor:
+                        strays.append((entry, 0))
+                elif minor in self._minors.by_minor:
                     marked[minor] = marked.get(minor, 0) + 1
                     self._adopt_flow(entry, self._minors.by_minor[minor])
                 else:
@@ -229,6 +251,8 @@ class Assigner:
             self._minors.by_key[orphan.key] = self._minors.by_minor[orphan.minor] = orphan
         self._save(orphans, [])
         self._recent = {key: r for key, r in self._recent.items() if self._still_owns(r)}
+        if self._early is not None:
+            self._early.renew()
 
     def _still_owns(self, record: _Recent) -> bool:
         owner = self._minors.by_minor.get(prepared_mark(record.request) & MINOR_MASK)
@@ -245,7 +269,7 @@ class Assigner:
             recent = self._recent
             anonymous = bool(self._settings.free_text_ports)
             for claim in claims:
-                if claim.email == b"" and not anonymous:
+                if claim.email == b"" and not anonymous and not self._may_be_early(claim):
                     continue  # a line without a user claims nothing where names are checked
                 key = claim.source if claim.local is None else _key(claim.source, claim.local)
                 record = recent.get(key)
@@ -381,6 +405,8 @@ class Assigner:
         pairs = list(marks.items())
         errors = self._conntrack.set_marks(pairs)
         self.counts.marked += len(pairs) - len(errors)
+        if self._early is not None and self._early.users.removed:
+            self._write_early()  # the next connection from there may already be on its way
         for index, code in errors.items():
             if code == errno.ENOENT:
                 self.counts.no_flow += 1
@@ -393,8 +419,16 @@ class Assigner:
         """The mark that ``flow`` shall have."""
         claim, counts = item.claim, self.counts
         free_text = self._is_free_text(flow)
+        # What the kernel gave away in advance is nobody's until a line comes.
+        early = held & TAG_MASK == self._tag | PROVISIONAL
         if claim.email == b"" and not free_text:
-            return held
+            if not early:
+                return held
+            if not claim.tainted:
+                self._bar(item.source.address)
+            counts.early_corrected += 1
+            return 0
+        bare = 0 if early else held
         email = claim.email.decode("utf-8", "replace") if claim.email else None
         place = (claim.email or b"", address_key(item.source.address))
         owner = self._minors.by_key.get(email) if email is not None else None
@@ -405,7 +439,7 @@ class Assigner:
             self._free_text_until = claim.position + TAINT_BYTES
         tainted = claim.tainted or free_text or self._behind_free_text(claim)
         vouched = not free_text and now - self._vouched.get(place, -VOUCH_S) < VOUCH_S
-        verdict = judge(held, self._tag, claimed, tainted, vouched, flow in self._soft)
+        verdict = judge(bare, self._tag, claimed, tainted, vouched, flow in self._soft)
         if verdict is Verdict.FOREIGN:
             counts.foreign_mark += 1
             self._journal.limited(
@@ -430,8 +464,12 @@ class Assigner:
                 _keep(self._soft, flow, mark)
             else:
                 self._remember(item, place, flow, mark, now)
-            return mark
-        return self._restrict(item, flow, held, verdict, fresh, gone)
+        else:
+            mark = self._restrict(item, flow, bare, verdict, fresh, gone)
+        if early:
+            counts.early_confirmed += mark == held & ~PROVISIONAL
+            counts.early_corrected += mark != held & ~PROVISIONAL
+        return mark
 
     def _behind_free_text(self, claim: Claim) -> bool:
         # Not below the window either: another file of the log counts from its own start.
@@ -469,6 +507,7 @@ class Assigner:
         mark = classid(self._settings.major, owner.minor)
         if verdict is Verdict.CONFLICT:
             self.counts.conflicts += 1
+            self._bar(item.source.address)
             for spelling in spellings(item.source):
                 self._recent.pop(_key(spelling, item.claim.local), None)
             self._soft.pop(flow, None)
@@ -522,6 +561,47 @@ class Assigner:
         if len(self._vouched) >= _MAX_VOUCHES:
             self._vouched.clear()
         self._vouched[place] = now
+        if self._early is not None:
+            email = claim.email.decode("utf-8", "replace")
+            self._early.users.saw(item.source.address, email, self._steady_clock())
+
+    # -- early shaping --------------------------------------------------------------------------
+
+    def tend_early(self) -> None:
+        """Once a second: the maps of early shaping.  Raises Suspended."""
+        if self._early is not None:
+            with self._lock:
+                self._refresh()
+                self._write_early()
+
+    def _write_early(self) -> None:
+        assert self._early is not None
+        try:
+            self._early.tend(self._steady_clock(), self._mark_of)
+        except KernelRefused as error:
+            self._refused(error)
+
+    def _mark_of(self, email: str) -> int | None:
+        owner = self._minors.by_key.get(email)
+        if owner is None or owner.state != ACTIVE or owner.minor not in self._made:
+            return None
+        return classid(self._settings.major, owner.minor)
+
+    def _may_be_early(self, claim: Claim) -> bool:
+        """Whether the flow of a nameless claim may have been given away in advance."""
+        if self._early is None:
+            return False
+        source = parse_source(claim.source)
+        return source is not None and self._early.users.holds(source.address)
+
+    def _bar(self, address: bytes) -> None:
+        """More than one user comes from ``address``."""
+        if self._early is not None:
+            self._early.users.bar(address, self._steady_clock())
+
+    def _is_unclaimed(self, mark: int | None) -> bool:
+        """Whether a flow that exists bears no mark that a claim gave it."""
+        return mark == 0 or (mark is not None and mark & TAG_MASK == self._tag | PROVISIONAL)
 
     # -- a conntrack table that others have flushed -----------------------------------------------
 
@@ -539,7 +619,7 @@ class Assigner:
             return self._remark()
         sample = list(self._recent.values())[-_SAMPLE:]
         marks = self._conntrack.get_marks([unpack(record.request)[0] for record in sample])
-        lost = sum(mark == 0 for mark in marks)
+        lost = sum(self._is_unclaimed(mark) for mark in marks)
         if lost < _SAMPLE_LOST or 2 * lost < sum(mark is not None for mark in marks):
             return 0
         self._remark_until, self._remark_next = now_s + _REMARK_S, now_s + 1
@@ -550,7 +630,7 @@ class Assigner:
         flows = [unpack(record.request) for record in self._recent.values()]
         flows += [*self._soft.items(), *self._doomed.items()]
         marks = self._conntrack.get_marks([flow for flow, _mark in flows])
-        lost = [pair for pair, mark in zip(flows, marks, strict=True) if mark == 0]
+        lost = [pair for pair, mark in zip(flows, marks, strict=True) if self._is_unclaimed(mark)]
         return len(lost) - len(self._conntrack.set_marks(lost))
 
     # -- classes --------------------------------------------------------------------------------
@@ -663,4 +743,8 @@ class Assigner:
 
     def snapshot(self) -> dict[str, int]:
         """Counters for ``status``."""
-        return {**asdict(self.counts), "users": self.users, "pid": os.getpid()}
+        counts = {**asdict(self.counts), "users": self.users, "pid": os.getpid()}
+        if self._early is not None:
+            counts["early_addresses"] = self._early.elements
+            counts["early_expired"] = self._early.expired
+        return counts

@@ -6,13 +6,14 @@ import errno
 import time
 from collections.abc import Callable
 
-from .core.htb import MINOR_MASK, PARKED_PRIO, TAG_MASK, format_classid
+from .core.htb import MINOR_MASK, OURS_MASK, PARKED_PRIO, format_classid
 from .core.idle import GcPlan, display_name, plan_collection
 from .core.minors import PARKED, QUARANTINE, Owner
 from .core.settings import Settings
 from .errors import KernelRefused
 from .kernel.conntrack import Conntrack
 from .kernel.devices import shaping_devices
+from .kernel.maps import clear_early_maps
 from .kernel.tc import ClassKey, ClassState, Filter, Tc, change_class, delete_class
 from .lock import Lock
 from .state import State
@@ -38,7 +39,7 @@ class Collector:
             owners = self._state.owners()
             up, down = (self._tc.classes(i, self._settings.major) for i in self._devices)
             marked: dict[int, int] = {}
-            for entry in self._conntrack.dump(self._settings.major << 16, TAG_MASK):
+            for entry in self._conntrack.dump(self._settings.major << 16, OURS_MASK):
                 minor = entry.mark & MINOR_MASK
                 marked[minor] = marked.get(minor, 0) + 1
             plan = plan_collection(
@@ -112,6 +113,10 @@ class Collector:
             owner.state = QUARANTINE if marked.get(owner.minor) else PARKED
         for owner in plan.release:
             owner.state = PARKED
+        if plan.park or plan.delete:
+            # Nobody's next connection may go into a class that waits for another owner; the
+            # follower sees the new state and fills the maps again.
+            clear_early_maps()
         # First the state: if we die now, the follower revives whom it meets.
         self._state.save_owners([*plan.moved, *plan.park, *plan.release])
         requests = []

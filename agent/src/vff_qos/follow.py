@@ -188,6 +188,7 @@ class Follower:
         again = self._assigner.check_flush(now)
         if again:
             self._journal.limited("healed", f"conntrack was flushed: {again} flows marked again")
+        self._assigner.tend_early()
         self._save_checkpoint()
         self._heal(now)
         notify("WATCHDOG=1")

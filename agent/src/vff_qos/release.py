@@ -12,12 +12,13 @@ import os
 import socket
 import time
 
-from .core.htb import CEIL_MINOR, ROOT_MINOR, TAG_MASK, UNCLASSIFIED_MINOR, shared_class
+from .core.htb import CEIL_MINOR, OURS_MASK, ROOT_MINOR, UNCLASSIFIED_MINOR, shared_class
 from .core.layout import ROOT_PARENT
 from .core.settings import Settings
 from .journal import NOTICE, Journal
 from .kernel import filters
 from .kernel.conntrack import Conntrack, Entry
+from .kernel.maps import clear_early_maps
 from .kernel.netlink import Netlink
 from .kernel.tc import ClassKey, Tc, change_class, same_class
 from .lock import Lock
@@ -35,7 +36,8 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         saved = earlier or {"since": time.time(), "flows": []}
         # Before the marks go: a follower that still runs must see it and stop.
         state.set_value("suspended", saved)
-        entries = list(conntrack.dump(settings.major << 16, TAG_MASK))
+        clear_early_maps()
+        entries = list(conntrack.dump(settings.major << 16, OURS_MASK))
         conntrack.set_entries([(entry, 0) for entry in entries])
         if entries:
             saved["flows"] += [

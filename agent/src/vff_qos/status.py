@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from .config import Paths
-from .core.htb import MINOR_MASK, TAG_MASK, classid, format_classid
+from .core.htb import MINOR_MASK, OURS_MASK, classid, format_classid
 from .core.idle import display_name
 from .core.minors import ACTIVE
 from .core.rates import format_rate
@@ -39,7 +39,7 @@ def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any
     tc, conntrack = Tc(), Conntrack()
     up, down = (tc.classes(index, settings.major) for index in devices)
     flows: dict[int, int] = {}
-    for entry in conntrack.dump(settings.major << 16, TAG_MASK):
+    for entry in conntrack.dump(settings.major << 16, OURS_MASK):
         minor = entry.mark & MINOR_MASK
         flows[minor] = flows.get(minor, 0) + 1
     if 1 not in up or 1 not in down:
@@ -93,6 +93,12 @@ def render(status: dict[str, Any]) -> str:
             f"{follower['restricted']} restricted, {follower['conflicts']} conflicts, "
             f"{follower['repairs']} repairs"
         )
+        if "early_addresses" in follower:
+            lines.append(
+                f"early shaping: {follower['early_addresses']} addresses, "
+                f"{follower['early_confirmed']} flows confirmed, "
+                f"{follower['early_corrected']} corrected, {follower['early_expired']} expired"
+            )
     if "wan" in status:
         lines.append(
             f"download on {status['wan']}, upload on {status['ifb']}, "

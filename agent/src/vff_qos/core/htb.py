@@ -17,6 +17,11 @@ UNCLASSIFIED_MINOR = 0xFFFE
 
 TAG_MASK = 0xFFFF0000
 MINOR_MASK = 0x0000FFFF
+#: Set in the mark of a flow that was given away at its first packet and that no line has
+#: confirmed yet.  Majors are below 8000:, so that this bit is never part of one.
+PROVISIONAL = 0x80000000
+#: With the tag it finds our marks of both kinds.
+OURS_MASK = TAG_MASK & ~PROVISIONAL
 
 #: HTB priority of a class that nobody owns at the moment: the kernel itself tells it apart.
 PARKED_PRIO = 7

@@ -24,8 +24,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import Refused
+from .early import MAX_ADDRESSES
 from .htb import (
     CEIL_MINOR,
+    OURS_MASK,
+    PROVISIONAL,
     TAG_MASK,
     UNCLASSIFIED_MINOR,
     HtbClass,
@@ -36,6 +39,11 @@ from .rates import format_rate
 from .settings import Settings
 
 TABLE = "vff_qos"
+#: Maps from a client's address to the provisional mark of its next connections.
+EARLY4, EARLY6 = "early4", "early6"
+#: Elements go by themselves if the agent does not renew them (it does so three times as often):
+#: without it nobody corrects what they do.
+EARLY_TIMEOUT_S = 300
 #: IFLA_IFALIAS by which we know our own IFB device.
 ALIAS = "vff-qos"
 #: Depth of the IFB's ring in packets; its default of 32 stops the queue on short bursts.
@@ -141,7 +149,7 @@ def desired(settings: Settings, wan: str) -> dict[Key, Any]:
         ("link", settings.ifb): ("ifb", ALIAS, True, IFB_TXQLEN),
     }
     _tree(want, settings, settings.ifb, settings.unclassified_upload_bps)
-    want["nft", TABLE] = normal_table(table(settings.major))
+    want["nft", TABLE] = normal_table(table(settings))
     _tree(want, settings, wan, settings.unclassified_download_bps)
     want["ingress", wan] = True
     chain = settings.major
@@ -150,7 +158,9 @@ def desired(settings: Settings, wan: str) -> dict[Key, Any]:
         "fw", (TAG_MASK,), (to_ifb,)
     )
     want["filter", wan, "ingress", chain, 2, "all", 1] = Filter("flower", (), (("mark", 0), to_ifb))
-    mark = (("ctinfo", 0xFFFFFFFF, chain),)
+    # A provisional mark's class is the same.
+    copied = 0xFFFFFFFF & ~PROVISIONAL if settings.early_shaping else 0xFFFFFFFF
+    mark = (("ctinfo", copied, chain),)
     at = ("filter", wan, "ingress", 0)
     for i, family in enumerate(_FAMILIES):
         if not settings.service_ports:
@@ -171,17 +181,21 @@ def _tree(want: dict[Key, Any], settings: Settings, dev: str, unclassified_bps: 
     want["filter", dev, "root", 0, PREF_ROOT, "all", 0] = Filter("fw")
 
 
-def table(major: int) -> list[dict[str, Any]]:
+def table(settings: Settings) -> list[dict[str, Any]]:
     """Chains and rules of our nft table as libnftables lists them, without handles.
 
     ``post`` gives packets of a marked flow their flow's mark.  ``pre`` takes our mark away that a
-    packet carried through the IFB, before routing can see it.
+    packet carried through the IFB, before routing can see it.  ``early`` gives new flows to the
+    service ports a provisional mark if their source is known; the maps are filled by the agent.
     """
-    tag = classid(major, 0)
+    tag = classid(settings.major, 0)
+    ct_mark = {"ct": {"key": "mark"}}
 
-    def tagged(what: str) -> dict[str, Any]:
-        left = {"&": [{what: {"key": "mark"}}, TAG_MASK]}
-        return {"match": {"op": "==", "left": left, "right": tag}}
+    def match(left: Any, right: Any, op: str = "==") -> dict[str, Any]:
+        return {"match": {"op": op, "left": left, "right": right}}
+
+    def tagged(what: str, mask: int) -> dict[str, Any]:
+        return match({"&": [{what: {"key": "mark"}}, mask]}, tag)
 
     def chain(name: str, hook: str, prio: int) -> dict[str, Any]:
         return {
@@ -196,31 +210,75 @@ def table(major: int) -> list[dict[str, Any]]:
             }
         }
 
-    def rule(name: str, match: dict[str, Any], value: Any) -> dict[str, Any]:
-        mangle = {"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}
-        return {"rule": {"family": "inet", "table": TABLE, "chain": name, "expr": [match, mangle]}}
+    def rule(name: str, matches: list[Any], key: str, value: Any) -> dict[str, Any]:
+        mangle = {"mangle": {"key": {key: {"key": "mark"}}, "value": value}}
+        return {
+            "rule": {"family": "inet", "table": TABLE, "chain": name, "expr": [*matches, mangle]}
+        }
 
-    return [
+    def early_map(name: str, kind: str) -> dict[str, Any]:
+        return {
+            "map": {
+                "family": "inet",
+                "table": TABLE,
+                "name": name,
+                "type": kind,
+                "map": "mark",
+                "flags": ["timeout"],
+                "timeout": EARLY_TIMEOUT_S,
+                "size": MAX_ADDRESSES,
+            }
+        }
+
+    objects = [
         {"table": {"family": "inet", "name": TABLE}},
         chain("pre", "prerouting", -300),
         chain("post", "postrouting", -150),
-        rule("pre", tagged("meta"), 0),
-        rule("post", tagged("ct"), {"ct": {"key": "mark"}}),
+        rule("pre", [tagged("meta", TAG_MASK)], "meta", 0),
+    ]
+    if not settings.early_shaping:
+        return [*objects, rule("post", [tagged("ct", TAG_MASK)], "meta", ct_mark)]
+    new = [
+        match({"ct": {"key": "state"}}, "new", "in"),
+        match(ct_mark, 0),
+        match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}),
+    ]
+    if settings.service_ports:
+        ports = [low if low == high else {"range": [low, high]} for low, high in
+                 settings.service_ports]  # fmt: skip
+        # libnftables makes a plain value of a set of one.
+        port: Any = ports[0] if len(ports) == 1 else {"set": ports}
+        new.append(match({"payload": {"protocol": "th", "field": "dport"}}, port))
+    source4 = {"payload": {"protocol": "ip", "field": "saddr"}}
+    source6 = {"&": [{"payload": {"protocol": "ip6", "field": "saddr"}}, "ffff:ffff:ffff:ffff::"]}
+    final = {"&": [ct_mark, 0xFFFFFFFF & ~PROVISIONAL]}
+    return [
+        *objects,
+        # Behind conntrack (-200), before DNAT (-100): the ports are those that clients use.
+        chain("early", "prerouting", -150),
+        early_map(EARLY4, "ipv4_addr"),
+        early_map(EARLY6, "ipv6_addr"),
+        rule("post", [tagged("ct", OURS_MASK)], "meta", final),
+        rule("early", new, "ct", {"map": {"key": source4, "data": f"@{EARLY4}"}}),
+        rule("early", new, "ct", {"map": {"key": source6, "data": f"@{EARLY6}"}}),
     ]
 
 
 def normal_table(listing: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A listing of libnftables without what differs between runs and versions.
 
-    Handles go; ``mark & 0xffff0000 == X``, which may be listed as the prefix ``X/16``, becomes
-    the former; rules stay in their order, the rest is sorted.
+    Handles and elements of maps go; ``mark & 0xffff0000 == X``, which may be listed as the prefix
+    ``X/16``, becomes the former; rules stay in their order, the rest is sorted.
     """
     rank = {"table": 0, "chain": 1, "rule": 3}
     items = []
     for item in listing:
         for kind, body in item.items():
             if kind != "metainfo":
-                items.append((kind, _plain({k: v for k, v in body.items() if k != "handle"})))
+                plain = {k: v for k, v in body.items() if k not in ("handle", "elem")}
+                if isinstance(plain.get("flags"), str):
+                    plain["flags"] = [plain["flags"]]  # so newer versions list a single one
+                items.append((kind, _plain(plain)))
     items.sort(key=lambda i: (rank.get(i[0], 2), str(i[1].get("chain", i[1].get("name")))))
     return [{kind: body} for kind, body in items]
 

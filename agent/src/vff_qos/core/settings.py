@@ -54,6 +54,8 @@ class Settings:
     unclassified_download_bps: int = 100_000_000_000
     leaf: str = "fq_codel"
     take_foreign_root: bool = False
+    #: Mark connections from addresses of one user at their first packet.
+    early_shaping: bool = False
     #: Inbounds whose log lines hold names that the engine did not check.
     free_text_ports: tuple[PortRange, ...] = ()
     source: str = "file"
@@ -105,6 +107,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
             "unclassified",
             "leaf",
             "take_foreign_root",
+            "early_shaping",
             "source",
             "access_log",
             "container",
@@ -147,6 +150,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
         ),
         leaf=_choice(doc, "leaf", data, LEAVES, base.leaf),
         take_foreign_root=_flag(doc, ("take_foreign_root",), data, base.take_foreign_root),
+        early_shaping=_flag(doc, ("early_shaping",), data, base.early_shaping),
         source=source,
         access_log=access_log,
         container=_text(doc, "container", data, _CONTAINER, "the name of a container"),

@@ -176,6 +176,31 @@ class Netlink:
                     replies.append(Reply(index, kind, data[offset + 16 : offset + length]))
                 offset += (length + 3) & ~3
 
+    def transact(self, encoders: list[Encoder]) -> int:
+        """Send messages of which the kernel takes all or none (nf_tables); the errno, or 0.
+
+        At least one must ask for an acknowledgement.  ENOBUFS: the answer was lost.
+        """
+        seq = self._seq
+        self._seq += len(encoders)
+        self._sock.send(b"".join([encode(seq + i) for i, encode in enumerate(encoders)]))
+        code = None
+        while True:
+            try:
+                data = self._sock.recv(_RECV_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return errno.ENOBUFS if code is None else code
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                continue
+            offset = 0
+            while offset < len(data):
+                length, kind, _flags, number, _pid = HEADER.unpack_from(data, offset)
+                if kind == NLMSG_ERROR and seq <= number < seq + len(encoders):
+                    code = code or -_ERRNO.unpack_from(data, offset + 16)[0]
+                offset += (length + 3) & ~3
+
     def dump(self, kind: int, payload: bytes, what: str, ends: int = 0) -> Iterator[bytes]:
         """Payloads of a dump, as one consistent list.
 

@@ -23,6 +23,8 @@ _NAME = {"family": "inet", "name": TABLE}
 def _run(commands: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
     nft = nftables.Nftables()
     nft.set_json_output(True)
+    # Elements of maps are the agent's, and many.
+    nft.set_terse_output(True)
     code, output, error = nft.json_cmd({"nftables": commands})
     if code:
         # libnftables tells the errno only in words.

@@ -13,20 +13,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
+from .classes import Classes
 from .core.accesslog import TAINT_BYTES, Claim, Source, inbound_tag, parse_source, spellings
 from .core.flow import Tuple
-from .core.htb import (
-    MINOR_MASK,
-    OURS_MASK,
-    PARKED_PRIO,
-    PROVISIONAL,
-    TAG_MASK,
-    HtbClass,
-    Node,
-    classid,
-    user_class,
-)
+from .core.htb import MINOR_MASK, OURS_MASK, PROVISIONAL, TAG_MASK, classid
 from .core.minors import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
+from .core.overrides import changed_emails
 from .core.ownership import VOUCH_S, Verdict, address_key, judge
 from .core.policy import Limits, Policy, lowest_of
 from .core.resolver import Resolver
@@ -35,7 +27,7 @@ from .early import EarlyShaping
 from .errors import Exhausted, KernelRefused
 from .journal import ERROR, NOTICE, WARNING, Journal
 from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare, prepared_mark, unpack
-from .kernel.tc import ClassKey, Tc, add_class, change_class, same_class
+from .kernel.tc import Tc
 from .lock import Lock
 from .state import State, StateError
 
@@ -131,19 +123,17 @@ class Assigner:
         self.counts = Counts()
         self.wants_repair = False
         self.resolver = resolver
-        self._settings, self._policy = settings, policy
+        self._settings = settings
         self._state, self._lock, self._journal = state, lock, journal
-        self._devices = devices
         self._clock, self._steady_clock = clock, steady_clock
-        self._node = Node(settings.node_ceil_bps, policy.max_weight)
         self._tag = settings.major << 16
         self._conntrack, self._tc = Conntrack(), Tc()
+        self._classes = Classes(settings, policy, self._tc, devices, clock)
         self._early = (
             EarlyShaping(settings.major, self._conntrack) if settings.early_shaping else None
         )
         self._minors = Minors(settings.major)
         self._version = -1
-        self._made: set[int] = set()
         self._unsaved: dict[str, Owner] = {}
         self._recent: dict[bytes, _Recent] = {}
         self._vouched: dict[tuple[bytes, bytes], float] = {}
@@ -175,7 +165,7 @@ class Assigner:
 
     def set_devices(self, devices: tuple[int, int]) -> None:
         """Indexes of (IFB, WAN) after a repair; ``adopt`` must follow."""
-        self._devices = devices
+        self._classes.devices = devices
 
     # -- adopting what is there -----------------------------------------------------------------
 
@@ -209,7 +199,13 @@ class Assigner:
                     self._minors.take(owner.key, self._clock())
                     revived.append(owner)
             self._save(revived, [])
-            self._ensure(self._outdated(self._minors.by_minor[minor] for minor in marked))
+            # The policy may have changed, or an override ended, while nobody looked.
+            owners = [
+                owner
+                for owner in self._minors.by_minor.values()
+                if owner.minor in marked or self._is_shaped(owner)
+            ]
+            self._ensure(self._classes.outdated(owners))
             return sum(marked.values())
 
     def _adopt_flow(self, entry: Entry, owner: Owner) -> None:
@@ -239,8 +235,7 @@ class Assigner:
         owners.update(self._unsaved)
         self._version = self._state.version()
         self._minors = Minors(self._settings.major, owners.values())
-        up, down = (set(self._tc.classes(i, self._settings.major)) for i in self._devices)
-        self._made = up & down
+        up, down = map(set, self._classes.kernel())
         now = self._clock()
         orphans = [
             Owner(f"{ORPHAN}{minor:x}", minor, QUARANTINE, now, now)
@@ -253,6 +248,25 @@ class Assigner:
         self._recent = {key: r for key, r in self._recent.items() if self._still_owns(r)}
         if self._early is not None:
             self._early.renew()
+        self._load_overrides(up & down)
+
+    def _load_overrides(self, made: set[int]) -> None:
+        """Take over what others ordered; what differs is put in force."""
+        before = self._classes.overrides.by_email
+        self._classes.set_overrides(self._state.overrides())
+        for problem in self._classes.overrides.problems:
+            self._journal.limited("config", problem, WARNING)
+        changed = changed_emails(before, self._classes.overrides.by_email)
+        shifted = self._classes.load(self._minors.by_minor.values(), made)
+        self._ensure([*shifted, *self._shaped(changed)])
+
+    def _shaped(self, emails: Iterable[str]) -> list[Owner]:
+        """The owners among ``emails`` who have a class at the moment."""
+        owners = (self._minors.by_key.get(email) for email in emails)
+        return [owner for owner in owners if owner is not None and self._is_shaped(owner)]
+
+    def _is_shaped(self, owner: Owner) -> bool:
+        return owner.state == ACTIVE and self._classes.has(owner.minor)
 
     def _still_owns(self, record: _Recent) -> bool:
         owner = self._minors.by_minor.get(prepared_mark(record.request) & MINOR_MASK)
@@ -494,12 +508,12 @@ class Assigner:
         owner = self._own(f"{RESTRICTED}{address}", fresh, gone)
         limits = [Limits(owner.up_bps, owner.down_bps)]
         if self._is_free_text(flow):
-            limits.append(self._policy.lowest())
+            limits.append(self._classes.policy.lowest())
         holder = self._minors.by_minor.get(held & MINOR_MASK)
         if holder is not None and holder is not owner:
-            limits.append(self._limits(holder))
+            limits.append(self._classes.limits(holder))
         if item.claim.email:
-            limits.append(self._policy.limits(item.claim.email.decode("utf-8", "replace")))
+            limits.append(self._classes.limits_of(item.claim.email.decode("utf-8", "replace")))
         lowest = lowest_of(limits)
         if lowest[:2] != (owner.up_bps, owner.down_bps):
             owner.up_bps, owner.down_bps = lowest[:2]
@@ -534,7 +548,7 @@ class Assigner:
     def _own(self, key: str, fresh: dict[int, Owner], gone: list[Owner]) -> Owner:
         known = self._minors.by_key.get(key)
         if known is not None and known.state == ACTIVE:
-            if known.minor not in self._made:
+            if not self._classes.has(known.minor):
                 fresh[known.minor] = known
             return known
         owner, displaced = self._minors.take(key, self._clock())
@@ -583,7 +597,7 @@ class Assigner:
 
     def _mark_of(self, email: str) -> int | None:
         owner = self._minors.by_key.get(email)
-        if owner is None or owner.state != ACTIVE or owner.minor not in self._made:
+        if owner is None or not self._is_shaped(owner):
             return None
         return classid(self._settings.major, owner.minor)
 
@@ -635,82 +649,55 @@ class Assigner:
 
     # -- classes --------------------------------------------------------------------------------
 
-    def _limits(self, owner: Owner) -> Limits:
-        if owner.key.startswith(RESTRICTED):
-            return lowest_of([self._policy.default, Limits(owner.up_bps, owner.down_bps)])
-        return self._policy.limits(owner.key)
-
-    def _params(self, owner: Owner) -> tuple[HtbClass, HtbClass]:
-        """Class parameters on (IFB, WAN)."""
-        limits = self._limits(owner)
-        prio = 0 if owner.state == ACTIVE else PARKED_PRIO
-        up, down = (
-            user_class(
-                min(limit_bps or self._node.ceil_bps, self._node.ceil_bps),
-                limits.weight,
-                prio,
-                limits.guaranteed_bps,
-                limits.burst_bytes,
-                self._node,
-            )
-            for limit_bps in limits[:2]
-        )
-        return up, down
-
     def _ensure(self, owners: Iterable[Owner]) -> None:
         """Make or change the classes of ``owners`` on both devices."""
-        leaf = self._settings.leaf
-        requests, whose = [], []
-        for owner in owners:
-            make = change_class if owner.minor in self._made else add_class
-            for ifindex, params in zip(self._devices, self._params(owner), strict=True):
-                key = ClassKey(ifindex, self._settings.major, owner.minor)
-                added = make(key, 1, params, leaf)
-                requests += added
-                whose += [owner] * len(added)
-            self._made.add(owner.minor)
-        errors = self._tc.attempt(requests)
-        if not errors:
-            return
-        again = {}
-        for index, code, what in errors:
-            owner = whose[index]
-            if code == errno.EEXIST:
-                again[owner.minor] = owner
-            else:
-                self._made.discard(owner.minor)
-                self._refused(KernelRefused(code, what))
-        for owner in again.values():
-            for ifindex, params in zip(self._devices, self._params(owner), strict=True):
-                key = ClassKey(ifindex, self._settings.major, owner.minor)
-                for _index, code, what in self._tc.attempt(change_class(key, 1, params, leaf)):
-                    self._refused(KernelRefused(code, what))
+        for error in self._classes.ensure(owners):
+            self._refused(error)
 
     def set_policy(self, policy: Policy) -> int:
         """New limits, in place: changes only classes that differ; returns how many."""
         with self._lock:
             self._refresh()
-            self._policy = policy
-            self._node = self._node._replace(max_weight=policy.max_weight)
-            changed = self._outdated(
-                owner
-                for owner in self._minors.by_minor.values()
-                if owner.state == ACTIVE and owner.minor in self._made
-            )
+            owners = list(self._minors.by_minor.values())
+            self._classes.set_policy(policy)
+            for problem in self._classes.overrides.problems:
+                self._journal.limited("config", problem, WARNING)
+            self._classes.recount(owners)
+            changed = self._classes.outdated(filter(self._is_shaped, owners))
             self._ensure(changed)
             return len(changed)
 
-    def _outdated(self, owners: Iterable[Owner]) -> list[Owner]:
-        """Those of ``owners`` whose classes are not what they should be."""
-        have = [self._tc.classes(index, self._settings.major) for index in self._devices]
-        found = []
-        for owner in owners:
-            for classes, params in zip(have, self._params(owner), strict=True):
-                state = classes.get(owner.minor)
-                if state is None or not same_class(state.params, params):
-                    found.append(owner)
-                    break
-        return found
+    def keep_time(self) -> None:
+        """Once a second: take over what other processes ordered, end overrides in time."""
+        if self._state.version() != self._version:
+            with self._lock:
+                self._refresh()
+        end = self._classes.overrides.next_end()
+        if end is None or end > self._clock():
+            return
+        with self._lock:
+            self._refresh()
+            self._end_overrides()
+
+    def _end_overrides(self) -> None:
+        now = self._clock()
+        known = self._classes.overrides.all()
+        ended = [override for override in known if override.ends_by(now)]
+        self._ensure(self._shaped({override.email for override in ended}))
+        try:
+            self._state.delete_overrides(ended)
+        except StateError as error:
+            self._journal.limited("state", f"{error}; ended overrides stay listed", ERROR)
+            return
+        self._classes.set_overrides(o for o in known if o not in ended)
+        for override in ended:
+            self._journal.event(
+                "override_ended",
+                f"{override.email}: the override of {override.origin} is over",
+                NOTICE,
+                email=override.email,
+                origin=override.origin,
+            )
 
     # -- trouble --------------------------------------------------------------------------------
 

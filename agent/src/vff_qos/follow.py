@@ -184,6 +184,7 @@ class Follower:
         if signal.SIGHUP in self._signals or _stamp(self._paths) != self._policy_stamp:
             self._signals.discard(signal.SIGHUP)
             self._reload()
+        self._assigner.keep_time()
         self._assigner.flush()
         again = self._assigner.check_flush(now)
         if again:

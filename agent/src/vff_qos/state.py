@@ -11,6 +11,7 @@ from dataclasses import astuple
 from typing import Any
 
 from .core.minors import Owner
+from .core.overrides import Override
 from .errors import QosError
 
 #: What leads from each version of the schema to the next.
@@ -24,6 +25,11 @@ _UPGRADES = (
     (
         "ALTER TABLE owners ADD COLUMN up_bps INTEGER",
         "ALTER TABLE owners ADD COLUMN down_bps INTEGER",
+    ),
+    (
+        "CREATE TABLE overrides (email TEXT NOT NULL, origin TEXT NOT NULL, entry TEXT NOT NULL, "
+        "until REAL, who TEXT NOT NULL, why TEXT NOT NULL, created REAL NOT NULL, "
+        "PRIMARY KEY (email, origin)) WITHOUT ROWID",
     ),
 )
 SCHEMA_VERSION = len(_UPGRADES)
@@ -106,6 +112,42 @@ class State:
                 self._db.executemany(
                     "INSERT OR REPLACE INTO owners VALUES (?,?,?,?,?,?,?,?,?)",
                     [astuple(owner) for owner in owners],
+                )
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def overrides(self) -> list[Override]:
+        """All temporary overrides, those whose time is over included."""
+        try:
+            return [
+                Override(email, origin, json.loads(entry), *rest)
+                for email, origin, entry, *rest in self._db.execute(
+                    "SELECT email, origin, entry, until, who, why, created FROM overrides"
+                )
+            ]
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def save_overrides(self, overrides: Iterable[Override]) -> None:
+        """Write overrides, each in the place of the one of the same email and origin.
+
+        The caller holds the lock; the agent puts them in force within a second.
+        """
+        rows = [(*o[:2], json.dumps(o.entry), *o[3:]) for o in overrides]
+        try:
+            with self._transaction():
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO overrides VALUES (?,?,?,?,?,?,?)", rows
+                )
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def delete_overrides(self, overrides: Iterable[Override]) -> None:
+        """Drop overrides, by email and origin.  The caller holds the lock."""
+        try:
+            with self._transaction():
+                self._db.executemany(
+                    "DELETE FROM overrides WHERE email=? AND origin=?", [o[:2] for o in overrides]
                 )
         except sqlite3.Error as error:
             raise self._failed(error) from error

@@ -11,6 +11,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .document import Document
@@ -141,7 +142,14 @@ class Policy:
         rules = [self.default, *self.users.values(), *(p.limits for p in self.patterns)]
         return lowest_of([limits for limits in rules if not limits.blocked] or [self.default])
 
-    @property
+    @cached_property
+    def names_guarantees(self) -> bool:
+        """Whether anybody may have a guaranteed rate that the policy names."""
+        rules = [self.default, *self.users.values(), *(p.limits for p in self.patterns)]
+        plans = any("guaranteed" in layer for layer in self.plans.values())
+        return plans or any(limits.guaranteed_bps is not None for limits in rules)
+
+    @cached_property
     def max_weight(self) -> int:
         """The largest weight that anybody may have."""
         rules = [self.default, *self.users.values(), *(p.limits for p in self.patterns)]

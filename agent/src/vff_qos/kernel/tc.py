@@ -25,7 +25,7 @@ from .netlink import (
     nest,
 )
 
-_NEWQDISC, _DELQDISC = 36, 37
+_NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _NEWTCLASS, _DELTCLASS, _GETTCLASS = 40, 41, 42
 _DELTFILTER, _GETTFILTER = 45, 46
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
@@ -273,6 +273,19 @@ class Tc:
                 found[decoded[1] & MINOR_MASK] = decoded[3]
         return found
 
+    def leaves(self, ifindex: int, major: int) -> dict[int, str]:
+        """{minor: kind} of the leaf qdiscs of classes under root ``major:`` on one interface."""
+        found = {}
+        for answer in self.netlink.dump(_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0), "reading qdiscs"):
+            _family, index, handle, parent, _info = _TCMSG.unpack_from(answer)
+            if index != ifindex or parent != classid(major, handle >> 16):
+                continue
+            for kind, start, end in attrs(answer, _TCMSG.size):
+                if kind == _KIND:
+                    found[handle >> 16] = answer[start : end - 1].decode("ascii", "replace")
+                    break
+        return found
+
     def filters(self, ifindex: int, major: int) -> list[Filter]:
         """Filters attached to root ``major:`` of one interface, without empty tables."""
         found = []
@@ -324,11 +337,27 @@ def add_class(
     name = format_classid(classid(key.major, key.minor))
     return [
         (lambda s: encode_class(s, key, parent_minor, params, ADD), f"adding class {name}"),
-        (
-            lambda s: encode_leaf(s, key, leaf, params.ceil_bps, ADD),
-            f"adding leaf {leaf} of class {name}",
-        ),
+        add_leaf(key, leaf, params.ceil_bps),
     ]
+
+
+def add_leaf(key: ClassKey, leaf: str, limit_bps: int) -> tuple[Encoder, str]:
+    """Request that gives a class the leaf qdisc ``leaf``; EEXIST if it has one."""
+    name = format_classid(classid(key.major, key.minor))
+    return (
+        lambda s: encode_leaf(s, key, leaf, limit_bps, ADD),
+        f"adding leaf {leaf} of class {name}",
+    )
+
+
+def delete_leaf(key: ClassKey) -> tuple[Encoder, str]:
+    """Request that deletes a class's leaf qdisc and what is queued in it; ENOENT if it is gone."""
+    name = format_classid(classid(key.major, key.minor))
+    parent = classid(key.major, key.minor)
+    return (
+        lambda s: _message(_DELQDISC, 0, s, key.ifindex, classid(key.minor, 0), parent, b""),
+        f"deleting the leaf of class {name}",
+    )
 
 
 def change_class(

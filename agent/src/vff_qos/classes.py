@@ -132,6 +132,10 @@ class Classes:
         """The kind of an owner's leaf qdisc."""
         return self.limits(owner).leaf or self._settings.leaf
 
+    def kernel_leaf(self, owner: Owner) -> str:
+        """The kind of leaf that the kernel has, as `outdated` found it; empty for none."""
+        return self._other_leaf.get(owner.minor, self._settings.leaf)
+
     def _promise(self, owners: Iterable[Owner]) -> None:
         """Count the guarantees that the policy names."""
         for owner in owners:
@@ -238,7 +242,7 @@ class Classes:
             owner
             for owner in owners
             if not self.is_current(owner, have)
-            or self._other_leaf.get(owner.minor, self._settings.leaf) != self.leaf(owner)
+            or self.kernel_leaf(owner) != self.leaf(owner)
         ]
 
     def kernel(self) -> tuple[dict[int, ClassState], dict[int, ClassState]]:

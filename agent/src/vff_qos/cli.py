@@ -6,11 +6,13 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from . import __version__
 from .config import Paths, load_policy, load_settings
 from .core.settings import Settings
-from .errors import QosError
+from .errors import QosError, Refused
 from .journal import INFO, Journal
 from .lock import Lock
 from .state import State
@@ -43,10 +45,46 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", "show who is limited to what")
     status.add_argument("--json", action="store_true", help="for programs")
     command("check-config", "check settings and policy; changes nothing")
+    explain = command("explain", "why a user has these limits, and whether they hold")
+    explain.add_argument("email", metavar="EMAIL")
+    explain.add_argument("--json", action="store_true", help="for programs")
+    _order_commands(command)
+    _policy_commands(commands, common)
     command("suspend", "the kill switch: nobody is limited until bootstrap")
     remove = command("remove", "take every kernel object of ours away")
     remove.add_argument("--plan", action="store_true", help="only print what would change")
     return parser
+
+
+def _order_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    orders = {
+        "limit": "limit one user for a while, whatever the policy says",
+        "unlimit": "lift one user's limits for a while; 'reset' goes back to the policy",
+        "block": "block one user for a while: nothing is dropped, nothing gets through in time",
+        "reset": "end a limit, unlimit or block: the policy decides again",
+    }
+    for name, text in orders.items():
+        order = command(name, text)
+        order.add_argument("email", metavar="EMAIL")
+        order.add_argument("--reason", default="", metavar="TEXT", help="for status and journal")
+        if name != "reset":
+            order.add_argument("--for", dest="for_time", metavar="TIME", help="such as 2h or 1d")
+        if name == "limit":
+            order.add_argument("--download", metavar="RATE", help="such as 5mbit")
+            order.add_argument("--upload", metavar="RATE")
+            order.add_argument("--plan", metavar="NAME", help="a plan of the policy")
+
+
+def _policy_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    text = "compare the policy with what is in force, or have it in force"
+    policy = commands.add_parser("policy", help=text, description=text)
+    actions = policy.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("diff", "what the policy, or FILE as the policy, would change; changes nothing"),
+        ("apply", "have the policy in force now; FILE is installed as the policy first"),
+    ):
+        action = actions.add_parser(name, help=text, description=text, parents=[common])
+        action.add_argument("file", nargs="?", metavar="FILE")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +117,25 @@ def _run(args: argparse.Namespace) -> int:
         status = read_status(settings, state, paths)
         print(json.dumps(status, indent=1) if args.json else render(status))
         return 1 if status.get("trouble") else 0
+    if args.command == "explain":
+        from .explain import read_explanation
+        from .explain import render as render_explanation
+
+        found = read_explanation(settings, state, paths, args.email)
+        print(json.dumps(found, indent=1) if args.json else render_explanation(found))
+        return 0
     lock = Lock(paths.run_dir)
+    if args.command in ("limit", "unlimit", "block", "reset"):
+        print(_order(args, settings, paths, state, lock))
+        return 0
+    if args.command == "policy":
+        from .apply import apply, diff
+
+        if args.action == "diff":
+            _print(diff(settings, paths, state, lock, args.file))
+        else:
+            print(apply(settings, paths, state, lock, Journal(by_hand=True), args.file))
+        return 0
     if args.command == "gc":
         from .collect import Collector
 
@@ -95,6 +151,32 @@ def _run(args: argparse.Namespace) -> int:
         print("no change" if count is None else f"{count} flows are unlimited now")
         return 0
     return _reconcile(args, settings, state, lock, journal)
+
+
+def _order(
+    args: argparse.Namespace, settings: Settings, paths: Paths, state: State, lock: Lock
+) -> str:
+    from .core.durations import parse_duration
+    from .orders import give_order
+
+    entry: dict[str, Any] | None = {"unlimit": {"unlimited": True}, "block": {"blocked": True}}.get(
+        args.command
+    )
+    if args.command == "limit":
+        given = {key: getattr(args, key) for key in ("plan", "upload", "download")}
+        entry = {key: value for key, value in given.items() if value is not None}
+        if not entry:
+            raise Refused("say what: --download RATE, --upload RATE or --plan NAME")
+    for_time = getattr(args, "for_time", None)
+    try:
+        for_s = None if for_time is None else parse_duration(for_time)
+    except ValueError as error:
+        raise Refused(f"--for: {error}") from error
+    policy = load_policy(paths.policy, paths.policy_dir)
+    journal = Journal(by_hand=True)
+    return give_order(
+        settings, policy, state, lock, journal, args.email, entry, for_s, args.reason
+    )
 
 
 def _reconcile(

@@ -30,7 +30,8 @@ class Paths(NamedTuple):
 _MAX_BYTES = 32 << 20
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """A file that people write; ConfigError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             text = file.read(_MAX_BYTES + 1)
@@ -43,13 +44,16 @@ def _read(path: str) -> bytes:
 
 def load_settings(path: str = SETTINGS_PATH) -> Settings:
     """Settings from ``path``; ConfigError if it cannot be read or holds anything wrong."""
-    return parse_settings(_read(path), path)
+    return parse_settings(read_file(path), path)
 
 
-def load_policy(path: str, directory: str) -> Policy:
-    """Policy from ``path`` and its drop-ins; ConfigError if one cannot be read or is wrong."""
-    drop_ins = [(_read(name), name) for name in drop_ins_of(directory)]
-    return parse_policy(_read(path), path, drop_ins)
+def load_policy(path: str, directory: str, text: bytes | None = None) -> Policy:
+    """Policy from ``path`` and its drop-ins; ConfigError if one cannot be read or is wrong.
+
+    ``text`` is what ``path`` holds, for who has read it already.
+    """
+    drop_ins = [(read_file(name), name) for name in drop_ins_of(directory)]
+    return parse_policy(read_file(path) if text is None else text, path, drop_ins)
 
 
 def drop_ins_of(directory: str) -> list[str]:
@@ -62,3 +66,15 @@ def drop_ins_of(directory: str) -> list[str]:
         raise ConfigError(directory, f"cannot be read: {os.strerror(error.errno or 0)}") from error
     # Editors and our own writers put files there that are not finished: those start with a dot.
     return [os.path.join(directory, name) for name in names if not name.startswith(".")]
+
+
+def policy_stamp(paths: Paths) -> list[list[object]]:
+    """What changes when a file of the policy does, or whether it can be read; JSON keeps it."""
+    found: list[list[object]] = []
+    try:
+        for path in (paths.policy, *drop_ins_of(paths.policy_dir)):
+            status = os.stat(path)
+            found.append([path, status.st_ino, status.st_mtime_ns, status.st_size])
+    except (ConfigError, OSError) as error:
+        found.append([str(error)])  # `load_policy` says it to people
+    return found

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import __version__
 from .assign import Assigner, Suspended
-from .config import Paths, drop_ins_of, load_policy, load_settings
+from .config import Paths, load_policy, load_settings, policy_stamp
 from .core.accesslog import Claim
 from .core.resolver import Resolver
 from .errors import ConfigError, Refused
@@ -26,6 +26,7 @@ from .kernel.netlink import Netlink
 from .lock import Lock
 from .sources import open_source
 from .state import State, StateError
+from .watch import PolicyWatch
 
 _TICK_S = 1.0
 #: Lines that come within this time of each other share one round trip to the kernel.
@@ -46,7 +47,8 @@ class Follower:
     def __init__(self, paths: Paths, journal: Journal) -> None:
         self._paths, self._journal = paths, journal
         self._settings = load_settings(paths.settings)
-        self._policy_stamp = _stamp(paths)
+        # What was read last, what is in force, and what the files looked like a second ago.
+        self._policy_read = self._policy_used = self._policy_seen = policy_stamp(paths)
         policy = load_policy(paths.policy, paths.policy_dir)
         self._state = State(paths.state_dir)
         if self._state.moved_aside:
@@ -69,6 +71,7 @@ class Follower:
             self._resolver,
         )
         self._monitor = Monitor(self._assigner.port_ids)
+        self._watch = PolicyWatch(paths)
         self._selector = selectors.DefaultSelector()
         self._signals: set[int] = set()
         self._replayed: dict[bytes, Claim] = {}
@@ -92,7 +95,12 @@ class Follower:
                 self._state.get_value("checkpoint"),
                 self._state.get_value("replay_since"),
             )
-            for descriptor in (wake, *self._source.descriptors(), *self._monitor.descriptors()):
+            for descriptor in (
+                wake,
+                *self._watch.descriptors(),
+                *self._source.descriptors(),
+                *self._monitor.descriptors(),
+            ):
                 self._selector.register(descriptor, selectors.EVENT_READ)
             self._journal.event(
                 "started",
@@ -130,6 +138,11 @@ class Follower:
         ready = {key.fd for key, _events in self._selector.select(timeout)}
         if wake in ready:
             os.read(wake, 512)
+            self._next_tick = now
+        if ready & set(self._watch.descriptors()) and self._watch.heard():
+            stamp = policy_stamp(self._paths)
+            if stamp != self._policy_read:
+                self._reload()
         if ready & set(self._monitor.descriptors()):
             self._heard()
         if self._source.more or ready & set(self._source.descriptors()):
@@ -181,9 +194,7 @@ class Follower:
             # Nothing was appended since the start: what is there is to be read now.
             self._read()
         self._complain()
-        if signal.SIGHUP in self._signals or _stamp(self._paths) != self._policy_stamp:
-            self._signals.discard(signal.SIGHUP)
-            self._reload()
+        self._check_policy()
         self._assigner.keep_time()
         self._assigner.flush()
         again = self._assigner.check_flush(now)
@@ -215,14 +226,28 @@ class Follower:
                 WARNING,
             )
 
+    def _check_policy(self) -> None:
+        """Read the policy when told to, and when its files have changed and then kept still.
+
+        The watch tells at once and only of files that are complete; where it cannot see (network
+        file systems, links to elsewhere), a change is noticed here.
+        """
+        stamp = policy_stamp(self._paths)
+        still, self._policy_seen = stamp == self._policy_seen, stamp
+        if signal.SIGHUP in self._signals or (stamp != self._policy_read and still):
+            self._signals.discard(signal.SIGHUP)
+            self._reload()
+
     def _reload(self) -> None:
-        self._policy_stamp = _stamp(self._paths)
+        stamp = self._policy_read = policy_stamp(self._paths)
         try:
             policy = load_policy(self._paths.policy, self._paths.policy_dir)
         except ConfigError as error:
             self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
             return
         changed = self._assigner.set_policy(policy)
+        self._policy_used = stamp
+        self._write_status()
         self._journal.event("config", f"policy reloaded: {changed} classes changed", INFO)
 
     def _save_checkpoint(self) -> None:
@@ -241,6 +266,7 @@ class Follower:
         status = {
             **self._assigner.snapshot(),
             "repairs": self._repairs,
+            "policy": self._policy_used,
             "log": vars(self._source.counters),
             "written": time.time(),
         }
@@ -332,18 +358,6 @@ def _spare_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_OBJECTS)
-
-
-def _stamp(paths: Paths) -> list[tuple[object, ...]]:
-    """What changes when a file of the policy does, or whether it can be read."""
-    found: list[tuple[object, ...]] = []
-    try:
-        for path in (paths.policy, *drop_ins_of(paths.policy_dir)):
-            status = os.stat(path)
-            found.append((path, status.st_ino, status.st_mtime_ns, status.st_size))
-    except (ConfigError, OSError) as error:
-        found.append((str(error),))  # `load_policy` says it to people
-    return found
 
 
 def follow(paths: Paths, journal: Journal) -> int:

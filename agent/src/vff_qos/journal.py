@@ -33,18 +33,22 @@ MESSAGE_IDS = {
 }
 
 _MIN_GAP_S = 60.0
+_SOCKET = "/run/systemd/journal/socket"
 
 
 class Journal:
     """Writes events; at most one a minute of each kind that ``limited`` is asked for."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, by_hand: bool = False
+    ) -> None:
+        """``by_hand``: what a person does at a terminal belongs into the journal, too."""
         self._clock = clock
         self._last: dict[str, float] = {}
         self._held: dict[str, int] = {}
         self._send: Callable[..., None] | None = None
         # systemd sets JOURNAL_STREAM when our output goes to the journal anyway.
-        if "JOURNAL_STREAM" in os.environ:
+        if "JOURNAL_STREAM" in os.environ or (by_hand and os.path.exists(_SOCKET)):
             from systemd import journal
 
             self._send = journal.send

@@ -11,12 +11,14 @@ from .config import Paths
 from .core.htb import MINOR_MASK, OURS_MASK, classid, format_classid
 from .core.idle import display_name
 from .core.minors import ACTIVE
+from .core.overrides import Override
 from .core.rates import format_rate
 from .core.settings import Settings
 from .errors import Refused
 from .kernel.conntrack import Conntrack
 from .kernel.devices import shaping_devices, wan_device
 from .kernel.tc import Tc
+from .orders import describe_override
 from .state import State
 
 #: The follower writes its counters every 5 s.
@@ -27,8 +29,13 @@ def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any
     """Everything ``status`` shows, as JSON.  Raises KernelRefused, StateError."""
     status: dict[str, Any] = {
         "suspended": state.get_value("suspended") is not None,
-        "follower": _follower(paths.run_dir),
+        "follower": running_follower(paths.run_dir),
         "users": [],
+        "overrides": [
+            override._asdict()
+            for override in state.overrides()
+            if not override.ends_by(time.time())
+        ],
     }
     try:
         devices = shaping_devices(settings)
@@ -66,14 +73,17 @@ def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any
     return status
 
 
-def _follower(run_dir: str) -> dict[str, Any] | None:
+def running_follower(run_dir: str) -> dict[str, Any] | None:
     """The follower's counters; None when it does not run."""
     try:
         with open(os.path.join(run_dir, "follow.json"), encoding="utf-8") as file:
             counters: dict[str, Any] = json.load(file)
-    except FileNotFoundError:
+        if time.time() - counters["written"] > _STALE_S:
+            return None
+        with open(f"/proc/{counters['pid']}/cmdline", "rb") as file:
+            return counters if b"\0follow\0" in file.read() else None
+    except (FileNotFoundError, ProcessLookupError):
         return None
-    return counters if time.time() - counters["written"] < _STALE_S else None
 
 
 def render(status: dict[str, Any]) -> str:
@@ -115,6 +125,9 @@ def render(status: dict[str, Any]) -> str:
             f"{_rate(user['download_bps']):>9} {user['flows']:>6} {user['up_bytes'] / 1e6:>9.1f} "
             f"{user['down_bytes'] / 1e6:>9.1f} {user['drops']:>7}"
         )
+    now = time.time()
+    for override in status["overrides"]:
+        lines.append(f"override {describe_override(Override(**override), now)}")
     return "\n".join(lines)
 
 

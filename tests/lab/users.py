@@ -122,7 +122,7 @@ def devices(users: Sequence[User]) -> list[Device]:
     return [Device(number, user) for number, user in enumerate(owners, 1)]
 
 
-# Together about 110 Mbit/s: what the emulated node moves with room to spare. Plain VLESS costs
+# Together about 100 Mbit/s: what the emulated node moves with room to spare. Plain VLESS costs
 # least, TLS (Trojan) and datagrams most.
 USERS: tuple[User, ...] = (
     User("alice@lab", "vless", 12 * MBIT, 5 * MBIT),
@@ -134,7 +134,7 @@ USERS: tuple[User, ...] = (
     User("grace@lab", "shadowsocks", 3 * MBIT, 2 * MBIT, udp=True),
     User("heidi@lab", "vless", DEFAULT_DOWNLOAD, DEFAULT_UPLOAD, default=True, port=20042),
     User("ivan@lab", "vmess", 1 * MBIT, 1 * MBIT),
-    User("judy@lab", "vless", None, None, offered=15 * MBIT),
+    User("judy@lab", "vless", None, None, offered=12 * MBIT),
 )
 
 

@@ -6,7 +6,6 @@ with what it expected and what it saw.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -19,6 +18,8 @@ from pathlib import Path
 
 from lab import Lab, LabError, User, role_variables
 from lab.progress import say, step
+from lab.snapshot import difference
+from lab.snapshot import snapshot as take_snapshot
 from lab.users import DIRECTIONS, MBIT, Direction
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,26 +41,6 @@ LONG_S = 900.0  # for as long as it takes; ended by hand
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
-
-SNAPSHOT = r"""
-exec 2>&1
-# The lab's own links get new addresses at each boot.
-echo "## links";    ip -d link show | sed 's/ qlen [0-9]*//; s/ether [0-9a-f:]*//'
-echo "## qdiscs";   tc qdisc show
-echo "## filters";  tc filter show dev wan0; tc filter show dev wan0 ingress
-echo "## nft";      nft list ruleset
-echo "## marks";    conntrack -L --mark 0x51000000/0x7fff0000 -o id 2>/dev/null
-echo "## units";    systemctl list-unit-files --no-legend --no-pager
-echo "## accounts"; getent passwd; getent group
-echo "## packages"; dpkg-query -W
-echo "## etc";      find /etc -type f ! -name '*-' ! -name ld.so.cache -print0 | sort -z |
-                    xargs -0 sha256sum
-echo "## files";    find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp \
-                    -o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg \
-                    -o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root/.ansible \
-                    -o -path /opt/lab \) -prune -o -print | sort
-echo "## run";      find /run -maxdepth 1 -name 'vff*'
-"""
 
 KERNEL = r"""
 exec 2>&1
@@ -117,17 +98,14 @@ def attach() -> Lab:
 
 def snapshot() -> None:
     """Write down what a fresh node looks like."""
-    (NOTES / "fresh").write_text(attach().node.ssh(SNAPSHOT))
+    (NOTES / "fresh").write_text(take_snapshot(attach().node))
 
 
 def same_as_fresh(why: str) -> None:
     """Nothing of ours is left: links, qdiscs, filters, rules, units, files, accounts, marks."""
-    before, now = (NOTES / "fresh").read_text(), attach().node.ssh(SNAPSHOT)
-    if before != now:
-        lines = difflib.unified_diff(
-            before.splitlines(), now.splitlines(), "fresh", "now", lineterm="", n=0
-        )
-        raise Failed(f"{why}:\n" + "\n".join(lines))
+    left = difference((NOTES / "fresh").read_text(), take_snapshot(attach().node))
+    if left:
+        raise Failed("\n".join([f"{why}:", *left]))
 
 
 def untouched() -> None:
@@ -142,11 +120,9 @@ def kernel() -> None:
     """The first time write the kernel's objects down, after that compare with them."""
     seen = attach().node.ssh(KERNEL)
     note = NOTES / "kernel"
-    if note.exists() and note.read_text() != seen:
-        lines = difflib.unified_diff(
-            note.read_text().splitlines(), seen.splitlines(), "first", "second", lineterm="", n=0
-        )
-        raise Failed("a second run changed the kernel:\n" + "\n".join(lines))
+    changed = difference(note.read_text(), seen) if note.exists() else []
+    if changed:
+        raise Failed("\n".join(["a second run changed the kernel:", *changed]))
     note.write_text(seen)
 
 
@@ -215,17 +191,17 @@ def kill_switch() -> None:
     lab = attach()
     run = lab.start_traffic("download", LONG_S, idle_s=1.0, warmup_s=WARMUP_S)
     time.sleep(WARMUP_S + 12)
-    marks = [clock(lab)]
+    marks = [time.time()]
     make("qos-disable")
-    marks.append(clock(lab))
+    marks.append(time.time())
     asked = lab.node.run("systemctl is-enabled vff-qos-follow.service", check=False)
     masked = asked.stdout.strip()
     if masked != "masked":
         raise Failed(f"vff-qos-follow.service is {masked}, not masked")
     time.sleep(10)
-    marks.append(clock(lab))
+    marks.append(time.time())
     make("qos")
-    marks.append(clock(lab))
+    marks.append(time.time())
     time.sleep(12)
     report = run.finish()
     # Seconds since the first sample, with a second of grace after each run.
@@ -239,10 +215,6 @@ def kill_switch() -> None:
             test = free if name == "disabled" else held
             if not test(m.user, "download", mean):
                 raise Failed(f"{name}: {m.user.email} gets {mean / MBIT:.2f}, limit {m.limit_bps}")
-
-
-def clock(lab: Lab) -> float:
-    return float(lab.node.ssh("date +%s.%N"))
 
 
 def reboot() -> None:

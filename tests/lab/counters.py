@@ -27,7 +27,7 @@ TCA_STATS2, TCA_STATS_BASIC = 7, 1
 SOCK_DIAG_BY_FAMILY, INET_DIAG_INFO = 20, 2
 DIAG_MSG = 72  # bytes of struct inet_diag_msg
 LIVE_STATES = 0b1_1111_0010  # established, the closing ones; neither listening nor waiting
-TCPI_TOTAL_RETRANS, TCPI_BYTES_ACKED = 100, 120
+TCPI_SND_MSS, TCPI_TOTAL_RETRANS, TCPI_BYTES_ACKED = 16, 100, 120
 
 NFT_MSG_GETOBJ, NFTABLES_GETOBJ = 19, (10 << 8) | 19
 NFPROTO_INET = 1
@@ -125,7 +125,7 @@ class Queues:
 
 
 class Connection(NamedTuple):
-    """Counters of one TCP socket: payload bytes that arrived, segments sent without repetitions."""
+    """Counters of one TCP socket. Acknowledged is also what arrived behind a gap (SACK)."""
 
     cookie: bytes
     local: str
@@ -133,7 +133,7 @@ class Connection(NamedTuple):
     peer_port: int
     bytes_acked: int
     bytes_received: int
-    segments_out: int
+    segments_out: int  # without repetitions
 
 
 class Connections:
@@ -165,6 +165,7 @@ class Connections:
             local = socket.inet_ntop(socket.AF_INET, raw[:4])
         else:
             local = socket.inet_ntop(socket.AF_INET6, raw).removeprefix("::ffff:")
+        segment_size, sacked = struct.unpack_from("=I8xI", info, TCPI_SND_MSS)
         retransmitted = struct.unpack_from("=I", info, TCPI_TOTAL_RETRANS)[0]
         acked, received, segments = struct.unpack_from("=QQI", info, TCPI_BYTES_ACKED)
         return Connection(
@@ -172,7 +173,7 @@ class Connections:
             local=local,
             local_port=local_port,
             peer_port=peer_port,
-            bytes_acked=acked,
+            bytes_acked=acked + sacked * segment_size,
             bytes_received=received,
             segments_out=segments - retransmitted,
         )

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -93,10 +94,15 @@ class Lab:
     ) -> Run:
         """Load the node for all users (or some) at once, in the background.
 
+        `users` may be variants of those that the engine knows, with other sources or flows.
         Measured are the `seconds` that follow `idle_s` (round trips without load) and `warmup_s`.
         """
-        chosen = self.users if users is None else users
-        some = [device for device in self.devices if device.user in chosen]
+        chosen = {user.email: user for user in (self.users if users is None else users)}
+        some = [
+            replace(device, user=chosen[device.user.email])
+            for device in self.devices
+            if device.user.email in chosen
+        ]
         return Run(
             self.node.internet,
             self.node.dir / "traffic",

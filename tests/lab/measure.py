@@ -79,6 +79,8 @@ class Run:
         warmup_s: float,
     ) -> None:
         """`folder` is deleted first, and holds the logs of iperf3 then."""
+        if not devices:
+            raise LabError("traffic of nobody")
         self._devices, self._direction, self._folder = devices, direction, folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

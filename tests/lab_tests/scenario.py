@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lab import Lab, LabError, User, role_variables
+from lab import Lab, LabError, User, network, role_variables
+from lab.labnode import GUEST
 from lab.progress import say, step
 from lab.snapshot import difference
 from lab.snapshot import snapshot as take_snapshot
-from lab.users import DIRECTIONS, MBIT, Direction
+from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, Direction
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "molecule"
@@ -40,6 +41,7 @@ WARMUP_S, SECONDS = 10.0, 10.0
 LONG_S = 900.0  # for as long as it takes; ended by hand
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
+HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
 
 KERNEL = r"""
@@ -263,6 +265,64 @@ def classes(lab: Lab) -> set[str]:
     return set(re.findall(r"class htb (\S+)", lab.node.ssh("tc class show dev wan0")))
 
 
+# A link that goes down loses routes and IPv6 addresses; who takes it down puts them back.
+ROUTES = f"""
+ip address replace {network.NODE_IPV6}/64 dev $wan nodad
+ip route replace default via {network.INET_IPV4} dev $wan metric 1
+ip -6 route replace default via {network.INET_IPV6} dev $wan metric 1
+"""
+BREAKS = [
+    ("our nft table deleted", "nft delete table inet vff_qos"),
+    ("nft ruleset flushed", "nft flush ruleset"),
+    ("a user's class deleted", "tc class del dev wan0 classid 5100:2"),
+    ("root qdisc of the WAN deleted", "tc qdisc del dev wan0 root"),
+    ("root qdisc of the IFB deleted", "tc qdisc del dev vffqos0 root"),
+    ("clsact deleted", "tc qdisc del dev wan0 clsact"),
+    ("IFB deleted", "ip link del vffqos0"),
+    ("conntrack flushed", "conntrack -F"),
+    ("WAN down and up", f"wan=wan0; ip link set wan0 down; ip link set wan0 up; {ROUTES}"),
+    # The node's other check compares names: here wan7 counts as wan0.
+    (
+        "WAN renamed",
+        f"wan=wan7; ip link set wan0 down; ip link set wan0 name wan7 up; {ROUTES}",
+    ),
+    (
+        "WAN renamed back",
+        f"wan=wan0; ip link set wan7 down; ip link set wan7 name wan0 up; {ROUTES}",
+    ),
+    # The clients' network stays where it is, so that traffic goes on.
+    (
+        "default route moved",
+        "ip link add alt0 type dummy; ip link set alt0 up; "
+        f"ip route add {CLIENTS_IPV4} via {network.INET_IPV4} dev wan0; "
+        "ip route add default dev alt0 metric 0",
+    ),
+    ("default route moved back", f"ip link del alt0; ip route del {CLIENTS_IPV4}"),
+]
+#: What is to come after these, where it is not what was before.
+UNTIL = {
+    "default route moved": "tc qdisc show dev alt0 | grep -q 'htb 5100: root' && "
+    "! tc qdisc show dev wan0 | grep -q 'htb 5100:'"
+}
+
+
+def healing() -> None:
+    """Whatever others break comes back by itself, while traffic flows."""
+    lab = attach()
+    run = lab.start_traffic("download", LONG_S, idle_s=1.0, warmup_s=1.0)
+    time.sleep(WARMUP_S)  # everybody has a class and live flows
+    breaks = [(name, command, UNTIL.get(name)) for name, command in BREAKS]
+    job = json.dumps({"timeout_s": HEAL_S, "breaks": breaks})
+    lab.node.put(GUEST / "heal.py", "/opt/lab/heal.py")
+    done = lab.node.run("/usr/bin/python3 /opt/lab/heal.py", stdin=job, timeout_s=900)
+    for name, result in json.loads(done.stdout).items():
+        if result["took_s"] is None:
+            raise Failed("\n".join([f"{name}: not mended in {HEAL_S} s", *result["differs"]]))
+        say(f"{name}: mended after {result['took_s']:.1f} s")
+    run.finish()
+    limited()
+
+
 def absent() -> None:
     """Nothing of ours is left, and nobody is limited."""
     make("qos-absent")
@@ -303,8 +363,8 @@ def dependent() -> None:
 STEPS = {
     f.__name__: f
     for f in (
-        up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, reboot, gc, absent,
-        never_installed, dependent, disabled_reboot,
+        up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, reboot,
+        gc, absent, never_installed, dependent, disabled_reboot,
     )
 }  # fmt: skip
 

@@ -189,8 +189,10 @@ def _reconcile(
     from .release import resume, suspend
 
     if args.command == "bootstrap":
-        load_policy(args.policy, args.policy_dir)
-        if args.repair and state.get_value("suspended"):
+        if not args.repair:
+            # It is the follower's matter; a large one takes seconds that healing has not.
+            load_policy(args.policy, args.policy_dir)
+        elif state.get_value("suspended"):
             settings = settings.lifted()
         _print(reconcile(settings, state, args.plan))
         # The follower's own repairs must not end what a person has ordered.

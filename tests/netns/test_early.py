@@ -282,7 +282,8 @@ def test_collection_and_the_kill_switch_take_the_elements_along(scene: Scene) ->
     for owner in owners:
         owner.moved -= 100
     scene.state.save_owners(owners)
-    collector = Collector(SETTINGS, scene.state, scene.lock)
+    lock = Lock(str(scene.directory / "run"))  # that of another process
+    collector = Collector(SETTINGS, scene.state, lock)
     assert len(collector.run(dry_run=True)) == 1 and elements()
     collector.run(dry_run=False)
     assert elements() == {}
@@ -294,7 +295,7 @@ def test_collection_and_the_kill_switch_take_the_elements_along(scene: Scene) ->
     assert elements() == {"127.0.0.1": mark | PROVISIONAL}
     early = Client("127.0.0.1", 4430)
     assert scene.mark(early) == mark | PROVISIONAL
-    suspend(SETTINGS, scene.state, scene.lock, Journal())
+    suspend(SETTINGS, scene.state, lock, Journal())
     assert elements() == {}
     assert scene.mark(client) == scene.mark(early) == scene.mark(Client("127.0.0.1", 4430)) == 0
     with pytest.raises(Suspended):

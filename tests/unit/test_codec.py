@@ -30,17 +30,45 @@ def _conntrack(data: bytes) -> nfct_msg:
     return message
 
 
+class _Wire:
+    """A netlink socket that keeps what is sent and answers that the flows of ``gone`` are."""
+
+    next_seq = 0x01020304
+
+    def __init__(self, gone: set[Tuple]) -> None:
+        self.sent: list[bytes] = []
+        self._gone = gone
+
+    def exchange(self, buffer: bytearray, count: int) -> tuple[dict[int, int], list[bytes], bool]:
+        errors, start = {}, 0
+        for index in range(count):
+            length = int.from_bytes(buffer[start : start + 4], "little")
+            message = bytes(buffer[start : start + length])
+            number = int.from_bytes(message[8:12], "little")
+            if conntrack.unpack(message)[0] in self._gone:
+                errors[number - self.next_seq] = errno.ENOENT
+            assert number == self.next_seq + index
+            self.sent.append(message)
+            start += length
+        assert start == len(buffer)
+        return errors, [], False
+
+
 @pytest.mark.parametrize("flow", [V4, V6], ids=["ipv4", "ipv6"])
 @pytest.mark.parametrize("what", ["set", "get"])
 def test_conntrack_requests(flow: Tuple, what: str) -> None:
+    wire = _Wire(set())
+    table = object.__new__(conntrack.Conntrack)
+    table.netlink = wire  # type: ignore[assignment]
     if what == "set":
-        message = _conntrack(conntrack.encode_set(77, flow, 0x5100002A))
+        assert table.tell([conntrack.prepare(flow, 0x5100002A)]) == {}
+        message = _conntrack(wire.sent[0])
         assert message.get_attr("CTA_MARK") == 0x5100002A
         assert message.get_attr("CTA_MARK_MASK") == 0xFFFFFFFF
     else:
-        message = _conntrack(conntrack.encode_get(77, flow))
-        assert message.get_attr("CTA_MARK") is None
-    assert message["header"]["sequence_number"] == 77
+        assert table.ask([conntrack.prepare(flow)]) == [None]
+        message = _conntrack(wire.sent[0])
+    assert message["header"]["sequence_number"] == wire.next_seq
     assert message["header"]["type"] == 1 << 8 | (what == "get")
     v6 = len(flow.src) == 16
     assert message["nfgen_family"] == (socket.AF_INET6 if v6 else socket.AF_INET)
@@ -67,30 +95,6 @@ def test_a_dumped_entry_is_asked_for_and_set_by_its_own_tuple(flow: Tuple) -> No
     assert again.get_attr("CTA_TUPLE_ORIG") == _conntrack(asked).get_attr("CTA_TUPLE_ORIG")
 
 
-class _Wire:
-    """A netlink socket that keeps what is sent and answers that the flows of ``gone`` are."""
-
-    next_seq = 0x01020304
-
-    def __init__(self, gone: set[Tuple]) -> None:
-        self.sent: list[bytes] = []
-        self._gone = gone
-
-    def exchange(self, buffer: bytearray, count: int) -> tuple[dict[int, int], list[bytes], bool]:
-        errors, start = {}, 0
-        for index in range(count):
-            length = int.from_bytes(buffer[start : start + 4], "little")
-            message = bytes(buffer[start : start + length])
-            number = int.from_bytes(message[8:12], "little")
-            if conntrack.unpack(message)[0] in self._gone:
-                errors[number - self.next_seq] = errno.ENOENT
-            assert number == self.next_seq + index
-            self.sent.append(message)
-            start += length
-        assert start == len(buffer)
-        return errors, [], False
-
-
 @pytest.mark.parametrize("count", [1, 2, 256, 257, 700])
 def test_prepared_requests_of_both_families_are_numbered_and_their_errors_found(
     count: int,
@@ -100,7 +104,7 @@ def test_prepared_requests_of_both_families_are_numbered_and_their_errors_found(
     wire = _Wire(gone)
     table = object.__new__(conntrack.Conntrack)
     table.netlink = wire  # type: ignore[assignment]
-    errors = table.repeat([conntrack.prepare(flow, 9) for flow in flows])
+    errors = table.tell([conntrack.prepare(flow, 9) for flow in flows])
     assert {flows[index] for index in errors} == gone
     expected = {conntrack.encode_set(0, flow, 9) for flow in flows}
     assert {message[:8] + bytes(4) + message[12:] for message in wire.sent} == expected

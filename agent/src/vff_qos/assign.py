@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 from .classes import Classes
 from .core.accesslog import TAINT_BYTES, Claim, Source, inbound_tag, parse_source, spellings
@@ -26,7 +27,7 @@ from .core.settings import Settings
 from .early import EarlyShaping
 from .errors import Exhausted, KernelRefused
 from .journal import ERROR, NOTICE, WARNING, Journal
-from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare, prepared_mark, unpack
+from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare, prepared_mark, with_mark
 from .kernel.tc import Tc
 from .lock import Lock
 from .state import State, StateError
@@ -76,16 +77,19 @@ class _Recent:
         self.email, self.request = email, request
 
 
-@dataclass
 class _Item:
-    """A claim on its way."""
+    """A claim on its way; ``flow``, its prepared request and its mark once they are known."""
 
-    claim: Claim
-    source: Source
-    tag: bytes
-    local: Source | None = None
-    flow: Tuple | None = None
-    mark: int = 0
+    __slots__ = ("claim", "flow", "local", "mark", "request", "source", "tag")
+
+    def __init__(self, claim: Claim, source: Source, tag: bytes, local: Source | None) -> None:
+        self.claim, self.source, self.tag, self.local = claim, source, tag, local
+        self.flow: Tuple | None = None
+        self.request, self.mark = b"", 0
+
+    def found(self, flow: Tuple, request: bytes, mark: int) -> None:
+        """The kernel has the flow."""
+        self.flow, self.request, self.mark = flow, request, mark
 
 
 def _key(source: bytes, local: bytes | None) -> bytes:
@@ -172,9 +176,8 @@ class Assigner:
     def adopt(self) -> int:
         """Take over the state and what the kernel has; returns the number of live marked flows.
 
-        Live flows whose class is gone get it back, and so do flows that were marked lately; all
-        others get theirs with their next claim.  Marks of nobody are cleared, because the next
-        claim would look like a conflict.  Raises Suspended, KernelRefused.
+        Live flows whose class is gone get it back; marks of nobody are cleared, because their
+        next claim would look like a conflict.
         """
         with self._lock:
             self._load()
@@ -201,20 +204,13 @@ class Assigner:
                     revived.append(owner)
             self._save(revived, [])
             # The policy may have changed, or an override ended, while nobody looked.
-            lately = self._expected()
             owners = [
                 owner
                 for owner in self._minors.by_minor.values()
-                if owner.minor in marked or owner.minor in lately or self._is_shaped(owner)
+                if owner.minor in marked or self._is_shaped(owner)
             ]
             self._ensure(self._classes.outdated(owners))
             return sum(marked.values())
-
-    def _expected(self) -> set[int]:
-        """Minors whose marks we set without asking whether their class is there."""
-        marks = [prepared_mark(record.request) for record in self._recent.values()]
-        marks += [*self._soft.values(), *self._doomed.values()]
-        return {mark & MINOR_MASK for mark in marks} & self._minors.by_minor.keys()
 
     def _adopt_flow(self, entry: Entry, owner: Owner) -> None:
         """Remember a marked flow, so that a flushed table can be mended after a restart, too."""
@@ -285,7 +281,8 @@ class Assigner:
     def assign(self, claims: Iterable[Claim]) -> None:
         """Mark the flows of ``claims``.  Raises Suspended; kernel refusals are counted and told."""
         with self._lock:
-            self._refresh()
+            if self._lock.changed_hands:
+                self._refresh()
             known: dict[_Recent, Claim] = {}
             slow: list[Claim] = []
             recent = self._recent
@@ -306,6 +303,8 @@ class Assigner:
 
     def retry(self, now_s: float) -> float | None:
         """Look again for flows that were not there; returns seconds until the next is due."""
+        if not self._retries:
+            return None
         due = [item for when, item in self._retries if when <= now_s]
         if due:
             self._retries = [pair for pair in self._retries if pair[0] > now_s]
@@ -317,18 +316,20 @@ class Assigner:
         return max(0.0, min(due_s for due_s, _item in self._retries) - now_s)
 
     def _refresh(self) -> None:
+        """See what other processes did; under the lock, without which none of them writes."""
         version = self._state.version()
         if version != self._version:
             self._load()
             if self._state.get_value("suspended"):
                 raise Suspended
+        self._lock.changed_hands = False
 
     def _confirm(self, known: dict[_Recent, Claim]) -> list[Claim]:
         """Set known marks again: a reused tuple is a new flow without one.
 
         Returns the claims whose flow is gone; they go the long way.
         """
-        errors = self._conntrack.repeat([record.request for record in known])
+        errors = self._conntrack.tell([record.request for record in known])
         self.counts.marked += len(known) - len(errors)
         if not errors:
             return []
@@ -358,7 +359,8 @@ class Assigner:
         """Find the flows of ``items``, judge, mark.  ``last``: this is the second try."""
         resolver = self.resolver
         missing = self._look_up(items, lambda i: resolver.first(i.source, i.tag, i.local))
-        missing = self._look_up(missing, lambda i: resolver.rest(i.source, i.tag))
+        if missing:
+            missing = self._look_up(missing, lambda i: resolver.rest(i.source, i.tag))
         if missing and last:
             self._walk(missing)
         elif missing:
@@ -369,13 +371,12 @@ class Assigner:
         self, items: list[_Item], candidates: Callable[[_Item], list[Tuple]]
     ) -> list[_Item]:
         """Ask the kernel for candidate tuples; returns items that none of them fits."""
-        asked: list[tuple[_Item, Tuple]] = [
-            (item, flow) for item in items for flow in candidates(item)
-        ]
-        marks = self._conntrack.get_marks([flow for _item, flow in asked])
-        for (item, flow), mark in zip(asked, marks, strict=True):
+        asked = [(item, flow) for item in items for flow in candidates(item)]
+        requests = [prepare(flow) for _item, flow in asked]
+        marks = self._conntrack.ask(requests)
+        for (item, flow), request, mark in zip(asked, requests, marks, strict=True):
             if mark is not None and item.flow is None:
-                item.flow, item.mark = flow, mark
+                item.found(flow, request, mark)
         return [item for item in items if item.flow is None]
 
     def _later(self, items: list[_Item], due_s: float) -> None:
@@ -402,12 +403,13 @@ class Assigner:
             flow = self._our_flow(entry)
             item = wanted.get((flow.src, flow.sport)) if flow else None
             if flow and item:
-                item.flow, item.mark = flow, entry.mark
+                item.found(flow, prepare(flow), entry.mark)
         self.counts.no_flow += sum(item.flow is None for item in items_left)
 
     def _mark(self, items: list[_Item]) -> None:
         """Judge located claims in their order and carry the verdicts out."""
         marks: dict[Tuple, int] = {}
+        requests: dict[Tuple, bytes] = {}
         fresh: dict[int, Owner] = {}
         gone: list[Owner] = []
         for item in items:
@@ -422,18 +424,19 @@ class Assigner:
                 continue
             if mark != held:
                 marks[flow] = mark
+                requests[flow] = with_mark(item.request, mark)
         self._save(fresh.values(), gone)
         self._ensure(fresh.values())
-        pairs = list(marks.items())
-        errors = self._conntrack.set_marks(pairs)
-        self.counts.marked += len(pairs) - len(errors)
+        errors = self._conntrack.tell(list(requests.values()))
+        self.counts.marked += len(requests) - len(errors)
         if self._early is not None and self._early.users.removed:
             self._write_early()  # the next connection from there may already be on its way
         for index, code in errors.items():
             if code == errno.ENOENT:
                 self.counts.no_flow += 1
             else:
-                self._refused(KernelRefused(code, f"setting the mark of {pairs[index][0]}"))
+                flow = list(requests)[index]
+                self._refused(KernelRefused(code, f"setting the mark of {flow}"))
 
     def _judge(
         self, item: _Item, flow: Tuple, held: int, fresh: dict[int, Owner], gone: list[Owner]
@@ -477,7 +480,7 @@ class Assigner:
             if email is not None and claimed == held & MINOR_MASK:
                 self._own(email, fresh, gone)  # who was collected meanwhile is back
                 if not tainted:
-                    self._remember(item, place, flow, held, now)
+                    self._remember(item, place, held, now)
             return held
         if verdict is Verdict.GIVE:
             assert email is not None
@@ -485,7 +488,7 @@ class Assigner:
             if tainted:
                 _keep(self._soft, flow, mark)
             else:
-                self._remember(item, place, flow, mark, now)
+                self._remember(item, place, mark, now)
         else:
             mark = self._restrict(item, flow, bare, verdict, fresh, gone)
         if early:
@@ -566,9 +569,7 @@ class Assigner:
         self.counts.new_owners += 1
         return owner
 
-    def _remember(
-        self, item: _Item, place: tuple[bytes, bytes], flow: Tuple, mark: int, now: float
-    ) -> None:
+    def _remember(self, item: _Item, place: tuple[bytes, bytes], mark: int, now: float) -> None:
         """An untainted claim stands: fast path for its repetitions, voucher for tainted ones."""
         claim = item.claim
         assert claim.email is not None
@@ -578,7 +579,7 @@ class Assigner:
                 for source in list(self._recent)[: _RECENT // 4]:
                     del self._recent[source]
             self._recent[_key(claim.source, claim.local)] = _Recent(
-                claim.email, prepare(flow, mark)
+                claim.email, with_mark(item.request, mark)
             )
         if len(self._vouched) >= _MAX_VOUCHES:
             self._vouched.clear()
@@ -639,8 +640,8 @@ class Assigner:
                 return 0
             self._remark_next = now_s + _REMARK_GAP_S
             return self._remark()
-        sample = list(self._recent.values())[-_SAMPLE:]
-        marks = self._conntrack.get_marks([unpack(record.request)[0] for record in sample])
+        sample = list(islice(reversed(self._recent.values()), _SAMPLE))
+        marks = self._conntrack.ask([record.request for record in sample])
         lost = sum(self._is_unclaimed(mark) for mark in marks)
         if lost < _SAMPLE_LOST or 2 * lost < sum(mark is not None for mark in marks):
             return 0
@@ -649,11 +650,16 @@ class Assigner:
 
     def _remark(self) -> int:
         """Mark all flows marked lately that have lost their mark."""
-        flows = [unpack(record.request) for record in self._recent.values()]
-        flows += [*self._soft.items(), *self._doomed.items()]
-        marks = self._conntrack.get_marks([flow for flow, _mark in flows])
-        lost = [pair for pair, mark in zip(flows, marks, strict=True) if self._is_unclaimed(mark)]
-        return len(lost) - len(self._conntrack.set_marks(lost))
+        requests = [record.request for record in self._recent.values()]
+        for flows in (self._soft, self._doomed):
+            requests += [prepare(flow, mark) for flow, mark in flows.items()]
+        marks = self._conntrack.ask(requests)
+        lost = [
+            request
+            for request, mark in zip(requests, marks, strict=True)
+            if self._is_unclaimed(mark)
+        ]
+        return len(lost) - len(self._conntrack.tell(lost))
 
     # -- classes --------------------------------------------------------------------------------
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
-import selectors
+import select
 import signal
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -16,11 +17,11 @@ from .assign import Assigner, Suspended
 from .config import Paths, load_policy, load_settings, policy_stamp
 from .core.accesslog import Claim
 from .core.resolver import Resolver
-from .errors import ConfigError, KernelRefused, Refused
-from .heal import Healer, repair_command
+from .errors import ConfigError, Refused
 from .journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
 from .kernel.addresses import local_addresses
 from .kernel.devices import shaping_devices
+from .kernel.monitor import Monitor
 from .kernel.netlink import Netlink
 from .lock import Lock
 from .sources import open_source
@@ -28,9 +29,12 @@ from .state import State, StateError
 from .watch import PolicyWatch
 
 _TICK_S = 1.0
-#: Lines that come within this time of each other share one round trip to the kernel.
-_GATHER_S = 0.0005
+#: Rounds begin no faster than this: lines that come meanwhile share one trip to the kernel.
+_ROUND_S = 0.001
 _STATUS_S = 5.0
+_RECONCILE_S = 60.0
+_SETTLE_S = 0.2
+_MAX_BACKOFF_S = 60.0
 #: More than a block of the log makes objects.
 _COLLECT_OBJECTS = 50_000
 #: Replayed claims are applied at the end, the last of each source; more than this at once.
@@ -57,32 +61,27 @@ class Follower:
         self._lock = Lock(paths.run_dir)
         self._route = Netlink(0)
         self._resolver = Resolver(self._settings.service_ports, local_addresses(self._route))
-        devices = self._find_devices()
         self._assigner = Assigner(
             self._settings,
             policy,
             self._state,
             self._lock,
             journal,
-            devices,
+            shaping_devices(self._settings),
             self._resolver,
         )
-        self._healer = Healer(paths, self._settings, journal, self._assigner.port_ids, devices)
+        self._monitor = Monitor(self._assigner.port_ids)
         self._watch = PolicyWatch(paths)
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.epoll()
         self._signals: set[int] = set()
         self._replayed: dict[bytes, Claim] = {}
+        self._repair: subprocess.Popen[str] | None = None
+        self._repair_due: float | None = None
+        self._backoff_s = 1.0
+        self._repairs = 0
         self._saved_checkpoint: Any = None
-        self._last_read = self._next_tick = self._next_status = 0.0
-
-    def _find_devices(self) -> tuple[int, int]:
-        """Indexes of (IFB, WAN); made again if somebody took them away while no agent ran."""
-        try:
-            return shaping_devices(self._settings)
-        except Refused as error:
-            self._journal.event("kernel", f"{error}; repairing", ERROR)
-            subprocess.run(repair_command(self._paths), stdout=subprocess.DEVNULL, check=False)
-            return shaping_devices(self._settings)
+        self._last_round = self._next_tick = self._next_status = 0.0
+        self._next_check = time.monotonic() + _RECONCILE_S
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -100,9 +99,9 @@ class Follower:
                 wake,
                 *self._watch.descriptors(),
                 *self._source.descriptors(),
-                self._healer.fileno(),
+                *self._monitor.descriptors(),
             ):
-                self._selector.register(descriptor, selectors.EVENT_READ)
+                self._poll.register(descriptor, select.EPOLLIN)
             self._journal.event(
                 "started",
                 f"vff-qos {__version__} follows {self._settings.origin}: "
@@ -136,22 +135,17 @@ class Follower:
         timeout = 0.0 if self._source.more else max(0.0, self._next_tick - now)
         if retry_s is not None:
             timeout = min(timeout, retry_s)
-        heal_due = self._healer.due()
-        if heal_due is not None:
-            timeout = min(timeout, max(0.0, heal_due - now))
-        ready = {key.fd for key, _events in self._selector.select(timeout)}
+        ready = {descriptor for descriptor, _events in self._poll.poll(timeout)}
         if wake in ready:
             os.read(wake, 512)
             self._next_tick = now
-        if ready & set(self._watch.descriptors()) and self._watch.heard():
+        if not ready.isdisjoint(self._watch.descriptors()) and self._watch.heard():
             stamp = policy_stamp(self._paths)
             if stamp != self._policy_read:
                 self._reload()
-        if self._healer.fileno() in ready or (
-            heal_due is not None and heal_due <= time.monotonic()
-        ):
-            self._heal()
-        if self._source.more or ready & set(self._source.descriptors()):
+        if not ready.isdisjoint(self._monitor.descriptors()):
+            self._heard()
+        if self._source.more or not ready.isdisjoint(self._source.descriptors()):
             self._gather()
             self._read()
         if time.monotonic() >= self._next_tick:
@@ -160,10 +154,11 @@ class Follower:
     def _gather(self) -> None:
         """On a busy log wait a moment, so that one batch takes many lines."""
         now = time.monotonic()
-        if not self._source.more and now - self._last_read < 2 * _GATHER_S:
-            time.sleep(_GATHER_S)
-            now += _GATHER_S
-        self._last_read = now
+        wait = self._last_round + _ROUND_S - now
+        if wait > 0 and not self._source.more:
+            time.sleep(wait)
+            now += wait
+        self._last_round = now
 
     def _read(self) -> None:
         replaying = self._source.replaying
@@ -208,7 +203,7 @@ class Follower:
             self._journal.limited("healed", f"conntrack was flushed: {again} flows marked again")
         self._assigner.tend_early()
         self._save_checkpoint()
-        self._heal()
+        self._heal(now)
         notify("WATCHDOG=1")
         if now >= self._next_status:
             self._next_status = now + _STATUS_S
@@ -271,7 +266,7 @@ class Follower:
         path = os.path.join(self._paths.run_dir, "follow.json")
         status = {
             **self._assigner.snapshot(),
-            "repairs": self._healer.repairs,
+            "repairs": self._repairs,
             "policy": self._policy_used,
             "log": vars(self._source.counters),
             "written": time.time(),
@@ -285,23 +280,75 @@ class Follower:
 
     # -- healing --------------------------------------------------------------------------------
 
-    def _heal(self) -> None:
-        """Listen for what others break, and take over what was repaired."""
-        now = time.monotonic()
-        if self._healer.listen(now):
+    def _heard(self) -> None:
+        heard = self._monitor.listen()
+        if heard.addresses:
             self._resolver.set_addresses(local_addresses(self._route))
-        wanted, self._assigner.wants_repair = self._assigner.wants_repair, False
-        if self._healer.turn(now, wanted) is None:
+        if heard.kernel and self._repair_due is None:
+            self._repair_due = time.monotonic() + _SETTLE_S
+            self._next_tick = min(self._next_tick, self._repair_due)
+
+    def _heal(self, now: float) -> None:
+        """Have ``bootstrap`` put right what others broke, in a process of its own.
+
+        It is the same code as at boot; and pyroute2 would double our memory.
+        """
+        if self._repair is not None:
+            if self._repair.poll() is None:
+                return
+            self._repaired(self._repair)
+            self._repair = None
+        if self._assigner.wants_repair or now >= self._next_check:
+            self._repair_due = self._repair_due or now
+            self._assigner.wants_repair = False
+        if self._repair_due is None or now < self._repair_due:
             return
+        self._repair_due = None
+        self._next_check = now + _RECONCILE_S
+        self._repair = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "vff_qos",
+                "bootstrap",
+                "--repair",
+                "--settings",
+                self._paths.settings,
+                "--policy",
+                self._paths.policy,
+                "--policy-dir",
+                self._paths.policy_dir,
+                "--state-dir",
+                self._paths.state_dir,
+                "--run-dir",
+                self._paths.run_dir,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _repaired(self, child: subprocess.Popen[str]) -> None:
+        output = (child.stdout.read() if child.stdout else "").strip()
+        if child.returncode:
+            self._backoff_s = min(self._backoff_s * 2, _MAX_BACKOFF_S)
+            self._repair_due = time.monotonic() + self._backoff_s
+            self._journal.limited("kernel", f"repair failed: {output}", ERROR)
+            return
+        self._backoff_s = 1.0
+        changes = [line for line in output.splitlines() if line and line != "no change"]
         try:
-            devices = shaping_devices(self._settings)
-            self._healer.set_devices(devices)
-            self._assigner.set_devices(devices)
-            self._assigner.adopt()
-        except (Refused, KernelRefused) as error:
-            # Changed again meanwhile; the next repair sees it.
+            self._assigner.set_devices(shaping_devices(self._settings))
+        except Refused as error:
             self._journal.limited("kernel", str(error), ERROR)
-            self._assigner.wants_repair = True
+            return
+        if changes:
+            self._repairs += 1
+            self._journal.event("healed", "healed: " + "; ".join(changes), WARNING)
+        self._assigner.adopt()
+        # Our own repair was heard, too.
+        self._monitor.listen()
+        self._repair_due = None
 
 
 def _spare_collector() -> None:

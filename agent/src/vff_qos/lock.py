@@ -11,20 +11,35 @@ from types import TracebackType
 
 from .errors import QosError
 
+_STAMP_BYTES = 16
+
 
 class Lock:
-    """An advisory lock on ``<run_dir>/lock``; re-entered with ``with``."""
+    """An advisory lock on ``<run_dir>/lock``; re-entered with ``with``.
+
+    Each holder leaves its stamp, so that the next one knows whether it still is the same one:
+    that is cheaper than to ask the database whether another process has written.
+    """
 
     def __init__(self, run_dir: str) -> None:
         path = os.path.join(run_dir, "lock")
         try:
             os.makedirs(run_dir, mode=0o755, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if os.fstat(self._fd).st_size < _STAMP_BYTES:
+                # Room for stamps is taken now: none can fail on a full disk later.
+                os.pwrite(self._fd, bytes(_STAMP_BYTES), 0)
         except OSError as error:
             raise QosError(f"{path}: {os.strerror(error.errno or 0)}") from error
+        self._stamp = os.urandom(_STAMP_BYTES)
+        #: Whether somebody else held the lock; whoever has looked what they did resets it.
+        self.changed_hands = True
 
     def __enter__(self) -> Lock:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
+        if os.pread(self._fd, _STAMP_BYTES, 0) != self._stamp:
+            self.changed_hands = True
+            os.pwrite(self._fd, self._stamp, 0)
         return self
 
     def __exit__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from .netlink import (
     MAX_BATCH,
     NETLINK_NETFILTER,
     NLM_F_REQUEST,
+    Answer,
     Encoder,
     Netlink,
     attr,
@@ -36,6 +38,7 @@ _ZONE = 18
 _MARK_MASK = 21
 
 _U32 = struct.Struct(">I")
+_ATTR = struct.Struct("=HH")
 
 # nfgenmsg, CTA_TUPLE_ORIG{CTA_TUPLE_IP{src, dst}, CTA_TUPLE_PROTO{num, sport, dport}}
 _TUPLE = "=BBH HH HH HH{n}s HH{n}s HH HHB3x HH2s2x HH2s2x"
@@ -44,8 +47,7 @@ _MARKING = struct.Struct("=HH4s HH4s")
 _N = 0x8000
 _FULL_MASK = b"\xff\xff\xff\xff"
 
-_SEQ_AT = 8  # where a message has its sequence number
-_SEQUENCES = struct.Struct(f"={MAX_BATCH}I")
+_TYPE_AT, _SEQ_AT = 4, 8  # where a message has its type and its sequence number
 
 
 class Entry(NamedTuple):
@@ -58,8 +60,8 @@ class Entry(NamedTuple):
     zone: int
 
 
-def _request(kind: int, seq: int, flow: Tuple, more: bytes = b"") -> bytes:
-    """A message about ``flow``: header, nfgenmsg, CTA_TUPLE_ORIG, then ``more`` attributes."""
+def encode_set(seq: int, flow: Tuple, mark: int) -> bytes:
+    """Request to give ``flow`` the mark ``mark`` (all 32 bits).  ENOENT: no such flow."""
     proto, src, sport, dst, dport = flow
     size = len(src)
     v4 = size == 4
@@ -70,24 +72,14 @@ def _request(kind: int, seq: int, flow: Tuple, more: bytes = b"") -> bytes:
         28, _N | 2, 5, 1, proto,
         6, 2, sport.to_bytes(2, "big"), 6, 3, dport.to_bytes(2, "big"),
     )  # fmt: skip
-    length = HEADER.size + len(body) + len(more)
-    return HEADER.pack(length, kind, NLM_F_REQUEST, seq, 0) + body + more
+    marking = _MARKING.pack(8, _MARK, mark.to_bytes(4, "big"), 8, _MARK_MASK, _FULL_MASK)
+    length = HEADER.size + len(body) + len(marking)
+    return HEADER.pack(length, _CT_NEW, NLM_F_REQUEST, seq, 0) + body + marking
 
 
-def encode_set(seq: int, flow: Tuple, mark: int) -> bytes:
-    """Request to give ``flow`` the mark ``mark`` (all 32 bits).  ENOENT: no such flow."""
-    return _request(_CT_NEW, seq, flow, _MARKING.pack(8, _MARK, mark.to_bytes(4, "big"),
-                                                      8, _MARK_MASK, _FULL_MASK))  # fmt: skip
-
-
-def encode_get(seq: int, flow: Tuple) -> bytes:
-    """Request for the entry of ``flow``.  ENOENT: no such flow."""
-    return _request(_CT_GET, seq, flow)
-
-
-def _repeated(request: bytes) -> Encoder:
-    head, tail = request[:_SEQ_AT], request[_SEQ_AT + 4 :]
-    return lambda seq: head + struct.pack("=I", seq) + tail
+def _encoder(request: bytes, kind: int) -> Encoder:
+    head = request[:_TYPE_AT] + struct.pack("=H", kind) + request[_TYPE_AT + 2 : _SEQ_AT]
+    return lambda seq: head + struct.pack("=I", seq) + request[_SEQ_AT + 4 :]
 
 
 def _raw(kind: int, seq: int, entry: Entry, *more: bytes) -> bytes:
@@ -126,9 +118,12 @@ def decode(payload: bytes) -> Entry:
 
 def decode_mark(payload: bytes) -> int:
     """Only the mark of an entry (0 if it has none)."""
-    for kind, start, _end in attrs(payload, 4):
+    start, stop = 4, len(payload) - 8
+    while start <= stop:
+        length, kind = _ATTR.unpack_from(payload, start)
         if kind == _MARK:
-            return int(_U32.unpack_from(payload, start)[0])
+            return int.from_bytes(payload[start + 4 : start + 8], "big")
+        start += (max(length, 4) + 3) & ~3
     return 0
 
 
@@ -152,9 +147,14 @@ def decode_tuple(tuple_raw: bytes) -> Tuple | None:
     return Tuple(proto, src, ports[2], dst, ports[3])
 
 
-def prepare(flow: Tuple, mark: int) -> bytes:
-    """The request to give ``flow`` the mark, for ``Conntrack.repeat``; yet without a number."""
+def prepare(flow: Tuple, mark: int = 0) -> bytes:
+    """The request to give ``flow`` the mark, for ``Conntrack.tell``; ``ask`` ignores the mark."""
     return encode_set(0, flow, mark)
+
+
+def with_mark(prepared: bytes, mark: int) -> bytes:
+    """A prepared request for the same flow with another mark."""
+    return b"".join((prepared[:-12], mark.to_bytes(4, "big"), prepared[-8:]))
 
 
 def prepared_mark(prepared: bytes) -> int:
@@ -180,31 +180,30 @@ class Conntrack:
         """Release the socket."""
         self.netlink.close()
 
-    def set_marks(self, marks: list[tuple[Tuple, int]]) -> dict[int, int]:
-        """Set marks in batches; {index: errno} of those that failed (ENOENT: flow is gone)."""
-        errors: dict[int, int] = {}
-        netlink = self.netlink
-        for start in range(0, len(marks), MAX_BATCH):
-            part = marks[start : start + MAX_BATCH]
-            seq = netlink.next_seq
-            buffer = b"".join(
-                [encode_set(seq + i, flow, mark) for i, (flow, mark) in enumerate(part)]
-            )
-            failed, _replies, lost = netlink.exchange(buffer, len(part))
-            if lost:
-                failed, _ = netlink.batch(
-                    [lambda s, f=flow, m=mark: encode_set(s, f, m) for flow, mark in part]  # type: ignore[misc]
+    def ask(self, prepared: list[bytes]) -> list[int | None]:
+        """The mark that each request's flow has now; None where the table has no such flow."""
+        errors, answers = self._send(prepared, _CT_GET)
+        for index, code in errors.items():
+            if code != errno.ENOENT:
+                raise KernelRefused(
+                    code, f"reading the conntrack entry of {unpack(prepared[index])[0]}"
                 )
-            for index, code in failed.items():
-                errors[start + index] = code
-        return errors
+        marks: list[int | None] = [None] * len(prepared)
+        for index, _kind, payload in answers:
+            marks[index] = decode_mark(payload)
+        return marks
 
-    def repeat(self, prepared: list[bytes]) -> dict[int, int]:
-        """Send prepared requests; {index: errno} of those that failed.
+    def tell(self, prepared: list[bytes]) -> dict[int, int]:
+        """Set marks; {index: errno} of those that failed (ENOENT: the flow is gone)."""
+        return self._send(prepared, _CT_NEW)[0]
 
-        The hottest path there is: a log line about a flow that was seen before costs no packing.
+    def _send(self, prepared: list[bytes], kind: int) -> tuple[dict[int, int], list[Answer]]:
+        """Prepared requests as ``kind``, in batches; errors and answers by their indexes.
+
+        The hottest path there is: nothing is packed for a flow that was seen before.
         """
         errors: dict[int, int] = {}
+        answers: list[Answer] = []
         sizes = set(map(len, prepared))
         for size in sizes:
             indexes: Sequence[int] = range(len(prepared))
@@ -212,34 +211,35 @@ class Conntrack:
                 indexes = [i for i, request in enumerate(prepared) if len(request) == size]
             for start in range(0, len(indexes), MAX_BATCH):
                 part = indexes[start : start + MAX_BATCH]
-                failed = self._repeat([prepared[index] for index in part], size)
+                requests = [prepared[index] for index in part]
+                failed, replies = self._send_batch(requests, size, kind)
                 errors.update((part[index], code) for index, code in failed.items())
-        return errors
+                answers += [(part[index], answer, text) for index, answer, text in replies]
+        return errors, answers
 
-    def _repeat(self, part: list[bytes], size: int) -> dict[int, int]:
+    def _send_batch(
+        self, requests: list[bytes], size: int, kind: int
+    ) -> tuple[dict[int, int], list[Answer]]:
         """One batch of requests of equal ``size``: their numbers are filled in all at once."""
-        netlink, seq, count = self.netlink, self.netlink.next_seq, len(part)
-        numbers = _SEQUENCES.pack(*range(seq, seq + MAX_BATCH))[: 4 * count]
-        buffer = bytearray().join(part)
+        netlink, seq, count = self.netlink, self.netlink.next_seq, len(requests)
+        numbers = array("I", range(seq, seq + count)).tobytes()
+        buffer = bytearray().join(requests)
+        buffer[_TYPE_AT::size] = bytes((kind & 0xFF,)) * count
         for byte in range(4):
             buffer[_SEQ_AT + byte :: size] = numbers[byte::4]
-        failed, _replies, lost = netlink.exchange(buffer, count)
+        failed, answers, lost = netlink.exchange(buffer, count)
         if lost:
-            failed, _ = netlink.batch([_repeated(request) for request in part])
-        return failed
+            failed, replies = netlink.batch([_encoder(request, kind) for request in requests])
+            answers = list(replies)
+        return failed, answers
 
     def get_marks(self, flows: list[Tuple]) -> list[int | None]:
         """The mark of each flow; None where the table has no such flow."""
-        marks: list[int | None] = [None] * len(flows)
-        errors, replies = self.netlink.batch(
-            [lambda s, f=flow: encode_get(s, f) for flow in flows]  # type: ignore[misc]
-        )
-        for index, code in errors.items():
-            if code != errno.ENOENT:
-                raise KernelRefused(code, f"reading the conntrack entry of {flows[index]}")
-        for reply in replies:
-            marks[reply.number] = decode_mark(reply.payload)
-        return marks
+        return self.ask([prepare(flow) for flow in flows])
+
+    def set_marks(self, marks: list[tuple[Tuple, int]]) -> dict[int, int]:
+        """Set marks; {index: errno} of those that failed (ENOENT: the flow is gone)."""
+        return self.tell([prepare(flow, mark) for flow, mark in marks])
 
     def dump(self, mark: int = 0, mask: int = 0) -> Iterator[Entry]:
         """Entries whose mark equals ``mark`` under ``mask``; the kernel filters."""

@@ -44,9 +44,13 @@ _SO_RCVBUFFORCE = 33
 MAX_BATCH = 256
 _RCVBUF_BYTES = 4 << 20
 _RECV_BYTES = 1 << 16
+#: One answer that is no dump's: none of the kernel's is as long as a page.
+_ANSWER_BYTES = 1 << 13
 _DUMP_TRIES = 8
 
 Encoder = Callable[[int], bytes]
+#: Index of the request, type and payload of what answers it.
+Answer = tuple[int, int, bytes]
 
 
 class Reply(NamedTuple):
@@ -126,7 +130,7 @@ class Netlink:
             self._batch(part[half:], start + half, errors, replies)
             return
         errors.update((start + index, code) for index, code in failed.items())
-        replies.extend(Reply(start + r.number, r.kind, r.payload) for r in answers)
+        replies.extend(Reply(start + index, kind, payload) for index, kind, payload in answers)
 
     @property
     def next_seq(self) -> int:
@@ -135,7 +139,7 @@ class Netlink:
 
     def exchange(
         self, buffer: bytes | bytearray, count: int
-    ) -> tuple[dict[int, int], list[Reply], bool]:
+    ) -> tuple[dict[int, int], list[Answer], bool]:
         """Send ``count`` packed messages numbered from ``next_seq``; read all answers.
 
         Returns ({index: errno}, answers, whether answers were lost).  A NOOP that asks for an
@@ -149,11 +153,12 @@ class Netlink:
             b"".join((buffer, HEADER.pack(16, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, last, 0)))
         )
         errors: dict[int, int] = {}
-        replies: list[Reply] = []
+        replies: list[Answer] = []
+        recv, header = self._sock.recv, HEADER.unpack_from
         lost = False
         while True:
             try:
-                data = self._sock.recv(_RECV_BYTES, socket.MSG_DONTWAIT)
+                data = recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 # The closing acknowledgement itself was dropped.
                 return errors, replies, True
@@ -162,9 +167,9 @@ class Netlink:
                     raise
                 lost = True
                 continue
-            offset = 0
-            while offset < len(data):
-                length, kind, _flags, number, _pid = HEADER.unpack_from(data, offset)
+            offset, end = 0, len(data)
+            while offset < end:
+                length, kind, _flags, number, _pid = header(data, offset)
                 index = number - seq
                 if kind == NLMSG_ERROR and 0 <= index <= count:
                     if index == count:
@@ -173,7 +178,7 @@ class Netlink:
                     if code:
                         errors[index] = code
                 elif 0 <= index < count:
-                    replies.append(Reply(index, kind, data[offset + 16 : offset + length]))
+                    replies.append((index, kind, data[offset + 16 : offset + length]))
                 offset += (length + 3) & ~3
 
     def transact(self, encoders: list[Encoder]) -> int:
@@ -222,13 +227,7 @@ class Netlink:
         entries: list[bytes] = []
         interrupted = False
         while True:
-            try:
-                data = self._sock.recv(_RECV_BYTES)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                interrupted = True  # something was lost; the kernel ends the dump all the same
-                continue
+            data = self._sock.recv(_RECV_BYTES)
             offset = 0
             while offset < len(data):
                 length, answer, flags, number, _pid = HEADER.unpack_from(data, offset)

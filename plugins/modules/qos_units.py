@@ -65,12 +65,6 @@ started:
   elements: str
   returned: always
   sample: [vff-qos-follow.service]
-missing:
-  description: Units that systemd does not know.
-  type: list
-  elements: str
-  returned: always
-  sample: []
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -195,7 +189,6 @@ def main():
         changed=changed,
         commands=[f"{verb} {' '.join(names)}" for verb, names in commands],
         started=[name for verb, names in commands if verb == "start" for name in names],
-        missing=[u for u in units if before[u].get("LoadState") == "not-found"],
         diff={"before": describe(before), "after": describe(facts)},
     )
 

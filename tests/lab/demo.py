@@ -130,13 +130,14 @@ def _kill_switch(lab: Lab, play: Callable[..., None]) -> dict[str, Any]:
 
 
 def _event(node: Node, kind: str) -> float:
-    """The node's time at which the command behind the last event of a kind was started."""
+    """When (by our clock) the command behind the last event of a kind was started."""
     from vff_qos.journal import MESSAGE_IDS
 
-    entry = json.loads(
-        node.ssh(f"journalctl -o json -n 1 MESSAGE_ID={MESSAGE_IDS[kind]}").splitlines()[-1]
-    )
-    return int(entry["__REALTIME_TIMESTAMP"]) / 1e6 - int(entry["VFF_QOS_TOOK_MS"]) / 1e3
+    lines = node.ssh(f"journalctl -o json MESSAGE_ID={MESSAGE_IDS[kind]}").splitlines()
+    # The agent says that it is suspended, too; the command says how long it took.
+    entry = [entry for line in lines if "VFF_QOS_TOOK_MS" in (entry := json.loads(line))][-1]
+    ended = int(entry["__REALTIME_TIMESTAMP"]) / 1e6 - node.clock_ahead_s()
+    return ended - int(entry["VFF_QOS_TOOK_MS"]) / 1e3
 
 
 def _settled(report: Report, event: float, *, lifted: bool) -> float:

@@ -30,26 +30,8 @@ LogsDirectory=xray
 LogsDirectoryMode=0750
 AmbientCapabilities=CAP_NET_BIND_SERVICE
 CapabilityBoundingSet=CAP_NET_BIND_SERVICE
+Environment=PYTHONPATH=/opt/xray
 ExecStart=/usr/bin/python3 /opt/lab/engine.py /etc/xray/config.json
-Restart=on-failure
-RestartSec=2
-LimitNOFILE=65536
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-CLIENT_UNIT = """\
-[Unit]
-Description=Xray client of all devices (lab)
-After=lab-net.service
-BindsTo=lab-net.service
-
-[Service]
-Type=notify
-NotifyAccess=all
-NetworkNamespacePath=/run/netns/clients
-ExecStart=/usr/bin/python3 /opt/lab/engine.py /etc/lab/client.json
 Restart=on-failure
 RestartSec=2
 LimitNOFILE=65536

@@ -1,4 +1,4 @@
-"""The whole lab: a node, its Internet, the engine and its users."""
+"""The whole lab: a node, its Internet, the engines and the users."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -61,24 +62,25 @@ class Lab:
         self.node.__exit__(kind, error, trace)
 
     def start_engine(self, users: Sequence[User] = USERS) -> None:
-        """Build the namespaces, start server and clients, wait until they listen.
+        """Connect the users' devices, start server and clients, wait until they listen.
 
-        Everything is enabled as systemd units, so it comes back after a reboot. Once per node.
+        On the node it is enabled as systemd units, so it comes back after a reboot. Once per node.
         """
         self._adopt(users)
-        with step(f"starting the engine for {len(self.users)} users"):
+        with step(f"starting the engines for {len(self.users)} users"):
+            internet = self.node.internet
+            internet.connect(self.devices)
             with tempfile.TemporaryDirectory() as folder:
                 tree = Path(folder)
                 self._write_files(tree)
                 self.node.put(tree, "/")
             self.node.put(GUEST, "/opt/lab")
             self.node.ssh("useradd --system --no-create-home xray && chown -R xray: /etc/xray")
-            started = self.node.run(
-                "systemctl enable --quiet --now lab-net xray lab-clients", check=False
-            )
+            started = self.node.run("systemctl enable --quiet --now lab-net xray", check=False)
             if started.returncode:
                 logs = self.node.ssh("journalctl -b -p warning -n 6 -o cat --no-pager")
                 raise LabError("the engine did not start: " + " | ".join(logs.splitlines()))
+            internet.start_engine(self._client_config)
 
     def start_traffic(
         self,
@@ -92,12 +94,18 @@ class Lab:
     ) -> Run:
         """Load the node for all users (or some) at once, in the background.
 
+        `users` may be variants of those that the engine knows, with other sources or flows.
         Measured are the `seconds` that follow `idle_s` (round trips without load) and `warmup_s`.
         """
-        chosen = self.users if users is None else users
-        some = [device for device in self.devices if device.user in chosen]
+        chosen = {user.email: user for user in (self.users if users is None else users)}
+        some = [
+            replace(device, user=chosen[device.user.email])
+            for device in self.devices
+            if device.user.email in chosen
+        ]
         return Run(
-            self.node,
+            self.node.internet,
+            self.node.dir / "traffic",
             some,
             direction,
             seconds,
@@ -132,19 +140,21 @@ class Lab:
         self.users = tuple(users)
         self.devices = devices(self.users)
 
+    @property
+    def _client_config(self) -> Path:
+        return self.node.dir / "client.json"
+
     def _write_files(self, tree: Path) -> None:
-        """Everything under /etc that the lab adds to the node."""
+        """The clients' config here, and everything under /etc that the lab adds to the node."""
         for folder in ("etc/xray", "etc/lab", "etc/systemd/system"):
             (tree / folder).mkdir(parents=True)
         fingerprint = _certificate(tree / "etc/xray")
+        self._client_config.write_text(json.dumps(engine.client(self.devices, fingerprint)))
         files = {
             "etc/xray/config.json": json.dumps(engine.server(self.users), indent=1),
-            "etc/lab/client.json": json.dumps(engine.client(self.devices, fingerprint), indent=1),
-            "etc/lab/net-up.sh": network.up_script(self.devices),
-            "etc/lab/net-down.sh": network.DOWN_SCRIPT,
-            "etc/systemd/system/lab-net.service": network.UNIT,
+            "etc/lab/wan": network.node_batch(),
+            "etc/systemd/system/lab-net.service": network.NODE_UNIT,
             "etc/systemd/system/xray.service": engine.SERVER_UNIT,
-            "etc/systemd/system/lab-clients.service": engine.CLIENT_UNIT,
         }
         for path, text in files.items():
             (tree / path).write_text(text)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
 import subprocess
-import threading
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from . import engine, network
-from .node import Node
+from .internet import Internet
+from .node import die_with_parent
 from .progress import LabError, say
 from .users import Device, Direction, User
 
@@ -49,8 +53,7 @@ class Measurement:
 class Report:
     """A finished run: a measurement for each user, in their order.
 
-    `clock` is the node's time (seconds since 1970) of the first sample, to place events that
-    happened on the node in `series`.
+    `clock` is the time (seconds since 1970) of the first sample, to place events in `series`.
     """
 
     measurements: tuple[Measurement, ...]
@@ -65,7 +68,8 @@ class Run:
 
     def __init__(
         self,
-        node: Node,
+        internet: Internet,
+        folder: Path,
         devices: Sequence[Device],
         direction: Direction,
         seconds: float,
@@ -74,10 +78,18 @@ class Run:
         idle_s: float,
         warmup_s: float,
     ) -> None:
-        self._node, self._devices, self._direction = node, devices, direction
+        """`folder` is deleted first, and holds the logs of iperf3 then."""
+        if not devices:
+            raise LabError("traffic of nobody")
+        self._devices, self._direction, self._folder = devices, direction, folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         total_s = idle_s + warmup_s + seconds
         job = {
             "direction": direction,
+            "folder": str(folder),
+            "inet": internet.namespace("inet"),
+            "clients": internet.namespace("clients"),
             "target": network.TARGET_IPV4,
             "echo_port": engine.ECHO_PORT,
             "echo_interval_s": ECHO_INTERVAL_S,
@@ -87,33 +99,38 @@ class Run:
             "seconds": seconds,
             "devices": [_device(device, direction, total_s) for device in devices],
         }
-        self._done: subprocess.CompletedProcess[str] | None = None
-        self._error: LabError | None = None
-
-        def work() -> None:
-            command = "exec /usr/bin/python3 /opt/lab/traffic.py"
-            try:
-                self._done = node.run(command, stdin=json.dumps(job), timeout_s=total_s + 120)
-            except LabError as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=work, daemon=True)
-        self._thread.start()
+        self._timeout_s = total_s + 120
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "lab.traffic"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            preexec_fn=die_with_parent(),
+        )
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(job))
+        self._process.stdin.close()
+        self._process.stdin = None
 
     def finish(self) -> Report:
         """End the traffic now; what was seen up to here is the result."""
-        self._node.ssh("touch /run/lab/enough")
+        (self._folder / "enough").touch()
         return self.result()
 
     def result(self) -> Report:
         """Wait for the end. Raises LabError if the traffic could not be moved."""
-        self._thread.join()
-        if self._error:
-            raise self._error
-        assert self._done
-        if self._done.stderr:
-            say(self._done.stderr.strip())
-        seen = json.loads(self._done.stdout)
+        try:
+            output, errors = self._process.communicate(timeout=self._timeout_s)
+        except subprocess.TimeoutExpired as error:
+            self._process.kill()
+            raise LabError(f"traffic did not end within {self._timeout_s:.0f} s") from error
+        if self._process.returncode:
+            raise LabError("no traffic: " + " | ".join(errors.strip().splitlines()[-3:]))
+        if errors:
+            say(errors.strip())
+        seen = json.loads(output)
         if seen["errors"]:
             raise LabError("traffic stopped early: " + "; ".join(seen["errors"]))
         return report(self._devices, self._direction, seen)

@@ -1,11 +1,10 @@
-"""The Internet as the node sees it, built from namespaces inside the node.
+"""The Internet as the node sees it: namespaces of this machine behind the node's WAN device.
 
-    clients (up1, up2, ...: one link for each device) -- inet (router, target servers) -- wan0
+    clients (up1, up2, ...: one link for each device) -- inet (router, targets) -- wan0 of the node
 
-All devices share the namespace `clients` and one engine process, because a process takes seconds
-to start under emulation; each has its own link, addresses and routes. `wan0` has the node's
-default routes, so that both legs of a proxied connection use it. The management interface (eth0)
-carries SSH only.
+Only the node is emulated. All devices share the namespace `clients` and one engine process; each
+has its own link, addresses and routes. `wan0` has the node's default routes, so that both legs of
+a proxied connection use it. The management interface (eth0) carries SSH only.
 """
 
 from __future__ import annotations
@@ -15,61 +14,69 @@ from collections.abc import Sequence
 from .users import Device
 
 WAN = "wan0"
+#: The other end of the node's WAN device, in the namespace `inet`.
+TAP = "node0"
 # IPv6 is of the private kind: the engine refuses VLESS without TLS to a public server.
 NODE_IPV4, INET_IPV4 = "203.0.113.2", "203.0.113.1"
 NODE_IPV6, INET_IPV6 = "fd00:1ab:1::2", "fd00:1ab:1::1"
 TARGET_IPV4, TARGET_IPV6 = "192.0.2.10", "fd00:1ab:3::10"
 
-UNIT = """\
+NODE_UNIT = """\
 [Unit]
-Description=Namespaces of the lab: the Internet and its clients
+Description=WAN device of the lab
 Before=network-online.target
 After=lab-mgmt.service
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -eu /etc/lab/net-up.sh
-ExecStop=/bin/sh -eu /etc/lab/net-down.sh
+ExecStart=/sbin/ip -batch /etc/lab/wan
 
 [Install]
 WantedBy=multi-user.target network-online.target
 """
 
 
-def up_script(devices: Sequence[Device]) -> str:
-    """A shell script that builds everything, with few processes: they are slow to start."""
-    inet = [
-        *_device("lo", f"{TARGET_IPV4}/32", f"{TARGET_IPV6}/128"),
-        *_device("node0", f"{INET_IPV4}/24", f"{INET_IPV6}/64"),
+def node_batch() -> str:
+    """What brings the node's WAN device up, as input of `ip -batch`."""
+    commands = [
+        f"link set eth1 name {WAN}",
+        *_device(WAN, f"{NODE_IPV4}/24", f"{NODE_IPV6}/64"),
+        *_routes(WAN, INET_IPV4, INET_IPV6, metric=1),
     ]
-    clients = ["link set lo up"]
+    return "\n".join(commands) + "\n"
+
+
+def inet_script(devices: Sequence[Device], clients_pid: int) -> str:
+    """A shell script that builds the router; `clients_pid` is a process in the other namespace."""
+    links = [
+        *_device("lo", f"{TARGET_IPV4}/32", f"{TARGET_IPV6}/128"),
+        *_device(TAP, f"{INET_IPV4}/24", f"{INET_IPV6}/64"),
+    ]
     for device in devices:
         port, uplink = device.router_port, device.uplink
-        inet.append(f"link add {port} type veth peer name {uplink} netns clients")
-        inet += _device(port, f"{device.ipv4_router}/30", f"{device.ipv6_router}/64")
-        clients += _device(uplink, f"{device.ipv4}/30", f"{device.ipv6}/64")
-        # Every device has default routes of its own: its sockets are bound to its link.
-        clients += _routes(uplink, device.ipv4_router, device.ipv6_router, metric=device.number)
+        links.append(f"link add {port} type veth peer name {uplink} netns {clients_pid}")
+        links += _device(port, f"{device.ipv4_router}/30", f"{device.ipv6_router}/64")
     # A queue that never fills: it is there to count wire bytes (veth has no queue of its own).
     queues = [f"qdisc add dev {device.router_port} root pfifo limit 10000" for device in devices]
-    wan = [
-        f"link add {WAN} type veth peer name node0 netns inet",
-        *_device(WAN, f"{NODE_IPV4}/24", f"{NODE_IPV6}/64"),
-    ]
     script = [
-        _batch("ip", ["netns add inet", "netns add clients", *wan]),
-        _batch("ip -n inet", inet),
-        _batch("ip -n clients", clients),
-        _batch("tc -n inet", queues),
-        "ip netns exec inet sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
+        _batch("ip", links),
+        _batch("tc", queues),
+        "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
         _datagram_counters(devices),
-        _batch("ip", _routes(WAN, INET_IPV4, INET_IPV6, metric=1)),
     ]
     return "\n".join(script) + "\n"
 
 
-DOWN_SCRIPT = f"ip link delete {WAN}\nip netns delete clients\nip netns delete inet\n"
+def clients_script(devices: Sequence[Device]) -> str:
+    """A shell script that gives every device its addresses and routes."""
+    commands = ["link set lo up"]
+    for device in devices:
+        uplink = device.uplink
+        commands += _device(uplink, f"{device.ipv4}/30", f"{device.ipv6}/64")
+        # Every device has default routes of its own: its sockets are bound to its link.
+        commands += _routes(uplink, device.ipv4_router, device.ipv6_router, metric=device.number)
+    return _batch("ip", commands) + "\n"
 
 
 def _datagram_counters(devices: Sequence[Device]) -> str:
@@ -84,7 +91,7 @@ def _datagram_counters(devices: Sequence[Device]) -> str:
         "}",
         "}",
     ]
-    return "\n".join(["ip netns exec inet nft -f - <<END", *rules, "END"])
+    return "\n".join(["nft -f - <<END", *rules, "END"])
 
 
 def _device(name: str, ipv4: str, ipv6: str) -> list[str]:

@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from . import image
+from .internet import Internet
 from .progress import LabError, say, step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -67,6 +68,7 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
         self._master: subprocess.Popen[bytes] | None = None
         self._signals: dict[int, Any] = {}
+        self.internet = Internet(self.dir, None if persistent else die_with_parent())
 
     # -- life --------------------------------------------------------------------------------
 
@@ -83,6 +85,7 @@ class Node:
         if self._load() and self.alive():
             raise LabError(f"node {self.name!r} is already running (pid {self.pid}); take it down")
         base = image.ensure(self.suite)
+        self.internet.down()
         self._clear()
         self.dir.mkdir(parents=True)
         try:
@@ -113,9 +116,12 @@ class Node:
             self._process.wait()
             self._process = None
         self.pid = 0
+        self.internet.down()
         if keep_log and (self.dir / "serial.log").exists():
             for path in self.dir.iterdir():
-                if path.name != "serial.log":
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "serial.log":
                     path.unlink()
         else:
             self._clear()
@@ -239,6 +245,28 @@ class Node:
         path.write_text("\n".join(lines) + "\n")
         return path
 
+    def clock_ahead_s(self) -> float:
+        """How far the node's clock is ahead of this machine's, to some milliseconds."""
+        program = "import time\nwhile input(): print(time.time(), flush=True)"
+        best, ahead = float("inf"), 0.0
+        with subprocess.Popen(
+            self.ssh_command(f"/usr/bin/python3 -Sc {shlex.quote(program)}"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        ) as clock:
+            assert clock.stdin and clock.stdout
+            for _ in range(10):
+                asked = time.time()
+                clock.stdin.write("?\n")
+                there = float(clock.stdout.readline())
+                took = time.time() - asked
+                if took < best:
+                    best, ahead = took, there - asked - took / 2
+            clock.stdin.write("\n")
+        return ahead
+
     # -- inside ------------------------------------------------------------------------------
 
     @property
@@ -254,6 +282,7 @@ class Node:
             + ["-b", str(base.disk), str(self.overlay)]
         )
         self.port = _free_port()
+        tap = self.internet.up()
         (self.dir / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {base.host_key}\n")
         command = [
             *("qemu-system-x86_64", "-name", f"vff-lab-{self.name}", "-nodefaults"),
@@ -266,6 +295,9 @@ class Node:
             "-netdev",
             f"user,id=mgmt,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{self.port}-:22",
             *("-device", "virtio-net-pci,netdev=mgmt,romfile="),
+            *("-netdev", f"tap,id=wan,fd={tap}"),
+            # QEMU's main loop is the bottleneck; so it is asked half as often.
+            *("-device", "virtio-net-pci,netdev=wan,romfile=,ioeventfd=off,tx=timer"),
             *("-kernel", str(base.kernel), "-initrd", str(base.initrd), "-append"),
             KERNEL_OPTIONS,
         ]
@@ -277,10 +309,13 @@ class Node:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C is for us; we take the machine down
-                    preexec_fn=None if self.persistent else _die_with_parent(),
+                    pass_fds=(tap,),
+                    preexec_fn=None if self.persistent else die_with_parent(),
                 )
             except FileNotFoundError as error:
                 raise LabError(_missing("qemu-system-x86_64")) from error
+            finally:
+                os.close(tap)
         self.pid = self._process.pid
         state = {"pid": self.pid, "port": self.port, "suite": self.suite, "image": str(base.path)}
         (self.dir / "state.json").write_text(json.dumps(state) + "\n")
@@ -308,7 +343,7 @@ class Node:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=None if self.persistent else _die_with_parent(),
+            preexec_fn=None if self.persistent else die_with_parent(),
         )
         deadline = time.monotonic() + 30
         while not self._control.exists():
@@ -404,7 +439,7 @@ def _exit_on_signal(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _die_with_parent() -> Callable[[], None]:
+def die_with_parent() -> Callable[[], None]:
     """A function for the child, between fork and exec: be killed when the parent ends."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()

@@ -1,43 +1,38 @@
-"""What is on a node, in a form that can be compared: nothing of ours may be left behind."""
+"""What is on a node, as text that can be compared: nothing of ours may be left behind."""
 
 from __future__ import annotations
 
+import difflib
+
 from .node import Node
 
-#: Name of a part and the command that prints it, a line for each thing.
-_PARTS = {
-    "links": "ip -br link | awk '{print $1, $2}' | sort",
-    "qdiscs": "tc qdisc show | sort",
-    "filters": "for dev in $(ls /sys/class/net); do for at in root ingress egress; do "
-    'tc filter show dev $dev $at 2>/dev/null | sed "s/^/$dev $at /"; done; done',
-    "nft ruleset": "nft -s list ruleset",
-    "units": "systemctl list-unit-files --no-legend | grep -v '^run-' | sort",
-    "users": "getent passwd; getent group",
-    "packages": "dpkg-query -W -f '${Package} ${db:Status-Status}\\n'",
-    # useradd keeps a copy of what it edits (passwd-), and so does dpkg (status-old).
-    "files": "find /etc /opt /usr/local /var/lib/vff-qos /run/vff-qos /var/log/vff-qos -xdev "
-    "2>/dev/null | grep -Ev -- '-$|/etc/ld.so.cache|__pycache__' | sort",
-    "marks": "conntrack -L -o extended 2>/dev/null | grep -o 'mark=[1-9][0-9]*' | sort | uniq -c",
-}
+_SNAPSHOT = r"""
+exec 2>&1
+# The lab's own links get new addresses at each boot.
+echo "## links";    ip -d link show | sed 's/ qlen [0-9]*//; s/ether [0-9a-f:]*//'
+echo "## qdiscs";   tc qdisc show
+echo "## filters";  tc filter show dev wan0; tc filter show dev wan0 ingress
+echo "## nft";      nft list ruleset
+echo "## marks";    conntrack -L --mark 0x51000000/0x7fff0000 -o id 2>/dev/null
+echo "## units";    systemctl list-unit-files --no-legend --no-pager
+echo "## accounts"; getent passwd; getent group
+echo "## packages"; dpkg-query -W
+echo "## etc";      find /etc -type f ! -name '*-' ! -name ld.so.cache -print0 | sort -z |
+                    xargs -0 sha256sum
+echo "## files";    find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp \
+                    -o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg \
+                    -o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root/.ansible \
+                    -o -path /opt/lab \) -prune -o -print | sort
+echo "## run";      find /run -maxdepth 1 -name 'vff*'
+"""
 
 
-def snapshot(node: Node) -> dict[str, list[str]]:
-    """All parts of the node's state, by name."""
-    script = "; ".join(f"echo '@@{name}'; {command}" for name, command in _PARTS.items())
-    parts: dict[str, list[str]] = {}
-    for line in node.run(script, check=False).stdout.splitlines():
-        if line.startswith("@@"):
-            parts[line[2:]] = []
-        else:
-            parts[list(parts)[-1]].append(line)
-    return parts
+def snapshot(node: Node) -> str:
+    """Links, qdiscs, filters, rules, marks, units, accounts, packages, files."""
+    return node.ssh(_SNAPSHOT)
 
 
-def difference(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:
-    """What ``after`` has more (+) or less (-), a line each; empty if they are equal."""
-    found = []
-    for name in _PARTS:
-        old, new = before[name], after[name]
-        found += [f"- {name}: {line}" for line in old if line not in new]
-        found += [f"+ {name}: {line}" for line in new if line not in old]
-    return found
+def difference(before: str, after: str) -> list[str]:
+    """What `after` has more (+) or less (-), a line each; empty if they are equal."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+    return [line for line in lines if not line.startswith(("---", "+++", "@@"))]

@@ -26,7 +26,7 @@ class User:
 
     `default` says that the node's settings do not name this user, so the default limits hold.
     `offered` caps what the source sends, in bit/s per device and direction; None is "all it can",
-    and for UDP a quarter more than the limit.
+    and for UDP half as much again as the limit.
     """
 
     email: str
@@ -63,7 +63,7 @@ class User:
         """What each of the user's devices sends at most, in bit/s; None is "all it can"."""
         limit = self.limit(direction)
         if self.offered is None and self.udp and limit is not None:
-            return limit * 5 // 4 // self.devices
+            return limit * 3 // 2 // self.devices
         return self.offered
 
 
@@ -111,7 +111,8 @@ class Device:
         return 5400 + self.number
 
 
-MAX_DEVICES = 60  # 198.51.100.0/24 in blocks of four
+CLIENTS_IPV4 = "198.51.100.0/24"
+MAX_DEVICES = 60  # in blocks of four
 
 
 def devices(users: Sequence[User]) -> list[Device]:
@@ -122,19 +123,19 @@ def devices(users: Sequence[User]) -> list[Device]:
     return [Device(number, user) for number, user in enumerate(owners, 1)]
 
 
-# Together about 110 Mbit/s: what the emulated node moves with room to spare. Plain VLESS costs
+# Together about 100 Mbit/s: what the emulated node moves with room to spare. Plain VLESS costs
 # least, TLS (Trojan) and datagrams most.
 USERS: tuple[User, ...] = (
-    User("alice@lab", "vless", 12 * MBIT, 5 * MBIT),
+    User("alice@lab", "vless", 50 * MBIT, 25 * MBIT),
     User("bob@lab", "vmess", 5 * MBIT, 10 * MBIT),
     User("carol@lab", "trojan", 8 * MBIT, 4 * MBIT),
     User("dave@lab", "shadowsocks", 4 * MBIT, 2 * MBIT),
-    User("erin@lab", "vless", 50 * MBIT, 25 * MBIT, devices=2, flows=8),
+    User("erin@lab", "vless", 12 * MBIT, 6 * MBIT, devices=2, flows=8),
     User("frank@lab", "vless", 6 * MBIT, 3 * MBIT, ipv6=True),
     User("grace@lab", "shadowsocks", 3 * MBIT, 2 * MBIT, udp=True),
     User("heidi@lab", "vless", DEFAULT_DOWNLOAD, DEFAULT_UPLOAD, default=True, port=20042),
     User("ivan@lab", "vmess", 1 * MBIT, 1 * MBIT),
-    User("judy@lab", "vless", None, None, offered=15 * MBIT),
+    User("judy@lab", "vless", None, None, offered=10 * MBIT),
 )
 
 
@@ -149,7 +150,6 @@ def role_variables(users: Sequence[User] = USERS) -> dict[str, object]:
         else:
             policy[user.email] = {"upload": _rate(user.upload), "download": _rate(user.download)}
     return {
-        "qos_if_wan": "wan0",
         "qos_service_ports": list(SERVICE_PORTS),
         "qos_xray_access_log_path": "/var/log/xray/access.log",
         "qos_upload_default": _rate(DEFAULT_UPLOAD),

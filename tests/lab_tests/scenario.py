@@ -6,7 +6,6 @@ with what it expected and what it saw.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -17,9 +16,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lab import Lab, LabError, User, role_variables
+from lab import Lab, LabError, User, network, role_variables
+from lab.labnode import GUEST
 from lab.progress import say, step
-from lab.users import DIRECTIONS, MBIT, Direction
+from lab.snapshot import difference
+from lab.snapshot import snapshot as take_snapshot
+from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, Direction
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "molecule"
@@ -39,27 +41,8 @@ WARMUP_S, SECONDS = 10.0, 10.0
 LONG_S = 900.0  # for as long as it takes; ended by hand
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
+HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
-
-SNAPSHOT = r"""
-exec 2>&1
-# The lab's own links get new addresses at each boot.
-echo "## links";    ip -d link show | sed 's/ qlen [0-9]*//; s/ether [0-9a-f:]*//'
-echo "## qdiscs";   tc qdisc show
-echo "## filters";  tc filter show dev wan0; tc filter show dev wan0 ingress
-echo "## nft";      nft list ruleset
-echo "## marks";    conntrack -L --mark 0x51000000/0x7fff0000 -o id 2>/dev/null
-echo "## units";    systemctl list-unit-files --no-legend --no-pager
-echo "## accounts"; getent passwd; getent group
-echo "## packages"; dpkg-query -W
-echo "## etc";      find /etc -type f ! -name '*-' ! -name ld.so.cache -print0 | sort -z |
-                    xargs -0 sha256sum
-echo "## files";    find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp \
-                    -o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg \
-                    -o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root/.ansible \
-                    -o -path /opt/lab \) -prune -o -print | sort
-echo "## run";      find /run -maxdepth 1 -name 'vff*'
-"""
 
 KERNEL = r"""
 exec 2>&1
@@ -117,17 +100,14 @@ def attach() -> Lab:
 
 def snapshot() -> None:
     """Write down what a fresh node looks like."""
-    (NOTES / "fresh").write_text(attach().node.ssh(SNAPSHOT))
+    (NOTES / "fresh").write_text(take_snapshot(attach().node))
 
 
 def same_as_fresh(why: str) -> None:
     """Nothing of ours is left: links, qdiscs, filters, rules, units, files, accounts, marks."""
-    before, now = (NOTES / "fresh").read_text(), attach().node.ssh(SNAPSHOT)
-    if before != now:
-        lines = difflib.unified_diff(
-            before.splitlines(), now.splitlines(), "fresh", "now", lineterm="", n=0
-        )
-        raise Failed(f"{why}:\n" + "\n".join(lines))
+    left = difference((NOTES / "fresh").read_text(), take_snapshot(attach().node))
+    if left:
+        raise Failed("\n".join([f"{why}:", *left]))
 
 
 def untouched() -> None:
@@ -142,11 +122,9 @@ def kernel() -> None:
     """The first time write the kernel's objects down, after that compare with them."""
     seen = attach().node.ssh(KERNEL)
     note = NOTES / "kernel"
-    if note.exists() and note.read_text() != seen:
-        lines = difflib.unified_diff(
-            note.read_text().splitlines(), seen.splitlines(), "first", "second", lineterm="", n=0
-        )
-        raise Failed("a second run changed the kernel:\n" + "\n".join(lines))
+    changed = difference(note.read_text(), seen) if note.exists() else []
+    if changed:
+        raise Failed("\n".join(["a second run changed the kernel:", *changed]))
     note.write_text(seen)
 
 
@@ -215,17 +193,17 @@ def kill_switch() -> None:
     lab = attach()
     run = lab.start_traffic("download", LONG_S, idle_s=1.0, warmup_s=WARMUP_S)
     time.sleep(WARMUP_S + 12)
-    marks = [clock(lab)]
+    marks = [time.time()]
     make("qos-disable")
-    marks.append(clock(lab))
+    marks.append(time.time())
     asked = lab.node.run("systemctl is-enabled vff-qos-follow.service", check=False)
     masked = asked.stdout.strip()
     if masked != "masked":
         raise Failed(f"vff-qos-follow.service is {masked}, not masked")
     time.sleep(10)
-    marks.append(clock(lab))
+    marks.append(time.time())
     make("qos")
-    marks.append(clock(lab))
+    marks.append(time.time())
     time.sleep(12)
     report = run.finish()
     # Seconds since the first sample, with a second of grace after each run.
@@ -239,10 +217,6 @@ def kill_switch() -> None:
             test = free if name == "disabled" else held
             if not test(m.user, "download", mean):
                 raise Failed(f"{name}: {m.user.email} gets {mean / MBIT:.2f}, limit {m.limit_bps}")
-
-
-def clock(lab: Lab) -> float:
-    return float(lab.node.ssh("date +%s.%N"))
 
 
 def reboot() -> None:
@@ -291,6 +265,64 @@ def classes(lab: Lab) -> set[str]:
     return set(re.findall(r"class htb (\S+)", lab.node.ssh("tc class show dev wan0")))
 
 
+# A link that goes down loses routes and IPv6 addresses; who takes it down puts them back.
+ROUTES = f"""
+ip address replace {network.NODE_IPV6}/64 dev $wan nodad
+ip route replace default via {network.INET_IPV4} dev $wan metric 1
+ip -6 route replace default via {network.INET_IPV6} dev $wan metric 1
+"""
+BREAKS = [
+    ("our nft table deleted", "nft delete table inet vff_qos"),
+    ("nft ruleset flushed", "nft flush ruleset"),
+    ("a user's class deleted", "tc class del dev wan0 classid 5100:2"),
+    ("root qdisc of the WAN deleted", "tc qdisc del dev wan0 root"),
+    ("root qdisc of the IFB deleted", "tc qdisc del dev vffqos0 root"),
+    ("clsact deleted", "tc qdisc del dev wan0 clsact"),
+    ("IFB deleted", "ip link del vffqos0"),
+    ("conntrack flushed", "conntrack -F"),
+    ("WAN down and up", f"wan=wan0; ip link set wan0 down; ip link set wan0 up; {ROUTES}"),
+    # The node's other check compares names: here wan7 counts as wan0.
+    (
+        "WAN renamed",
+        f"wan=wan7; ip link set wan0 down; ip link set wan0 name wan7 up; {ROUTES}",
+    ),
+    (
+        "WAN renamed back",
+        f"wan=wan0; ip link set wan7 down; ip link set wan7 name wan0 up; {ROUTES}",
+    ),
+    # The clients' network stays where it is, so that traffic goes on.
+    (
+        "default route moved",
+        "ip link add alt0 type dummy; ip link set alt0 up; "
+        f"ip route add {CLIENTS_IPV4} via {network.INET_IPV4} dev wan0; "
+        "ip route add default dev alt0 metric 0",
+    ),
+    ("default route moved back", f"ip link del alt0; ip route del {CLIENTS_IPV4}"),
+]
+#: What is to come after these, where it is not what was before.
+UNTIL = {
+    "default route moved": "tc qdisc show dev alt0 | grep -q 'htb 5100: root' && "
+    "! tc qdisc show dev wan0 | grep -q 'htb 5100:'"
+}
+
+
+def healing() -> None:
+    """Whatever others break comes back by itself, while traffic flows."""
+    lab = attach()
+    run = lab.start_traffic("download", LONG_S, idle_s=1.0, warmup_s=1.0)
+    time.sleep(WARMUP_S)  # everybody has a class and live flows
+    breaks = [(name, command, UNTIL.get(name)) for name, command in BREAKS]
+    job = json.dumps({"timeout_s": HEAL_S, "breaks": breaks})
+    lab.node.put(GUEST / "heal.py", "/opt/lab/heal.py")
+    done = lab.node.run("/usr/bin/python3 /opt/lab/heal.py", stdin=job, timeout_s=900)
+    for name, result in json.loads(done.stdout).items():
+        if result["took_s"] is None:
+            raise Failed("\n".join([f"{name}: not mended in {HEAL_S} s", *result["differs"]]))
+        say(f"{name}: mended after {result['took_s']:.1f} s")
+    run.finish()
+    limited()
+
+
 def absent() -> None:
     """Nothing of ours is left, and nobody is limited."""
     make("qos-absent")
@@ -331,8 +363,8 @@ def dependent() -> None:
 STEPS = {
     f.__name__: f
     for f in (
-        up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, reboot, gc, absent,
-        never_installed, dependent, disabled_reboot,
+        up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, reboot,
+        gc, absent, never_installed, dependent, disabled_reboot,
     )
 }  # fmt: skip
 

@@ -646,6 +646,27 @@ def test_mark_of_other_software_never_reaches_routing(
     )
 
 
+def test_uploads_pass_without_the_ifb_once_nothing_leads_there(
+    net: Network, full: Settings
+) -> None:
+    memory = Memory()
+    bootstrap.reconcile(full, memory)
+    theirs = ["dev", WAN, "ingress", "pref", "9", "protocol", "ip", "u32"]
+    run("tc", "filter", "add", *theirs, "match", "u32", "0", "0", "flowid", "1:1")
+    run("ip", "link", "del", "vffqos0")
+    netlink = Netlink(socket.NETLINK_ROUTE)
+    index = socket.if_nametoindex(WAN)
+    assert filters.stop_redirecting(netlink, index, 0x5100) == 8
+    assert filters.stop_redirecting(netlink, index, 0x5100) == 0
+    netlink.close()
+    for address in (NODE, NODE6):
+        exchange(net, address, 443)
+    assert "u32" in run("tc", "filter", "show", "dev", WAN, "ingress")
+    bootstrap.reconcile(full, memory)
+    assert bootstrap.reconcile(full, memory) == []
+    exchange(net, NODE, 443)
+
+
 @pytest.mark.parametrize("port", [443, 20000, 20100])
 def test_service_ports_go_through_the_ifb_and_others_do_not(
     net: Network, full: Settings, port: int

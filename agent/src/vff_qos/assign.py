@@ -176,8 +176,9 @@ class Assigner:
     def adopt(self) -> int:
         """Take over the state and what the kernel has; returns the number of live marked flows.
 
-        Live flows whose class is gone get it back; marks of nobody are cleared, because their
-        next claim would look like a conflict.
+        Live flows whose class is gone get it back, and so do flows that were marked lately; all
+        others get theirs with their next claim.  Marks of nobody are cleared, because the next
+        claim would look like a conflict.  Raises Suspended, KernelRefused.
         """
         with self._lock:
             self._load()
@@ -204,13 +205,20 @@ class Assigner:
                     revived.append(owner)
             self._save(revived, [])
             # The policy may have changed, or an override ended, while nobody looked.
+            lately = self._expected()
             owners = [
                 owner
                 for owner in self._minors.by_minor.values()
-                if owner.minor in marked or self._is_shaped(owner)
+                if owner.minor in marked or owner.minor in lately or self._is_shaped(owner)
             ]
             self._ensure(self._classes.outdated(owners))
             return sum(marked.values())
+
+    def _expected(self) -> set[int]:
+        """Minors whose marks we set without asking whether their class is there."""
+        marks = [prepared_mark(record.request) for record in self._recent.values()]
+        marks += [*self._soft.values(), *self._doomed.values()]
+        return {mark & MINOR_MASK for mark in marks} & self._minors.by_minor.keys()
 
     def _adopt_flow(self, entry: Entry, owner: Owner) -> None:
         """Remember a marked flow, so that a flushed table can be mended after a restart, too."""

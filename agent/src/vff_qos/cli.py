@@ -105,11 +105,10 @@ def _run(args: argparse.Namespace) -> int:
         policy = load_policy(paths.policy, paths.policy_dir)
         print(f"ok: {len(policy.users)} users have limits of their own")
         return 0
-    journal = Journal()
     if args.command == "follow":
         from .follow import follow
 
-        return follow(paths, journal)
+        return follow(paths, Journal())
     state = State(paths.state_dir)
     if args.command == "status":
         from .status import read_status, render
@@ -124,9 +123,9 @@ def _run(args: argparse.Namespace) -> int:
         found = read_explanation(settings, state, paths, args.email)
         print(json.dumps(found, indent=1) if args.json else render_explanation(found))
         return 0
-    lock = Lock(paths.run_dir)
+    lock, journal = Lock(paths.run_dir), Journal(by_hand=True)
     if args.command in ("limit", "unlimit", "block", "reset"):
-        print(_order(args, settings, paths, state, lock))
+        print(_order(args, settings, paths, state, lock, journal))
         return 0
     if args.command == "policy":
         from .apply import apply, diff
@@ -134,7 +133,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.action == "diff":
             _print(diff(settings, paths, state, lock, args.file))
         else:
-            print(apply(settings, paths, state, lock, Journal(by_hand=True), args.file))
+            print(apply(settings, paths, state, lock, journal, args.file))
         return 0
     if args.command == "gc":
         from .collect import Collector
@@ -148,13 +147,18 @@ def _run(args: argparse.Namespace) -> int:
         from .release import suspend
 
         count = suspend(settings, state, lock, journal)
-        print("no change" if count is None else f"{count} flows are unlimited now")
+        print("no change" if count is None else f"suspended: {count} flows are unlimited now")
         return 0
     return _reconcile(args, settings, state, lock, journal)
 
 
 def _order(
-    args: argparse.Namespace, settings: Settings, paths: Paths, state: State, lock: Lock
+    args: argparse.Namespace,
+    settings: Settings,
+    paths: Paths,
+    state: State,
+    lock: Lock,
+    journal: Journal,
 ) -> str:
     from .core.durations import parse_duration
     from .orders import give_order
@@ -173,7 +177,6 @@ def _order(
     except ValueError as error:
         raise Refused(f"--for: {error}") from error
     policy = load_policy(paths.policy, paths.policy_dir)
-    journal = Journal(by_hand=True)
     return give_order(
         settings, policy, state, lock, journal, args.email, entry, for_s, args.reason
     )
@@ -186,8 +189,10 @@ def _reconcile(
     from .release import resume, suspend
 
     if args.command == "bootstrap":
-        load_policy(args.policy, args.policy_dir)
-        if args.repair and state.get_value("suspended"):
+        if not args.repair:
+            # It is the follower's matter; a large one takes seconds that healing has not.
+            load_policy(args.policy, args.policy_dir)
+        elif state.get_value("suspended"):
             settings = settings.lifted()
         _print(reconcile(settings, state, args.plan))
         # The follower's own repairs must not end what a person has ordered.

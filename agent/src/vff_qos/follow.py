@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from typing import Any
 
@@ -17,11 +16,11 @@ from .assign import Assigner, Suspended
 from .config import Paths, load_policy, load_settings, policy_stamp
 from .core.accesslog import Claim
 from .core.resolver import Resolver
-from .errors import ConfigError, Refused
+from .errors import ConfigError, KernelRefused, Refused
+from .heal import Healer, repair_command
 from .journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
 from .kernel.addresses import local_addresses
 from .kernel.devices import shaping_devices
-from .kernel.monitor import Monitor
 from .kernel.netlink import Netlink
 from .lock import Lock
 from .sources import open_source
@@ -32,9 +31,6 @@ _TICK_S = 1.0
 #: Rounds begin no faster than this: lines that come meanwhile share one trip to the kernel.
 _ROUND_S = 0.001
 _STATUS_S = 5.0
-_RECONCILE_S = 60.0
-_SETTLE_S = 0.2
-_MAX_BACKOFF_S = 60.0
 #: More than a block of the log makes objects.
 _COLLECT_OBJECTS = 50_000
 #: Replayed claims are applied at the end, the last of each source; more than this at once.
@@ -61,27 +57,32 @@ class Follower:
         self._lock = Lock(paths.run_dir)
         self._route = Netlink(0)
         self._resolver = Resolver(self._settings.service_ports, local_addresses(self._route))
+        devices = self._find_devices()
         self._assigner = Assigner(
             self._settings,
             policy,
             self._state,
             self._lock,
             journal,
-            shaping_devices(self._settings),
+            devices,
             self._resolver,
         )
-        self._monitor = Monitor(self._assigner.port_ids)
+        self._healer = Healer(paths, self._settings, journal, self._assigner.port_ids, devices)
         self._watch = PolicyWatch(paths)
         self._poll = select.epoll()
         self._signals: set[int] = set()
         self._replayed: dict[bytes, Claim] = {}
-        self._repair: subprocess.Popen[str] | None = None
-        self._repair_due: float | None = None
-        self._backoff_s = 1.0
-        self._repairs = 0
         self._saved_checkpoint: Any = None
         self._last_round = self._next_tick = self._next_status = 0.0
-        self._next_check = time.monotonic() + _RECONCILE_S
+
+    def _find_devices(self) -> tuple[int, int]:
+        """Indexes of (IFB, WAN); made again if somebody took them away while no agent ran."""
+        try:
+            return shaping_devices(self._settings)
+        except Refused as error:
+            self._journal.event("kernel", f"{error}; repairing", ERROR)
+            subprocess.run(repair_command(self._paths), stdout=subprocess.DEVNULL, check=False)
+            return shaping_devices(self._settings)
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ class Follower:
                 wake,
                 *self._watch.descriptors(),
                 *self._source.descriptors(),
-                *self._monitor.descriptors(),
+                self._healer.fileno(),
             ):
                 self._poll.register(descriptor, select.EPOLLIN)
             self._journal.event(
@@ -135,6 +136,9 @@ class Follower:
         timeout = 0.0 if self._source.more else max(0.0, self._next_tick - now)
         if retry_s is not None:
             timeout = min(timeout, retry_s)
+        heal_due = self._healer.due()
+        if heal_due is not None:
+            timeout = min(timeout, max(0.0, heal_due - now))
         ready = {descriptor for descriptor, _events in self._poll.poll(timeout)}
         if wake in ready:
             os.read(wake, 512)
@@ -143,8 +147,10 @@ class Follower:
             stamp = policy_stamp(self._paths)
             if stamp != self._policy_read:
                 self._reload()
-        if not ready.isdisjoint(self._monitor.descriptors()):
-            self._heard()
+        if self._healer.fileno() in ready or (
+            heal_due is not None and heal_due <= time.monotonic()
+        ):
+            self._heal()
         if self._source.more or not ready.isdisjoint(self._source.descriptors()):
             self._gather()
             self._read()
@@ -203,7 +209,7 @@ class Follower:
             self._journal.limited("healed", f"conntrack was flushed: {again} flows marked again")
         self._assigner.tend_early()
         self._save_checkpoint()
-        self._heal(now)
+        self._heal()
         notify("WATCHDOG=1")
         if now >= self._next_status:
             self._next_status = now + _STATUS_S
@@ -266,7 +272,7 @@ class Follower:
         path = os.path.join(self._paths.run_dir, "follow.json")
         status = {
             **self._assigner.snapshot(),
-            "repairs": self._repairs,
+            "repairs": self._healer.repairs,
             "policy": self._policy_used,
             "log": vars(self._source.counters),
             "written": time.time(),
@@ -280,75 +286,23 @@ class Follower:
 
     # -- healing --------------------------------------------------------------------------------
 
-    def _heard(self) -> None:
-        heard = self._monitor.listen()
-        if heard.addresses:
+    def _heal(self) -> None:
+        """Listen for what others break, and take over what was repaired."""
+        now = time.monotonic()
+        if self._healer.listen(now):
             self._resolver.set_addresses(local_addresses(self._route))
-        if heard.kernel and self._repair_due is None:
-            self._repair_due = time.monotonic() + _SETTLE_S
-            self._next_tick = min(self._next_tick, self._repair_due)
-
-    def _heal(self, now: float) -> None:
-        """Have ``bootstrap`` put right what others broke, in a process of its own.
-
-        It is the same code as at boot; and pyroute2 would double our memory.
-        """
-        if self._repair is not None:
-            if self._repair.poll() is None:
-                return
-            self._repaired(self._repair)
-            self._repair = None
-        if self._assigner.wants_repair or now >= self._next_check:
-            self._repair_due = self._repair_due or now
-            self._assigner.wants_repair = False
-        if self._repair_due is None or now < self._repair_due:
+        wanted, self._assigner.wants_repair = self._assigner.wants_repair, False
+        if self._healer.turn(now, wanted) is None:
             return
-        self._repair_due = None
-        self._next_check = now + _RECONCILE_S
-        self._repair = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "vff_qos",
-                "bootstrap",
-                "--repair",
-                "--settings",
-                self._paths.settings,
-                "--policy",
-                self._paths.policy,
-                "--policy-dir",
-                self._paths.policy_dir,
-                "--state-dir",
-                self._paths.state_dir,
-                "--run-dir",
-                self._paths.run_dir,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def _repaired(self, child: subprocess.Popen[str]) -> None:
-        output = (child.stdout.read() if child.stdout else "").strip()
-        if child.returncode:
-            self._backoff_s = min(self._backoff_s * 2, _MAX_BACKOFF_S)
-            self._repair_due = time.monotonic() + self._backoff_s
-            self._journal.limited("kernel", f"repair failed: {output}", ERROR)
-            return
-        self._backoff_s = 1.0
-        changes = [line for line in output.splitlines() if line and line != "no change"]
         try:
-            self._assigner.set_devices(shaping_devices(self._settings))
-        except Refused as error:
+            devices = shaping_devices(self._settings)
+            self._healer.set_devices(devices)
+            self._assigner.set_devices(devices)
+            self._assigner.adopt()
+        except (Refused, KernelRefused) as error:
+            # Changed again meanwhile; the next repair sees it.
             self._journal.limited("kernel", str(error), ERROR)
-            return
-        if changes:
-            self._repairs += 1
-            self._journal.event("healed", "healed: " + "; ".join(changes), WARNING)
-        self._assigner.adopt()
-        # Our own repair was heard, too.
-        self._monitor.listen()
-        self._repair_due = None
+            self._assigner.wants_repair = True
 
 
 def _spare_collector() -> None:

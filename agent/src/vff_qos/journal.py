@@ -46,19 +46,17 @@ class Journal:
         self._clock = clock
         self._last: dict[str, float] = {}
         self._held: dict[str, int] = {}
-        self._send: Callable[..., None] | None = None
         # systemd sets JOURNAL_STREAM when our output goes to the journal anyway.
-        if "JOURNAL_STREAM" in os.environ or (by_hand and os.path.exists(_SOCKET)):
-            from systemd import journal
-
-            self._send = journal.send
+        self._to_journal = "JOURNAL_STREAM" in os.environ or (by_hand and os.path.exists(_SOCKET))
 
     def event(self, kind: str, message: str, priority: int = INFO, **fields: str | int) -> None:
         """One entry of a known ``kind``; fields become ``VFF_QOS_<NAME>``."""
-        if self._send is None:
+        if not self._to_journal:
             print(message, file=sys.stderr, flush=True)
             return
-        self._send(
+        from systemd import journal
+
+        journal.send(
             message,
             PRIORITY=priority,
             SYSLOG_IDENTIFIER="vff-qos",

@@ -1,6 +1,6 @@
 """Run the engine with a config file until it is stopped: engine.py CONFIG.json
 
-Tells systemd that it is ready once every inbound of the config listens.
+Tells whoever started it (systemd, on the node) that it is ready once every inbound listens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def listening() -> set[int]:
 
 
 def report_ready(config: str) -> None:
-    """Wait until every inbound listens (without knocking: the engine logs that); tell systemd."""
+    """Wait until every inbound listens (without knocking: the engine logs that); say so."""
     ports = {int(str(inbound["port"]).split("-")[0]) for inbound in json.loads(config)["inbounds"]}
     while not ports <= listening():
         time.sleep(0.2)
@@ -48,7 +48,6 @@ def main() -> None:
         if os.fork() == 0:  # a process: the engine's call below never lets go of the interpreter
             report_ready(config)
             os._exit(0)
-    sys.path.insert(0, "/opt/xray")
     import xray
 
     xray.startFromJSON(config)  # until SIGTERM; exits with 23, silently, if the config is refused

@@ -349,8 +349,14 @@ def _our_link(dev: str, link: Link, settings: Settings) -> bool:
 
 
 def _our_filter(key: Key, spec: Filter, majors: tuple[int, ...]) -> bool:
+    return key[3] in majors or leads_away(key, spec)
+
+
+def leads_away(key: Key, spec: Filter) -> bool:
+    """Whether a filter at ingress is one of ours that lead into our chain: without these, packets
+    pass as if we were not there."""
     _, _dev, _hook, chain, pref, _protocol, _handle = key
-    return chain in majors or (chain == 0 and pref in _PREFS and spec.kind == "flower")
+    return chain == 0 and pref in _PREFS and spec.kind == "flower"
 
 
 def find_wan(settings: Settings, observed: Observed) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..core.htb import MINOR_MASK, HtbClass, classid
-from ..core.layout import INGRESS_PARENT, ROOT_PARENT, Filter, Key, Qdisc
+from ..core.layout import INGRESS_PARENT, ROOT_PARENT, Filter, Key, Qdisc, leads_away
 from .links import send
 from .netlink import (
     NLM_F_CREATE,
@@ -163,6 +163,22 @@ def delete_filter(
     head = _tcmsg(indices[dev], handle, _parent(hook, major), _info(pref, protocol))
     what = f"removing filter {spec.kind} {pref} from {hook} of {dev}"
     send(netlink, _DELFILTER, 0, head + body, what)
+
+
+def stop_redirecting(netlink: Netlink, index: int, major: int) -> int:
+    """Delete our filters that lead packets away from interface ``index``; returns how many."""
+    try:
+        name = socket.if_indextoname(index)
+    except OSError:
+        return 0  # the interface is gone, and its filters with it
+    found = [
+        (key, spec)
+        for key, spec in filters(index, "ingress", major, {index: name})
+        if leads_away(key, spec)
+    ]
+    for key, spec in found:
+        delete_filter(netlink, key, spec, major, {name: index})
+    return len(found)
 
 
 def _parent(hook: str, major: int) -> int:

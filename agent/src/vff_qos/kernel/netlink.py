@@ -227,7 +227,13 @@ class Netlink:
         entries: list[bytes] = []
         interrupted = False
         while True:
-            data = self._sock.recv(_RECV_BYTES)
+            try:
+                data = self._sock.recv(_RECV_BYTES)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                interrupted = True  # something was lost; the kernel ends the dump all the same
+                continue
             offset = 0
             while offset < len(data):
                 length, answer, flags, number, _pid = HEADER.unpack_from(data, offset)

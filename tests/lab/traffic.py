@@ -1,7 +1,7 @@
 """Move traffic through the tunnels and read the kernel's counters meanwhile.
 
 Reads a job (JSON) on standard input, writes the observations (JSON) to standard output; see
-`measure.py` for both. Everything it starts is killed with it.
+`measure.py` for both. Everything it starts is killed with it. Nothing of it runs on the node.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import counters
+from . import counters
 
-LOGS = Path("/run/lab")
-ENOUGH = LOGS / "enough"  # whoever makes it ends the sampling early
 PR_SET_PDEATHSIG = 1
 ECHO_BYTES = 64
 ETHERNET, IPV4, IPV6, TCP_WITH_TIMESTAMPS, UDP = 14, 20, 40, 32, 8
@@ -32,7 +30,7 @@ Job = dict[str, Any]
 children: list[int] = []
 
 
-def spawn(body: Callable[[], None], namespace: str | None) -> int:
+def spawn(body: Callable[[], None], namespace: str) -> int:
     """Fork a child that runs `body` in a namespace and dies with us."""
     pid = os.fork()
     if pid:
@@ -130,13 +128,13 @@ class Sampler:
     """Running totals of each device, in both directions."""
 
     def __init__(self, job: Job) -> None:
+        inet, clients = job["inet"], job["clients"]
         self._devices = job["devices"]
         self._owner = {device["address"]: device["number"] for device in self._devices}
-        self._queues = counters.Queues("inet")
-        self._node = counters.Connections(None)
-        self._inet = counters.Connections("inet")
-        self._datagrams = counters.NamedCounters("inet")
-        self._clients = counters.Connections("clients")
+        self._queues = counters.Queues(inet)
+        self._inet = counters.Connections(inet)
+        self._datagrams = counters.NamedCounters(inet)
+        self._clients = counters.Connections(clients)
         self._seen: dict[bytes, counters.Connection] = {}
         self._upload = dict.fromkeys(self._owner.values(), 0)
 
@@ -148,19 +146,20 @@ class Sampler:
     def upload(self) -> dict[int, int]:
         """Bytes on the wire so far, by device: those that got past the node's limiter.
 
-        What arrived at the engine's sockets: payload plus the headers of each segment. Datagrams
-        are counted where they reach their target; their overhead on the way to the node is added.
+        What the node's sockets have acknowledged: payload plus the headers of each segment.
+        Datagrams are counted where they reach their target; their overhead on the way to the
+        node is added.
         """
-        for now in self._node.read():
-            number = self._owner.get(now.peer)
+        for now in self._clients.read():
+            number = self._owner.get(now.local)
             if number is None:
                 continue
             before = self._seen.get(now.cookie)
             self._seen[now.cookie] = now
-            header = ETHERNET + (IPV6 if ":" in now.peer else IPV4) + TCP_WITH_TIMESTAMPS
-            self._upload[number] += now.bytes_received + now.segments_in * header
+            header = ETHERNET + (IPV6 if ":" in now.local else IPV4) + TCP_WITH_TIMESTAMPS
+            self._upload[number] += now.bytes_acked + now.segments_out * header
             if before:
-                self._upload[number] -= before.bytes_received + before.segments_in * header
+                self._upload[number] -= before.bytes_acked + before.segments_out * header
         upload = dict(self._upload)
         datagrams = self._datagrams.read()
         for device in self._devices:
@@ -173,11 +172,11 @@ class Sampler:
         return upload
 
     def sockets(self) -> dict[bytes, tuple[int, int, int]]:
-        """The engine's sockets: cookie -> device, bytes sent and acknowledged, bytes received."""
+        """The devices' sockets to the node: cookie -> device, bytes received, bytes sent."""
         return {
-            c.cookie: (self._owner[c.peer], c.bytes_acked, c.bytes_received)
-            for c in self._node.read()
-            if c.peer in self._owner
+            c.cookie: (self._owner[c.local], c.bytes_received, c.bytes_acked)
+            for c in self._clients.read()
+            if c.local in self._owner
         }
 
     def payload(self, direction: str) -> dict[int, int]:
@@ -191,10 +190,10 @@ class Sampler:
         return received
 
 
-def failures() -> list[str]:
+def failures(folder: Path) -> list[str]:
     """iperf3 clients that ended although they should still run, with their last words."""
     found = []
-    for log in sorted(LOGS.glob("client-*.log")):
+    for log in sorted(folder.glob("client-*.log")):
         words = log.read_text().strip().splitlines()
         if any("error" in line for line in words):
             found.append(f"{log.stem}: {words[-1]}")
@@ -203,27 +202,24 @@ def failures() -> list[str]:
 
 def observe(job: Job) -> dict[str, Any]:
     """Run the job: idle round trips, start the load, warm up, sample, stop."""
-    LOGS.mkdir(exist_ok=True)
-    ENOUGH.unlink(missing_ok=True)
-    for old in LOGS.glob("*.log"):
-        old.unlink()
-    target, inet = job["target"], "inet"
+    folder = Path(job["folder"])
+    inet, clients, target = job["inet"], job["clients"], job["target"]
     spawn(lambda: echo_server(target, job["echo_port"]), inet)
     for device in job["devices"]:
         if device["iperf"]:
             arguments = ["-s", "-1", "-p", str(device["target_port"])]
-            spawn(iperf(arguments, LOGS / f"server-{device['number']}.log"), inet)
+            spawn(iperf(arguments, folder / f"server-{device['number']}.log"), inet)
     time.sleep(1.0)  # the servers listen
-    echoes = os.open(LOGS / "echo.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    spawn(lambda: echo_clients(job, echoes), "clients")
+    echoes = os.open(folder / "echo.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    spawn(lambda: echo_clients(job, echoes), clients)
     sampler = Sampler(job)
     time.sleep(job["idle_s"])
 
     load_at = time.monotonic()
     for device in job["devices"]:
         if device["iperf"]:
-            log = LOGS / f"client-{device['number']}.log"
-            spawn(iperf(device["iperf"], log), "clients")
+            log = folder / f"client-{device['number']}.log"
+            spawn(iperf(device["iperf"], log), clients)
     time.sleep(job["warmup_s"])
     began = time.monotonic()
     samples, tick = [], began
@@ -233,12 +229,12 @@ def observe(job: Job) -> dict[str, Any]:
     while True:
         samples.append((time.monotonic(), wire()))
         tick += job["interval_s"]
-        if tick > began + job["seconds"] + 1e-6 or ENOUGH.exists():
+        if tick > began + job["seconds"] + 1e-6 or (folder / "enough").exists():
             break
         time.sleep(max(0.0, tick - time.monotonic()))
     payload.append((time.monotonic(), sampler.payload(direction)))
     sockets.append(sampler.sockets())
-    errors = failures()
+    errors = failures(folder)
     stop()
     flows = [
         (after[0], after[1] - before[1], after[2] - before[2])
@@ -251,7 +247,7 @@ def observe(job: Job) -> dict[str, Any]:
         "samples": samples,
         "payload": payload,
         "flows": flows,
-        "echoes": [line.split() for line in (LOGS / "echo.log").read_text().splitlines()],
+        "echoes": [line.split() for line in (folder / "echo.log").read_text().splitlines()],
         "errors": errors,
     }
 

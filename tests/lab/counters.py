@@ -1,4 +1,4 @@
-"""Kernel counters by raw netlink: no process per reading, which emulation makes slow.
+"""Kernel counters of a namespace by raw netlink: no process per reading.
 
 Layouts are those of linux/rtnetlink.h, linux/inet_diag.h, linux/tcp.h and nf_tables.h.
 """
@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_NETFILTER = 0, 4, 12
@@ -26,7 +27,7 @@ TCA_STATS2, TCA_STATS_BASIC = 7, 1
 SOCK_DIAG_BY_FAMILY, INET_DIAG_INFO = 20, 2
 DIAG_MSG = 72  # bytes of struct inet_diag_msg
 LIVE_STATES = 0b1_1111_0010  # established, the closing ones; neither listening nor waiting
-TCPI_BYTES_ACKED, TCPI_SEGS_IN = 120, 140
+TCPI_SND_MSS, TCPI_TOTAL_RETRANS, TCPI_BYTES_ACKED = 16, 100, 120
 
 NFT_MSG_GETOBJ, NFTABLES_GETOBJ = 19, (10 << 8) | 19
 NFPROTO_INET = 1
@@ -36,29 +37,43 @@ CLONE_NEWNET = 0x40000000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter(namespace: str | None) -> None:
-    """Move this process into a network namespace; None is the node's own (that of process 1)."""
-    path = f"/run/netns/{namespace}" if namespace else "/proc/1/ns/net"
-    descriptor = os.open(path, os.O_RDONLY)
+def enter(namespace: str) -> None:
+    """Move this thread into a network namespace, given as a path (/proc/PID/ns/net)."""
+    descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if libc.setns(descriptor, CLONE_NEWNET):
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error), path)
+        _setns(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """Be in another network namespace for the length of a block."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter(namespace)
+        try:
+            yield
+        finally:
+            _setns(own)
+    finally:
+        os.close(own)
+
+
+def _setns(descriptor: int) -> None:
+    if libc.setns(descriptor, CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), "setns")
 
 
 class Netlink:
     """A netlink socket that stays in the namespace it was opened in."""
 
-    def __init__(self, protocol: int, namespace: str | None) -> None:
-        enter(namespace)
-        try:
+    def __init__(self, protocol: int, namespace: str) -> None:
+        with inside(namespace):
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             self._socket.bind((0, 0))
-        finally:
-            enter(None)
 
     def dump(self, kind: int, body: bytes) -> Iterator[memoryview]:
         """Send a dump request; yield the payload of each answer."""
@@ -94,11 +109,8 @@ class Queues:
     """
 
     def __init__(self, namespace: str) -> None:
-        enter(namespace)
-        try:
+        with inside(namespace):
             self._names = dict(socket.if_nameindex())
-        finally:
-            enter(None)
         self._netlink = Netlink(NETLINK_ROUTE, namespace)
 
     def read(self) -> dict[str, int]:
@@ -113,25 +125,25 @@ class Queues:
 
 
 class Connection(NamedTuple):
-    """Counters of one TCP socket: payload bytes, and segments that came in."""
+    """Counters of one TCP socket. Acknowledged is also what arrived behind a gap (SACK)."""
 
     cookie: bytes
+    local: str
     local_port: int
-    peer: str
     peer_port: int
     bytes_acked: int
     bytes_received: int
-    segments_in: int
+    segments_out: int  # without repetitions
 
 
 class Connections:
-    """The TCP sockets of a namespace (None: the node's own)."""
+    """The TCP sockets of a namespace."""
 
-    def __init__(self, namespace: str | None) -> None:
+    def __init__(self, namespace: str) -> None:
         self._netlink = Netlink(NETLINK_SOCK_DIAG, namespace)
 
     def read(self) -> list[Connection]:
-        """All live sockets, IPv4 and IPv6; mapped peers appear as IPv4."""
+        """All live sockets, IPv4 and IPv6; mapped addresses appear as IPv4."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
             extensions = 1 << (INET_DIAG_INFO - 1)
@@ -148,15 +160,23 @@ class Connections:
         if info is None:  # a socket on its way out has none
             return None
         local_port, peer_port = struct.unpack_from("!HH", message, 4)
-        raw = bytes(message[24:40])
+        raw = bytes(message[8:24])
         if message[0] == socket.AF_INET:
-            peer = socket.inet_ntop(socket.AF_INET, raw[:4])
+            local = socket.inet_ntop(socket.AF_INET, raw[:4])
         else:
-            peer = socket.inet_ntop(socket.AF_INET6, raw).removeprefix("::ffff:")
-        acked, received = struct.unpack_from("=QQ", info, TCPI_BYTES_ACKED)
-        segments = struct.unpack_from("=I", info, TCPI_SEGS_IN)[0]
-        cookie = bytes(message[44:52])
-        return Connection(cookie, local_port, peer, peer_port, acked, received, segments)
+            local = socket.inet_ntop(socket.AF_INET6, raw).removeprefix("::ffff:")
+        segment_size, sacked = struct.unpack_from("=I8xI", info, TCPI_SND_MSS)
+        retransmitted = struct.unpack_from("=I", info, TCPI_TOTAL_RETRANS)[0]
+        acked, received, segments = struct.unpack_from("=QQI", info, TCPI_BYTES_ACKED)
+        return Connection(
+            cookie=bytes(message[44:52]),
+            local=local,
+            local_port=local_port,
+            peer_port=peer_port,
+            bytes_acked=acked + sacked * segment_size,
+            bytes_received=received,
+            segments_out=segments - retransmitted,
+        )
 
 
 class NamedCounters:

@@ -36,6 +36,9 @@ _VARIABLES = {
     "gc.pool_max": "qos_gc_pool_max",
     "default.upload": "qos_upload_default",
     "default.download": "qos_download_default",
+    "default.plan": "qos_plan_default",
+    "plans": "qos_plans",
+    "match": "qos_match",
     "users": "qos_users",
 }
 #: systemd.time(7), as far as an operator needs it: "10min", "1h 30min", "90".

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import selectors
 import signal
 import socket
 import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -331,14 +334,14 @@ SETTINGS = Settings(leaf="pfifo", node_ceil_bps=10**9)
 class Bare:
     """Classes and their owners, in one process."""
 
-    def __init__(self, policy: str, users: int, make: bool = True) -> None:
+    def __init__(self, policy: str, users: int, settings: Settings = SETTINGS) -> None:
         self.tc = Tc()
         self.devices = socket.if_nametoindex("vffqos0"), socket.if_nametoindex("wan0")
-        self.classes = Classes(SETTINGS, parse_policy(policy.encode(), "p"), self.tc, self.devices)
+        parsed = parse_policy(policy.encode(), "p")
+        self.classes = Classes(settings, parsed, self.tc, self.devices)
         self.owners = [Owner(f"u{n}@x", n + 2) for n in range(users)]
         self.classes.load(self.owners, set())
-        if make:
-            assert self.classes.ensure(self.owners) == []
+        assert self.classes.ensure(self.owners) == []
 
     def change(self, policy: str) -> list[Owner]:
         """Another policy; returns whose class was changed."""
@@ -400,6 +403,83 @@ def test_a_leaf_that_is_gone_comes_back(trees: tuple[str, str]) -> None:
     run("tc", "qdisc", "del", "dev", "wan0", "parent", "5100:3", "handle", "3:")
     assert [owner.minor for owner in bare.change("default: {}")] == [3]
     assert bare.tc.leaves(bare.devices[1], MAJOR) == {2: "pfifo", 3: "pfifo", 4: "pfifo"}
+
+_SO_SNDBUFFORCE = 32
+
+
+class Flood:
+    """Users who always have something to send, each from a number of sockets, into the WAN tree.
+
+    SO_PRIORITY names the class, so that no filter is needed; a full socket waits for its packets
+    to leave the queue, as a real sender does.
+    """
+
+    FRAME = b"\xff" * 12 + b"\x88\xb5" + b"x" * 1_500
+
+    def __init__(self, users: dict[int, int]) -> None:
+        """``users``: {minor: number of sockets}."""
+        self.selector = selectors.DefaultSelector()
+        for minor, count in users.items():
+            for _ in range(count):
+                sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
+                # Together somewhat less than the 1,000 packets that the queue holds.
+                sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 800_000 // count)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, MAJOR << 16 | minor)
+                sock.bind(("wan0", 0))
+                self.selector.register(sock, selectors.EVENT_WRITE)
+
+    def send(self, seconds: float) -> None:
+        """Keep the queues full for a while."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for key, _events in self.selector.select(0.01):
+                assert isinstance(key.fileobj, socket.socket)
+                try:
+                    while True:
+                        key.fileobj.send(self.FRAME)
+                except OSError as error:  # the socket is full, or the queue
+                    assert error.errno in (errno.EAGAIN, errno.ENOBUFS)
+
+    def close(self) -> None:
+        for key in list(self.selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+        self.selector.close()
+
+
+def _shares(bare: Bare, sockets: dict[int, int], seconds: float) -> dict[int, float]:
+    """Bit/s of each user's class while all of them flood."""
+    flood = Flood(sockets)
+    flood.send(0.5)
+    start, before = time.monotonic(), bare.classes.kernel()[1]
+    flood.send(seconds)
+    after, took = bare.classes.kernel()[1], time.monotonic() - start
+    flood.close()
+    eventually(lambda: not any(c.backlog_bytes for c in bare.classes.kernel()[1].values()), 20)
+    return {m: (after[m].sent_bytes - before[m].sent_bytes) * 8 / took for m in sockets}
+
+
+@pytest.mark.parametrize("ceil_bps", [10_000_000, 20_000_000])
+def test_the_full_node_is_shared_by_weight_whatever_the_limits_and_flows(
+    trees: tuple[str, str], ceil_bps: int
+) -> None:
+    limit = ceil_bps // 1_000_000
+    bare = Bare(
+        f"default: {{download: {limit}mbit}}\nusers:\n  u2@x: {{weight: 4}}\n"
+        f"  u3@x: {{download: {limit // 2}mbit}}\n",
+        4,
+        settings=replace(SETTINGS, node_ceil_bps=ceil_bps),
+    )
+    run("tc", "class", "change", "dev", "wan0", "parent", "5100:", "classid", "5100:1", "htb",
+        "rate", f"{ceil_bps}bit", "burst", "64k", "cburst", "64k", "quantum", "60000")  # fmt: skip
+    one, many, heavy, low = (owner.minor for owner in bare.owners)
+    got = _shares(bare, {one: 1, many: 64, heavy: 1, low: 8}, 2.0)
+    assert sum(got.values()) == pytest.approx(ceil_bps, rel=0.05)
+    for minor in (one, many, low):
+        assert got[minor] == pytest.approx(ceil_bps / 7, rel=0.05), got
+    assert got[heavy] == pytest.approx(ceil_bps * 4 / 7, rel=0.05), got
+    # Alone, a user reaches the whole limit.
+    assert _shares(bare, {low: 1}, 1.0)[low] == pytest.approx(ceil_bps / 2, rel=0.05)
 
 
 def _cpu_s() -> float:

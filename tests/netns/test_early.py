@@ -27,7 +27,7 @@ from vff_qos.release import suspend
 from vff_qos.state import State
 
 from .conftest import run
-from .test_follow import Client
+from .test_follow import Client, Node, eventually, node  # noqa: F401
 
 SETTINGS = Settings(
     wan="wan0",
@@ -203,9 +203,9 @@ def test_tainted_lines_neither_fill_the_map_nor_win_an_early_flow(scene: Scene) 
 def test_a_flow_without_a_user_is_let_go(scene: Scene) -> None:
     mark = scene.learn("alice@x")
     nameless, silent = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
-    scene.wait(10)
+    scene.wait(30)
     assert scene.mark(silent) == scene.mark(nameless) == mark | PROVISIONAL
-    scene.wait(10)
+    scene.wait(30)
     assert scene.mark(silent) == 0
     assert scene.count("early_expired") == 2
     nameless = Client("127.0.0.1", 4430)
@@ -272,7 +272,7 @@ def test_a_flushed_conntrack_table_is_noticed_all_the_same(scene: Scene) -> None
     run("conntrack", "-F")
     for client in clients:
         client.sock.send(b"alive")
-    assert scene.assigner.check_flush(5.0) == 5
+    assert scene.assigner.check_flush(5.0) >= len(clients)
     assert {scene.mark(client) for client in clients} == {mark}
 
 
@@ -301,3 +301,19 @@ def test_collection_and_the_kill_switch_take_the_elements_along(scene: Scene) ->
     with pytest.raises(Suspended):
         scene.wait(100)
     assert elements() == {}
+
+
+def test_the_agent_empties_the_maps_of_its_predecessor_and_tells_its_counts(
+    node: Node,  # noqa: F811
+) -> None:
+    settings = node.directory / "settings.yml"
+    settings.write_text(settings.read_text() + "early_shaping: true\n")
+    nft.replace_table(layout.normal_table(layout.table(SETTINGS)))
+    run("nft", "add", "element", "inet", "vff_qos", "early4", "{ 127.0.0.1 : 0xd1000777 }")
+    stray = Client("127.0.0.1", 4430)
+    assert node.mark(stray) == 0xD1000777
+    node.start()
+    eventually(lambda: not elements())
+    assert node.mark(stray) == 0  # a mark of nobody
+    shown = node.run("status")
+    assert "early shaping: 0 addresses, 0 flows confirmed, 0 corrected, 0 expired" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import time
@@ -9,13 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
+from bench.world import make_some_flows
 from vff_qos.assign import Assigner, Suspended
 from vff_qos.collect import Collector
 from vff_qos.core import layout
-from vff_qos.core.accesslog import Scanner
+from vff_qos.core.accesslog import Claim, Scanner
 from vff_qos.core.early import BAR_S, KEEP_S, PROVE_S
+from vff_qos.core.flow import Tuple
 from vff_qos.core.htb import PROVISIONAL
+from vff_qos.core.minors import RESTRICTED
 from vff_qos.core.policy import Limits, Policy
 from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import GcSettings, Settings
@@ -306,8 +312,8 @@ def test_collection_and_the_kill_switch_take_the_elements_along(scene: Scene) ->
 def test_the_agent_empties_the_maps_of_its_predecessor_and_tells_its_counts(
     node: Node,  # noqa: F811
 ) -> None:
-    settings = node.directory / "settings.yml"
-    settings.write_text(settings.read_text() + "early_shaping: true\n")
+    path = node.directory / "settings.yml"
+    path.write_text(path.read_text() + "early_shaping: true\n")
     nft.replace_table(layout.normal_table(layout.table(SETTINGS)))
     run("nft", "add", "element", "inet", "vff_qos", "early4", "{ 127.0.0.1 : 0xd1000777 }")
     stray = Client("127.0.0.1", 4430)
@@ -317,3 +323,48 @@ def test_the_agent_empties_the_maps_of_its_predecessor_and_tells_its_counts(
     assert node.mark(stray) == 0  # a mark of nobody
     shown = node.run("status")
     assert "early shaping: 0 addresses, 0 flows confirmed, 0 corrected, 0 expired" in shown
+
+
+CLAIMS = st.lists(
+    st.tuples(st.sampled_from([b"alice@x", b"bob@x", b"", None]), st.booleans()),
+    min_size=1,
+    max_size=6,
+)
+
+
+def test_whatever_lines_come_an_early_flow_ends_where_an_unmarked_one_does(scene: Scene) -> None:
+    mark = scene.learn("victim@x")
+    assert scene.assigner._early is not None
+    users = scene.assigner._early.users
+    numbers = itertools.count(2)
+
+    def outcome(claims: list[tuple[bytes | None, bool]], early: bool) -> str:
+        """Whose the flow is after ``claims``, each of which comes by itself."""
+        address = b"\x7f" + next(numbers).to_bytes(3, "big")
+        for now in (scene.now - PROVE_S, scene.now):
+            users.saw(address, "victim@x", now)
+        flow = Tuple(6, address, 40_000, LOOPBACK[0], 4430)
+        make_some_flows([flow])
+        if early:
+            scene.conntrack.set_marks([(flow, mark | PROVISIONAL)])
+        source = f"{socket.inet_ntoa(address)}:40000".encode()
+        for email, tainted in claims:
+            scene.assigner.assign([Claim(source, b"in", email, tainted, b"", 0, None)])
+        (found,) = scene.conntrack.get_marks([flow])
+        assert found is not None and not found & PROVISIONAL
+        owners = {owner.minor: owner.key for owner in scene.state.owners()}
+        key = owners[found & 0xFFFF] if found else "nobody"
+        return "restricted" if key.startswith(RESTRICTED) else key
+
+    @settings(
+        max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(claims=CLAIMS)
+    @example(claims=[(b"alice@x", False), (b"bob@x", False)])
+    @example(claims=[(b"bob@x", True), (b"alice@x", False)])
+    @example(claims=[(b"", True)])
+    @example(claims=[(None, False), (b"alice@x", False)])
+    def same(claims: list[tuple[bytes | None, bool]]) -> None:
+        assert outcome(claims, early=True) == outcome(claims, early=False)
+
+    same()

@@ -18,11 +18,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs")
     args = parser.parse_args()
-    print("The agent, on one core of this machine (about 4 minutes):", flush=True)
+    about = 2 if args.quick else 5
+    print(f"The agent, on one core of this machine (about {about} minutes):", flush=True)
     enter_namespace()
     os.sched_setaffinity(0, {BENCH_CPU})
     report = Report()
-    agent_bench.measure(report, args.quick)
+    agent_bench.measure(report, agent_bench.QUICK if args.quick else agent_bench.FULL)
     report.write(REPORT)
     print(f"written to {REPORT}")
 

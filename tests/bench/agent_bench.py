@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -9,15 +10,16 @@ import struct
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 from vff_qos.core.htb import PARKED_PRIO
 from vff_qos.kernel.conntrack import Conntrack, decode, decode_tuple
 from vff_qos.kernel.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
-from vff_qos.kernel.tc import Tc
+from vff_qos.kernel.tc import ClassState, Tc
 
 from .rows import Report
 from .world import (
-    BENCH_CPU,
     MAJOR,
     Agent,
     agent,
@@ -31,25 +33,55 @@ from .world import (
 
 _LINES = 400_000
 _FLOWS = 10_000
+_MANY_USERS, _MANY_FLOWS = 10_000, 50_000
+_RATES = (10, 1_000, 10_000)
 _NFNLGRP_CONNTRACK_UPDATE = 2
+_CONNTRACK_U = "conntrack -U -p tcp -s {} --sport {} -d {} --dport {} --mark {}"
 
 
-def throughput(report: Report, runs: int) -> float:
-    """Lines a second from the file to marks on existing flows; the median at 1,000 users."""
-    result = 0.0
-    for users in (100, 1_000, 10_000):
-        rates, first = [], []
+class Effort(NamedTuple):
+    """How often and how long is measured."""
+
+    runs: int
+    latency_s: float
+    idle_s: float
+
+
+QUICK = Effort(runs=2, latency_s=2.0, idle_s=15.0)
+FULL = Effort(runs=5, latency_s=5.0, idle_s=60.0)
+
+
+def measure(report: Report, effort: Effort) -> None:
+    """All of it."""
+    for users in (100, 1_000):
         with agent() as follower:
-            make_flows(_FLOWS + runs)
-            first.append(_push(follower, [line(n, users) for n in range(_FLOWS)], _FLOWS - 1))
-            block = [line(n % _FLOWS, users, n) for n in range(_LINES)]
-            for number in range(runs):
-                last = _FLOWS + number
-                rates.append(_push(follower, [*block, line(last, users)], last))
-        value = report.add(f"follow.lines_per_s.users_{users}", rates, "lines/s")
-        report.add(f"follow.first_lines_per_s.users_{users}", first, "lines/s")
-        result = value if users == 1_000 else result
-    return result
+            throughput(report, follower, users, effort.runs)
+    for rate in _RATES:
+        latency(report, rate, effort)
+    with agent() as follower:
+        throughput(report, follower, _MANY_USERS, effort.runs)
+        memory_and_idle(report, follower, effort.idle_s)
+        policy(report, follower, effort.runs)
+        restart(report, follower, effort.runs)
+        collection(report, follower, effort.runs)
+    baselines(report, effort.runs)
+
+
+def throughput(report: Report, follower: Agent, users: int, runs: int) -> None:
+    """Lines a second from the file to marks on existing flows, and the CPU time of each."""
+    report.progress(f"{users:,} users: their first lines, then {runs} times {_LINES:,} lines")
+    make_flows(_FLOWS + runs)
+    first = _push(follower, [line(n, users) for n in range(_FLOWS)], _FLOWS - 1)
+    block = [line(n % _FLOWS, users, n) for n in range(_LINES)]
+    rates, cpu_us = [], []
+    for number in range(runs):
+        cpu = follower.cpu_s()
+        last = _FLOWS + number
+        rates.append(_push(follower, [*block, line(last, users)], last))
+        cpu_us.append((follower.cpu_s() - cpu) / _LINES * 1e6)
+    report.add(f"follow.lines_per_s.users_{users}", rates, "lines/s")
+    report.add(f"follow.cpu_us_per_line.users_{users}", cpu_us, "us")
+    report.add(f"follow.first_lines_per_s.users_{users}", [first], "lines/s")
 
 
 def _push(follower: Agent, lines: list[bytes], last: int) -> float:
@@ -59,7 +91,9 @@ def _push(follower: Agent, lines: list[bytes], last: int) -> float:
     start = time.perf_counter()
     for at in range(0, len(lines), 20_000):
         follower.append(lines[at : at + 20_000])
-    wait_until(lambda: bool(conntrack.get_marks([flow(last)])[0]), 120, 0.001)
+    wait_until(
+        f"a mark on flow {last}", lambda: bool(conntrack.get_marks([flow(last)])[0]), 120, 0.001
+    )
     spent = time.perf_counter() - start
     conntrack.close()
     return len(lines) / spent
@@ -100,99 +134,146 @@ class _Watcher(threading.Thread):
         return self.seen
 
 
-def latency(report: Report, seconds: float) -> None:
-    """From write() to the mark, for new flows of known users, at three rates."""
-    for rate in (10, 1_000, 10_000):
-        count = int(rate * seconds)
+def latency(report: Report, rate: int, effort: Effort) -> None:
+    """From write() to the mark, for new flows of known users at ``rate`` lines a second."""
+    report.progress(f"latency at {rate:,} lines/s, {effort.runs} times {effort.latency_s:.0f} s")
+    half, tail, cpu = [], [], []
+    for _ in range(effort.runs):
         with agent() as follower:
-            make_flows(count + 100)
-            _push(follower, [line(count + n, 100) for n in range(100)], count + 99)
-            time.sleep(2.0)
-            watcher = _Watcher()
-            watcher.start()
-            written: list[float] = []
-            descriptor = os.open(follower.log, os.O_WRONLY | os.O_APPEND)
-            cpu, start = follower.cpu_s(), time.perf_counter()
-            lines = [line(number, 100, number) for number in range(count)]
-            for number in range(count):
-                due = start + number / rate
-                while (left := due - time.perf_counter()) > 0:
-                    time.sleep(left)
-                written.append(time.perf_counter())
-                os.write(descriptor, lines[number])
-            spent = time.perf_counter() - start
-            cpu = follower.cpu_s() - cpu
-            os.close(descriptor)
-            time.sleep(0.5)
-            seen = watcher.finish()
-        delays = sorted((seen[n] - written[n]) * 1e3 for n in range(count) if n in seen)
-        if len(delays) < count:
-            print(f"  (of {count} flows {count - len(delays)} were not seen to be marked)")
-        report.add(f"follow.latency_p50_ms.rate_{rate}", [delays[len(delays) // 2]], "ms")
-        report.add(f"follow.latency_p99_ms.rate_{rate}", [delays[len(delays) * 99 // 100]], "ms")
-        report.add(f"follow.cpu_pct.rate_{rate}", [100 * cpu / spent], "%")
+            delays, cpu_pct = _delays(follower, rate, effort.latency_s)
+        half.append(delays[len(delays) // 2])
+        tail.append(delays[len(delays) * 99 // 100])
+        cpu.append(cpu_pct)
+    report.add(f"follow.latency_p50_ms.rate_{rate}", half, "ms")
+    report.add(f"follow.latency_p99_ms.rate_{rate}", tail, "ms")
+    report.add(f"follow.cpu_pct.rate_{rate}", cpu, "%")
 
 
-def memory_and_restart(report: Report, runs: int) -> None:
-    """Memory at 10,000 users and 50,000 flows; restart, collection and policy at that size."""
-    users = 10_000
-    with agent() as follower:
-        make_flows(50_000)
-        _push(follower, [line(n, users) for n in range(50_000)], 49_999)
-        report.add(f"follow.rss_mib.users_{users}", [follower.rss_mib()], "MiB")
-        cpu = follower.cpu_s()
-        time.sleep(10)
-        report.add("follow.cpu_pct.idle", [(follower.cpu_s() - cpu) * 10], "%")
-        applied = []
-        for number in range(runs):
-            start = time.perf_counter()
-            follower.write_policy("", f"{60 + number}mbit")
-            wait_until(lambda n=number: _all_changed((60 + n) * 10**6), 60)  # type: ignore[misc]
-            applied.append(time.perf_counter() - start)
-        report.add(f"policy.apply_s.users_{users}", applied, "s")
-        restarts = []
-        for _ in range(runs):
-            follower.stop(signal.SIGKILL)
+def _delays(follower: Agent, rate: int, seconds: float) -> tuple[list[float], float]:
+    """Sorted delays in ms, and the agent's CPU time in percent."""
+    users, count = 100, int(rate * seconds)
+    make_flows(count + users)
+    _push(follower, [line(count + n, users) for n in range(users)], count + users - 1)
+    time.sleep(2.0)
+    lines = [line(number, users, number) for number in range(count)]
+    written: list[float] = []
+    watcher = _Watcher()
+    watcher.start()
+    descriptor = os.open(follower.log, os.O_WRONLY | os.O_APPEND)
+    # A collection in this process would look like a delay of the agent.
+    gc.disable()
+    cpu, start = follower.cpu_s(), time.perf_counter()
+    for number in range(count):
+        due = start + number / rate
+        while (left := due - time.perf_counter()) > 0:
+            time.sleep(left)
+        written.append(time.perf_counter())
+        os.write(descriptor, lines[number])
+    spent = time.perf_counter() - start
+    cpu = follower.cpu_s() - cpu
+    gc.enable()
+    os.close(descriptor)
+    time.sleep(0.5)
+    seen = watcher.finish()
+    lost = [number for number in range(count) if number not in seen]
+    if lost:
+        raise SystemExit(f"bench: {len(lost)} of {count} flows at {rate} lines/s got no mark")
+    return sorted((seen[n] - written[n]) * 1e3 for n in range(count)), 100 * cpu / spent
+
+
+def memory_and_idle(report: Report, follower: Agent, seconds: float) -> None:
+    """Memory with 10,000 users and 50,000 live flows; CPU time when nothing is written."""
+    report.progress(f"{_MANY_FLOWS:,} live flows, then {seconds:.0f} s of silence")
+    make_flows(_MANY_FLOWS)
+    lines = [line(n, _MANY_USERS) for n in range(_MANY_FLOWS)]
+    _push(follower, lines, _MANY_FLOWS - 1)
+    # What conntrack -F set off is over by then.
+    time.sleep(8)
+    report.add(f"follow.rss_mib.users_{_MANY_USERS}", [follower.rss_mib()], "MiB")
+    cpu, start = follower.cpu_s(), time.perf_counter()
+    time.sleep(seconds)
+    used = (follower.cpu_s() - cpu) / (time.perf_counter() - start)
+    report.add("follow.cpu_pct.idle", [100 * used], "%")
+
+
+def policy(report: Report, follower: Agent, runs: int) -> None:
+    """From a new policy file to other limits in all 10,000 classes."""
+    report.progress(f"{runs} policies for {_MANY_USERS:,} users")
+    spent = []
+    for number in range(runs):
+        start = time.perf_counter()
+        follower.write_policy("", f"{60 + number}mbit")
+        ceil_bps = (60 + number) * 10**6
+        wait_until(
+            f"{60 + number} Mbit/s for everybody",
+            lambda wanted=ceil_bps: _count(lambda c: c.params.ceil_bps == wanted) >= _MANY_USERS,  # type: ignore[misc]
+            60,
+        )
+        spent.append(time.perf_counter() - start)
+    report.add(f"policy.apply_s.users_{_MANY_USERS}", spent, "s")
+
+
+def restart(report: Report, follower: Agent, runs: int) -> None:
+    """From the start of the process until 10,000 flows of its last seconds bear their marks."""
+    report.progress(f"{runs} restarts behind kill -9 with {_FLOWS:,} unmarked flows")
+    spent = []
+    for _ in range(runs):
+        follower.stop(signal.SIGKILL)
+        make_flows(_FLOWS)
+        follower.append([line(n, _MANY_USERS) for n in range(_FLOWS)])
+        start = time.perf_counter()
+        follower.start()
+        wait_until("a mark on every flow", lambda: marked() >= _FLOWS, 60)
+        spent.append(time.perf_counter() - start)
+    report.add(f"follow.restart_s.flows_{_FLOWS}", spent, "s")
+
+
+def collection(report: Report, follower: Agent, runs: int) -> None:
+    """One run of ``vff-qos gc`` that parks 10,000 users."""
+    report.progress(f"{runs} collections of {_MANY_USERS:,} users")
+    spent = []
+    for number in range(runs):
+        if number:
             make_flows(_FLOWS)
-            follower.append([line(n, users) for n in range(_FLOWS)])
-            start = time.perf_counter()
-            follower.start()
-            wait_until(lambda: marked() >= _FLOWS, 60)
-            restarts.append(time.perf_counter() - start)
-        report.add(f"follow.restart_s.flows_{_FLOWS}", restarts, "s")
-        follower.stop()
+            follower.append([line(n, _MANY_USERS) for n in range(_FLOWS)])
+            wait_until("everybody's return", lambda: marked() >= _FLOWS, 60)
         run("conntrack", "-F")
         time.sleep(1.1)
-        run(*follower.command("gc"))
+        run(*follower.command("gc"))  # sees the counters for the first time
         time.sleep(1.1)
         start = time.perf_counter()
         run(*follower.command("gc"))
-        spent = time.perf_counter() - start
-        if sum(1 for state in _classes() if state.params.prio == PARKED_PRIO) < users:
-            raise SystemExit("bench: gc did not park all users")
-        report.add(f"gc.collect_s.users_{users}", [spent], "s")
+        spent.append(time.perf_counter() - start)
+        parked = _count(lambda state: state.params.prio == PARKED_PRIO)
+        if parked < _MANY_USERS:
+            raise SystemExit(f"bench: gc parked only {parked} of {_MANY_USERS} users")
+    report.add(f"gc.collect_s.users_{_MANY_USERS}", spent, "s")
 
 
-def _classes() -> list:  # type: ignore[type-arg]
+def _count(wanted: Callable[[ClassState], bool]) -> int:
+    """How many classes of the WAN device are as ``wanted``."""
     tc = Tc()
-    found = list(tc.classes(socket.if_nametoindex("wan0"), MAJOR).values())
+    found = tc.classes(socket.if_nametoindex("wan0"), MAJOR).values()
     tc.close()
-    return found
+    return sum(map(wanted, found))
 
 
-def _all_changed(ceil_bps: int) -> bool:
-    return sum(1 for state in _classes() if state.params.ceil_bps == ceil_bps) >= 10_000
-
-
-def baselines(report: Report, ours: float) -> None:
+def baselines(report: Report, runs: int) -> None:
     """The same mark with pyroute2's entry() and with a forked ``conntrack -U``."""
+    report.progress("baselines: pyroute2, conntrack -U")
+    make_flows(_FLOWS)
+    report.add("baseline.pyroute2_entry_per_s", [_pyroute2(300) for _ in range(runs)], "marks/s")
+    report.add("baseline.conntrack_u_per_s", [_forked(30) for _ in range(runs)], "marks/s")
+    ours = "follow.lines_per_s.users_1000"
+    report.ratio("follow.pyroute2_ratio", ours, "baseline.pyroute2_entry_per_s")
+    report.ratio("follow.peer_ratio", ours, "baseline.conntrack_u_per_s")
+
+
+def _pyroute2(count: int) -> float:
     from pyroute2 import NFCTSocket
     from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
 
-    make_flows(_FLOWS)
-    os.sched_setaffinity(0, {BENCH_CPU})
     netlink = NFCTSocket()
-    count = 300
     start = time.perf_counter()
     for number in range(count):
         made = flow(number)
@@ -204,29 +285,18 @@ def baselines(report: Report, ours: float) -> None:
                 proto=made.proto, sport=made.sport, dport=made.dport,
             ),
         )  # fmt: skip
-    pyroute2 = count / (time.perf_counter() - start)
+    spent = time.perf_counter() - start
     netlink.close()
-    report.add("baseline.pyroute2_entry_per_s", [pyroute2], "marks/s")
-    count = 40
+    return count / spent
+
+
+def _forked(count: int) -> float:
     start = time.perf_counter()
     for number in range(count):
         made = flow(number)
-        subprocess.run(
-            ["conntrack", "-U", "-p", "tcp", "--orig-src", socket.inet_ntoa(made.src),
-             "--orig-dst", socket.inet_ntoa(made.dst), "--orig-port-src", str(made.sport),
-             "--orig-port-dst", str(made.dport), "--mark", "0x5100002b"],
-            capture_output=True, check=True,
-        )  # fmt: skip
-    forked = count / (time.perf_counter() - start)
-    report.add("baseline.conntrack_u_per_s", [forked], "marks/s")
-    report.ratio("follow.pyroute2_ratio", ours, pyroute2)
-    report.ratio("follow.peer_ratio", ours, forked)
-
-
-def measure(report: Report, quick: bool) -> None:
-    """All of it; ``quick`` takes fewer runs."""
-    runs = 2 if quick else 5
-    ours = throughput(report, runs)
-    latency(report, 2.0 if quick else 5.0)
-    memory_and_restart(report, runs)
-    baselines(report, ours)
+        src, dst = socket.inet_ntoa(made.src), socket.inet_ntoa(made.dst)
+        # A mark that the flow does not have: conntrack leaves others alone.
+        mark = 0x51000000 + time.perf_counter_ns() % 0xFFFF
+        command = _CONNTRACK_U.format(src, made.sport, dst, made.dport, mark)
+        subprocess.run(command.split(), capture_output=True, check=True)
+    return count / (time.perf_counter() - start)

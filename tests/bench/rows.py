@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,24 @@ class Report:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, name: str, runs: list[float], unit: str) -> float:
-        """Record a row, print it, return its median."""
+        """Record a row, print it, return its median.  No run, or no number, ends the bench."""
+        if not runs or not all(map(math.isfinite, runs)):
+            raise SystemExit(f"bench: {name} was not measured: {runs}")
         value = statistics.median(runs)
         self.rows.append({"name": name, "value": value, "unit": unit, "runs": runs})
         spread = f"{min(runs):,.4g} to {max(runs):,.4g}" if len(runs) > 1 else ""
         print(f"  {name:<44} {value:>14,.4g} {unit:<9} {spread}", flush=True)
         return value
 
-    def ratio(self, name: str, value: float, baseline: float) -> None:
-        """Record how many times ``baseline`` a value is."""
-        self.add(name, [value / baseline], "x")
+    def ratio(self, name: str, of: str, to: str) -> None:
+        """Record how many times the row ``to`` the row ``of`` is, both of this report."""
+        values = {row["name"]: row["value"] for row in self.rows}
+        self.add(name, [values[of] / values[to]], "x")
+
+    @staticmethod
+    def progress(text: str) -> None:
+        """Say what takes time now."""
+        print(f"  - {text}", flush=True)
 
     def write(self, path: Path) -> None:
         """Merge into the JSON file: rows of the same name are replaced."""

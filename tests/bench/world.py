@@ -55,7 +55,7 @@ def run(*command: str, stdin: str | None = None) -> str:
 def enter_namespace() -> None:
     """Move this process into a new network namespace with addresses and HTB trees."""
     if ctypes.CDLL(None, use_errno=True).unshare(0x40000000) != 0:
-        sys.exit("bench: needs root (a network namespace of its own)")
+        raise SystemExit("bench: needs root (a network namespace of its own)")
     run("ip", "link", "set", "lo", "up")
     run("ip", "addr", "add", "203.0.113.1/32", "dev", "lo")
     run("nft", "-f", "-", stdin=_RULES)
@@ -84,15 +84,10 @@ def flow(number: int) -> Tuple:
 
 
 def make_flows(count: int) -> None:
-    """Established TCP entries for ``flow(0)`` to ``flow(count - 1)``, in the real table."""
+    """Established TCP entries for ``flow(0)`` to ``flow(count - 1)``, in the emptied table."""
     run("conntrack", "-F")
-    make_some_flows([flow(number) for number in range(count)])
-
-
-def make_some_flows(flows: list[Tuple]) -> None:
-    """Established TCP entries, in the real table."""
     netlink = Netlink(NETLINK_NETFILTER)
-    errors, _ = netlink.batch([_create(made) for made in flows])
+    errors, _ = netlink.batch([_create(flow(number)) for number in range(count)])
     netlink.close()
     if errors:
         raise OSError(next(iter(errors.values())), "creating conntrack entries")
@@ -131,12 +126,14 @@ def marked() -> int:
     return count
 
 
-def wait_until(check: Callable[[], bool], timeout_s: float, step_s: float = 0.005) -> float:
-    """Seconds until ``check`` is true; ends the bench with a message when it never is."""
+def wait_until(
+    what: str, check: Callable[[], bool], timeout_s: float, step_s: float = 0.005
+) -> float:
+    """Seconds until ``check`` is true; ends the bench with a message when ``what`` never is."""
     start = time.perf_counter()
     while not check():
         if time.perf_counter() - start > timeout_s:
-            sys.exit(f"bench: nothing happened within {timeout_s:.0f} s")
+            raise SystemExit(f"bench: {what} did not happen within {timeout_s:.0f} s")
         time.sleep(step_s)
     return time.perf_counter() - start
 
@@ -148,7 +145,9 @@ class Agent:
         self.directory = directory
         self.log = directory / "access.log"
         self.process: subprocess.Popen[str] | None = None
-        (directory / "settings.yml").write_text(
+        self.etc = directory / "etc"
+        self.etc.mkdir()
+        (self.etc / "settings.yml").write_text(
             f"wan: wan0\nleaf: pfifo\naccess_log: {self.log}\n"
             "gc: {idle_s: 1, min_age_s: 0, check_conntrack: false, pool_max: 65000}\n"
         )
@@ -157,16 +156,17 @@ class Agent:
 
     def write_policy(self, users: str, download: str = "50mbit") -> None:
         """Replace the policy file at once."""
-        new = self.directory / "policy.new"
+        new = self.etc / "policy.new"
         new.write_text(f"default: {{upload: 20mbit, download: {download}}}\nusers: {{{users}}}\n")
-        new.rename(self.directory / "policy.yml")
+        new.rename(self.etc / "policy.yml")
 
     def command(self, *words: str) -> list[str]:
         """A vff-qos command line with this agent's files."""
         at = self.directory
         return [
-            sys.executable, "-m", "vff_qos", *words, "--settings", f"{at}/settings.yml", "--policy",
-            f"{at}/policy.yml", "--state-dir", f"{at}/state", "--run-dir", f"{at}/run",
+            sys.executable, "-m", "bench.follow", *words, "--settings", f"{self.etc}/settings.yml",
+            "--policy", f"{self.etc}/policy.yml", "--state-dir", f"{at}/state",
+            "--run-dir", f"{at}/run",
         ]  # fmt: skip
 
     def start(self) -> None:
@@ -178,7 +178,7 @@ class Agent:
         assert self.process.stderr is not None
         first = self.process.stderr.readline()
         if "follows" not in first:
-            sys.exit(f"bench: the agent did not start: {first}{self.process.stderr.read()}")
+            raise SystemExit(f"bench: the agent did not start: {first}{self.process.stderr.read()}")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it."""
@@ -188,10 +188,10 @@ class Agent:
             self.process = None
 
     def cpu_s(self) -> float:
-        """CPU seconds it has used."""
+        """CPU seconds that it and its ended children have used."""
         assert self.process is not None
         fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").split()
-        return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+        return sum(map(int, fields[13:17])) / os.sysconf("SC_CLK_TCK")
 
     def rss_mib(self) -> float:
         """Resident memory."""

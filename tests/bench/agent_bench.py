@@ -120,6 +120,11 @@ class _Watcher(threading.Thread):
                 continue
             self._raw.append((time.perf_counter(), data))
 
+    @property
+    def count(self) -> int:
+        """How many changes were heard of."""
+        return len(self._raw)
+
     def finish(self) -> dict[int, float]:
         """{number of the flow: time of its mark}."""
         self.done = True
@@ -173,7 +178,7 @@ def _delays(follower: Agent, rate: int, seconds: float) -> tuple[list[float], fl
     cpu = follower.cpu_s() - cpu
     gc.enable()
     os.close(descriptor)
-    time.sleep(0.5)
+    wait_until("a mark on every flow", lambda: watcher.count >= count, 30)
     seen = watcher.finish()
     lost = [number for number in range(count) if number not in seen]
     if lost:

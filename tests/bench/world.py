@@ -86,8 +86,13 @@ def flow(number: int) -> Tuple:
 def make_flows(count: int) -> None:
     """Established TCP entries for ``flow(0)`` to ``flow(count - 1)``, in the emptied table."""
     run("conntrack", "-F")
+    make_some_flows([flow(number) for number in range(count)])
+
+
+def make_some_flows(flows: list[Tuple]) -> None:
+    """Established TCP entries, in the real table."""
     netlink = Netlink(NETLINK_NETFILTER)
-    errors, _ = netlink.batch([_create(flow(number)) for number in range(count)])
+    errors, _ = netlink.batch([_create(made) for made in flows])
     netlink.close()
     if errors:
         raise OSError(next(iter(errors.values())), "creating conntrack entries")

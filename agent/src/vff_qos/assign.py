@@ -140,7 +140,7 @@ class Assigner:
         self._version = -1
         self._unsaved: dict[str, Owner] = {}
         self._recent: dict[bytes, _Recent] = {}
-        self._vouched: dict[tuple[bytes, bytes], float] = {}
+        self._vouched: dict[bytes, float] = {}
         # Flows that stand in doubt: by tainted claims only (an untainted one may change that), and
         # by conflict (nothing may); with their marks.
         self._soft: dict[Tuple, int] = {}
@@ -420,12 +420,13 @@ class Assigner:
         requests: dict[Tuple, bytes] = {}
         fresh: dict[int, Owner] = {}
         gone: list[Owner] = []
+        now = self._clock()
         for item in items:
             flow = item.flow
             assert flow is not None
             held = marks.get(flow, item.mark)
             try:
-                mark = self._judge(item, flow, held, fresh, gone)
+                mark = self._judge(item, flow, held, fresh, gone, now)
             except Exhausted as error:
                 self.counts.exhausted += 1
                 self._journal.limited("exhausted", str(error), ERROR)
@@ -447,7 +448,13 @@ class Assigner:
                 self._refused(KernelRefused(code, f"setting the mark of {flow}"))
 
     def _judge(
-        self, item: _Item, flow: Tuple, held: int, fresh: dict[int, Owner], gone: list[Owner]
+        self,
+        item: _Item,
+        flow: Tuple,
+        held: int,
+        fresh: dict[int, Owner],
+        gone: list[Owner],
+        now: float,
     ) -> int:
         """The mark that ``flow`` shall have."""
         claim, counts = item.claim, self.counts
@@ -463,10 +470,9 @@ class Assigner:
             return 0
         bare = 0 if early else held
         email = claim.email.decode("utf-8", "replace") if claim.email else None
-        place = (claim.email or b"", address_key(item.source.address))
+        place = (claim.email or b"") + b"\0" + address_key(item.source.address)
         owner = self._minors.by_key.get(email) if email is not None else None
         claimed = None if email is None else owner.minor if owner else 0
-        now = self._clock()
         if free_text:
             # What follows may be a stranger's: the line's end is what its author wrote.
             self._free_text_until = claim.position + TAINT_BYTES
@@ -577,7 +583,7 @@ class Assigner:
         self.counts.new_owners += 1
         return owner
 
-    def _remember(self, item: _Item, place: tuple[bytes, bytes], mark: int, now: float) -> None:
+    def _remember(self, item: _Item, place: bytes, mark: int, now: float) -> None:
         """An untainted claim stands: fast path for its repetitions, voucher for tainted ones."""
         claim = item.claim
         assert claim.email is not None

@@ -22,7 +22,7 @@ QUARANTINE = "quarantine"
 PARKED = "parked"
 
 
-@dataclass
+@dataclass(slots=True)
 class Owner:
     """Who has a minor.  Times in seconds since the epoch, counters in bytes.
 

@@ -6,9 +6,6 @@ from typing import Any
 
 from ..core.settings import Settings
 from .base import Source
-from .container import ContainerSource
-from .file import FileSource
-from .webhook import WebhookSource
 
 
 def open_source(settings: Settings, checkpoint: Any, replay_since_s: float | None) -> Source:
@@ -16,7 +13,10 @@ def open_source(settings: Settings, checkpoint: Any, replay_since_s: float | Non
 
     A checkpoint of another kind of source is left aside: the settings have changed.
     """
+    # What a source needs is memory that the others save.
     if settings.source == "webhook":
+        from .webhook import WebhookSource
+
         return WebhookSource(
             settings.webhook_listen,
             settings.webhook_group,
@@ -24,7 +24,6 @@ def open_source(settings: Settings, checkpoint: Any, replay_since_s: float | Non
             settings.webhook_token,
         )
     if settings.source == "journal":
-        # The systemd library is big; only this source needs it.
         from .journal import JournalSource, container_matches, unit_matches
 
         return JournalSource(
@@ -36,5 +35,9 @@ def open_source(settings: Settings, checkpoint: Any, replay_since_s: float | Non
         )
     place = checkpoint if isinstance(checkpoint, list) else None
     if settings.source == "container":
+        from .container import ContainerSource
+
         return ContainerSource(settings.container, settings.access_log, place, replay_since_s)
+    from .file import FileSource
+
     return FileSource(settings.access_log, place, replay_since_s)

@@ -26,7 +26,6 @@ from __future__ import annotations
 import calendar
 from array import array
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
@@ -38,9 +37,11 @@ QUOTA = "quota"
 
 #: Per window: 24 h in hours, 15 min in 37.5 s.
 BUCKETS = 24
+CELLS = BUCKETS + 1
+_EMPTY = array("I", bytes(4 * BUCKETS))
+_FULL = 0xFFFFFFFF
 _MINORS = 0x10000
 _DAY = timedelta(days=1)
-#: No period of a quota is longer.
 _LONGEST_S = 31 * 86_400
 
 
@@ -64,95 +65,127 @@ class Change(NamedTuple):
     then: str
 
 
-class Ring:
-    """A sliding window: amounts by time, in buckets."""
+class Window:
+    """A sliding window: amounts by time, in buckets.
 
-    __slots__ = ("buckets", "head", "width_s")
+    A view of a part of ``cells``: the number of the newest bucket since the epoch, then the
+    buckets.  Ten thousand users have several each, so a bucket is 32 bits of ``unit``.
+    """
 
-    def __init__(self, window_s: float, head: int = 0, buckets: Iterable[int] = ()) -> None:
-        self.width_s = window_s / BUCKETS
-        #: Number of the newest bucket, counted from the epoch.
-        self.head = head
-        self.buckets = array("Q", buckets or bytes(8 * BUCKETS))
+    __slots__ = ("_at", "_cells", "_unit", "_width_s")
 
-    def slide(self, now_s: float) -> None:
-        """Forget what is older than the window.
+    def __init__(self, rule: Rule, cells: array[int], number: int = 0) -> None:
+        """The ``number``-th window of ``cells``; ``rule`` says how long it is."""
+        self._cells, self._at = cells, number * CELLS
+        self._width_s = rule.window_s / BUCKETS
+        #: At most 1/2^24 of the threshold is lost in rounding.
+        self._unit = max(rule.threshold >> 24, 1) if rule.kind == VOLUME else 1
+
+    def _slide(self, now_s: float) -> int:
+        """Forget what is older than the window; returns the number of the newest bucket.
 
         A clock that was set back lets the window stand still, one that is far off empties it.
         """
-        newest = int(now_s // self.width_s)
-        ahead = newest - self.head
-        if abs(ahead) >= BUCKETS:
+        cells, at = self._cells, self._at
+        newest, head = int(now_s // self._width_s), cells[at]
+        if abs(newest - head) >= BUCKETS:
             self.clear()
-            self.head = newest
-        elif ahead > 0:
-            for number in range(self.head + 1, newest + 1):
-                self.buckets[number % BUCKETS] = 0
-            self.head = newest
+        elif newest <= head:
+            return head
+        else:
+            for number in range(head + 1, newest + 1):
+                cells[at + 1 + number % BUCKETS] = 0
+        cells[at] = newest
+        return newest
 
     def add(self, start_s: float, now_s: float, amount: int) -> None:
         """Enter what was used evenly between two times."""
-        self.slide(now_s)
-        first = int(start_s // self.width_s)
-        if first >= self.head or start_s >= now_s:
-            self.buckets[self.head % BUCKETS] += amount
+        head = self._slide(now_s)
+        amount //= self._unit
+        first = int(start_s // self._width_s)
+        if first >= head or start_s >= now_s:
+            self._enter(head, amount)
             return
-        oldest = max(first, self.head - BUCKETS + 1)
+        oldest = max(first, head - BUCKETS + 1)
         # Whole numbers up to each border, so that the parts add up to the amount.
         before = self._until(oldest, start_s, now_s, amount) if oldest > first else 0
-        for number in range(oldest, self.head + 1):
+        for number in range(oldest, head + 1):
             upto = self._until(number + 1, start_s, now_s, amount)
-            self.buckets[number % BUCKETS] += upto - before
+            self._enter(number, upto - before)
             before = upto
 
     def _until(self, number: int, start_s: float, now_s: float, amount: int) -> int:
         """How much of ``amount`` was used before bucket ``number`` began."""
-        at_s = number * self.width_s
+        at_s = number * self._width_s
         if at_s >= now_s:
             return amount
         return int(amount * (at_s - start_s) / (now_s - start_s))
 
-    def total(self) -> int:
-        """The amount in the window, as of the last ``slide``."""
-        return sum(self.buckets)
+    def _enter(self, number: int, amount: int) -> None:
+        cell = self._at + 1 + number % BUCKETS
+        self._cells[cell] = min(self._cells[cell] + amount, _FULL)
+
+    def total(self, now_s: float) -> int:
+        """The amount in the window."""
+        self._slide(now_s)
+        return sum(self._cells[self._at + 1 : self._at + CELLS]) * self._unit
 
     def clear(self) -> None:
         """Forget everything."""
-        self.buckets = array("Q", bytes(8 * BUCKETS))
+        self._cells[self._at + 1 : self._at + CELLS] = _EMPTY
 
 
-@dataclass
 class Usage:
-    """What one user has used, as far as rules ask; windows by the text of their rule."""
+    """What one user has used, as far as ``terms`` ask: a window for each rule, and the quota.
 
-    windows: dict[str, Ring] = field(default_factory=dict)
-    period_start: float = 0.0
-    quota_up: int = 0
-    quota_down: int = 0
-    penalties: dict[str, Penalty] = field(default_factory=dict)
+    ``penalties`` by the text of their rule, or QUOTA.
+    """
+
+    __slots__ = ("cells", "penalties", "period_start", "quota_down", "quota_up", "terms")
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.cells = array("I", bytes(4 * CELLS * len(terms.rules)))
+        self.period_start, self.quota_up, self.quota_down = 0.0, 0, 0
+        self.penalties: dict[str, Penalty] = {}
+
+    def window(self, number: int) -> Window:
+        """The window of the ``number``-th rule."""
+        return Window(self.terms.rules[number], self.cells, number)
+
+    def adapt(self, terms: Terms) -> None:
+        """Other terms: windows of rules that stay, stay."""
+        data = self.to_json()
+        self.terms = terms
+        self._read(data)
 
     def to_json(self) -> dict[str, Any]:
         """What ``from_json`` takes."""
+        windows = {}
+        for number, rule in enumerate(self.terms.rules):
+            cells = self.cells[number * CELLS : (number + 1) * CELLS]
+            if any(cells[1:]):
+                windows[rule.text] = cells.tolist()
         return {
-            "windows": {
-                text: [ring.width_s * BUCKETS, ring.head, *ring.buckets]
-                for text, ring in self.windows.items()
-            },
+            "windows": windows,
             "quota": [self.period_start, self.quota_up, self.quota_down],
             "penalties": self.penalties,
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Usage:
+    def from_json(cls, terms: Terms, data: Mapping[str, Any]) -> Usage:
         """Usage as ``to_json`` gave it."""
-        period_start, quota_up, quota_down = data["quota"]
-        return cls(
-            {text: Ring(row[0], row[1], row[2:]) for text, row in data["windows"].items()},
-            period_start,
-            quota_up,
-            quota_down,
-            {name: Penalty(*row) for name, row in data["penalties"].items()},
-        )
+        usage = cls(terms)
+        usage._read(data)
+        return usage
+
+    def _read(self, data: Mapping[str, Any]) -> None:
+        empty = [0] * CELLS
+        self.cells = array("I")
+        for rule in self.terms.rules:
+            self.cells.extend(data["windows"].get(rule.text, empty))
+        self.period_start, self.quota_up, self.quota_down = data["quota"]
+        self.penalties = {name: Penalty(*row) for name, row in data["penalties"].items()}
 
 
 class Row(NamedTuple):
@@ -258,68 +291,64 @@ class Ledger:
         is in force.
         """
         usage = self.users.get(key)
-        up, down = self._moved(minor) if terms else (0, 0)
+        moved = self._moved(minor) if terms else (0, 0)
         if usage is None:
-            if not up and not down:
+            if moved == (0, 0):
                 return []
-            usage = self.users[key] = Usage()
-        elif not (up or down or usage.penalties):
+            usage = self.users[key] = Usage(terms)
+        elif moved == (0, 0) and not usage.penalties:
             return []
+        if usage.terms is not terms:
+            usage.adapt(terms)
         self.dirty.add(key)
         changes: list[Change] = []
-        self._punish(key, usage, terms, limits, (up, down), held, changes)
-        self._charge(key, usage, terms.quota, (up, down), changes)
+        # What was moved since the last round was moved under these.
+        under = frozenset(usage.penalties)
+        if under:
+            self._release(key, usage, changes)
+        for number, rule in enumerate(terms.rules):
+            if under and (rule.kind == RATE or rule.text in under):
+                continue
+            if held and rule.kind == RATE:
+                continue
+            amount = self._amount(rule, limits, moved)
+            if amount:
+                self._enter(key, usage, number, amount, changes)
+        if terms.quota:
+            self._charge(key, usage, terms.quota, moved, changes)
         return changes
 
-    def _punish(
-        self,
-        key: str,
-        usage: Usage,
-        terms: Terms,
-        limits: Limits,
-        moved: tuple[int, int],
-        held: bool,
-        changes: list[Change],
-    ) -> None:
-        """The plan's rules: end penalties, fill windows, begin penalties."""
-        now_s = self._now_s
-        # What was moved since the last round was moved under these.
-        under = dict(usage.penalties)
-        rules = {rule.text: rule for rule in terms.rules}
-        for text, penalty in under.items():
-            if text == QUOTA:
+    def _release(self, key: str, usage: Usage, changes: list[Change]) -> None:
+        """End penalties whose time is up, and those that nothing stands for any more."""
+        for text, penalty in list(usage.penalties.items()):
+            rule = usage.terms.rule(text)
+            if text == QUOTA and usage.terms.quota:
                 continue
-            rule = rules.get(text)
             if rule is None:
-                why = "the plan has no such rule any more"
-            elif now_s >= penalty.until:
+                why = f"the plan has no such {'quota' if text == QUOTA else 'rule'} any more"
+            elif self._now_s >= penalty.until:
                 why = "its time is up"
             else:
                 # Longer only if the clock was set back.
-                until = min(penalty.until, now_s + rule.for_s)
+                until = min(penalty.until, self._now_s + rule.for_s)
                 usage.penalties[text] = penalty._replace(until=until)
                 continue
             del usage.penalties[text]
+            origin = "quota" if text == QUOTA else "fair_use"
             then = rule.then if rule else ""
-            changes.append(Change(key, "fair_use", text, False, why, penalty, then))
-        for text in usage.windows.keys() - rules.keys():
-            del usage.windows[text]
-        for text, rule in rules.items():
-            if text in under or (rule.kind == RATE and (under or held)):
-                continue
-            amount = self._amount(rule, limits, moved)
-            if not amount:
-                continue
-            ring = usage.windows.get(text)
-            if ring is None:
-                ring = usage.windows[text] = Ring(rule.window_s)
-            ring.add(self._start_s, now_s, amount)
-            used = ring.total()
-            if used < rule.full:
-                continue
-            del usage.windows[text]
-            penalty = usage.penalties[text] = Penalty(now_s, now_s + rule.for_s, used)
-            changes.append(Change(key, "fair_use", text, True, "", penalty, rule.then))
+            changes.append(Change(key, origin, text, False, why, penalty, then))
+
+    def _enter(
+        self, key: str, usage: Usage, number: int, amount: int, changes: list[Change]
+    ) -> None:
+        """Fill a window; a penalty begins if that is too much."""
+        rule, window, now_s = usage.terms.rules[number], usage.window(number), self._now_s
+        window.add(self._start_s, now_s, amount)
+        used = window.total(now_s)
+        if used >= rule.full:
+            window.clear()
+            penalty = usage.penalties[rule.text] = Penalty(now_s, now_s + rule.for_s, used)
+            changes.append(Change(key, "fair_use", rule.text, True, "", penalty, rule.then))
 
     def _amount(self, rule: Rule, limits: Limits, moved: tuple[int, int]) -> int:
         """What the last interval adds to a rule's window: bytes, or ms at the limit."""
@@ -335,19 +364,12 @@ class Ledger:
         self,
         key: str,
         usage: Usage,
-        quota: Quota | None,
+        quota: Quota,
         moved: tuple[int, int],
         changes: list[Change],
     ) -> None:
         """The plan's quota: reset on time, count, begin or end its penalty."""
         penalty = usage.penalties.get(QUOTA)
-        if quota is None:
-            usage.period_start, usage.quota_up, usage.quota_down = 0.0, 0, 0
-            if penalty:
-                del usage.penalties[QUOTA]
-                why = "the plan has no quota any more"
-                changes.append(Change(key, "quota", "quota", False, why, penalty, ""))
-            return
         start_s, end_s = self._period(quota)
         share = 1.0
         why = "its limit is higher now"
@@ -380,13 +402,16 @@ class Ledger:
         """Drop users of whom nothing is remembered any more; returns their keys."""
         gone = []
         for key, usage in self.users.items():
-            for text, ring in list(usage.windows.items()):
-                ring.slide(self.read_s)
-                if not ring.total():
-                    del usage.windows[text]
+            # No period of a quota is longer.
             if self.read_s - usage.period_start > _LONGEST_S:
                 usage.quota_up = usage.quota_down = 0
-            if not (usage.windows or usage.penalties or usage.quota_up or usage.quota_down):
+            rules = range(len(usage.terms.rules))
+            if not (
+                usage.penalties
+                or usage.quota_up
+                or usage.quota_down
+                or any(usage.window(number).total(self.read_s) for number in rules)
+            ):
                 gone.append(key)
         for key in gone:
             del self.users[key]

@@ -66,12 +66,16 @@ class Quota(NamedTuple):
         return f"quota of {format_volume(self.limit_bytes)}{of} per {self.per}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Terms:
     """What a plan says about use."""
 
     rules: tuple[Rule, ...] = ()
     quota: Quota | None = None
+
+    def rule(self, text: str) -> Rule | None:
+        """The rule of this text, if there is one."""
+        return next((rule for rule in self.rules if rule.text == text), None)
 
     def __bool__(self) -> bool:
         return bool(self.rules or self.quota)

@@ -24,7 +24,7 @@ from vff_qos.core.fairuse import (
     in_force,
     period,
 )
-from vff_qos.core.policy import Limits
+from vff_qos.core.policy import NO_TERMS, Limits, parse_policy
 from vff_qos.core.terms import BLOCKED, Quota, Rule, Terms, parse_terms
 from vff_qos.errors import ConfigError
 
@@ -126,7 +126,10 @@ def test_rules_are_read_as_people_write_them() -> None:
         ("fair_use: [{more_than: 1GB, within: 3mon, then: slow, for: 1h}]", "unknown unit 'mon'"),
         ("fair_use: [{above: 0.95, during: 1h, then: slow, for: 1h}]", "not a share of the limit"),
         ("fair_use: [{above: 100%, during: 1h, then: slow, for: 1h}]", "allowed: 10% to 99%"),
-        ("fair_use: [{above: 95%, during: 1h, then: fast, for: 1h}]", "then: 'fast' is no plan"),
+        (
+            "fair_use: [{above: 95%, during: 1h, then: fast, for: 1h}]",
+            "then: 'fast' is no other plan",
+        ),
         ("fair_use: [{above: 95%, for: 1h, during: 1h, then: slow, x: 1}]", "x: unknown key"),
         ("quota: {per: day, then: slow}", "quota.limit: is missing"),
         ("quota: {limit: 1GB, per: year, then: slow}", "quota.per: 'year' is not one of"),
@@ -144,6 +147,42 @@ def test_two_rules_with_one_condition_are_refused() -> None:
     rule = "{more_than: 1GB, within: 1h, then: %s, for: 1h}"
     with pytest.raises(ConfigError, match="stands twice: more than 1 GB within 1h"):
         terms(f"fair_use: [{rule % 'slow'}, {rule % 'crawl'}]")
+
+
+PLANS = b"""
+default: {plan: basic}
+plans:
+  basic: {download: 20mbit, quota: {limit: 100GB, then: "64"}}
+  gold: {download: 100mbit, fair_use: [{more_than: 20GB, within: 24h, then: 64, for: 1h}]}
+  free: {download: 5mbit}
+  64: {upload: 64kbit, download: 64kbit}
+match:
+  - {pattern: "*.gold", plan: gold}
+users:
+  free@x: {plan: free}
+  fast@x: {download: 50mbit}
+  boss@x: {unlimited: true}
+"""
+
+
+@pytest.mark.parametrize(
+    ("email", "plan"),
+    [
+        ("nobody@x", "basic"),
+        ("fast@x", "basic"),
+        ("a.gold", "gold"),
+        ("free@x", None),
+        ("boss@x", None),
+    ],
+)
+def test_the_terms_are_those_of_the_plan(email: str, plan: str | None) -> None:
+    policy = parse_policy(PLANS, "policy.yml")
+    assert policy.terms_of(email) is (policy.terms[plan] if plan else NO_TERMS)
+
+
+def test_a_plan_does_not_lead_to_itself() -> None:
+    with pytest.raises(ConfigError, match=r"policy.yml:1: plans.a.quota.then: 'a' is no other"):
+        parse_policy(b"plans: {a: {quota: {limit: 1GB, then: a}}, b: {}}", "policy.yml")
 
 
 # -- volumes ----------------------------------------------------------------------------------

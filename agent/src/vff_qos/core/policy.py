@@ -18,6 +18,8 @@ from .document import Document
 from .htb import MAX_WEIGHT
 from .rates import parse_rate, parse_size
 from .settings import LEAVES
+from .terms import KEYS as TERMS_KEYS
+from .terms import Terms, parse_terms
 
 #: An email is a label that the operator chose; the log's grammar bounds it the same way.
 MAX_EMAIL_BYTES = 320
@@ -62,6 +64,8 @@ def lowest_of(limits: Iterable[Limits]) -> Limits:
 
 DEFAULT_LIMITS = Limits(upload_bps=20_000_000, download_bps=50_000_000)
 
+NO_TERMS = Terms()
+
 #: The keys that one place of the policy gives, with their values: rates in bit/s, sizes in bytes.
 Layer = dict[str, Any]
 
@@ -92,6 +96,8 @@ class Policy:
     default: Limits = DEFAULT_LIMITS
     users: dict[str, Limits] = field(default_factory=dict)
     plans: dict[str, Layer] = field(default_factory=dict)
+    #: Fair use and quotas, of plans that have any.
+    terms: dict[str, Terms] = field(default_factory=dict)
     patterns: tuple[Pattern, ...] = ()
     default_layer: Layer = field(default_factory=dict)
     user_layers: dict[str, Layer] = field(default_factory=dict)
@@ -133,6 +139,18 @@ class Policy:
             own = [*self._plan_of(rule.layer), ("", rule.layer)]
             below = _merge(self._base, [_unblocked(found) for _name, found in own])
         return _merge(below, [*(plan for _name, plan in self._plan_of(layer)), layer])
+
+    def terms_of(self, email: str) -> Terms:
+        """The fair use and the quota of ``email``: those of the plan, whole.
+
+        Who has none has that of ``default``, but for those who are unlimited by name.
+        """
+        if not self.terms:
+            return NO_TERMS
+        layer = self.rule(email).layer
+        if "plan" not in layer and not layer.get("unlimited"):
+            layer = self.default_layer
+        return self.terms.get(layer.get("plan", ""), NO_TERMS)
 
     def lowest(self) -> Limits:
         """What everybody has at least: nobody gains by a claim that gives only this.
@@ -241,8 +259,8 @@ _KEYS: dict[str, Callable[[object], Any]] = {
     "unlimited": _flag,
     "blocked": _flag,
 }
-#: What a plan may say; what is more than a value is read in `_plan`.
-_PLAN_KEYS = tuple(_KEYS)
+#: What a plan may say.
+_PLAN_KEYS = (*_KEYS, *TERMS_KEYS)
 _ENTRY_KEYS = ("plan", *_KEYS)
 
 
@@ -255,6 +273,7 @@ def parse_policy(text: bytes, where: str, drop_ins: Sequence[tuple[bytes, str]] 
     doc = Document(text, where)
     data = doc.check_keys((), doc.data, ("default", "plans", "match", "users"))
     plans = _plans(doc, data.get("plans", {}))
+    terms = _terms(doc, data.get("plans", {}))
     default_layer = _entry(doc, ("default",), data.get("default", {}), plans)
     builder = _Builder(plans, default_layer)
     patterns = _patterns(doc, data.get("match", []), builder)
@@ -264,7 +283,7 @@ def parse_policy(text: bytes, where: str, drop_ins: Sequence[tuple[bytes, str]] 
         entries = drop_in.check_keys((), drop_in.data, ("users",))
         builder.users(drop_in, entries.get("users", {}))
     return Policy(
-        builder.default, builder.limits, plans, patterns, default_layer, builder.layers
+        builder.default, builder.limits, plans, terms, patterns, default_layer, builder.layers
     )
 
 
@@ -339,6 +358,15 @@ def _plan(doc: Document, name: str, value: Any) -> Layer:
     if not _PLAN_NAME.fullmatch(name):
         raise doc.fail(path, "the name of a plan is 1 to 64 letters, digits or _ . -")
     return _layer(doc, path, doc.check_keys(path, value, _PLAN_KEYS), {})
+
+
+def _terms(doc: Document, plans: dict[str, Any]) -> dict[str, Terms]:
+    """Fair use and quotas of the plans that have any; a penalty leads to another plan."""
+    found = {
+        name: parse_terms(doc, ("plans", name), entry, [other for other in plans if other != name])
+        for name, entry in plans.items()
+    }
+    return {name: terms for name, terms in found.items() if terms}
 
 
 def _patterns(doc: Document, entries: Any, builder: _Builder) -> tuple[Pattern, ...]:

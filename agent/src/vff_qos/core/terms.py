@@ -15,6 +15,9 @@ DAY, MONTH = "day", "month"
 #: Where a penalty leads that is no plan.
 BLOCKED = "blocked"
 
+#: What a plan may say of this.
+KEYS = ("fair_use", "quota")
+
 _MIN_S, _MAX_S = 60, 31 * 86_400
 _MIN_BYTES, _MAX_BYTES = 10**6, 10**15
 _MIN_SHARE, _MAX_SHARE = 10, 99
@@ -66,7 +69,7 @@ class Quota(NamedTuple):
         return f"quota of {format_volume(self.limit_bytes)}{of} per {self.per}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Terms:
     """What a plan says about use."""
 
@@ -90,7 +93,7 @@ class Terms:
 def parse_terms(
     doc: Document, path: tuple[str, ...], entry: Mapping[str, Any], plans: Collection[str]
 ) -> Terms:
-    """Terms from the keys ``fair_use`` and ``quota`` of the plan at ``path``.
+    """Terms from the keys KEYS of the plan at ``path``, of which others are left alone.
 
     ``plans`` are the names a rule may lead to.  Raises ConfigError.
     """
@@ -169,10 +172,11 @@ def _then(
     allowed = ", ".join([*plans, BLOCKED])
     if "then" not in entry:
         raise doc.fail((*path, "then"), f"is missing; allowed: {allowed}")
-    then = entry["then"]
+    # A plan's name may look like a number to YAML.
+    then = str(entry["then"])
     if then != BLOCKED and then not in plans:
-        raise doc.fail((*path, "then"), f"{then!r} is no plan; allowed: {allowed}")
-    return str(then)
+        raise doc.fail((*path, "then"), f"{then!r} is no other plan; allowed: {allowed}")
+    return then
 
 
 def _direction(doc: Document, path: tuple[str, ...], entry: Mapping[str, Any]) -> str:

@@ -16,13 +16,15 @@ from vff_qos.core.document import Document
 from vff_qos.core.fairuse import (
     BUCKETS,
     CELLS,
+    QUOTA,
     Change,
     Ledger,
     Row,
     Usage,
     Window,
-    in_force,
+    levels,
     period,
+    rule_origin,
 )
 from vff_qos.core.policy import NO_TERMS, Limits, parse_policy
 from vff_qos.core.terms import BLOCKED, Quota, Rule, Terms, parse_terms
@@ -192,7 +194,9 @@ def test_more_than_the_volume_is_slowed_for_the_time_of_the_rule() -> None:
     user = User(VOLUME)
     assert user.move(MINUTE, 20 * GB) == []
     (begin,) = user.move(MINUTE, 10_000)
-    assert (begin.begins, begin.rule, begin.then) == (True, "more than 20 GB within 24h", "slow")
+    assert (begin.begins, begin.then) == (True, "slow")
+    assert begin.origin == "fair_use: more than 20 GB within 24h"
+    assert begin.why == "more than 20 GB within 24h: 20 GB"
     assert begin.penalty[:2] == (user.now, user.now + HOUR)
     assert 20 * GB < begin.penalty.used <= 20 * GB + 10_000
     assert user.move(59 * MINUTE, 50 * GB) == []
@@ -323,7 +327,7 @@ def test_a_quota_holds_until_the_reset_at_local_midnight() -> None:
     user = User(MONTHLY, at("2026-10-20 12:00"))
     assert user.move(HOUR, 100 * GB) == []
     (begin,) = user.move(HOUR, 1)
-    assert begin.begins and begin.origin == "quota"
+    assert begin.begins and begin.origin == QUOTA
     # Summer time ended in between.
     assert begin.penalty.until == at("2026-11-01 00:00")
     assert user.move(at("2026-10-31 23:59") - user.now, 5 * GB) == []
@@ -407,15 +411,7 @@ def test_periods_meet_without_gap_and_begin_at_the_reset(
 # -- several at once --------------------------------------------------------------------------
 
 
-def plan_limits(name: str) -> Limits:
-    return {
-        "slow": Limits(2_000_000, 2_000_000),
-        "crawl": Limits(64_000, 64_000),
-        BLOCKED: Limits(8_000, 8_000),
-    }[name]
-
-
-def test_the_hardest_penalty_holds() -> None:
+def test_every_penalty_is_one_of_its_own() -> None:
     both = terms(
         "fair_use:\n"
         "- {more_than: 1GB, within: 1h, then: crawl, for: 1h}\n"
@@ -423,20 +419,39 @@ def test_the_hardest_penalty_holds() -> None:
         "quota: {limit: 10GB, then: blocked}\n"
     )
     user = User(both)
+    found: dict[str, str] = {}
 
-    def holds() -> str | None:
-        usage = user.ledger.users["a@x"]
-        found = in_force(usage, both, plan_limits)
-        return found[0] if found else None
+    def after(seconds: float, down: int) -> list[str]:
+        for change in user.move(seconds, down):
+            if change.begins:
+                found[change.origin] = change.then
+            else:
+                del found[change.origin]
+        return sorted(found.values())
 
-    user.move(MINUTE, 2 * GB)
-    assert holds() == "crawl"
-    user.move(MINUTE, 4 * GB)
-    assert holds() == "crawl"
-    user.move(HOUR, 0)
-    assert holds() == "slow"
-    user.move(MINUTE, 5 * GB)
-    assert holds() == BLOCKED
+    assert after(MINUTE, 2 * GB) == ["crawl"]
+    assert after(MINUTE, 4 * GB) == ["crawl", "slow"]
+    assert after(HOUR, 0) == ["slow"]
+    assert after(MINUTE, 5 * GB) == [BLOCKED, "crawl", "slow"]
+
+
+def test_levels_tell_how_far_a_user_is() -> None:
+    of = terms(
+        "fair_use:\n"
+        "- {more_than: 20GB, within: 24h, then: slow, for: 1h}\n"
+        "- {above: 90%, during: 15min, then: slow, for: 2h, direction: download}\n"
+        "quota: {limit: 4GB, then: blocked}\n"
+    )
+    user = User(of)
+    user.full_speed(MINUTE)
+    user.move(MINUTE, 5 * GB + 25 * 10**6)
+    volume, rate, quota = levels(user.ledger.users["a@x"], user.now, BERLIN)
+    assert (volume.rule, volume.used, volume.until) == (of.rules[0].text, "5.4 GB", None)
+    assert volume.share == pytest.approx(5.4 / 20)
+    assert (rate.used, rate.share) == ("2min at the limit", pytest.approx(120 / 810))
+    assert (quota.used, quota.share) == ("5.4 GB", pytest.approx(5.4 / 4))
+    assert quota.until == at("2026-12-01 00:00")
+    assert levels(user.ledger.users["a@x"], quota.until, BERLIN)[2].share == 0
 
 
 # -- properties -------------------------------------------------------------------------------
@@ -472,18 +487,18 @@ def walk(user: User, steps: list[tuple[int, int, int, str]]) -> Iterator[list[Ch
 @given(STEPS)
 def test_a_penalty_begins_once_and_lasts_its_time(steps: list[tuple[int, int, int, str]]) -> None:
     user = User(RULES)
-    longest = {rule.text: rule.for_s for rule in RULES.rules}
+    longest = {rule_origin(rule.text): rule.for_s for rule in RULES.rules}
     since: dict[str, float] = {}
     for changes in walk(user, steps):
         for change in changes:
             if change.begins:
-                assert change.rule not in since
-                since[change.rule] = user.now
+                assert change.origin not in since
+                since[change.origin] = user.now
             else:
-                assert user.now - since.pop(change.rule) >= longest[change.rule]
+                assert user.now - since.pop(change.origin) >= longest[change.origin]
         # None outlives its time by more than a round.
         usage = user.ledger.users.get("a@x", Usage(RULES))
-        assert usage.penalties.keys() == since.keys()
+        assert {rule_origin(text) for text in usage.penalties} == since.keys()
         assert all(penalty.until > user.now for penalty in usage.penalties.values())
 
 
@@ -491,7 +506,7 @@ def test_a_penalty_begins_once_and_lasts_its_time(steps: list[tuple[int, int, in
 @given(STEPS)
 def test_no_byte_is_punished_twice_by_one_rule(steps: list[tuple[int, int, int, str]]) -> None:
     user = User(RULES)
-    volumes = {rule.text: rule for rule in RULES.rules if rule.kind == "volume"}
+    volumes = {rule_origin(rule.text): rule for rule in RULES.rules if rule.kind == "volume"}
     # What a rule may still hold against the user: moved while it had no penalty in force.
     open_bytes = dict.fromkeys(volumes, 0)
     moments: dict[str, list[tuple[float, float, int]]] = {text: [] for text in volumes}
@@ -503,20 +518,20 @@ def test_no_byte_is_punished_twice_by_one_rule(steps: list[tuple[int, int, int, 
                 open_bytes[text] += moved
                 moments[text].append((user.now - _s, user.now, moved))
         for change in changes:
-            if change.rule in volumes and change.begins:
-                rule = volumes[change.rule]
-                assert rule.threshold < change.penalty.used <= open_bytes[change.rule]
+            if change.origin in volumes and change.begins:
+                rule = volumes[change.origin]
+                assert rule.threshold < change.penalty.used <= open_bytes[change.origin]
                 # Nor is anything remembered for longer than the window.
                 recent = sum(
                     moved
-                    for _start, end, moved in moments[change.rule]
+                    for _start, end, moved in moments[change.origin]
                     if end > user.now - rule.window_s
                 )
                 assert change.penalty.used <= recent
-                open_bytes[change.rule], moments[change.rule] = 0, []
-                punished.add(change.rule)
-            elif change.rule in volumes:
-                punished.discard(change.rule)
+                open_bytes[change.origin], moments[change.origin] = 0, []
+                punished.add(change.origin)
+            elif change.origin in volumes:
+                punished.discard(change.origin)
 
 
 @settings(deadline=None)

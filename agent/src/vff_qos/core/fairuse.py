@@ -25,14 +25,15 @@ from __future__ import annotations
 
 import calendar
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
 from .policy import Limits
 from .terms import DAY, DOWNLOAD, RATE, UPLOAD, VOLUME, Quota, Rule, Terms
+from .units import format_volume
 
-#: Name of the quota among a user's penalties; no rule is called so.
+#: Name of the quota among a user's penalties, and the origin of its override.
 QUOTA = "quota"
 
 #: Per window: 24 h in hours, 15 min in 37.5 s.
@@ -54,11 +55,14 @@ class Penalty(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A penalty that begins, or that ends because of ``why``."""
+    """A penalty that begins, or that ends because of ``why``.
+
+    ``origin`` names its override; it leads to the plan ``then`` (or BLOCKED, or nowhere, where
+    the rule is gone).
+    """
 
     key: str
     origin: str
-    rule: str
     begins: bool
     why: str
     penalty: Penalty
@@ -334,9 +338,8 @@ class Ledger:
                 usage.penalties[text] = penalty._replace(until=until)
                 continue
             del usage.penalties[text]
-            origin = "quota" if text == QUOTA else "fair_use"
-            then = rule.then if rule else ""
-            changes.append(Change(key, origin, text, False, why, penalty, then))
+            origin = QUOTA if text == QUOTA else rule_origin(text)
+            changes.append(Change(key, origin, False, why, penalty, rule.then if rule else ""))
 
     def _enter(
         self, key: str, usage: Usage, number: int, amount: int, changes: list[Change]
@@ -348,7 +351,8 @@ class Ledger:
         if used >= rule.full:
             window.clear()
             penalty = usage.penalties[rule.text] = Penalty(now_s, now_s + rule.for_s, used)
-            changes.append(Change(key, "fair_use", rule.text, True, "", penalty, rule.then))
+            why = f"{rule.text}: {rule.amount(used)}"
+            changes.append(Change(key, rule_origin(rule.text), True, why, penalty, rule.then))
 
     def _amount(self, rule: Rule, limits: Limits, moved: tuple[int, int]) -> int:
         """What the last interval adds to a rule's window: bytes, or ms at the limit."""
@@ -386,10 +390,11 @@ class Ledger:
             since_s = penalty.since if penalty else self._now_s
             now = usage.penalties[QUOTA] = Penalty(since_s, end_s, used)
             if penalty is None:
-                changes.append(Change(key, "quota", quota.text, True, "", now, quota.then))
+                why = f"{quota.text}: {format_volume(used)}"
+                changes.append(Change(key, QUOTA, True, why, now, quota.then))
         elif penalty:
             del usage.penalties[QUOTA]
-            changes.append(Change(key, "quota", quota.text, False, why, penalty, quota.then))
+            changes.append(Change(key, QUOTA, False, why, penalty, quota.then))
 
     def _period(self, quota: Quota) -> Period:
         found = self._periods.get(quota)
@@ -425,25 +430,39 @@ def _directed(direction: str, moved: tuple[int, int]) -> int:
     return moved[1] if direction == DOWNLOAD else moved[0] + moved[1]
 
 
-def in_force(
-    usage: Usage, terms: Terms, limits_of: Callable[[str], Limits]
-) -> tuple[str, float, str, str] | None:
-    """(plan or BLOCKED, until, why, origin) of the hardest penalty a user has; None without one.
+def rule_origin(text: str) -> str:
+    """The origin of the overrides of a rule: a user may have several penalties at once."""
+    return f"fair_use: {text}"
 
-    ``limits_of`` gives the limits of a plan.
-    """
+
+def is_automatic(origin: str) -> bool:
+    """Whether overrides of this origin are the penalties of this module."""
+    return origin == QUOTA or origin.startswith("fair_use: ")
+
+
+class Level(NamedTuple):
+    """How far a user is with a rule or the quota, for people; ``share`` is 1 when it is full."""
+
+    rule: str
+    used: str
+    share: float
+    until: float | None
+
+
+def levels(usage: Usage, now_s: float, zone: tzinfo | None = None) -> list[Level]:
+    """How far a user is with everything that the plan says.  Slides the windows."""
     found = []
-    for rule in terms.rules:
+    for number, rule in enumerate(usage.terms.rules):
+        used = usage.window(number).total(now_s)
         penalty = usage.penalties.get(rule.text)
-        if penalty:
-            found.append((rule.then, penalty.until, rule.text, "fair_use"))
-    if terms.quota and QUOTA in usage.penalties:
-        penalty = usage.penalties[QUOTA]
-        found.append((terms.quota.then, penalty.until, terms.quota.text, "quota"))
-
-    def hardness(item: tuple[str, float, str, str]) -> tuple[float, float]:
-        limits = limits_of(item[0])
-        speeds = (limits.upload_bps, limits.download_bps)
-        return sum(float("inf") if bps is None else bps for bps in speeds), -item[1]
-
-    return min(found, key=hardness, default=None)
+        until_s = penalty.until if penalty else None
+        found.append(Level(rule.text, rule.amount(used), used / rule.full, until_s))
+    if quota := usage.terms.quota:
+        current = usage.period_start >= period(quota.per, quota.reset, now_s, zone)[0]
+        moved = (usage.quota_up, usage.quota_down) if current else (0, 0)
+        used = _directed(quota.direction, moved)
+        penalty = usage.penalties.get(QUOTA)
+        until_s = penalty.until if penalty else None
+        share = used / quota.limit_bytes
+        found.append(Level(quota.text, format_volume(used), share, until_s))
+    return found

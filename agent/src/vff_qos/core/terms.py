@@ -52,6 +52,12 @@ class Rule(NamedTuple):
             return self.window_s * self.threshold * 10
         return self.threshold + 1
 
+    def amount(self, used: int) -> str:
+        """What a window holds, for people."""
+        if self.kind == RATE:
+            return f"{format_duration(used // 1_000)} at the limit"
+        return format_volume(used)
+
 
 class Quota(NamedTuple):
     """A plan's ``quota``; ``reset`` is the hour of the day or the day of the month."""

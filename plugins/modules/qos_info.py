@@ -1,0 +1,149 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: MIT
+"""Tells who is limited to what on a node, and what they use at the moment."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qos_info
+short_description: Users of a node with their limits, rates and counters
+version_added: 0.1.0
+author: vff.qos contributors
+description:
+  - Asks C(vff-qos status) on the node. Changes nothing.
+attributes:
+  check_mode:
+    support: full
+    description: Returns the same.
+  diff_mode:
+    support: none
+    description: There is nothing to compare.
+options:
+  names:
+    description: Emails of the users to tell of; all if empty.
+    type: list
+    elements: str
+    default: []
+  interval:
+    description:
+      - Seconds between two looks at the counters, from which the rates follow; V(0) for no rates.
+    type: float
+    default: 1.0
+  command:
+    description: The agent's command on the node.
+    type: path
+    default: /usr/local/sbin/vff-qos
+seealso:
+  - module: vff.qos.qos_user
+"""
+
+EXAMPLES = r"""
+- name: Look at everybody
+  vff.qos.qos_info:
+  register: qos
+
+- name: Say who uses more than 9 of 10 parts of their download limit
+  ansible.builtin.debug:
+    msg: "{{ qos.users | dict2items | selectattr('value.download_bps')
+      | selectattr('value.download_share', 'gt', 0.9) | map(attribute='key') }}"
+
+- name: Look at one user, without waiting for rates
+  vff.qos.qos_info:
+    names: [alice@example.com]
+    interval: 0
+"""
+
+RETURN = r"""
+users:
+  description: By email; users who have moved no bytes lately have no class and are not there.
+  type: dict
+  returned: always
+  sample:
+    alice@example.com:
+      class: "5100:2a"
+      upload_bps: 5000000
+      download_bps: 10000000
+      flows: 12
+      up_bytes: 73923
+      down_bytes: 9127371
+      drops: 0
+      up_rate_bps: 18400
+      down_rate_bps: 9982000
+      upload_share: 0.004
+      download_share: 0.998
+node:
+  description: The rest of what C(vff-qos status --json) says, such as C(wan), C(ifb), C(suspended), C(follower).
+  type: dict
+  returned: always
+  sample: {suspended: false, wan: eth0, ifb: vffqos0, parked: 3}
+"""
+
+import json
+import os
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def read_status(module):
+    """What ``vff-qos status --json`` says; ends the module if it says nothing."""
+    command = module.params["command"]
+    if not os.access(command, os.X_OK):
+        module.fail_json(msg=f"{command} is not there; bring the node to qos_state present first")
+    # It ends with 1 where it has trouble to tell of, which is part of the answer.
+    rc, out, err = module.run_command([command, "status", "--json"])
+    try:
+        return json.loads(out)
+    except ValueError:
+        module.fail_json(msg=(err or out).strip() or f"{command} status ended with {rc}")
+
+
+def add_rates(users, earlier, seconds):
+    """Rates in bit/s from two looks at the counters, and their shares of the limits."""
+    for email, user in users.items():
+        before = earlier.get(email)
+        for bytes_key, rate_key, limit_key, share_key in (
+            ("up_bytes", "up_rate_bps", "upload_bps", "upload_share"),
+            ("down_bytes", "down_rate_bps", "download_bps", "download_share"),
+        ):
+            moved = user[bytes_key] - (before[bytes_key] if before else 0)
+            # A class that was made anew counts from zero.
+            if moved < 0:
+                moved = user[bytes_key]
+            user[rate_key] = round(moved * 8 / seconds)
+            limit = user[limit_key]
+            user[share_key] = round(user[rate_key] / limit, 3) if limit else None
+
+
+def by_email(status, names):
+    """The users of a status by email, of ``names`` only if there are any."""
+    users = {user["email"]: user for user in status["users"]}
+    return {email: user for email, user in users.items() if not names or email in names}
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "names": {"type": "list", "elements": "str", "default": []},
+            "interval": {"type": "float", "default": 1.0},
+            "command": {"type": "path", "default": "/usr/local/sbin/vff-qos"},
+        },
+        supports_check_mode=True,
+    )
+    names, interval = module.params["names"], module.params["interval"]
+    status = read_status(module)
+    users = by_email(status, names)
+    if interval > 0:
+        time.sleep(interval)
+        later = read_status(module)
+        earlier, users = users, by_email(later, names)
+        add_rates(users, earlier, later["time"] - status["time"])
+        status = later
+    for user in users.values():
+        del user["email"]
+    node = {key: value for key, value in status.items() if key != "users"}
+    module.exit_json(changed=False, users=users, node=node)
+
+
+if __name__ == "__main__":
+    main()

@@ -55,7 +55,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 users:
-  description: By email; users who have moved no bytes lately have no class and are not there.
+  description: By email. Users who have been idle for long have no class and are not there.
   type: dict
   returned: always
   sample:
@@ -72,7 +72,8 @@ users:
       upload_share: 0.004
       download_share: 0.998
 node:
-  description: The rest of what C(vff-qos status --json) says, such as C(wan), C(ifb), C(suspended), C(follower).
+  description:
+    - The rest of what C(vff-qos status --json) says, such as C(wan), C(suspended), C(overrides).
   type: dict
   returned: always
   sample: {suspended: false, wan: eth0, ifb: vffqos0, parked: 3}
@@ -106,10 +107,9 @@ def add_rates(users, earlier, seconds):
             ("up_bytes", "up_rate_bps", "upload_bps", "upload_share"),
             ("down_bytes", "down_rate_bps", "download_bps", "download_share"),
         ):
-            moved = user[bytes_key] - (before[bytes_key] if before else 0)
-            # A class that was made anew counts from zero.
-            if moved < 0:
-                moved = user[bytes_key]
+            # Another class, or one that was made anew, has a counter of its own.
+            same = before is not None and before["class"] == user["class"]
+            moved = max(user[bytes_key] - before[bytes_key], 0) if same else 0
             user[rate_key] = round(moved * 8 / seconds)
             limit = user[limit_key]
             user[share_key] = round(user[rate_key] / limit, 3) if limit else None

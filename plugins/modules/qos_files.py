@@ -179,40 +179,43 @@ def delete(module, path):
         os.unlink(path)
 
 
+def make_directory(module, item):
+    """True if the directory was not there."""
+    if os.path.isdir(item["path"]):
+        return False
+    if not module.check_mode:
+        os.makedirs(item["path"], 0o755)
+    return True
+
+
+def make_link(module, item):
+    """True if the link was not there or led elsewhere."""
+    path, target = item["path"], item["target"]
+    if os.path.islink(path) and os.readlink(path) == target:
+        return False
+    if not module.check_mode:
+        temporary = f"{path}.new"
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        os.symlink(target, temporary)
+        os.replace(temporary, path)
+    return True
+
+
+def entries(**options):
+    """Specification of a list of things that have a path."""
+    options["path"] = {"type": "path", "required": True}
+    return {"type": "list", "elements": "dict", "default": [], "options": options}
+
+
 def main():
-    attributes = {"group": {"type": "str", "default": "root"}}
+    text, required = {"type": "str", "required": True}, {"type": "path", "required": True}
+    group = {"type": "str", "default": "root"}
     module = AnsibleModule(
         argument_spec={
-            "directories": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "mode": {"type": "str", "default": "0755"},
-                    **attributes,
-                },
-            },
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "content": {"type": "str", "required": True},
-                    "mode": {"type": "str", "default": "0644"},
-                    **attributes,
-                },
-            },
-            "links": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "target": {"type": "path", "required": True},
-                },
-            },
+            "directories": entries(mode={"type": "str", "default": "0755"}, group=group),
+            "files": entries(content=text, mode={"type": "str", "default": "0644"}, group=group),
+            "links": entries(target=required),
             "validate": {"type": "list", "elements": "str", "default": []},
             "absent": {"type": "list", "elements": "path", "default": []},
             "absent_if_empty": {"type": "list", "elements": "path", "default": []},
@@ -227,34 +230,24 @@ def main():
     new_files = write_new(module, changed)
     validate(module, new_files)
 
-    for item in params["directories"]:
-        path, made = item["path"], False
-        if not os.path.isdir(path):
-            made = True
-            if not module.check_mode:
-                os.makedirs(path, 0o755)
-        if fix_attributes(module, item) or made:
-            paths.append(path)
-    for item in params["files"]:
-        path, written = item["path"], item in changed
-        if written:
-            before = old[path] or ""
-            diff.append({"before_header": path, "after_header": path,
-                         "before": before, "after": item["content"]})  # fmt: skip
-            if not module.check_mode:
-                module.atomic_move(new_files[path], path)
-        if fix_attributes(module, item) or written:
-            paths.append(path)
-    for item in params["links"]:
-        path, target = item["path"], item["target"]
-        if not os.path.islink(path) or os.readlink(path) != target:
-            paths.append(path)
-            if not module.check_mode:
-                temporary = f"{path}.new"
-                if os.path.lexists(temporary):
-                    os.unlink(temporary)
-                os.symlink(target, temporary)
-                os.replace(temporary, path)
+    def replace_file(module, item):
+        if item not in changed:
+            return False
+        path = item["path"]
+        diff.append({"before_header": path, "after_header": path,
+                     "before": old[path] or "", "after": item["content"]})  # fmt: skip
+        if not module.check_mode:
+            module.atomic_move(new_files[path], path)
+        return True
+
+    makers = {"directories": make_directory, "files": replace_file, "links": make_link}
+    for kind, make in makers.items():
+        for item in params[kind]:
+            made = make(module, item)
+            if "mode" in item:
+                made |= fix_attributes(module, item)
+            if made:
+                paths.append(item["path"])
     for path in params["absent"]:
         if os.path.lexists(path):
             paths.append(path)

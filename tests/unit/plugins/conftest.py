@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -25,3 +29,22 @@ def plugin() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def run_module() -> Callable[..., dict[str, Any]]:
+    """Runs a module as Ansible does: ``run_module("qos_user", name="a@x", check=True)``."""
+
+    def run(module: str, check: bool = False, **arguments: object) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, str(PLUGINS / "modules" / f"{module}.py")],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": {"_ansible_check_mode": check, **arguments}}),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout)
+        assert done.returncode == int("failed" in result)
+        return result
+
+    return run

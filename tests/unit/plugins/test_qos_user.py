@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ POLICY = "plans:\n  gold: {download: 100mbit}\n  slow: {download: 1mbit}\n"
 class Node:
     """A directory with the agent's files, and its command."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, run_module: Callable[..., dict[str, Any]]) -> None:
+        self._run = run_module
         self.etc = directory / "etc"
         self.etc.mkdir()
         (self.etc / "settings.yml").write_text("wan: eth0\n")
@@ -36,21 +37,8 @@ class Node:
 
     def run(self, check: bool = False, **arguments: object) -> dict[str, Any]:
         """What the module returns."""
-        given = {
-            "directory": str(self.etc),
-            "command": str(self.command),
-            "_ansible_check_mode": check,
-            **arguments,
-        }
-        done = subprocess.run(
-            [sys.executable, str(MODULES / "qos_user.py")],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": given}),
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        files = {"directory": str(self.etc), "command": str(self.command)}
+        return self._run("qos_user", check=check, **files, **arguments)
 
     def users(self) -> dict[str, Any]:
         """What the drop-in holds."""
@@ -59,8 +47,8 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node(tmp_path)
+def node(tmp_path: Path, run_module: Callable[..., dict[str, Any]]) -> Node:
+    return Node(tmp_path, run_module)
 
 
 def test_a_user_is_added_changed_and_taken_away_and_others_stay(node: Node) -> None:
@@ -81,12 +69,13 @@ def test_a_user_is_added_changed_and_taken_away_and_others_stay(node: Node) -> N
 
 
 def test_who_may_read_the_policy_may_read_the_file(node: Node) -> None:
+    group = 1 if os.geteuid() == 0 else os.getgid()
     node.etc.chmod(0o750)
-    os.chown(node.etc, -1, 1)
+    os.chown(node.etc, -1, group)
     node.run(name="a@x", plan="gold")
-    assert (node.file.stat().st_mode & 0o777, node.file.stat().st_gid) == (0o640, 1)
+    assert (node.file.stat().st_mode & 0o777, node.file.stat().st_gid) == (0o640, group)
     directory = node.file.parent.stat()
-    assert (directory.st_mode & 0o777, directory.st_gid) == (0o750, 1)
+    assert (directory.st_mode & 0o777, directory.st_gid) == (0o750, group)
     assert os.listdir(node.file.parent) == ["users.yml"]
 
 

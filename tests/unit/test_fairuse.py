@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -187,6 +189,16 @@ def test_a_plan_does_not_lead_to_itself() -> None:
         parse_policy(b"plans: {a: {quota: {limit: 1GB, then: a}}, b: {}}", "policy.yml")
 
 
+def test_the_examples_of_the_manual_are_a_policy() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "POLICY.md").read_text()
+    (example,) = (
+        block for block in re.findall("```yaml\n(.*?)```", text, re.DOTALL) if "fair_use" in block
+    )
+    policy = parse_policy(example.encode(), "POLICY.md")
+    assert [rule.then for rule in policy.terms["basic"].rules] == ["slow"] * 3
+    assert policy.terms["trial"].quota == Quota(GB, "day", 4, BLOCKED, "download")
+
+
 # -- volumes ----------------------------------------------------------------------------------
 
 
@@ -196,7 +208,7 @@ def test_more_than_the_volume_is_slowed_for_the_time_of_the_rule() -> None:
     (begin,) = user.move(MINUTE, 10_000)
     assert (begin.begins, begin.then) == (True, "slow")
     assert begin.origin == "fair_use: more than 20 GB within 1d"
-    assert begin.why == "more than 20 GB within 1d: 20 GB"
+    assert begin.why == "20 GB"
     assert begin.penalty[:2] == (user.now, user.now + HOUR)
     assert 20 * GB < begin.penalty.used <= 20 * GB + 10_000
     assert user.move(59 * MINUTE, 50 * GB) == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 
@@ -19,7 +19,7 @@ from .core.accesslog import TAINT_BYTES, Claim, Source, inbound_tag, parse_sourc
 from .core.flow import Tuple
 from .core.htb import MINOR_MASK, OURS_MASK, PROVISIONAL, TAG_MASK, classid
 from .core.minors import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
-from .core.overrides import changed_emails
+from .core.overrides import OPERATOR, Override, changed_emails
 from .core.ownership import VOUCH_S, Verdict, address_key, judge
 from .core.policy import Limits, Policy, lowest_of
 from .core.resolver import Resolver
@@ -30,6 +30,7 @@ from .journal import ERROR, NOTICE, WARNING, Journal
 from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare, prepared_mark, with_mark
 from .kernel.tc import Tc
 from .lock import Lock
+from .orders import describe_override
 from .state import State, StateError
 
 #: Owner of a class that the kernel has and the state does not know.
@@ -695,6 +696,50 @@ class Assigner:
             self._ensure(changed)
             return len(changed)
 
+    def active(self) -> list[tuple[str, int]]:
+        """(email, minor) of all users who have a class."""
+        owners = self._minors.by_minor.values()
+        return [(o.key, o.minor) for o in owners if o.key >= " " and self._is_shaped(o)]
+
+    def counters(self, direction: int) -> dict[int, int]:
+        """{minor: bytes sent} of all classes, of direction 0 (upload) or 1 (download)."""
+        ifindex = self._classes.devices[direction]
+        return self._tc.sent_bytes(ifindex, self._settings.major)
+
+    def is_held(self, email: str) -> bool:
+        """Whether a person has ordered something else for a user than the policy says."""
+        live = self._classes.overrides.in_force(email, self._clock())
+        return any(override.origin == OPERATOR for override, _layer in live)
+
+    def order(self, begin: list[Override], end: Mapping[tuple[str, str], str]) -> None:
+        """Put automatic overrides in force, end others: {(email, origin): why}.
+
+        Raises StateError; then the kernel is as before.
+        """
+        with self._lock:
+            self._refresh()
+            ours = {(override.email, override.origin) for override in begin} | end.keys()
+            known = self._classes.overrides.all()
+            gone = [override for override in known if (override.email, override.origin) in end]
+            self._state.save_overrides(begin)
+            self._state.delete_overrides(gone)
+            others = [o for o in known if (o.email, o.origin) not in ours]
+            self._classes.set_overrides([*others, *begin])
+            self._ensure(self._shaped({override.email for override in (*begin, *gone)}))
+        for override in begin:
+            message = describe_override(override, self._clock())
+            self._tell("override", override, message, override.why)
+        for override in gone:
+            self._tell_end(override, end[override.email, override.origin])
+
+    def _tell_end(self, override: Override, why: str) -> None:
+        message = f"{override.email}: the override of {override.origin} is over: {why}"
+        self._tell("override_ended", override, message, why)
+
+    def _tell(self, kind: str, override: Override, message: str, why: str) -> None:
+        fields = {"email": override.email, "origin": override.origin, "why": why}
+        self._journal.event(kind, message, NOTICE, **fields)
+
     def keep_time(self) -> None:
         """Once a second: take over what other processes ordered, end overrides in time."""
         if self._state.version() != self._version:
@@ -719,13 +764,7 @@ class Assigner:
             return
         self._classes.set_overrides(o for o in known if o not in ended)
         for override in ended:
-            self._journal.event(
-                "override_ended",
-                f"{override.email}: the override of {override.origin} is over",
-                NOTICE,
-                email=override.email,
-                origin=override.origin,
-            )
+            self._tell_end(override, "its time is up")
 
     # -- trouble --------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 from .classes import Classes
 from .config import Paths, drop_ins_of, load_policy, read_file
 from .core.document import Document
+from .core.fairuse import Level, Usage, levels
 from .core.htb import HtbClass, classid, format_classid
 from .core.minors import Owner
 from .core.overrides import Override
@@ -61,11 +62,19 @@ def read_explanation(settings: Settings, state: State, paths: Paths, email: str)
             {"name": name, "where": _where(paths, policy, email, name), "gives": layer}
             for name, layer in reversed(policy.layers(email))
         ],
+        "usage": [level._asdict() for level in _usage(policy, state, email, now)],
         "limits": limits._asdict(),
         "leaf": limits.leaf or settings.leaf,
         "class": _class(settings, classes, owner, have) if owner else None,
         "wanted": _both(classes.params_of(limits)),
     }
+
+
+def _usage(policy: Policy, state: State, email: str, now_s: float) -> list[Level]:
+    """How far a user was with the plan's rules when the agent last saved it, within 5 min."""
+    terms = policy.terms_of(email)
+    saved = [Usage.from_json(terms, data) for *_counters, data in state.usage(email)]
+    return levels(saved[0] if saved else Usage(terms), now_s)
 
 
 def _plan(policy: Policy, layer: Layer) -> str | None:
@@ -142,6 +151,11 @@ def render(found: dict[str, Any]) -> str:
     for layer in found["layers"]:
         gives = ", ".join(f"{key} {_shown(key, value)}" for key, value in layer["gives"].items())
         lines.append(f"  {layer['name']:<10} {layer['where']}: {gives or 'nothing'}")
+    for level in found["usage"]:
+        until = level["until"]
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until)) if until else ""
+        penalty = f", penalty until {clock}" if until else ""
+        lines.append(f"{level['rule']}: {level['used']} ({level['share']:.0%}){penalty}")
     lines += _render_class(found)
     return "\n".join(lines)
 

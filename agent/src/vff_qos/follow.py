@@ -17,6 +17,7 @@ from .config import Paths, load_policy, load_settings, policy_stamp
 from .core.accesslog import Claim
 from .core.resolver import Resolver
 from .errors import ConfigError, KernelRefused, Refused
+from .fairuse import FairUse
 from .heal import Healer, repair_command
 from .journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
 from .kernel.addresses import local_addresses
@@ -67,6 +68,7 @@ class Follower:
             devices,
             self._resolver,
         )
+        self._fair_use = FairUse(policy, self._state, self._assigner, journal)
         self._healer = Healer(paths, self._settings, journal, self._assigner.port_ids, devices)
         self._watch = PolicyWatch(paths)
         self._poll = select.epoll()
@@ -186,6 +188,7 @@ class Follower:
 
     def _finish(self) -> None:
         self._assigner.flush()
+        self._fair_use.finish()
         self._save_checkpoint()
         self._source.close()
 
@@ -203,6 +206,7 @@ class Follower:
         self._complain()
         self._check_policy()
         self._assigner.keep_time()
+        self._fair_use.step(now)
         self._assigner.flush()
         again = self._assigner.check_flush(now)
         if again:
@@ -253,6 +257,7 @@ class Follower:
             self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
             return
         changed = self._assigner.set_policy(policy)
+        self._fair_use.set_policy(policy)
         self._policy_used = stamp
         self._write_status()
         self._journal.event("config", f"policy reloaded: {changed} classes changed", INFO)

@@ -149,7 +149,7 @@ def describe_override(override: Override, now_s: float) -> str:
     """An override in one line, for ``status``."""
     gives = ", ".join(f"{key} {_plain(value)}" for key, value in override.entry.items())
     why = f": {override.why}" if override.why else ""
-    by = override.who if override.origin == OPERATOR else f"{override.origin}, {override.who}"
+    by = override.who if override.origin == OPERATOR else override.origin
     return f"{override.email}: {gives}, {describe_time(override, now_s)}, by {by}{why}"
 
 

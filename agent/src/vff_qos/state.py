@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from typing import Any
 
@@ -30,6 +30,10 @@ _UPGRADES = (
         "CREATE TABLE overrides (email TEXT NOT NULL, origin TEXT NOT NULL, entry TEXT NOT NULL, "
         "until REAL, who TEXT NOT NULL, why TEXT NOT NULL, created REAL NOT NULL, "
         "PRIMARY KEY (email, origin)) WITHOUT ROWID",
+    ),
+    (
+        "CREATE TABLE usage (key TEXT PRIMARY KEY, minor INTEGER NOT NULL, "
+        "up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL, json TEXT NOT NULL) WITHOUT ROWID",
     ),
 )
 SCHEMA_VERSION = len(_UPGRADES)
@@ -149,6 +153,36 @@ class State:
                 self._db.executemany(
                     "DELETE FROM overrides WHERE email=? AND origin=?", [o[:2] for o in overrides]
                 )
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def usage(self, key: str | None = None) -> Iterator[tuple[str, int, int, int, Any]]:
+        """(email, minor, upload and download counters, usage as JSON) of all, or of one."""
+        where, values = ("", ()) if key is None else (" WHERE key=?", (key,))
+        try:
+            for row in self._db.execute(
+                f"SELECT key, minor, up_seen, down_seen, json FROM usage{where}", values
+            ):
+                yield *row[:4], json.loads(row[4])
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def save_usage(self, rows: Iterable[tuple[str, int, int, int, Any]]) -> None:
+        """Write what ``usage`` gives."""
+        try:
+            with self._transaction():
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO usage VALUES (?,?,?,?,?)",
+                    [(*row[:4], json.dumps(row[4])) for row in rows],
+                )
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def delete_usage(self, keys: Iterable[str]) -> None:
+        """Forget the usage of some users."""
+        try:
+            with self._transaction():
+                self._db.executemany("DELETE FROM usage WHERE key=?", [(key,) for key in keys])
         except sqlite3.Error as error:
             raise self._failed(error) from error
 

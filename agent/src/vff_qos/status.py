@@ -45,6 +45,7 @@ def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any
         return status
     tc, conntrack = Tc(), Conntrack()
     up, down = (tc.classes(index, settings.major) for index in devices)
+    status["time"] = time.time()
     flows: dict[int, int] = {}
     for entry in conntrack.dump(settings.major << 16, OURS_MASK):
         minor = entry.mark & MINOR_MASK

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import calendar
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
@@ -55,10 +55,10 @@ class Penalty(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A penalty that begins, or that ends because of ``why``.
+    """A penalty that begins, or one that ends.
 
-    ``origin`` names its override; it leads to the plan ``then`` (or BLOCKED, or nowhere, where
-    the rule is gone).
+    ``why``: what was used, or why it ends.  ``origin`` names its override; that leads to the plan
+    ``then`` (or BLOCKED, or nowhere, where the rule is gone).
     """
 
     key: str
@@ -156,6 +156,14 @@ class Usage:
     def window(self, number: int) -> Window:
         """The window of the ``number``-th rule."""
         return Window(self.terms.rules[number], self.cells, number)
+
+    def in_force(self, key: str, now_s: float) -> Iterator[Change]:
+        """The beginnings of the penalties that are not over; ``key`` is the user's."""
+        for text, penalty in self.penalties.items():
+            rule = self.terms.quota if text == QUOTA else self.terms.rule(text)
+            if rule and penalty.until > now_s:
+                origin = QUOTA if text == QUOTA else rule_origin(text)
+                yield Change(key, origin, True, rule.amount(penalty.used), penalty, rule.then)
 
     def adapt(self, terms: Terms) -> None:
         """Other terms: windows of rules that stay, stay."""
@@ -351,8 +359,8 @@ class Ledger:
         if used >= rule.full:
             window.clear()
             penalty = usage.penalties[rule.text] = Penalty(now_s, now_s + rule.for_s, used)
-            why = f"{rule.text}: {rule.amount(used)}"
-            changes.append(Change(key, rule_origin(rule.text), True, why, penalty, rule.then))
+            origin = rule_origin(rule.text)
+            changes.append(Change(key, origin, True, rule.amount(used), penalty, rule.then))
 
     def _amount(self, rule: Rule, limits: Limits, moved: tuple[int, int]) -> int:
         """What the last interval adds to a rule's window: bytes, or ms at the limit."""
@@ -390,8 +398,7 @@ class Ledger:
             since_s = penalty.since if penalty else self._now_s
             now = usage.penalties[QUOTA] = Penalty(since_s, end_s, used)
             if penalty is None:
-                why = f"{quota.text}: {format_volume(used)}"
-                changes.append(Change(key, QUOTA, True, why, now, quota.then))
+                changes.append(Change(key, QUOTA, True, quota.amount(used), now, quota.then))
         elif penalty:
             del usage.penalties[QUOTA]
             changes.append(Change(key, QUOTA, False, why, penalty, quota.then))

@@ -68,11 +68,14 @@ class Overrides:
         return [pair for pair in live if pair[0].origin == OPERATOR] or live
 
     def limits(self, email: str, now_s: float) -> Limits:
-        """The limits of ``email``: of several automatic overrides, the lowest of each direction."""
+        """The limits of ``email``: of automatic overrides and the policy, the lowest of each."""
         live = self.in_force(email, now_s)
         if not live:
             return self._policy.limits(email)
         results = [self._policy.overlaid(email, layer) for _override, layer in live]
+        if live[0][0].origin != OPERATOR:
+            # No penalty makes anybody faster.
+            results.append(self._policy.limits(email))
         lowest = lowest_of(results)
         return results[0]._replace(
             upload_bps=lowest.upload_bps,

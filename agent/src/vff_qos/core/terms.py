@@ -75,6 +75,10 @@ class Quota(NamedTuple):
         of = "" if self.direction == BOTH else f" of {self.direction}"
         return f"quota of {format_volume(self.limit_bytes)}{of} per {self.per}"
 
+    def amount(self, used: int) -> str:
+        """What has been used, for people."""
+        return f"{format_volume(used)} with a {self.text}"
+
 
 @dataclass(frozen=True)
 class Terms:

@@ -1,0 +1,138 @@
+"""The modules qos_user and qos_info against a node that limits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .test_fairuse import Pipe
+from .test_follow import Client, Node, eventually, node
+
+__all__ = ["node"]  # a fixture
+
+MODULES = Path(__file__).resolve().parents[2] / "plugins" / "modules"
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(node: Node) -> Run:
+    """Runs a module as Ansible does, with a command that knows the node's files."""
+    words = node.command("COMMAND")
+    options = " ".join(words[words.index("COMMAND") + 1 :])
+    command = node.directory / "vff-qos"
+    command.write_text(
+        f'#!/bin/sh\nverb=$1; shift\nexec {sys.executable} -m vff_qos "$verb" {options} "$@"\n'
+    )
+    command.chmod(0o755)
+    node.write_policy("plans: {gold: {download: 9mbit}}\n")
+
+    def call(module: str, check: bool = False, **arguments: object) -> dict[str, Any]:
+        files = {"directory": str(node.directory)} if module == "qos_user" else {}
+        given = {
+            "command": str(command),
+            "_ansible_check_mode": check,
+            **files,
+            **arguments,
+        }
+        done = subprocess.run(
+            [sys.executable, str(MODULES / f"{module}.py")],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": given}),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    return call
+
+
+def user(node: Node) -> int:
+    """A user with a flow; returns the minor."""
+    client = Client("127.0.0.1", 4430)
+    node.write(client.line("alice@x"))
+    eventually(lambda: node.mark(client))
+    return (node.mark(client) or 0) & 0xFFFF
+
+
+def test_a_permanent_entry_is_in_force_within_a_second(node: Node, run: Run) -> None:
+    node.start()
+    minor = user(node)
+    assert node.classes()[1][minor] == 3_000_000
+    assert run("qos_user", name="alice@x", plan="gold")["changed"]
+    eventually(lambda: node.classes()[1][minor] == 9_000_000, 1.0)
+    assert run("qos_user", name="alice@x", state="absent")["changed"]
+    eventually(lambda: node.classes()[1][minor] == 3_000_000, 1.0)
+
+
+def test_a_temporary_one_is_ordered_once_and_ended(node: Node, run: Run) -> None:
+    node.start()
+    minor = user(node)
+    limit = {"name": "alice@x", "state": "limit", "download": "1mbit", "for": "2h", "reason": "r"}
+    assert run("qos_user", check=True, **limit)["changed"]
+    assert node.classes()[1][minor] == 3_000_000
+    first = run("qos_user", **limit)
+    assert first["changed"] and first["until"] == pytest.approx(time.time() + 7_200, abs=10)
+    assert node.classes()[1][minor] == 1_000_000
+    assert not run("qos_user", **limit)["changed"]
+    assert run("qos_user", **{**limit, "for": "4h"})["changed"]
+    assert run("qos_user", name="alice@x", state="limit", blocked=True)["changed"]
+    assert run("qos_user", name="alice@x", state="limit", unlimited=True)["until"] is None
+    assert run("qos_user", check=True, name="alice@x", state="reset")["changed"]
+    assert run("qos_user", name="alice@x", state="reset")["changed"]
+    assert node.classes()[1][minor] == 3_000_000
+    assert not run("qos_user", name="alice@x", state="reset")["changed"]
+
+
+def test_a_temporary_one_that_is_wrong_is_refused(node: Node, run: Run) -> None:
+    node.start()
+    user(node)
+    for arguments, sentence in (
+        ({"download": "5mbps"}, "bytes a second to tc"),
+        ({"plan": "silver"}, "there is no plan 'silver'; there are: gold"),
+        ({}, "state limit needs one of: plan, upload, download, unlimited, blocked"),
+        ({"blocked": True, "plan": "gold"}, "state limit takes blocked: true alone"),
+    ):
+        for check in (True, False):
+            result = run("qos_user", check=check, name="alice@x", state="limit", **arguments)
+            assert result["failed"] and sentence in result["msg"]
+    assert json.loads(node.run("status", "--json"))["overrides"] == []
+
+
+def test_info_returns_limits_rates_and_counters(node: Node, run: Run) -> None:
+    node.start()
+    minor = user(node)
+    run("qos_user", name="alice@x", state="limit", download="8mbit", reason="ticket")
+    pipe, done = Pipe(), threading.Event()
+
+    def download() -> None:
+        while not done.is_set():
+            pipe.send(minor, 10_000_000, within_s=0.1)
+
+    thread = threading.Thread(target=download)
+    thread.start()
+    time.sleep(0.5)
+    try:
+        found = run("qos_info", check=True, interval=2)
+    finally:
+        done.set()
+        thread.join()
+    assert not found["changed"]
+    alice = found["users"]["alice@x"]
+    assert (alice["upload_bps"], alice["download_bps"], alice["flows"]) == (2_000_000, 8_000_000, 1)
+    assert alice["down_bytes"] > 1_000_000
+    assert 6_500_000 < alice["down_rate_bps"] < 9_500_000
+    assert alice["download_share"] == pytest.approx(alice["down_rate_bps"] / 8e6, abs=0.01)
+    assert alice["overrides"][0]["why"] == "ticket"
+    assert alice["up_rate_bps"] == 0
+    assert found["node"]["wan"] == "wan0"
+    assert run("qos_info", names=["bob@x"], interval=0)["users"] == {}

@@ -80,8 +80,8 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 	antsibull-changelog lint
 
 .PHONY: bench
-bench: setup ## Measure the agent natively on one core; writes build/bench/report.json
-	$(PY) -m bench
+bench: setup ## Measure the agent natively on one core; writes build/bench/report.json (QUICK=1: 2 minutes)
+	$(PY) -m bench $(if $(QUICK),--quick)
 
 .PHONY: soak
 soak: setup ## Ten minutes of rotations, restarts, kills, flushes and forged lines

@@ -221,7 +221,7 @@ def policy(report: Report, follower: Agent, runs: int) -> None:
 def restart(report: Report, follower: Agent, runs: int) -> None:
     """From the start of the process until 10,000 flows of its last seconds bear their marks."""
     report.progress(f"{runs} restarts behind kill -9 with {_FLOWS:,} unmarked flows")
-    spent = []
+    spent, cpu = [], []
     for _ in range(runs):
         follower.stop(signal.SIGKILL)
         make_flows(_FLOWS)
@@ -230,7 +230,9 @@ def restart(report: Report, follower: Agent, runs: int) -> None:
         follower.start()
         wait_until("a mark on every flow", lambda: marked() >= _FLOWS, 60)
         spent.append(time.perf_counter() - start)
+        cpu.append(follower.cpu_s())
     report.add(f"follow.restart_s.flows_{_FLOWS}", spent, "s")
+    report.add(f"follow.restart_cpu_s.flows_{_FLOWS}", cpu, "s")
 
 
 def collection(report: Report, follower: Agent, runs: int) -> None:

@@ -221,5 +221,5 @@ def agent() -> Iterator[Agent]:
         made.start()
         yield made
     finally:
-        made.stop()
+        made.stop(signal.SIGKILL)
         shutil.rmtree(directory)

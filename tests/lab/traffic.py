@@ -121,7 +121,8 @@ def echo_clients(job: Job, output: int) -> None:
                     poll.unregister(ready)
                     sockets.pop(ready)[1].close()
                     continue
-                os.write(output, b"%f %d %f\n" % (now, number, now - sent.pop(ready)))
+                if ready in sent:  # not the rest of one that came in pieces
+                    os.write(output, b"%f %d %f\n" % (now, number, now - sent.pop(ready)))
 
 
 class Sampler:

@@ -1,8 +1,9 @@
-"""Break what a job names and wait until the agent has mended it; runs on the node.
+"""Break something and wait until the agent has mended it; runs on the node.
 
-Reads a job (JSON) on standard input: {"timeout_s", "breaks": [[name, shell command,
-shell test or null]]}. Writes {name: {"took_s": seconds or null, "differs": [line]}}; mended is what
-passes the test or, without one, is as it was before.
+Reads a job (JSON) on standard input: {"command": what breaks it, "test": a shell command or null,
+"healthy": lines of a state, "timeout_s"}. Writes {"took_s": seconds or null, "differs": lines}.
+Mended is what passes the test or, without one, what is as it was. Without a command it writes the
+state of now.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ STATE = r"""
 exec 2>&1
 {
 ip -br link | awk '{print "link", $1, $2}'
-tc qdisc show
+tc qdisc show | sed 's/ direct_packets_stat [0-9]*//'
 for dev in $(ls /sys/class/net); do
-    tc class show dev $dev | sed "s/^/$dev /"
+    tc class show dev $dev | grep "^class htb" | sed "s/^/$dev /"
     tc filter show dev $dev | sed "s/^/$dev /"
-    tc filter show dev $dev ingress | sed "s/^/$dev ingress /"
+    tc filter show dev $dev ingress | sed "s/index [0-9]* //; s/^/$dev ingress /"
 done
 nft -s list ruleset
 conntrack -L 2>/dev/null | grep -o 'mark=135[89][0-9]*' | sort -u
@@ -43,29 +44,23 @@ def mend(
     subprocess.run(["sh", "-euc", command], check=True, stdout=sys.stderr)
     broken = time.monotonic()
     while True:
-        looked = time.monotonic()
-        if test:
-            mended = subprocess.run(["sh", "-c", test]).returncode == 0
-        else:
-            now = state()
-            mended = now == healthy
+        tested = subprocess.run(["sh", "-c", test]).returncode == 0 if test else None
+        mended = state() == healthy if tested is None else tested
+        took_s = time.monotonic() - broken  # of looking, too
         if mended:
-            return looked - broken, []
-        if looked - broken > timeout_s:
+            return took_s, []
+        if took_s > timeout_s:
             lines = difflib.unified_diff(healthy, state(), "before", "now", lineterm="", n=0)
             return None, list(lines)
 
 
 def main() -> None:
     job = json.load(sys.stdin)
-    healthy = state()
-    report = {}
-    for name, command, test in job["breaks"]:
-        took_s, differs = mend(command, test, healthy, job["timeout_s"])
-        report[name] = {"took_s": took_s, "differs": differs}
-        if took_s is None:
-            break
-    json.dump(report, sys.stdout)
+    if "command" not in job:
+        json.dump(state(), sys.stdout)
+        return
+    took_s, differs = mend(job["command"], job["test"], job["healthy"], job["timeout_s"])
+    json.dump({"took_s": took_s, "differs": differs}, sys.stdout)
 
 
 if __name__ == "__main__":

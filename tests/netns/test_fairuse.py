@@ -135,6 +135,7 @@ def test_a_volume_slows_the_class_in_place_and_its_end_restores_it(
     ceil, sent = world.shown(alice)
     # Changed in place: a class made anew would count from zero.
     assert ceil == 4_000_000 and sent >= before > 3_000_000
+    assert world.assigner.counters(1)[alice] == pytest.approx(sent, abs=100_000)
     assert world.shown(bob)[0] == 800_000_000
     (override,) = world.state.overrides()
     assert (override.email, override.entry, override.until) == (

@@ -94,6 +94,8 @@ class FairUse:
         yield
         down = assigner.counters(1)
         ledger.open(up, down, self._clock())
+        yield
+        # Not before: who came meanwhile has sent what the counters say.
         minors = dict(assigner.active())
         changes: list[Change] = []
         # Who has no class any more may still have a penalty.

@@ -388,21 +388,20 @@ def test_a_leaf_changes_with_the_plan(
     bare = Bare(plans, 3)
     changed = bare.change(f"{plans}users: {{u1@x: {{plan: b}}}}")
     assert [owner.key for owner in changed] == ["u1@x"]
-    for device in bare.devices:
-        kinds = bare.tc.leaves(device, MAJOR)
+    for kinds in bare.tc.leaves(bare.devices, MAJOR):
         assert [kinds[owner.minor] for owner in bare.owners] == ["pfifo", "bfifo", "pfifo"]
     # Another process, which has not made the classes, sees the same.
     fresh = Classes(SETTINGS, parse_policy(b"", "p"), Tc(), bare.devices)
     fresh.load(bare.owners, {owner.minor for owner in bare.owners})
     assert fresh.ensure(bare.owners) == []
-    assert set(bare.tc.leaves(bare.devices[1], MAJOR).values()) == {"pfifo"}
+    assert set(bare.tc.leaves(bare.devices, MAJOR)[1].values()) == {"pfifo"}
 
 
 def test_a_leaf_that_is_gone_comes_back(trees: tuple[str, str]) -> None:
     bare = Bare("default: {}", 3)
     run("tc", "qdisc", "del", "dev", "wan0", "parent", "5100:3", "handle", "3:")
     assert [owner.minor for owner in bare.change("default: {}")] == [3]
-    assert bare.tc.leaves(bare.devices[1], MAJOR) == {2: "pfifo", 3: "pfifo", 4: "pfifo"}
+    assert bare.tc.leaves(bare.devices, MAJOR)[1] == {2: "pfifo", 3: "pfifo", 4: "pfifo"}
 
 _SO_SNDBUFFORCE = 32
 

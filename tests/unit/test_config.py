@@ -104,6 +104,28 @@ def test_bad_settings_name_file_line_key_and_what_is_allowed(text: bytes, messag
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"wan: a\n---\nwan: b", "s:2: holds more than one document"),
+        (b"wan: a\nifb: *b", "s:2: ifb: there is no anchor 'b' before this"),
+        (b"service_ports: &a [*a]", "service_ports.0: there is no anchor 'a' before this"),
+        (b"gc: &g {idle_s: 5}\nunclassified: *g", "unclassified.idle_s: unknown key"),
+    ],
+)
+def test_yaml_that_leads_nowhere_is_refused(text: bytes, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(text, "s")
+    assert message in str(caught.value)
+
+
+def test_anchors_stand_for_their_value() -> None:
+    text = b"node_ceil: &rate 1gbit\nunclassified: {upload: *rate, download: !!str 5mbit}"
+    settings = parse_settings(text, "s")
+    assert settings.unclassified_upload_bps == 10**9
+    assert settings.unclassified_download_bps == 5 * 10**6
+
+
 def test_port_ranges_never_overlap() -> None:
     assert merge_ranges([(5, 9), (1, 3), (4, 4), (20, 30), (25, 26)]) == ((1, 9), (20, 30))
 

@@ -37,6 +37,8 @@ from .kernel.tc import (
 Both = tuple[HtbClass, HtbClass]
 #: A leaf that is not the same on both devices.
 _MIXED = "?"
+#: Most users share the limits of a few plans.
+_MAX_PARAMS = 1_024
 
 
 class Classes:
@@ -56,6 +58,7 @@ class Classes:
         self.overrides = Overrides((), policy)
         self._settings, self._tc, self._clock = settings, tc, clock
         self._node = Node(settings.node_ceil_bps, policy.max_weight)
+        self._params: dict[tuple[Limits, int, Node], Both] = {}
         self._made: set[int] = set()
         # Leaves that are not the node's: what the kernel has there, empty for none.
         self._other_leaf: dict[int, str] = {}
@@ -114,6 +117,14 @@ class Classes:
 
     def params_of(self, limits: Limits, prio: int = 0) -> Both:
         """Class parameters that ``limits`` give on (IFB, WAN)."""
+        key = limits, prio, self._node
+        if key not in self._params:
+            if len(self._params) >= _MAX_PARAMS:
+                self._params.clear()
+            self._params[key] = self._compute(limits, prio)
+        return self._params[key]
+
+    def _compute(self, limits: Limits, prio: int) -> Both:
         node = self._node
         up, down = (
             user_class(
@@ -228,7 +239,7 @@ class Classes:
 
     def _learn(self) -> None:
         """Ask the kernel which leaves there are."""
-        up, down = (self._tc.leaves(ifindex, self._settings.major) for ifindex in self.devices)
+        up, down = self._tc.leaves(self.devices, self._settings.major)
         self._learned = True
         for minor in self._made:
             kinds = {up.get(minor, ""), down.get(minor, "")}
@@ -236,26 +247,18 @@ class Classes:
 
     def outdated(self, owners: Iterable[Owner]) -> list[Owner]:
         """Those of ``owners`` whose classes are not what they should be."""
-        have = self.kernel()
+        owners = list(owners)
         self._learn()
-        return [
-            owner
-            for owner in owners
-            if not self.is_current(owner, have)
-            or self.kernel_leaf(owner) != self.leaf(owner)
-        ]
+        found = {o.minor: o for o in owners if self.kernel_leaf(o) != self.leaf(o)}
+        for which, ifindex in enumerate(self.devices):  # one by one: a listing is large
+            have = self._tc.classes(ifindex, self._settings.major)
+            for owner in owners:
+                state = have.get(owner.minor)
+                if state is None or not same_class(state.params, self.params(owner)[which]):
+                    found[owner.minor] = owner
+        return list(found.values())
 
     def kernel(self) -> tuple[dict[int, ClassState], dict[int, ClassState]]:
         """The classes that the kernel has, by minor, on (IFB, WAN)."""
         up, down = (self._tc.classes(ifindex, self._settings.major) for ifindex in self.devices)
         return up, down
-
-    def is_current(
-        self, owner: Owner, have: tuple[dict[int, ClassState], dict[int, ClassState]]
-    ) -> bool:
-        """Whether both classes of ``owner`` have the parameters they should have."""
-        for classes, params in zip(have, self.params(owner), strict=True):
-            state = classes.get(owner.minor)
-            if state is None or not same_class(state.params, params):
-                return False
-        return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -11,6 +13,21 @@ from ..errors import ConfigError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Key = tuple[str, ...]
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _scalar(loader: Any, event: Any) -> Any:
+    tag = event.tag
+    if tag in (None, "!"):
+        tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+    if tag == "tag:yaml.org,2002:str":
+        return event.value
+    value = loader.construct_object(yaml.ScalarNode(tag, event.value, event.start_mark))
+    loader.constructed_objects.clear()
+    return value
 
 
 class Document:
@@ -23,44 +40,77 @@ class Document:
     def __init__(self, text: bytes, where: str) -> None:
         """``where`` is the file's name for messages.  Raises ConfigError if it is no mapping."""
         self.where = where
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            self._root, self._loader = node, loader
-            self.data: dict[str, Any] = {} if node is None else self._value(node, ())
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            raise ConfigError(
-                where, f"not valid YAML: {error.problem}", mark.line + 1 if mark else 0
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(where, f"not valid YAML: {str(error).splitlines()[0]}") from error
-        finally:
-            loader.dispose()
+        self._text = text
+        self._anchors: dict[str, Any] = {}
+        self.data: dict[str, Any] = self._parsed(self._document)
         if not isinstance(self.data, dict):
             raise ConfigError(where, "must be a mapping of keys to values", 1)
 
-    def _value(self, node: Any, path: _Key) -> Any:
-        if isinstance(node, yaml.ScalarNode):
-            text = node.tag == "tag:yaml.org,2002:str"
-            return node.value if text else self._loader.construct_object(node)
-        if isinstance(node, yaml.SequenceNode):
-            return [self._value(item, (*path, str(index))) for index, item in enumerate(node.value)]
-        out: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
+    def _parsed(self, read: Callable[[Any], Any]) -> Any:
+        """What ``read`` makes of a loader; what is not YAML becomes a ConfigError."""
+        loader = _Loader(self._text)
+        try:
+            return read(loader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            raise ConfigError(
+                self.where, f"not valid YAML: {error.problem}", mark.line + 1 if mark else 0
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            problem = str(error).splitlines()[0]
+            raise ConfigError(self.where, f"not valid YAML: {problem}") from error
+        finally:
+            loader.dispose()
+
+    def _document(self, loader: Any) -> Any:
+        """The only document's value, from events: a tree of nodes costs ten times the memory."""
+        loader.get_event()  # start of the stream
+        if loader.check_event(yaml.StreamEndEvent):
+            return {}
+        loader.get_event()  # start of the document
+        value = self._value(loader, loader.get_event(), ())
+        loader.get_event()  # its end
+        if not loader.check_event(yaml.StreamEndEvent):
+            line = _line(loader.peek_event())
+            raise ConfigError(self.where, "holds more than one document", line)
+        return {} if value is None else value
+
+    def _value(self, loader: Any, event: Any, path: _Key) -> Any:
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._anchors:
+                problem = f"there is no anchor {event.anchor!r} before this"
+                raise ConfigError(self.where, problem, _line(event), ".".join(path))
+            return self._anchors[event.anchor]
+        if isinstance(event, yaml.ScalarEvent):
+            value = _scalar(loader, event)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value = []
+            while not isinstance(item := loader.get_event(), yaml.SequenceEndEvent):
+                value.append(self._value(loader, item, (*path, str(len(value)))))
+        else:
+            value = self._mapping(loader, path)
+        if event.anchor:
+            self._anchors[event.anchor] = value
+        return value
+
+    def _mapping(self, loader: Any, path: _Key) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while not isinstance(event := loader.get_event(), yaml.MappingEndEvent):
+            line = _line(event)
+            if not isinstance(event, yaml.ScalarEvent):
                 raise ConfigError(self.where, "a key must be a plain word", line)
-            key = str(key_node.value)
-            if key in out:
+            # Thousands of entries have the same few keys.
+            key = sys.intern(event.value)
+            if key in found:
                 raise ConfigError(self.where, "stands twice", line, ".".join((*path, key)))
-            out[key] = self._value(value_node, (*path, key))
-        return out
+            found[key] = self._value(loader, loader.get_event(), (*path, key))
+        return found
 
     def line(self, path: _Key) -> int:
         """The line of the key or item at ``path``; 0 if there is none."""
-        # Looked for when somebody asks: a table of all lines would be larger than the data.
-        node, line = self._root, self._root.start_mark.line + 1 if self._root else 0
+        # Read again when somebody asks: a table of all lines would be larger than the data.
+        node = self._parsed(lambda loader: loader.get_single_node())
+        line = node.start_mark.line + 1 if node else 0
         for name in path:
             if isinstance(node, yaml.MappingNode):
                 found = [pair for pair in node.value if pair[0].value == name]

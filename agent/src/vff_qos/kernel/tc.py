@@ -282,18 +282,18 @@ class Tc:
                 found[decoded[1] & MINOR_MASK] = decoded[3]
         return found
 
-    def leaves(self, ifindex: int, major: int) -> dict[int, str]:
-        """{minor: kind} of the leaf qdiscs of classes under root ``major:`` on one interface."""
-        found = {}
+    def leaves(self, ifindexes: tuple[int, ...], major: int) -> tuple[dict[int, str], ...]:
+        """{minor: kind} of the leaf qdiscs of classes under root ``major:``, for each interface."""
+        found: dict[int, dict[int, str]] = {ifindex: {} for ifindex in ifindexes}
         for answer in self.netlink.dump(_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0), "reading qdiscs"):
             _family, index, handle, parent, _info = _TCMSG.unpack_from(answer)
-            if index != ifindex or parent != classid(major, handle >> 16):
+            if index not in found or parent != classid(major, handle >> 16):
                 continue
             for kind, start, end in attrs(answer, _TCMSG.size):
                 if kind == _KIND:
-                    found[handle >> 16] = answer[start : end - 1].decode("ascii", "replace")
+                    found[index][handle >> 16] = answer[start : end - 1].decode("ascii", "replace")
                     break
-        return found
+        return tuple(found[ifindex] for ifindex in ifindexes)
 
     def sent_bytes(self, ifindex: int, major: int) -> dict[int, int]:
         """{minor: bytes sent} of the classes under root ``major:`` on one interface."""

@@ -22,7 +22,8 @@ import pytest
 from vff_qos.errors import SourceError
 from vff_qos.sources.container import Books, ContainerSource, Found, find_container
 
-ID = "4f2a" * 16
+#: Names a cgroup of this machine, which other runs of these tests share.
+ID = os.urandom(32).hex()
 LOG = "/var/log/xray/access.log"
 
 #: A process with a root of its own on a tmpfs; its commands come line by line.
@@ -243,7 +244,7 @@ def test_ten_kills_leak_no_descriptor_and_lose_no_line(host: Host) -> None:
 
 
 def test_a_pid_that_went_to_another_process_is_not_followed(host: Host) -> None:
-    stranger = host.start("beef" * 16)
+    stranger = host.start(os.urandom(32).hex())
     stranger.log(1)
     host.docker(stranger.pid)
     source = host.source()
@@ -267,7 +268,7 @@ def test_a_container_that_was_made_anew_under_its_name_is_followed(host: Host) -
     host.docker(old.pid)
     source = host.source()
     assert _ports(source) == [1]
-    new_id = "00ff" * 16
+    new_id = os.urandom(32).hex()
     old.kill()
     host.docker(0, name="xray_old")
     new = host.start(new_id)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import ssl
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from . import network
+from .progress import LabError
 from .users import PORTS, VLESS_RANGE, Device, Protocol, User
 
 Config = dict[str, Any]
@@ -117,6 +122,22 @@ def client(devices: Sequence[Device], fingerprint: str) -> Config:
         "outbounds": outbounds,
         "routing": {"rules": rules},
     }
+
+
+def certificate(folder: Path) -> str:
+    """Make key.pem and a self-signed cert.pem in `folder`; return the latter's SHA-256 in hex."""
+    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 3650"
+    done = subprocess.run(
+        [*command.split(), "-subj", f"/CN={TLS_NAME}"]
+        + ["-addext", f"subjectAltName=DNS:{TLS_NAME}"]
+        + ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        text=True,
+        capture_output=True,
+    )
+    if done.returncode:
+        raise LabError("openssl failed: " + " | ".join(done.stderr.strip().splitlines()))
+    der = ssl.PEM_cert_to_DER_cert((folder / "cert.pem").read_text())
+    return hashlib.sha256(der).hexdigest()
 
 
 def _inbound_settings(protocol: Protocol, users: Sequence[User]) -> Config:

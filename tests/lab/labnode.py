@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import ssl
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,7 +145,7 @@ class Lab:
         """The clients' config here, and everything under /etc that the lab adds to the node."""
         for folder in ("etc/xray", "etc/lab", "etc/systemd/system"):
             (tree / folder).mkdir(parents=True)
-        fingerprint = _certificate(tree / "etc/xray")
+        fingerprint = engine.certificate(tree / "etc/xray")
         self._client_config.write_text(json.dumps(engine.client(self.devices, fingerprint)))
         files = {
             "etc/xray/config.json": json.dumps(engine.server(self.users), indent=1),
@@ -158,19 +155,3 @@ class Lab:
         }
         for path, text in files.items():
             (tree / path).write_text(text)
-
-
-def _certificate(folder: Path) -> str:
-    """Make a self-signed certificate; return its SHA-256 in hex."""
-    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 3650"
-    done = subprocess.run(
-        [*command.split(), "-subj", f"/CN={engine.TLS_NAME}"]
-        + ["-addext", f"subjectAltName=DNS:{engine.TLS_NAME}"]
-        + ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
-        text=True,
-        capture_output=True,
-    )
-    if done.returncode:
-        raise LabError("openssl failed: " + " | ".join(done.stderr.strip().splitlines()))
-    der = ssl.PEM_cert_to_DER_cert((folder / "cert.pem").read_text())
-    return hashlib.sha256(der).hexdigest()

@@ -1,0 +1,343 @@
+"""From a connection through the real engine to a mark: what a user does, not what a test writes.
+
+The node is the test's own namespace; its customers share one address in another, as behind a NAT.
+So protocol, IP version and port of our end tell the users' flows apart without the agent's word.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+from lab import engine, network
+from lab.counters import inside
+from lab.users import MBIT, PORTS, VLESS_RANGE, Device, User, devices, role_variables
+from vff_qos.core.flow import Tuple
+from vff_qos.kernel.conntrack import decode_tuple
+
+from .conftest import run
+from .test_follow import Node, eventually
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
+)
+
+REPOSITORY = Path(__file__).parents[2]
+RUN_ENGINE = REPOSITORY / "tests/lab/guest/engine.py"
+#: The attackers' own; claims of a user vouch for what comes from the same address.
+ATTACKER_IPV4 = "203.0.113.66"
+SOCKS_PORT = 1080  # and the device's number
+#: From a connection that carries data to its mark.
+WITHIN_S = 1.0
+
+USERS = (
+    User("alice@lab", "vless", 50 * MBIT, 25 * MBIT),
+    User("bob@lab", "vmess", 5 * MBIT, 10 * MBIT),
+    User("carol@lab", "trojan", 8 * MBIT, 4 * MBIT),
+    User("dave@lab", "shadowsocks", 4 * MBIT, 2 * MBIT),
+    User("erin@lab", "shadowsocks", 3 * MBIT, 2 * MBIT, udp=True),
+    User("frank@lab", "vless", 20 * MBIT, 3 * MBIT, ipv6=True),
+    User("grace@lab", "shadowsocks", 6 * MBIT, 5 * MBIT, ipv6=True, udp=True),
+    User("heidi@lab", "trojan", 9 * MBIT, 5 * MBIT, ipv6=True),
+    User("ivan@lab", "vless", 11 * MBIT, 6 * MBIT, port=20040),
+    User("judy@lab", "vless", 12 * MBIT, 7 * MBIT, port=20049),
+)
+RACER = User("oscar@lab", "vless", 2 * MBIT, 1 * MBIT, port=20040)
+FORGERS = (
+    User("mallory@lab", "trojan", 2 * MBIT, 1 * MBIT),
+    User("trudy@lab", "shadowsocks", 2 * MBIT, 1 * MBIT),
+)
+
+
+class Echo(socketserver.BaseRequestHandler):
+    """Gives back what it gets."""
+
+    def handle(self) -> None:
+        if isinstance(self.request, tuple):
+            data, sock = self.request
+            sock.sendto(data, self.client_address)
+            return
+        while data := self.request.recv(4096):
+            self.request.sendall(data)
+
+
+class EngineNode(Node):
+    """A node with the engine and an echo server behind it, and the customers' namespace."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.customers = subprocess.Popen(["unshare", "--net", "sleep", "600"])
+        self.namespace = f"/proc/{self.customers.pid}/ns/net"
+        self.engines: list[subprocess.Popen[bytes]] = []
+        self.echoes: list[socketserver.BaseServer] = []
+        self.sockets: list[socket.socket] = []
+        self.fingerprint = engine.certificate(directory)
+        policy = role_variables((*USERS, RACER, *FORGERS))["qos_users"]
+        self.write_policy(yaml.safe_dump({"users": policy}))
+        self.configure("file")
+
+    def configure(self, source: str, **more: object) -> None:
+        """Settings with another source."""
+        low, high = VLESS_RANGE
+        settings = {"wan": "wan0", "leaf": "pfifo", "access_log": str(self.log), "source": source,
+                    "service_ports": [*PORTS.values(), f"{low}-{high}"], **more}  # fmt: skip
+        (self.directory / "settings.yml").write_text(json.dumps(settings))
+
+    def link(self) -> None:
+        """Give both sides their addresses, the node the target."""
+        own = os.readlink("/proc/self/ns/net")
+        eventually(lambda: os.readlink(self.namespace) != own)
+        run("ip", "link", "set", "wan1", "netns", str(self.customers.pid))
+        self._addresses("wan0", network.NODE_IPV4, network.NODE_IPV6)
+        self._addresses("lo", network.TARGET_IPV4)
+        with inside(self.namespace):
+            self._addresses("lo")
+            self._addresses("wan1", network.INET_IPV4, ATTACKER_IPV4, network.INET_IPV6)
+        address = (network.TARGET_IPV4, engine.ECHO_PORT)
+        for server in (socketserver.ThreadingTCPServer, socketserver.ThreadingUDPServer):
+            server.daemon_threads = True
+            self.echoes.append(server(address, Echo))
+            threading.Thread(target=self.echoes[-1].serve_forever, args=(0.05,)).start()
+
+    @staticmethod
+    def _addresses(device: str, *addresses: str) -> None:
+        run("ip", "link", "set", device, "up")
+        for address in addresses:
+            no_wait = ("nodad",) if ":" in address else ()
+            net = "/64" if ":" in address else "/24"
+            run("ip", "address", "add", address + net, "dev", device, *no_wait)
+
+    def serve(self, config: engine.Config) -> None:
+        """Start the node's engine; its files are in our directory."""
+        text = json.dumps(config).replace("/var/log/xray", str(self.directory))
+        self._start_engine("server", text.replace("/etc/xray", str(self.directory)))
+
+    def connect(self, config: engine.Config) -> None:
+        """Start the customers' engine: one for all."""
+        for outbound in config["outbounds"]:
+            del outbound["streamSettings"]["sockopt"]
+        with inside(self.namespace):
+            self._start_engine("client", json.dumps(config))
+
+    def _start_engine(self, name: str, config: str) -> None:
+        file, ready = self.directory / f"{name}.json", self.directory / f"{name}.sock"
+        file.write_text(config)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(str(ready))
+            notify.settimeout(30)
+            process = subprocess.Popen(
+                [sys.executable, str(RUN_ENGINE), str(file)],
+                env={**os.environ, "NOTIFY_SOCKET": str(ready)},
+            )
+            self.engines.append(process)
+            assert notify.recv(64) == b"READY=1"
+            assert notify.recv(64) == b"BARRIER=1"
+
+    def talk(self, device: Device) -> None:
+        """Open a connection through the device's tunnel, and keep it."""
+        kind = socket.SOCK_DGRAM if device.user.udp else socket.SOCK_STREAM
+        with inside(self.namespace):
+            sock = socket.socket(type=kind)
+        self.sockets.append(sock)
+        sock.settimeout(10)
+        sock.connect(("127.0.0.1", device.echo_port))
+        sock.sendall(b"hello")
+        assert sock.recv(64) == b"hello"
+
+    def ask_for(self, device: Device, name: bytes) -> None:
+        """Ask for a connection to ``name`` through a tunnel; the engine logs that it refuses."""
+        with inside(self.namespace):
+            sock = socket.create_connection(("127.0.0.1", SOCKS_PORT + device.number))
+        with sock:
+            sock.sendall(b"\x04\x01\x00\x50" + bytes([0, 0, 0, 1]) + b"\0" + name + b"\0")
+            sock.settimeout(10)
+            assert sock.recv(8)
+            sock.sendall(bytes(1 << 16))  # Shadowsocks reads on for a while before it refuses
+            eventually(lambda: name + b"\n" in self.log.read_bytes())
+
+    def open_silent(self, address: str, port: int) -> tuple[Tuple, socket.socket]:
+        """A connection from ``address`` to an inbound that does not say whose it is."""
+        ends = [socket.inet_aton(text) for text in (address, network.NODE_IPV4)]
+        with inside(self.namespace):
+            sock = socket.create_connection((network.NODE_IPV4, port), source_address=(address, 0))
+        self.sockets.append(sock)
+        return Tuple(socket.IPPROTO_TCP, ends[0], sock.getsockname()[1], ends[1], port), sock
+
+    def flows(self) -> dict[Tuple, int]:
+        """All flows of the node with their marks."""
+        found = {decode_tuple(e.tuple_raw): e.mark for e in self.conntrack.dump()}
+        return {flow: mark for flow, mark in found.items() if flow is not None}
+
+    def is_slower(self, flow: Tuple, user: User) -> bool:
+        """Whether a marked flow's class is no faster than ``user`` may be."""
+        minor = self.flows()[flow] & 0xFFFF
+        up, down = self.classes()
+        return up[minor] <= user.upload and down[minor] <= user.download
+
+    def marks(self, user: User) -> set[int]:
+        """The marks of a user's flows."""
+        proto = socket.IPPROTO_UDP if user.udp else socket.IPPROTO_TCP
+        end = network.NODE_IPV6 if user.ipv6 else network.NODE_IPV4
+        packed = socket.inet_pton(socket.AF_INET6 if user.ipv6 else socket.AF_INET, end)
+        ours = (proto, packed, user.server_port)
+        return {m for f, m in self.flows().items() if (f.proto, f.dst, f.dport) == ours}
+
+    def close(self) -> None:
+        """End everything."""
+        self.stop()
+        for sock in self.sockets:
+            sock.close()
+        for process in (*self.engines, self.customers):
+            process.terminate()
+            process.wait()
+        for server in self.echoes:
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.fixture
+def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[EngineNode]:
+    made = EngineNode(tmp_path)
+    try:
+        made.link()
+        yield made
+    finally:
+        made.close()
+
+
+def check_all_users(node: EngineNode) -> None:
+    """All users connect, twice; each flow gets its user's class, and no other flow gets any."""
+    node.connect(engine.client(devices(USERS), node.fingerprint))
+    assert not any(node.flows().values())
+    for device in (*devices(USERS), *devices(USERS)):
+        node.talk(device)
+        eventually(lambda user=device.user: 0 not in node.marks(user), WITHIN_S)
+    up, down = node.classes()
+    minors = {}
+    for user in USERS:
+        (mark,) = node.marks(user)
+        minors[user.email] = minor = mark & 0xFFFF
+        assert (up[minor], down[minor]) == (user.upload, user.download)
+    assert len(set(minors.values())) == len(USERS)
+    others = [mark for flow, mark in node.flows().items() if flow.dport == engine.ECHO_PORT]
+    assert others
+    assert not any(others)
+
+
+def test_the_log_of_the_real_engine_marks_each_users_flows(node: EngineNode) -> None:
+    node.serve(engine.server(USERS))
+    node.start()
+    check_all_users(node)
+
+
+def routing_for_webhook(**variables: str) -> engine.Config:
+    """The routing that the role tells an operator to write, word by word."""
+    role = REPOSITORY / "roles/qos"
+    for file in ("defaults/main.yml", "vars/main.yml"):
+        variables = {**yaml.safe_load((role / file).read_text()), **variables}
+    templar = Templar(DataLoader(), {name: _trust(value) for name, value in variables.items()})
+    hint = templar.template(trust_as_template("{{ __qos_source_hints.webhook }}"))
+    webhook = re.search(r'"webhook": (\{.*\});', hint)
+    rule = re.search(r"the last one: (\{.*\})\.", hint)
+    assert webhook and rule, hint
+    text = rule[1].replace("(as above)", webhook[1]).replace("(your default)", "direct")
+    text = text.replace("(qos_webhook_token)", variables["qos_webhook_token"])
+    return {"rules": [json.loads(text)]}
+
+
+def _trust(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _trust(part) for key, part in value.items()}
+    return trust_as_template(value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize(
+    ("listen", "token"),
+    [("unix:{directory}/hook.sock", ""), ("127.0.0.1:9999", "0123456789abcdef")],
+    ids=["unix", "port"],
+)
+def test_the_webhook_of_the_real_engine_marks_each_users_flows(
+    node: EngineNode, listen: str, token: str
+) -> None:
+    listen = listen.format(directory=node.directory)
+    routing = routing_for_webhook(
+        qos_identity_source="webhook", qos_webhook_listen=listen, qos_webhook_token=token
+    )
+    node.configure("webhook", webhook_listen=listen, webhook_token=token)
+    node.start()
+    node.serve({**engine.server(USERS), "routing": routing})
+    check_all_users(node)
+
+
+def forged_name(flow: Tuple, email: str) -> bytes:
+    """A name that ends the line in which the engine refuses it, and makes another one."""
+    address = socket.inet_ntop(socket.AF_INET, flow.src)
+    return (
+        f"a\n{time.strftime('%Y/%m/%d %H:%M:%S')}.000001 from {address}:{flow.sport} accepted "
+        f"tcp:example.com:443 [vless-in >> direct] email: {email}"
+    ).encode()
+
+
+def vless_request(user: User) -> bytes:
+    """A whole request for the echo server."""
+    port = engine.ECHO_PORT.to_bytes(2, "big")
+    target = b"\1" + port + b"\1" + socket.inet_aton(network.TARGET_IPV4)
+    return b"\0" + uuid.UUID(user.id).bytes + b"\0" + target + b"hello"
+
+
+def test_lines_forged_through_the_real_engine_gain_nothing(node: EngineNode) -> None:
+    """The forgers' stock client takes any name from SOCKS4a and sends it on as it is."""
+    alice, users = USERS[0], (USERS[0], RACER, *FORGERS)
+    node.serve(engine.server(users))
+    node.start()
+    config = engine.client(devices(users), node.fingerprint)
+    for device, outbound in zip(devices(users), config["outbounds"], strict=True):
+        if device.user != alice:
+            outbound["sendThrough"] = ATTACKER_IPV4
+        socks = {"tag": f"socks-{device.number}", "protocol": "socks", "listen": "127.0.0.1"}
+        config["inbounds"].append({**socks, "port": SOCKS_PORT + device.number})
+        rule = {"inboundTag": [socks["tag"]], "outboundTag": device.uplink}
+        config["routing"]["rules"].append(rule)
+    node.connect(config)
+    marks = {}
+    for device in devices(users):
+        node.talk(device)
+        eventually(lambda user=device.user: 0 not in node.marks(user), WITHIN_S)
+        (marks[device.user],) = node.marks(device.user)
+    flows = {user: _only(f for f, m in node.flows().items() if m == marks[user]) for user in marks}
+    for device in devices(users)[2:]:
+        racing, sock = node.open_silent(ATTACKER_IPV4, RACER.server_port)
+        for flow, email in (
+            (flows[alice], device.user.email),
+            (flows[device.user], alice.email),
+            (racing, alice.email),
+        ):
+            node.ask_for(device, forged_name(flow, email))
+        eventually(lambda flow=racing: node.flows()[flow], WITHIN_S)
+        assert node.flows()[racing] not in marks.values()
+        sock.sendall(vless_request(RACER))
+        eventually(lambda flow=racing: node.is_slower(flow, RACER), WITHIN_S)
+        node.talk(devices(users)[0])
+        eventually(lambda: node.marks(alice) == {marks[alice]}, WITHIN_S)
+        assert {user: node.flows()[flow] for user, flow in flows.items()} == marks
+
+
+def _only(flows: Iterable[Tuple]) -> Tuple:
+    (flow,) = flows
+    return flow

@@ -25,7 +25,7 @@ from vff_qos.kernel.devices import shaping_devices
 from vff_qos.kernel.netlink import Netlink
 from vff_qos.kernel.tc import Tc
 from vff_qos.lock import Lock
-from vff_qos.state import State
+from vff_qos.state import State, StateError
 
 from .conftest import run
 from .test_follow import MAJOR, Client, Node, eventually, node
@@ -210,6 +210,62 @@ def test_a_rule_that_is_taken_away_ends_its_penalties(world: World) -> None:
     assert world.shown(alice)[0] == 800_000_000
     assert world.state.overrides() == []
     assert list(world.state.usage()) == []
+
+
+def test_a_penalty_follows_a_rule_that_leads_elsewhere_now(world: World) -> None:
+    pipe = Pipe()
+    alice = claim(world, "alice@x")
+    world.look(5)
+    pipe.send(alice, 6_000_000)
+    world.look(5)
+    (before,) = world.state.overrides()
+    (world.directory / "policy.yml").write_text(
+        POLICY.replace("slow", "slower").replace("4mbit", "1mbit")
+    )
+    policy = world.policy()
+    world.assigner.set_policy(policy)
+    world.fair_use.set_policy(policy)
+    world.look(1)
+    (override,) = world.state.overrides()
+    assert (override.entry, override.until) == ({"plan": "slower"}, before.until)
+    assert world.shown(alice)[0] == 1_000_000
+
+
+def test_a_stop_in_the_middle_of_a_look_counts_nothing_twice(world: World) -> None:
+    pipe = Pipe()
+    alice = claim(world, "alice@x")
+    world.look(5)
+    pipe.send(alice, 3_000_000)
+    world.now += 5
+    for _ in range(3):  # both counters, then the users; not the end
+        world.fair_use.step(world.now)
+    world.fair_use.finish()
+    world.start()
+    world.look(5)
+    assert world.shown(alice)[0] == 800_000_000
+    pipe.send(alice, 3_000_000)
+    world.look(5)
+    assert world.shown(alice)[0] == 4_000_000
+
+
+def test_a_penalty_that_could_not_be_written_comes_with_the_next_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipe()
+    alice = claim(world, "alice@x")
+    world.look(5)
+    pipe.send(alice, 6_000_000)
+
+    def full(_rows: object) -> None:
+        raise StateError("state.db: database or disk is full")
+
+    for method in ("save_usage", "save_overrides"):
+        with monkeypatch.context() as patch:
+            patch.setattr(world.state, method, full)
+            world.look(5)
+        assert world.shown(alice)[0] == 800_000_000
+    world.look(5)
+    assert world.shown(alice)[0] == 4_000_000
 
 
 def test_what_a_person_orders_is_stronger(world: World) -> None:

@@ -354,6 +354,15 @@ def test_what_was_moved_before_the_reset_belongs_to_the_old_period() -> None:
     assert user.ledger.users["a@x"].quota_down == 75 * GB
 
 
+def test_a_quota_that_is_full_again_at_its_reset_holds_until_the_next() -> None:
+    user = User(MONTHLY, at("2026-10-20 12:00"))
+    (first,) = user.move(HOUR, 150 * GB)
+    assert user.move(at("2026-10-31 23:59") - user.now, 0) == []
+    (again,) = user.move(2 * MINUTE, 250 * GB)
+    assert again.begins and again.penalty.since == first.penalty.since
+    assert again.penalty.until == at("2026-12-01 00:00")
+
+
 def test_a_higher_quota_releases_at_once_and_none_too() -> None:
     for later, why in (
         (terms("quota: {limit: 200GB, then: slow}"), "its limit is higher now"),

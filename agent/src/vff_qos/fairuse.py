@@ -8,7 +8,7 @@ that no line waits for the look, it is done in small steps, at most one a second
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from .assign import Assigner
 from .core.fairuse import Change, Ledger, Row, Usage, is_automatic
@@ -46,6 +46,10 @@ class FairUse:
         #: Nobody has rules, and nothing is left of the time when somebody had.
         self._idle = False
         self._look: Iterator[None] | None = None
+        #: Overrides are those that the rules of this policy ask for.
+        self._agreed: Policy | None = None
+        #: By key and origin: not stored and ordered yet.
+        self._changes: dict[tuple[str, str], Change] = {}
         self._due_s = self._save_s = 0.0
 
     def set_policy(self, policy: Policy) -> None:
@@ -72,13 +76,20 @@ class FairUse:
             self._tell(error)
 
     def finish(self) -> None:
-        """Save everything."""
-        if self._ledger:
-            try:
-                for _part in self._save(self._ledger):
+        """End the look that is under way, or its users would be charged twice, and save everything.
+
+        Raises Suspended.
+        """
+        if self._ledger is None:
+            return
+        try:
+            for _step in self._look or ():
+                pass
+            if self._ledger:
+                for _step in self._save(self._ledger):
                     pass
-            except StateError as error:
-                self._tell(error)
+        except (KernelRefused, StateError) as error:
+            self._tell(error)
 
     def _tell(self, error: QosError) -> None:
         kind = "state" if isinstance(error, StateError) else "kernel"
@@ -86,8 +97,10 @@ class FairUse:
 
     def _steps(self, now_s: float) -> Iterator[None]:
         """One round over all users, in steps."""
+        policy = self._policy  # it may change meanwhile; the next look is for that
         if self._ledger is None:
             self._ledger = self._load()
+            self._agreed = policy
             yield
         ledger, assigner = self._ledger, self._assigner
         up = assigner.counters(0)
@@ -97,26 +110,30 @@ class FairUse:
         yield
         # Not before: who came meanwhile has sent what the counters say.
         minors = dict(assigner.active())
-        changes: list[Change] = []
         # Who has no class any more may still have a penalty.
         emails = [*minors, *(email for email in ledger.users if email not in minors)]
         for start in range(0, len(emails), _CHUNK):
             for email in emails[start : start + _CHUNK]:
                 terms = self._policy.terms_of(email)
                 if terms or email in ledger.users:
-                    changes += ledger.observe(
+                    for change in ledger.observe(
                         email,
                         minors.get(email),
                         terms,
                         self._policy.limits(email),
                         assigner.is_held(email),
-                    )
+                    ):
+                        self._changes[email, change.origin] = change
             yield
         ledger.close()
-        if changes:
+        if self._changes:
             # First what was used: a start orders what is missing.
-            self._store(ledger, {change.key for change in changes})
-            self._order(changes)
+            self._store(ledger, {key for key, _origin in self._changes}, minors)
+            self._order(self._changes.values())
+            self._changes.clear()
+        if self._agreed is not policy:
+            self._agree(ledger)
+            self._agreed = policy
         if now_s >= self._save_s or not self._policy.terms:
             self._save_s = now_s + _SAVE_S
             yield from self._save(ledger)
@@ -124,7 +141,7 @@ class FairUse:
             self._state.delete_usage(list(ledger.users))
             self._ledger, self._idle = None, True
 
-    def _order(self, changes: list[Change]) -> None:
+    def _order(self, changes: Collection[Change]) -> None:
         begin = [_override(change) for change in changes if change.begins]
         end = {(change.key, change.origin): change.why for change in changes if not change.begins}
         self._assigner.order(begin, end)
@@ -132,24 +149,36 @@ class FairUse:
     # -- what survives --------------------------------------------------------------------------
 
     def _load(self) -> Ledger:
-        """What the last run has saved; overrides become those of the penalties."""
+        """What the last run has saved."""
         rows = [
             Row(key, minor, up, down, Usage.from_json(self._policy.terms_of(key), data))
             for key, minor, up, down, data in self._state.usage()
         ]
+        ledger = Ledger(rows, self._state.get_value(_READ) or 0.0)
+        self._agree(ledger)
+        return ledger
+
+    def _agree(self, ledger: Ledger) -> None:
+        """Have those overrides that penalties ask for: one may be lost, lead elsewhere by now, or
+        have been written by a run that did not come to write its penalty."""
         now_s = self._clock()
-        penalties = [change for row in rows for change in row.usage.in_force(row.key, now_s)]
-        wanted = {(change.key, change.origin): _override(change) for change in penalties}
-        found = {(o.email, o.origin) for o in self._state.overrides() if is_automatic(o.origin)}
-        begin = [wanted[key] for key in wanted.keys() - found]
-        end = dict.fromkeys(found - wanted.keys(), "nothing stands for it")
+        wanted = {
+            (key, change.origin): _override(change)
+            for key, usage in ledger.users.items()
+            for change in usage.in_force(key, now_s)
+        }
+        found = {
+            (o.email, o.origin): (o.entry, o.until)
+            for o in self._state.overrides()
+            if is_automatic(o.origin)
+        }
+        begin = [o for key, o in wanted.items() if found.get(key) != (o.entry, o.until)]
+        end = dict.fromkeys(found.keys() - wanted.keys(), "nothing stands for it")
         if begin or end:
             self._assigner.order(begin, end)
-        return Ledger(rows, self._state.get_value(_READ) or 0.0)
 
-    def _store(self, ledger: Ledger, keys: set[str]) -> None:
+    def _store(self, ledger: Ledger, keys: set[str], minors: Mapping[str, int]) -> None:
         """Write the usage of some users."""
-        minors = dict(self._assigner.active())
         rows = []
         for key in keys & ledger.users.keys():
             minor = minors.get(key, 0)
@@ -161,8 +190,9 @@ class FairUse:
         """Write all that has changed, in steps, and drop who is forgotten."""
         self._state.delete_usage(ledger.forget_idle())
         waiting = list(ledger.dirty)
+        minors = dict(self._assigner.active())
         for start in range(0, len(waiting), _CHUNK):
-            self._store(ledger, set(waiting[start : start + _CHUNK]))
+            self._store(ledger, set(waiting[start : start + _CHUNK]), minors)
             yield
         self._state.set_value(_READ, ledger.read_s)
 

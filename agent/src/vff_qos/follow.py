@@ -188,8 +188,8 @@ class Follower:
 
     def _finish(self) -> None:
         self._assigner.flush()
-        self._fair_use.finish()
         self._save_checkpoint()
+        self._fair_use.finish()
         self._source.close()
 
     # -- once a second --------------------------------------------------------------------------

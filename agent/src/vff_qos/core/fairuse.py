@@ -397,7 +397,8 @@ class Ledger:
         if used > quota.limit_bytes:
             since_s = penalty.since if penalty else self._now_s
             now = usage.penalties[QUOTA] = Penalty(since_s, end_s, used)
-            if penalty is None:
+            # A longer one is told, too: its override would be over before it.
+            if penalty is None or penalty.until != end_s:
                 changes.append(Change(key, QUOTA, True, quota.amount(used), now, quota.then))
         elif penalty:
             del usage.penalties[QUOTA]

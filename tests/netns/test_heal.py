@@ -7,8 +7,10 @@ without them, in child processes too.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from vff_qos import heal
 from vff_qos.assign import Assigner
+from vff_qos.config import Paths
 from vff_qos.core.accesslog import Scanner
 from vff_qos.core.policy import Limits, Policy
 from vff_qos.core.resolver import Resolver
@@ -213,6 +217,26 @@ def test_starts_where_somebody_took_the_devices_away(node: HealingNode) -> None:
     assert agent.stderr is not None
     assert "vffqos0 does not exist" in agent.stderr.readline()
     node.wait(node.is_whole)
+
+
+def test_users_classes_are_looked_at_where_there_was_a_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heal, "repair_command", lambda _paths: [sys.executable, "-c", ""])
+    monkeypatch.setattr(heal, "_RECONCILE_S", 0.0)
+    paths = Paths(run_dir=str(tmp_path))
+    healer = heal.Healer(paths, Settings(), Journal(), (), (0, 0))
+    monkeypatch.setattr(heal, "_RECONCILE_S", 3_600.0)  # the first is due at once, no other
+
+    def repair(wanted: bool) -> list[str] | None:
+        assert healer.turn(time.monotonic(), wanted) is None
+        while healer.due() is not None:  # the distance to the last one
+            assert healer.turn(time.monotonic(), False) is None
+        assert select.select([healer.fileno()], [], [], WITHIN_S)[0]
+        return healer.turn(time.monotonic(), False)
+
+    assert repair(wanted=False) is None
+    assert repair(wanted=True) == []
 
 
 def test_strange_devices_and_tables_wake_nobody(node: HealingNode) -> None:

@@ -64,6 +64,8 @@ class Healer:
         self._child: subprocess.Popen[str] | None = None
         self._child_fd = -1
         self._due: float | None = None
+        # Whether something happened since the last repair was started, and before that.
+        self._cause = self._repairs_cause = False
         self._last_start = -_CALM_S
         self._gap_s = _SETTLE_S
         self._backoff_s = 1.0
@@ -94,20 +96,25 @@ class Healer:
     def turn(self, now_s: float, wanted: bool) -> list[str] | None:
         """Start a repair that is due (``wanted``: the kernel refused us something).
 
-        Returns the changes of one that has just ended well, else None.
+        Returns the changes of one that has just ended well; None if none has, or if it was a
+        matter of routine and found nothing: then users' classes are as they were, too.
         """
         changes = None
         if self._child is not None:
             if self._child.poll() is None:
                 return None
             changes = self._ended(self._child, now_s)
-        if wanted or now_s >= self._next_check:
+        if wanted:
             self._want(now_s)
+        elif now_s >= self._next_check and self._due is None:
+            self._due = now_s
         if self._due is not None and now_s >= self._due:
             self._start(now_s)
         return changes
 
     def _want(self, now_s: float) -> None:
+        """There is a cause for a repair."""
+        self._cause = True
         if now_s - self._last_start >= _CALM_S:
             self._gap_s = _SETTLE_S
         due = now_s + self._gap_s
@@ -115,6 +122,7 @@ class Healer:
 
     def _start(self, now_s: float) -> None:
         self._due = None
+        self._repairs_cause, self._cause = self._cause, False
         self._next_check = now_s + _RECONCILE_S
         self._gap_s = min(2 * self._gap_s, _MAX_GAP_S)
         self._last_start = now_s
@@ -133,7 +141,7 @@ class Healer:
         if child.returncode:
             self._backoff_s = min(self._backoff_s * 2, _MAX_BACKOFF_S)
             self.listen(now_s)
-            self._due = now_s + self._backoff_s
+            self._due, self._cause = now_s + self._backoff_s, True
             self._journal.limited("kernel", f"repair failed: {output}", ERROR)
             return None
         self._backoff_s = 1.0
@@ -141,7 +149,7 @@ class Healer:
         if changes:
             self.repairs += 1
             self._journal.event("healed", "healed: " + "; ".join(changes), WARNING)
-        return changes
+        return changes if changes or self._repairs_cause else None
 
     def _wan_moved(self) -> bool:
         """Whether the default route has found another device; without any there is none to go."""

@@ -233,7 +233,7 @@ def add_user(dev: str) -> None:
 
 
 def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
-    settings: Settings, tmp_path: Path
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     low = replace(settings, unclassified_upload_bps=10**7, unclassified_download_bps=2 * 10**7)
     free = Settings().node_ceil_bps
@@ -252,6 +252,19 @@ def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
     assert suspend(low, state, lock, journal) == 0
     assert ceils() == [free] * 4
     assert suspend(low, state, lock, journal) is None
+    # The kill switch comes while a repair is under way that did not know of it.
+    since, reconcile = state.get_value("suspended"), bootstrap.reconcile
+
+    def meanwhile(*args: Any) -> list[str]:
+        done = reconcile(*args)
+        state.set_value("suspended", since)
+        return done
+
+    state.set_value("suspended", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(bootstrap, "reconcile", meanwhile)
+        assert len(bootstrap.repair(low, state)) == 8
+    assert ceils() == [free] * 4
     files = [
         ("settings", "unclassified: {upload: 10mbit}\nleaf: pfifo\nwan: wan0\n"),
         ("policy", ""),

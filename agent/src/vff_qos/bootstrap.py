@@ -72,6 +72,16 @@ def reconcile(settings: Settings, state: Memory, dry_run: bool = False) -> list[
     return _run(settings, plan, state, dry_run)
 
 
+def repair(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:
+    """As `reconcile`, but a suspension stays, also one that begins meanwhile."""
+    lines: list[str] = []
+    if not state.get_value("suspended"):
+        lines = reconcile(settings, state, dry_run)
+        if not state.get_value("suspended"):
+            return lines
+    return lines + reconcile(settings.lifted(), state, dry_run)
+
+
 def remove(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:
     """Take every kernel object of ours away and put back what was there; as `reconcile`."""
 

@@ -185,18 +185,17 @@ def _order(
 def _reconcile(
     args: argparse.Namespace, settings: Settings, state: State, lock: Lock, journal: Journal
 ) -> int:
-    from .bootstrap import reconcile, remove
+    from .bootstrap import reconcile, remove, repair
     from .release import resume, suspend
 
     if args.command == "bootstrap":
-        if not args.repair:
-            # It is the follower's matter; a large one takes seconds that healing has not.
-            load_policy(args.policy, args.policy_dir)
-        elif state.get_value("suspended"):
-            settings = settings.lifted()
-        _print(reconcile(settings, state, args.plan))
         # The follower's own repairs must not end what a person has ordered.
-        if not args.plan and not args.repair:
+        if args.repair:
+            _print(repair(settings, state, args.plan))
+            return 0
+        load_policy(args.policy, args.policy_dir)
+        _print(reconcile(settings, state, args.plan))
+        if not args.plan:
             count = resume(state, lock, journal)
             if count is not None:
                 print(f"resumed: {count} flows are limited again")

@@ -34,17 +34,18 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
     with lock:
         earlier = state.get_value("suspended")
         saved = earlier or {"since": time.time(), "flows": []}
-        # Before the marks go: a follower that still runs must see it and stop.
+        # Before anything that may fail: a follower that still runs must see it and stop.
         state.set_value("suspended", saved)
         clear_early_maps()
         entries = list(conntrack.dump(settings.major << 16, OURS_MASK))
-        conntrack.set_entries([(entry, 0) for entry in entries])
         if entries:
             saved["flows"] += [
                 [entry.family, entry.tuple_raw.hex(), entry.mark, entry.ident, entry.zone]
                 for entry in entries
             ]
+            # Before the marks go: only here `resume` finds them, whatever becomes of us.
             state.set_value("suspended", saved)
+        conntrack.set_entries([(entry, 0) for entry in entries])
         if not _lift(settings) and earlier and not entries:
             return None
     conntrack.close()

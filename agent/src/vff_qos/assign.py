@@ -246,7 +246,7 @@ class Assigner:
         """Read owners and classes anew: at start, and after another process has written."""
         owners = {owner.key: owner for owner in self._state.owners()}
         owners.update(self._unsaved)
-        self._version = self._state.version()
+        version = self._state.version()
         self._minors = Minors(self._settings.major, owners.values())
         up, down = map(set, self._classes.kernel())
         now = self._clock()
@@ -262,6 +262,8 @@ class Assigner:
         if self._early is not None:
             self._early.renew()
         self._load_overrides(up & down)
+        # Not before: what the kernel refused on the way is to be done again.
+        self._version = version
 
     def _load_overrides(self, made: set[int]) -> None:
         """Take over what others ordered; what differs is put in force."""

@@ -12,7 +12,6 @@ ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
 #: MESSAGE_ID of each kind of event (journalctl MESSAGE_ID=...); docs/TROUBLESHOOTING.md lists them.
 MESSAGE_IDS = {
     "started": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e01",
-    "new_user": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e02",
     "conflict": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e03",
     "distrust": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e04",
     "source": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e05",
@@ -26,7 +25,6 @@ MESSAGE_IDS = {
     "collected": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e0d",
     "suspended": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e0e",
     "resumed": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e0f",
-    "silent": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e10",
     "foreign": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e11",
     "override": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e12",
     "override_ended": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e13",

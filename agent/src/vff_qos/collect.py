@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Callable
 
-from .core.htb import MINOR_MASK, OURS_MASK, PARKED_PRIO, format_classid
+from .core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, format_classid
 from .core.idle import GcPlan, display_name, plan_collection
 from .core.minors import PARKED, QUARANTINE, Owner
 from .core.settings import Settings
@@ -125,7 +125,7 @@ class Collector:
                 if owner.minor in classes:
                     params = classes[owner.minor].params._replace(prio=PARKED_PRIO)
                     key = ClassKey(ifindex, self._settings.major, owner.minor)
-                    requests.append(change_class(key, 1, params, self._settings.leaf)[0])
+                    requests.append(change_class(key, CEIL_MINOR, params, self._settings.leaf)[0])
         self._tc.apply(requests)
         for ifindex, found in dangling:
             self._tc.delete_filter(ifindex, self._settings.major, found)

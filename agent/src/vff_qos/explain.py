@@ -9,7 +9,7 @@ from .classes import Classes
 from .config import Paths, drop_ins_of, load_policy, read_file
 from .core.document import Document
 from .core.fairuse import Level, Usage, levels
-from .core.htb import HtbClass, classid, format_classid
+from .core.htb import MINOR_MASK, OURS_MASK, HtbClass, classid, format_classid
 from .core.minors import Owner
 from .core.overrides import Override
 from .core.policy import Layer, Limits, Policy
@@ -105,7 +105,7 @@ def _class(
 ) -> dict[str, Any]:
     mark = classid(settings.major, owner.minor)
     conntrack = Conntrack()
-    flows = sum(1 for _entry in conntrack.dump(mark, 0xFFFFFFFF))
+    flows = sum(1 for _entry in conntrack.dump(mark, OURS_MASK | MINOR_MASK))
     conntrack.close()
     found: dict[str, Any] = {
         "classid": format_classid(mark),

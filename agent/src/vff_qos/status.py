@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from .config import Paths
-from .core.htb import MINOR_MASK, OURS_MASK, classid, format_classid
+from .core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, classid, format_classid
 from .core.idle import display_name
 from .core.minors import ACTIVE
 from .core.overrides import Override
@@ -50,9 +50,10 @@ def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any
     for entry in conntrack.dump(settings.major << 16, OURS_MASK):
         minor = entry.mark & MINOR_MASK
         flows[minor] = flows.get(minor, 0) + 1
-    if 1 not in up or 1 not in down:
+    if CEIL_MINOR not in up or CEIL_MINOR not in down:
         status["trouble"] = "not set up: the HTB trees are missing; run 'vff-qos bootstrap'"
-    for owner in sorted(state.owners(), key=lambda owner: owner.key):
+    owners = sorted(state.owners(), key=lambda owner: owner.key)
+    for owner in owners:
         if owner.state != ACTIVE:
             continue
         u, d = up.get(owner.minor), down.get(owner.minor)
@@ -68,7 +69,7 @@ def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any
                 "drops": (u.drops if u else 0) + (d.drops if d else 0),
             }
         )
-    status["parked"] = sum(owner.state != ACTIVE for owner in state.owners())
+    status["parked"] = sum(owner.state != ACTIVE for owner in owners)
     tc.close()
     conntrack.close()
     return status

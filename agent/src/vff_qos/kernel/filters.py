@@ -17,9 +17,7 @@ from ..core.layout import INGRESS_PARENT, ROOT_PARENT, Filter, Key, Qdisc, leads
 from .links import send
 from .netlink import (
     NLM_F_CREATE,
-    NLM_F_DUMP,
     NLM_F_EXCL,
-    NLM_F_REQUEST,
     Netlink,
     attr,
     attrs,
@@ -31,7 +29,6 @@ _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _GETTCLASS = 42
 _NEWFILTER, _DELFILTER, _GETFILTER = 44, 45, 46
 _NLM_F_REPLACE = 0x100
-_DUMP = NLM_F_REQUEST | NLM_F_DUMP
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
 _U32 = struct.Struct("=I")
 _PORT = struct.Struct(">H")

@@ -36,7 +36,6 @@ _ATTR = struct.Struct("=HH")
 _ERRNO = struct.Struct("=i")
 
 _SOL_NETLINK = 270
-_NETLINK_EXT_ACK = 11
 _NETLINK_CAP_ACK = 10
 _SO_RCVBUFFORCE = 33
 

@@ -91,6 +91,7 @@ gc: {idle_s: 5, min_age_s: 6, check_conntrack: false, pool_max: 7}
         (b"leaf: cake\nleaf: cake", "s:2: leaf: stands twice"),
         (b"- a\n- b", "must be a mapping"),
         (b"a: [", "not valid YAML"),
+        (b"leaf:\n " + b"[" * 3_000 + b"]" * 3_000, "is nested too deeply"),
         (b"a: \0", "not valid YAML"),
         (b"\xff\xfe\xfd", "not valid YAML"),
         (b"wan: !!python/object:os.system x", "not valid YAML"),

@@ -13,6 +13,8 @@ from ..errors import ConfigError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Key = tuple[str, ...]
+#: No file of ours needs more than five; Python would give up at a thousand, in its own words.
+_MAX_DEPTH = 32
 
 
 def _line(event: Any) -> int:
@@ -76,6 +78,8 @@ class Document:
         return {} if value is None else value
 
     def _value(self, loader: Any, event: Any, path: _Key) -> Any:
+        if len(path) > _MAX_DEPTH:
+            raise ConfigError(self.where, "is nested too deeply", _line(event))
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 problem = f"there is no anchor {event.anchor!r} before this"

@@ -239,6 +239,19 @@ def test_users_classes_are_looked_at_where_there_was_a_cause(
     assert repair(wanted=True) == []
 
 
+def test_a_repair_that_hangs_is_ended_and_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(heal, "repair_command", lambda _paths: sleep)
+    monkeypatch.setattr(heal, "_MAX_REPAIR_S", 0.0)
+    healer = heal.Healer(Paths(), Settings(), Journal(), (), (0, 0))
+    while "repair failed: it ended with -9" not in capfd.readouterr().err:
+        assert healer.turn(time.monotonic(), True) is None
+        time.sleep(0.01)
+    assert healer.due() is not None
+
+
 def test_strange_devices_and_tables_wake_nobody(node: HealingNode) -> None:
     index = [socket.if_nametoindex(name) for name in ("vffqos0", "wan0")]
     monitor = Monitor((), {"vffqos0", "auto"})

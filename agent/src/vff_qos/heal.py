@@ -31,6 +31,8 @@ _CALM_S = 10.0
 _MAX_GAP_S = 5.0
 _RECONCILE_S = 60.0
 _MAX_BACKOFF_S = 60.0
+#: A repair takes some tenths of a second; one that hangs must not be the last.
+_MAX_REPAIR_S = 60.0
 
 
 def repair_command(paths: Paths) -> list[str]:
@@ -102,6 +104,8 @@ class Healer:
         changes = None
         if self._child is not None:
             if self._child.poll() is None:
+                if now_s >= self._last_start + _MAX_REPAIR_S:
+                    self._child.kill()
                 return None
             changes = self._ended(self._child, now_s)
         if wanted:
@@ -142,7 +146,8 @@ class Healer:
             self._backoff_s = min(self._backoff_s * 2, _MAX_BACKOFF_S)
             self.listen(now_s)
             self._due, self._cause = now_s + self._backoff_s, True
-            self._journal.limited("kernel", f"repair failed: {output}", ERROR)
+            how = output or f"it ended with {child.returncode}"
+            self._journal.limited("kernel", f"repair failed: {how}", ERROR)
             return None
         self._backoff_s = 1.0
         changes = [line for line in output.splitlines() if line and line != "no change"]

@@ -339,7 +339,7 @@ def order(module, node, email, entry):
         if params["for"] is not None:
             words += ["--for", params["for"]]
     if params["reason"]:
-        words += ["--reason", params["reason"]]
+        words.append(f"--reason={params['reason']}")
     if entry is not None:
         node.validate(dump_users({email: entry}), "zz-trial.yml")
     override = override_of(node.status(), email)

@@ -21,7 +21,8 @@ from .state import State, StateError
 
 #: Users looked at in one step: some 15 ms.
 _CHUNK = 500
-#: After a crash of the agent nothing is lost, after one of the node what was used since.
+#: After a crash of the agent what new users have used since is lost, after one of the node what
+#: all have.
 _SAVE_S = 300.0
 #: Name of the value that says when the counters of the saved usage were read.
 _READ = "usage_read"

@@ -239,6 +239,24 @@ def test_users_classes_are_looked_at_where_there_was_a_cause(
     assert repair(wanted=True) == []
 
 
+def test_what_is_refused_during_a_repair_leads_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = [sys.executable, "-c", ""]
+    monkeypatch.setattr(heal, "repair_command", lambda _paths: ended)
+    healer = heal.Healer(Paths(), Settings(), Journal(), (), (0, 0))
+
+    def repaired() -> bool:
+        until = time.monotonic() + WITHIN_S
+        while time.monotonic() < until and (found := healer.turn(time.monotonic(), False)) is None:
+            time.sleep(0.001)
+        return found == []
+
+    assert healer.turn(time.monotonic(), wanted=True) is None
+    while healer.due() is not None:
+        assert healer.turn(time.monotonic(), wanted=False) is None
+    assert healer.turn(time.monotonic(), wanted=True) is None  # it has just been started
+    assert repaired() and repaired()
+
+
 def test_a_repair_that_hangs_is_ended_and_told(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,9 @@ class Healer:
         Returns the changes of one that has just ended well; None if none has, or if it was a
         matter of routine and found nothing: then users' classes are as they were, too.
         """
+        if wanted:
+            # Also while one is under way: it may be past the place.
+            self._want(now_s)
         changes = None
         if self._child is not None:
             if self._child.poll() is None:
@@ -108,9 +111,7 @@ class Healer:
                     self._child.kill()
                 return None
             changes = self._ended(self._child, now_s)
-        if wanted:
-            self._want(now_s)
-        elif now_s >= self._next_check and self._due is None:
+        if now_s >= self._next_check and self._due is None:
             self._due = now_s
         if self._due is not None and now_s >= self._due:
             self._start(now_s)

@@ -93,6 +93,13 @@ class World:
     def policy(self) -> Policy:
         return load_policy(str(self.directory / "policy.yml"), str(self.directory / "policy.d"))
 
+    def change(self, text: str) -> None:
+        """Have another policy in force."""
+        (self.directory / "policy.yml").write_text(text)
+        policy = self.policy()
+        self.assigner.set_policy(policy)
+        self.fair_use.set_policy(policy)
+
     def look(self, seconds: float) -> None:
         """Let time go by, then do a whole look."""
         self.now += seconds
@@ -202,10 +209,7 @@ def test_a_rule_that_is_taken_away_ends_its_penalties(world: World) -> None:
     pipe.send(alice, 6_000_000)
     world.look(5)
     assert world.shown(alice)[0] == 4_000_000
-    (world.directory / "policy.yml").write_text(POLICY.replace("fair_use", "#"))
-    policy = world.policy()
-    world.assigner.set_policy(policy)
-    world.fair_use.set_policy(policy)
+    world.change(POLICY.replace("fair_use", "#"))
     world.look(1)
     assert world.shown(alice)[0] == 800_000_000
     assert world.state.overrides() == []
@@ -219,12 +223,7 @@ def test_a_penalty_follows_a_rule_that_leads_elsewhere_now(world: World) -> None
     pipe.send(alice, 6_000_000)
     world.look(5)
     (before,) = world.state.overrides()
-    (world.directory / "policy.yml").write_text(
-        POLICY.replace("slow", "slower").replace("4mbit", "1mbit")
-    )
-    policy = world.policy()
-    world.assigner.set_policy(policy)
-    world.fair_use.set_policy(policy)
+    world.change(POLICY.replace("slow", "slower").replace("4mbit", "1mbit"))
     world.look(1)
     (override,) = world.state.overrides()
     assert (override.entry, override.until) == ({"plan": "slower"}, before.until)
@@ -283,12 +282,7 @@ def test_what_a_person_orders_is_stronger(world: World) -> None:
 
 
 def test_no_penalty_makes_anybody_faster(world: World) -> None:
-    (world.directory / "policy.yml").write_text(
-        POLICY + "users: {alice@x: {plan: basic, download: 1mbit}}\n"
-    )
-    policy = world.policy()
-    world.assigner.set_policy(policy)
-    world.fair_use.set_policy(policy)
+    world.change(POLICY + "users: {alice@x: {plan: basic, download: 1mbit}}\n")
     pipe = Pipe()
     alice = claim(world, "alice@x")
     world.look(5)

@@ -47,13 +47,19 @@ def demo() -> bool:
             reports[direction] = lab.measure(direction, _MEASURE_S)
             rows += [_row(m) for m in reports[direction].measurements]
         _print_users(rows)
+        change = _live_change(lab)
         play("qos", "deploying again: nothing may change", "changed=0 ")
         switch = _kill_switch(lab, play)
         play("qos-absent", "removing everything")
         residue = difference(before, snapshot(lab.node))
-    result = {"users": rows, **switch["figures"], "residue": residue}
+    result = {
+        "users": rows,
+        "live_change": change["figures"],
+        **switch["figures"],
+        "residue": residue,
+    }
     (OUT / "report.json").write_text(json.dumps(result, indent=1))
-    _plot(reports, switch)
+    _plot(reports, change, switch)
     return _verdict(result)
 
 
@@ -104,6 +110,46 @@ def _print_users(rows: list[dict[str, Any]]) -> None:
             f"{row['ping_idle_ms']:>7.1f} ms {row['ping_ms']:>5.1f} ms"
         )
     print("Rates in Mbit/s of Ethernet frames, as HTB counts them.\n", flush=True)
+
+
+def _live_change(lab: Lab) -> dict[str, Any]:
+    """Another limit for one user, and back, by two commands while the same connection goes on."""
+    user = USERS[0]
+    assert user.download
+    lowered = user.download // 5
+    run = lab.start_traffic("download", _LONG_S, users=[user], interval_s=_SAMPLE_S, idle_s=0.5)
+    with step(f"changing the limit of {user.email} under a running transfer"):
+        time.sleep(12)
+        marks = [time.time()]
+        for command in (
+            f"vff-qos limit {user.email} --download {lowered // MBIT}mbit --for 1h --reason demo",
+            f"vff-qos reset {user.email}",
+        ):
+            lab.node.ssh(command)
+            marks.append(time.time())
+            time.sleep(8)
+            marks.append(time.time())
+        report = run.finish()
+    series = report.measurements[0].series
+    asked, limited, reset, back, end = (mark - report.clock for mark in marks)
+    figures = []
+    print(f"\n{user.email}, one connection          limit  measured")
+    for what, limit, start, stop in (
+        ("policy", user.download, 0.0, asked),
+        ("vff-qos limit", lowered, limited + 1, reset),
+        ("vff-qos reset", user.download, back + 1, end),
+    ):
+        rates = [rate for at, rate in series if start + _SAMPLE_S < at <= stop]
+        mean = sum(rates) / len(rates)
+        error_pct = 100 * (mean - limit) / limit
+        figures.append(
+            {"after": what, "limit_bps": limit, "measured_bps": round(mean)}
+            | {"error_pct": round(error_pct, 2)}
+        )
+        print(f"after {what:<24} {limit / MBIT:7.1f} {mean / MBIT:9.2f} {error_pct:+6.1f} %")
+    print(flush=True)
+    events = {"limit": marks[0], "reset": marks[2]}
+    return {"report": report, "events": events, "figures": figures, "lowered": lowered}
 
 
 def _kill_switch(lab: Lab, play: Callable[..., None]) -> dict[str, Any]:
@@ -162,16 +208,20 @@ def _settled(report: Report, event: float, *, lifted: bool) -> float:
     return round(slowest, 2)
 
 
-def _plot(reports: dict[str, Report], switch: dict[str, Any]) -> None:
+def _plot(reports: dict[str, Report], change: dict[str, Any], switch: dict[str, Any]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = [(f"{name}, limits as lines", report) for name, report in reports.items()]
-    panels.append(("download: kill switch and back", switch["report"]))
+    nothing: dict[str, float] = {}
+    panels = [(f"{name}, limits as lines", report, nothing) for name, report in reports.items()]
+    panels += [
+        ("download: limit changed under a running transfer", change["report"], change["events"]),
+        ("download: kill switch and back", switch["report"], switch["events"]),
+    ]
     figure, axes = pyplot.subplots(len(panels), 1, figsize=(11, 4.2 * len(panels)))
-    for axis, (title, report) in zip(axes, panels, strict=True):
+    for axis, (title, report, events) in zip(axes, panels, strict=True):
         for number, m in enumerate(report.measurements):
             color = f"C{number}"
             axis.plot(*zip(*[(at, rate / MBIT) for at, rate in m.series], strict=True),
@@ -182,10 +232,11 @@ def _plot(reports: dict[str, Report], switch: dict[str, Any]) -> None:
         axis.set_yticks([1, 2, 5, 10, 20, 50], [1, 2, 5, 10, 20, 50])
         axis.grid(alpha=0.25)
         axis.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    for kind, when in switch["events"].items():
-        at = when - switch["report"].clock
-        axes[-1].axvline(at, color="black", linewidth=1)
-        axes[-1].annotate(kind, (at, axes[-1].get_ylim()[1]), fontsize=8, va="bottom")
+        for kind, when in events.items():
+            at = when - report.clock
+            axis.axvline(at, color="black", linewidth=1)
+            axis.annotate(kind, (at, axis.get_ylim()[1]), fontsize=8, va="top", rotation=90)
+    axes[2].axhline(change["lowered"] / MBIT, color="C0", linewidth=0.7, linestyle=":")
     figure.tight_layout()
     figure.savefig(OUT / "rates.png", dpi=110)
 
@@ -196,6 +247,11 @@ def _verdict(result: dict[str, Any]) -> bool:
         f"{row['email']} {row['direction']}: {row['error_pct']:+.1f} %"
         for row in result["users"]
         if row["error_pct"] is not None and abs(row["error_pct"]) > MAX_ERROR_PCT
+    ]
+    wrong += [
+        f"after {row['after']}: {row['error_pct']:+.1f} %"
+        for row in result["live_change"]
+        if abs(row["error_pct"]) > MAX_ERROR_PCT
     ]
     for name, what in (("kill_switch_s", "unlimited"), ("restore_s", "limited again")):
         print(f"{what} {result[name]:.2f} s after the command was started on the node")

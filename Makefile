@@ -80,8 +80,8 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 	antsibull-changelog lint
 
 .PHONY: bench
-bench: setup ## Measure the agent natively on one core; writes build/bench/report.json (QUICK=1: 2 minutes)
-	$(PY) -m bench $(if $(QUICK),--quick)
+bench: build ## Measure the agent natively, shaping natively and on lab nodes (QUICK=1: fewer runs); build/bench/report.json
+	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: soak
 soak: setup ## Ten minutes of rotations, restarts, kills, flushes and forged lines

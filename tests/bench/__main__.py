@@ -1,4 +1,4 @@
-"""``make bench``: the agent natively, here; the datapath on a lab node (``lab`` package)."""
+"""``make bench``: the agent and the classes natively, here; the rest on lab nodes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,50 @@ import argparse
 import os
 from pathlib import Path
 
-from . import agent_bench
+from . import accuracy, agent_bench, lab_bench
 from .rows import Report
 from .world import BENCH_CPU, enter_namespace
 
-REPORT = Path(__file__).parents[2] / "build" / "bench" / "report.json"
+BUILD = Path(__file__).parents[2] / "build"
+REPORT = BUILD / "bench" / "report.json"
+ACCURACY = BUILD / "lab" / "accuracy.json"
+PARTS = ("agent", "accuracy", "lab")
 
 
 def main() -> None:
     """Measure, print a table, write the report."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs")
+    parser.add_argument("--only", choices=PARTS, help="one part; the report keeps the others")
     args = parser.parse_args()
-    about = 2 if args.quick else 5
-    print(f"The agent, on one core of this machine (about {about} minutes):", flush=True)
-    enter_namespace()
-    os.sched_setaffinity(0, {BENCH_CPU})
-    report = Report()
-    agent_bench.measure(report, agent_bench.QUICK if args.quick else agent_bench.FULL)
-    report.write(REPORT)
+    for part in PARTS:
+        if args.only in (None, part):
+            _measure(part, args.quick)
     print(f"written to {REPORT}")
+
+
+def _measure(part: str, quick: bool) -> None:
+    report = Report()
+    if part == "agent":
+        print(f"The agent, on one core (about {2 if quick else 5} minutes):", flush=True)
+        # In a child: it stays in a namespace, and on one core.
+        child = os.fork()
+        if child == 0:
+            enter_namespace()
+            os.sched_setaffinity(0, {BENCH_CPU})
+            agent_bench.measure(report, agent_bench.QUICK if quick else agent_bench.FULL)
+            report.write(REPORT)
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            raise SystemExit("bench: the agent was not measured")
+        return
+    if part == "accuracy":
+        print(f"Limits, natively (about {2 if quick else 6} minutes):", flush=True)
+        accuracy.measure(report, ACCURACY, *((2.0, 1.0) if quick else (6.0, 2.0)))
+    else:
+        print(f"A lab node (about {8 if quick else 15} minutes):", flush=True)
+        lab_bench.measure(report, quick)
+    report.write(REPORT)
 
 
 if __name__ == "__main__":

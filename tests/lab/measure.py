@@ -197,8 +197,13 @@ def _device(device: Device, direction: Direction, seconds: float) -> dict[str, A
 
 
 def _iperf(device: Device, direction: Direction, seconds: float) -> list[str]:
-    """Arguments of the device's iperf3 client; it is stopped when the measurement is over."""
+    """Arguments of the device's iperf3 client; it is stopped when the measurement is over.
+
+    None if the user is only there for round trips (no flows).
+    """
     user = device.user
+    if not user.flows:
+        return []
     rate = user.source_rate(direction)
     arguments = ["-c", "127.0.0.1", "-p", str(device.target_port), "-P", str(user.flows)]
     arguments += ["-t", str(round(seconds) + 600), "-i", "0"]

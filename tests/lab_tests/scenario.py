@@ -22,6 +22,14 @@ from lab.labnode import GUEST
 from lab.progress import say, step
 from lab.snapshot import difference
 from lab.snapshot import snapshot as take_snapshot
+from lab.trials import (
+    FAIR_LIMIT,
+    TRIAL_USERS,
+    WEIGHTS,
+    fairness,
+    latency,
+    trial_variables,
+)
 from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, Direction
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,11 +45,14 @@ USERS = (
     User("frank@lab", "vless", 5 * MBIT, 2 * MBIT, ipv6=True, offered=12 * MBIT),
     User("judy@lab", "vmess", None, None, offered=8 * MBIT),
 )
+ALL_USERS = (*USERS, *TRIAL_USERS)
 # Connections begin unlimited, overrun the queue and need seconds to settle.
 WARMUP_S, SECONDS = 10.0, 10.0
 LONG_S = 900.0  # for as long as it takes; ended by hand
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
+UNFAIR_PCT = 5.0
+OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
 HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
 
@@ -65,11 +76,11 @@ def up() -> None:
     NOTES.mkdir(parents=True)
     lab = Lab(NAME, persistent=True)
     lab.node.up()
-    lab.start_engine(USERS)
+    lab.start_engine(ALL_USERS)
     lab.node.inventory(INVENTORY)
     variables = FOLDER / "group_vars" / "all.yml"
     variables.parent.mkdir()
-    variables.write_text(json.dumps(role_variables(USERS), indent=1) + "\n")
+    variables.write_text(json.dumps(role_variables(USERS) | trial_variables(), indent=1) + "\n")
     print(
         json.dumps(
             [
@@ -93,7 +104,7 @@ def down() -> None:
 
 
 def attach() -> Lab:
-    return Lab.attach(NAME, USERS)
+    return Lab.attach(NAME, ALL_USERS)
 
 
 # --- snapshots --------------------------------------------------------------------------------
@@ -133,7 +144,7 @@ def kernel() -> None:
 
 
 def rates(lab: Lab, direction: Direction) -> dict[str, float]:
-    report = lab.measure(direction, SECONDS, idle_s=1.0, warmup_s=WARMUP_S)
+    report = lab.measure(direction, SECONDS, users=USERS, idle_s=1.0, warmup_s=WARMUP_S)
     return {m.user.email: m.measured_bps for m in report.measurements}
 
 
@@ -192,7 +203,7 @@ def plain() -> dict[str, str]:
 def kill_switch() -> None:
     """Open connections lose their limits by `disabled` and get them back by `present`."""
     lab = attach()
-    run = lab.start_traffic("download", LONG_S, idle_s=1.0, warmup_s=WARMUP_S)
+    run = lab.start_traffic("download", LONG_S, users=USERS, idle_s=1.0, warmup_s=WARMUP_S)
     time.sleep(WARMUP_S + 12)
     marks = [time.time()]
     make("qos-disable")
@@ -310,7 +321,7 @@ UNTIL = {
 def healing() -> None:
     """Whatever others break comes back by itself, while traffic flows."""
     lab = attach()
-    run = lab.start_traffic("download", LONG_S, idle_s=1.0, warmup_s=1.0)
+    run = lab.start_traffic("download", LONG_S, users=USERS, idle_s=1.0, warmup_s=1.0)
     time.sleep(WARMUP_S)  # everybody has a class and live flows
     lab.node.put(GUEST / "heal.py", "/opt/lab/heal.py")
 
@@ -327,6 +338,31 @@ def healing() -> None:
         say(f"{name}: mended within {result['took_s']:.1f} s")
     run.finish()
     limited()
+
+
+def fair() -> None:
+    """A full node is shared by weight, not by number of flows; a user alone gets the limit."""
+    result = fairness(attach())
+    for email, rate in result.rates_bps.items():
+        say(f"{email}: {rate / MBIT:.2f} Mbit/s")
+    expected = WEIGHTS["plus"] / WEIGHTS["basic"]
+    say(
+        f"users of a plan differ by at most {result.worst_pct:.1f} % from its mean; plus gets "
+        f"{result.weight_ratio:.2f} times as much as basic; alone {result.alone_bps / MBIT:.2f}"
+    )
+    if result.worst_pct > UNFAIR_PCT or abs(result.weight_ratio / expected - 1) > UNFAIR_PCT / 100:
+        raise Failed(f"shares may differ by {UNFAIR_PCT} %; plus has the weight {expected:.0f}")
+    if not LOWEST * FAIR_LIMIT <= result.alone_bps <= HIGHEST * FAIR_LIMIT:
+        raise Failed(f"a user alone should get {FAIR_LIMIT / MBIT:.0f} Mbit/s")
+
+
+def round_trips() -> None:
+    """Neither a user's own load nor a neighbour's makes the user's other connections slow."""
+    for direction in DIRECTIONS:
+        own_ms, neighbour_ms = latency(attach(), direction)
+        say(f"{direction}: own load adds {own_ms:.1f} ms, a neighbour's {neighbour_ms:.1f} ms")
+        if own_ms > OWN_LOAD_MS or neighbour_ms > NEIGHBOUR_MS:
+            raise Failed(f"allowed are {OWN_LOAD_MS} ms and {NEIGHBOUR_MS} ms")
 
 
 def absent() -> None:
@@ -369,8 +405,8 @@ def dependent() -> None:
 STEPS = {
     f.__name__: f
     for f in (
-        up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, reboot,
-        gc, absent, never_installed, dependent, disabled_reboot,
+        up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
+        round_trips, reboot, gc, absent, never_installed, dependent, disabled_reboot,
     )
 }  # fmt: skip
 

@@ -1,0 +1,110 @@
+"""What needs a lab node: the way of a packet, fair shares, round trips, the engine's limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from lab import Lab, Node, role_variables
+from lab.labnode import GUEST
+from lab.trials import TRIAL_USERS, accuracy, fairness, latency, trial_variables
+from lab.users import DIRECTIONS, MBIT
+
+from .rows import Report
+
+ROOT = Path(__file__).parents[2]
+_USERS = (1, 1_000, 10_000)
+_PEER_USERS = 1_000
+#: What the emulated node moves through the engine: (bit/s, transports).
+_SWEEP = ((1 * MBIT, ("tcp", "udp")), (5 * MBIT, ("tcp", "udp")), (20 * MBIT, ("tcp",)))
+
+
+def measure(report: Report, quick: bool) -> None:
+    """All of it, on two nodes, one after the other."""
+    with Node("bench-datapath") as node:
+        datapath(report, node, rounds=5 if quick else 15)
+    with Lab("bench") as lab:
+        lab.start_engine(TRIAL_USERS)
+        _deploy(lab)
+        shares(report, lab)
+        round_trips(report, lab, runs=1 if quick else 3)
+        if not quick:
+            sweep(report, lab)
+
+
+def datapath(report: Report, node: Node, rounds: int) -> None:
+    """Packets per second through the tree, and against one filter for each user."""
+    report.progress("packages for the agent's code on the node")
+    node.ssh("DEBIAN_FRONTEND=noninteractive apt-get -qq -y install python3-yaml python3-nftables")
+    node.put(ROOT / "agent" / "src", "/opt/lab/agent")
+    node.put(GUEST / "datapath.py", "/opt/lab/datapath.py")
+    report.progress(f"trees of {', '.join(map(str, _USERS))} users (some minutes)")
+    job = {"users": _USERS, "peer_users": _PEER_USERS, "rounds": rounds, "packets": 50_000}
+    done = node.run(
+        "PYTHONPATH=/opt/lab/agent /usr/bin/python3 /opt/lab/datapath.py",
+        stdin=json.dumps(job),
+        timeout_s=1_200,
+    )
+    for senders, cases in json.loads(done.stdout).items():
+        # Of each round, against the case of one user in the same round: drift hits both.
+        one = cases["1 users"]
+        names = {f"{users} users": f"users_{users}" for users in _USERS}
+        names |= {"no shaping": "none", "one filter per user": f"peer_{_PEER_USERS}"}
+        for case, rates in cases.items():
+            report.add(f"datapath.pps.{senders}.{names[case]}", rates, "packets/s")
+            if case != "1 users":
+                ratios = [rate / base for rate, base in zip(rates, one, strict=True)]
+                report.add(f"datapath.ratio.{senders}.{names[case]}", ratios, "x")
+    ours, peer = f"users_{_PEER_USERS}", f"peer_{_PEER_USERS}"
+    report.ratio(
+        f"datapath.peer_ratio.{ours}", f"datapath.pps.one.{ours}", f"datapath.pps.one.{peer}"
+    )
+
+
+def shares(report: Report, lab: Lab) -> None:
+    """Twenty users with 1 to 64 flows each fill the node."""
+    report.progress("20 users fill the node")
+    result = fairness(lab)
+    report.add("fairness.worst_pct", [result.worst_pct], "%")
+    report.add("fairness.weight_ratio", [result.weight_ratio], "x")
+    report.add("fairness.alone_bps", [result.alone_bps], "bit/s")
+
+
+def round_trips(report: Report, lab: Lab, runs: int) -> None:
+    """What load adds to the round trips of a user."""
+    for direction in DIRECTIONS:
+        report.progress(f"round trips under load, {direction}")
+        results = [latency(lab, direction) for _ in range(runs)]
+        report.add(f"latency.own_load_ms.{direction}", [r.own_ms for r in results], "ms")
+        report.add(f"latency.neighbour_ms.{direction}", [r.neighbour_ms for r in results], "ms")
+
+
+def sweep(report: Report, lab: Lab) -> None:
+    """Limits as users of the real engine meet them; accuracy.py has the rates beyond emulation."""
+    for direction in DIRECTIONS:
+        errors = []
+        for rate_bps, transports in _SWEEP:
+            for transport in transports:
+                report.progress(f"{direction}, {transport}, {rate_bps // MBIT} Mbit/s")
+                for flows in (1, 32) if transport == "tcp" else (1,):
+                    point = accuracy(lab, rate_bps, direction, transport, flows)
+                    errors.append(abs(point["error_pct"]))
+        report.add(f"accuracy.engine_error_pct.{direction}", errors, "%")
+
+
+def _deploy(lab: Lab) -> None:
+    folder = ROOT / "build" / "bench" / "inventory"
+    inventory = lab.node.inventory(folder / "hosts.yml")
+    variables = folder / "group_vars" / "all.yml"
+    variables.parent.mkdir(parents=True, exist_ok=True)
+    variables.write_text(yaml.safe_dump(role_variables(()) | trial_variables()))
+    Report.progress("deploying with the playbook")
+    command = ["make", "-C", str(ROOT), "qos", f"INVENTORY={inventory}", "LIMIT=node"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"bench: {' '.join(command)}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")

@@ -1,0 +1,120 @@
+"""What the shaping promises beyond the limits: fair shares of a full node, short round trips.
+
+Each trial needs a node on which the role was run with the variables of `trial_variables`, and an
+engine that knows TRIAL_USERS.  Figures are returned; what is good enough is for others to say.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from .labnode import Lab
+from .users import MBIT, Direction, User
+
+WEIGHTS = {"basic": 1, "plus": 3}
+#: A full node: twenty users want ten times of what there is.
+FAIR_CEIL, FAIR_LIMIT = 40 * MBIT, 20 * MBIT
+_FLOWS = (1, 2, 4, 8, 16, 32, 64)
+FAIR_USERS = tuple(
+    User(f"{plan}{number:02d}@lab", "vless", FAIR_LIMIT, FAIR_LIMIT, flows=_FLOWS[number % 7])
+    for plan in WEIGHTS
+    for number in range(10)
+)
+#: Whose round trips are measured, and a neighbour who has much more to send.
+PINGED = User("pinged@lab", "vless", 20 * MBIT, 20 * MBIT)
+NEIGHBOUR = User("neighbour@lab", "vless", 50 * MBIT, 50 * MBIT, flows=4)
+#: One for each transport; the sweep sets their limits.
+SWEPT = {
+    "tcp": User("tcp@lab", "vless", 20 * MBIT, 20 * MBIT),
+    "udp": User("udp@lab", "shadowsocks", 20 * MBIT, 20 * MBIT, udp=True),
+}
+TRIAL_USERS = (*FAIR_USERS, PINGED, NEIGHBOUR, *SWEPT.values())
+
+_SETTINGS = "/etc/vff-qos/settings.yml"
+_DROP_IN = "/etc/vff-qos/policy.d/trial.yml"
+
+
+def trial_variables() -> dict[str, Any]:
+    """The role's variables for the plans of the trials; add them to those of the lab's users."""
+    rates = {"upload": f"{FAIR_LIMIT // MBIT}mbit", "download": f"{FAIR_LIMIT // MBIT}mbit"}
+    return {
+        "qos_plans": {plan: {**rates, "weight": weight} for plan, weight in WEIGHTS.items()},
+        "qos_match": [{"pattern": f"{plan}??@lab", "plan": plan} for plan in WEIGHTS],
+    }
+
+
+class Fairness(NamedTuple):
+    """Shares of a full node."""
+
+    rates_bps: dict[str, float]
+    worst_pct: float  # how far a user is from the mean of the plan
+    weight_ratio: float  # mean of plus over mean of basic; WEIGHTS say what it should be
+    alone_bps: float  # what one of them gets when the others are silent
+
+
+def fairness(lab: Lab, direction: Direction = "download") -> Fairness:
+    """Fill the node with users of two plans, who have 1 to 64 flows each."""
+    with _ceiling(lab, FAIR_CEIL):
+        report = lab.measure(direction, 20, users=FAIR_USERS, warmup_s=15, idle_s=0.5)
+        alone = lab.measure(direction, 8, users=FAIR_USERS[:1], idle_s=0.5)
+    rates = {m.user.email: m.measured_bps for m in report.measurements}
+    means, worst = {}, 0.0
+    for plan in WEIGHTS:
+        own = [rate for email, rate in rates.items() if email.startswith(plan)]
+        means[plan] = statistics.fmean(own)
+        worst = max(worst, *(100 * abs(rate / means[plan] - 1) for rate in own))
+    ratio = means["plus"] / means["basic"]
+    return Fairness(rates, worst, ratio, alone.measurements[0].measured_bps)
+
+
+class Latency(NamedTuple):
+    """Round trips of a small echo above those of an idle node, in milliseconds (medians)."""
+
+    own_ms: float  # on another connection of the user who fills the own limit
+    neighbour_ms: float  # of a silent user while a neighbour fills theirs
+
+
+def latency(lab: Lab, direction: Direction) -> Latency:
+    """Load a user, then only the neighbour, and measure the user's round trips."""
+    own = lab.measure(direction, 12, users=[PINGED], idle_s=6)[PINGED.email]
+    silent = replace(PINGED, flows=0)
+    other = lab.measure(direction, 12, users=[silent, NEIGHBOUR], idle_s=6)[PINGED.email]
+    return Latency(own.ping_ms - own.ping_idle_ms, other.ping_ms - other.ping_idle_ms)
+
+
+def accuracy(
+    lab: Lab, rate_bps: int, direction: Direction, transport: str, flows: int
+) -> dict[str, Any]:
+    """One point of the sweep: what a user with this limit gets, in bit/s of wire bytes."""
+    email = SWEPT[transport].email
+    rate = f"{rate_bps // MBIT}mbit"
+    lab.node.write(_DROP_IN, f"users: {{{email}: {{upload: {rate}, download: {rate}}}}}\n")
+    lab.node.ssh("vff-qos policy apply")
+    user = replace(SWEPT[transport], download=rate_bps, upload=rate_bps, flows=flows)
+    m = lab.measure(direction, 8, users=[user], idle_s=0.5, warmup_s=5)[email]
+    return {
+        "rate_bps": rate_bps,
+        "direction": direction,
+        "transport": transport,
+        "flows": flows,
+        "measured_bps": round(m.measured_bps),
+        "error_pct": round(m.error_pct or 0.0, 2),
+    }
+
+
+@contextmanager
+def _ceiling(lab: Lab, ceil_bps: int) -> Iterator[None]:
+    """Another ceiling of the node, as an operator sets it by hand, and back."""
+    restart = "systemctl restart vff-qos-bootstrap vff-qos-follow"
+    lab.node.ssh(
+        f"cp -p {_SETTINGS} {_SETTINGS}.trial && "
+        f"sed -i 's/^node_ceil:.*/node_ceil: {ceil_bps // MBIT}mbit/' {_SETTINGS} && {restart}"
+    )
+    try:
+        yield
+    finally:
+        lab.node.ssh(f"mv {_SETTINGS}.trial {_SETTINGS} && {restart}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from lab import Lab, Node, role_variables
+from lab import Lab, Node
 from lab.labnode import GUEST
 from lab.trials import TRIAL_USERS, accuracy, fairness, latency, trial_variables
 from lab.users import DIRECTIONS, MBIT
@@ -70,6 +70,7 @@ def shares(report: Report, lab: Lab) -> None:
     report.progress("20 users fill the node")
     result = fairness(lab)
     report.add("fairness.worst_pct", [result.worst_pct], "%")
+    report.add("fairness.greed_pct", [result.greed_pct], "%")
     report.add("fairness.weight_ratio", [result.weight_ratio], "x")
     report.add("fairness.alone_bps", [result.alone_bps], "bit/s")
 
@@ -101,7 +102,7 @@ def _deploy(lab: Lab) -> None:
     inventory = lab.node.inventory(folder / "hosts.yml")
     variables = folder / "group_vars" / "all.yml"
     variables.parent.mkdir(parents=True, exist_ok=True)
-    variables.write_text(yaml.safe_dump(role_variables(()) | trial_variables()))
+    variables.write_text(yaml.safe_dump(trial_variables()))
     Report.progress("deploying with the playbook")
     command = ["make", "-C", str(ROOT), "qos", f"INVENTORY={inventory}", "LIMIT=node"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}

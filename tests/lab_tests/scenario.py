@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, LabError, User, network, role_variables
+from lab import Lab, LabError, User, network
 from lab.labnode import GUEST
 from lab.progress import say, step
 from lab.snapshot import difference
@@ -51,7 +51,7 @@ WARMUP_S, SECONDS = 10.0, 10.0
 LONG_S = 900.0  # for as long as it takes; ended by hand
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
-UNFAIR_PCT = 5.0
+UNFAIR_PCT = 15.0  # on an emulated node; tests/netns asks for 5 % natively
 OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
 HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
@@ -80,7 +80,7 @@ def up() -> None:
     lab.node.inventory(INVENTORY)
     variables = FOLDER / "group_vars" / "all.yml"
     variables.parent.mkdir()
-    variables.write_text(json.dumps(role_variables(USERS) | trial_variables(), indent=1) + "\n")
+    variables.write_text(json.dumps(trial_variables(USERS), indent=1) + "\n")
     print(
         json.dumps(
             [
@@ -346,12 +346,14 @@ def fair() -> None:
     for email, rate in result.rates_bps.items():
         say(f"{email}: {rate / MBIT:.2f} Mbit/s")
     expected = WEIGHTS["plus"] / WEIGHTS["basic"]
+    ratio_pct = 100 * (result.weight_ratio / expected - 1)
     say(
-        f"users of a plan differ by at most {result.worst_pct:.1f} % from its mean; plus gets "
-        f"{result.weight_ratio:.2f} times as much as basic; alone {result.alone_bps / MBIT:.2f}"
+        f"users of a plan differ by at most {result.worst_pct:.1f} % from its median, nobody has "
+        f"more than {result.greed_pct:.1f} % above it; the ratio of weights is {ratio_pct:+.1f} % "
+        f"off; alone: {result.alone_bps / MBIT:.2f} Mbit/s"
     )
-    if result.worst_pct > UNFAIR_PCT or abs(result.weight_ratio / expected - 1) > UNFAIR_PCT / 100:
-        raise Failed(f"shares may differ by {UNFAIR_PCT} %; plus has the weight {expected:.0f}")
+    if max(result.worst_pct, result.greed_pct, abs(ratio_pct)) > UNFAIR_PCT:
+        raise Failed(f"allowed are {UNFAIR_PCT} %")
     if not LOWEST * FAIR_LIMIT <= result.alone_bps <= HIGHEST * FAIR_LIMIT:
         raise Failed(f"a user alone should get {FAIR_LIMIT / MBIT:.0f} Mbit/s")
 

@@ -62,6 +62,27 @@ def test_masked_addresses_are_counted() -> None:
     assert scanner.counters.masked == 2
 
 
+def test_what_an_engine_says_at_its_start_taints_nothing() -> None:
+    start = (
+        b"Xray 26.10.10 (Xray, Penetrates Everything.) 1a2b3c4 (go1.26.1 linux/amd64)\n"
+        b"A unified platform for anti-censorship.\n"
+        b"2026/11/20 15:48:00 Using config from env: /etc/xray/config.json\n"
+        + TIME + b" [Info] infra/conf/serial: Reading config: &{Name:/etc/x.json Format:json}\n"
+        + TIME + b" [Warning] common/errors: The feature VMess (with no Forward Secrecy, etc.) is "
+        b"deprecated, not recommended for using and might be removed. Please migrate to VLESS "
+        b"Encryption as soon as possible.\n"
+    )  # fmt: skip
+    line = TIME + b" from 192.0.2.1:5 accepted tcp:a.example:443 [in >> out] email: alice@x\n"
+    scanner = Scanner()
+    (claim,) = scanner.scan(start + line)
+    assert not claim.tainted
+    assert scanner.counters.harmless == start.count(b"\n")
+    assert scanner.counters.error_log == scanner.counters.unparsed == 0
+    forger = TIME + b" from 192.0.2.9:9 rejected  proxy/trojan: invalid domain name: a\n"
+    (claim,) = scanner.scan(forger + start + line)
+    assert claim.tainted
+
+
 def test_an_error_log_in_the_same_stream_is_counted() -> None:
     scanner = Scanner()
     line = TIME + b" [Info] [123] proxy/vless: connection ends > EOF\n"

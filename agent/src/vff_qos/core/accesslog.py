@@ -59,6 +59,14 @@ _HARMLESS = re.compile(
     rb"|(?:[!-~]{1,128}) rejected  ?[ -~]{0,512}"
     rb")$"
 )
+#: What an engine says at its start on the stream of its access log, wherever its error log goes:
+#: version, config files and what is deprecated there.  An operator's text at most.
+_START = re.compile(
+    rb"^(?:Xray \d[ -~]{0,256}|A unified platform for anti-censorship\.|" + _TIME + rb" (?:"
+    rb"Using conf(?:ig|dir) from [ -~]{1,2048}|Using default config: [ -~]{1,2048}|"
+    rb"\[(?:Info|Warning)\] (?:infra/conf[a-z/]{0,64}: |common/errors: Th(?:e|is) feature )"
+    rb"[ -~]{1,2048}))$"
+)
 _STRANGERS_TEXT = b"invalid domain name:"
 #: The trustworthy beginning of an accepted line whose rest does not parse.
 _ACCEPTED_HEAD = re.compile(_HEAD + rb"accepted ")
@@ -227,7 +235,11 @@ class Scanner:
         for line in block[start:end].split(b"\n")[:-1]:
             counters.lines += 1
             strangers, tainted = line.find(_STRANGERS_TEXT), start < taint_end
-            if strangers < 0 and len(line) <= MAX_LINE_BYTES and _HARMLESS.match(line):
+            if (
+                strangers < 0
+                and len(line) <= MAX_LINE_BYTES
+                and (_HARMLESS.match(line) or _START.match(line))
+            ):
                 counters.harmless += 1
                 counters.masked += bool(_MASKED.match(line))
                 email: bytes | None = b""

@@ -53,12 +53,13 @@ for line in sys.stdin:
 """
 
 
-def _cgroup_mount() -> str:
+def cgroup_mount() -> Path:
+    """Where cgroup2 is mounted; skips the test if it is not."""
     mounts = Path("/proc/self/mounts").read_text()
     found = re.search(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)
     if found is None:
         pytest.skip("needs cgroup2")
-    return found[1]
+    return Path(found[1])
 
 
 class Container:
@@ -67,7 +68,7 @@ class Container:
     def __init__(self, directory: Path, container_id: str = ID, keep: bool = False) -> None:
         root = directory / "root"
         root.mkdir(exist_ok=True)
-        self.cgroup = Path(_cgroup_mount()) / f"docker-{container_id}.scope"
+        self.cgroup = cgroup_mount() / f"docker-{container_id}.scope"
         self.cgroup.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(root), "keep" if keep else ""],

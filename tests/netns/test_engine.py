@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ from vff_qos.core.flow import Tuple
 from vff_qos.kernel.conntrack import decode_tuple
 
 from .conftest import run
+from .test_container import cgroup_mount
 from .test_follow import Node, eventually
 
 pytestmark = pytest.mark.skipif(
@@ -64,6 +65,16 @@ FORGERS = (
     User("trudy@lab", "shadowsocks", 2 * MBIT, 1 * MBIT),
 )
 
+#: journald's own world: nothing of this machine's journal, and nothing into it.
+JOURNALD = """
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /var/log
+mkdir -p /run/systemd/journald.conf.d /run/systemd/journal
+cd /run/systemd/journald.conf.d
+printf '[Journal]\\nStorage=volatile\\nReadKMsg=no\\nAudit=no\\n' >own.conf
+exec /lib/systemd/systemd-journald
+"""
+
 
 class Echo(socketserver.BaseRequestHandler):
     """Gives back what it gets."""
@@ -85,6 +96,10 @@ class EngineNode(Node):
         self.customers = subprocess.Popen(["unshare", "--net", "sleep", "600"])
         self.namespace = f"/proc/{self.customers.pid}/ns/net"
         self.engines: list[subprocess.Popen[bytes]] = []
+        self.journald: subprocess.Popen[bytes] | None = None
+        # Of the engine's unit, and what brings a command to where its journal is.
+        self.cgroup: Path | None = None
+        self.within: list[str] = []
         self.echoes: list[socketserver.BaseServer] = []
         self.sockets: list[socket.socket] = []
         self.fingerprint = engine.certificate(directory)
@@ -123,10 +138,32 @@ class EngineNode(Node):
             net = "/64" if ":" in address else "/24"
             run("ip", "address", "add", address + net, "dev", device, *no_wait)
 
+    def start_journald(self) -> str:
+        """Start a journal of our own; returns the unit in which the node's engine will run.
+
+        journald takes the unit's name from the writer's cgroup.
+        """
+        unit = f"xray-{os.urandom(8).hex()}.service"
+        self.cgroup = cgroup_mount() / unit
+        self.cgroup.mkdir()
+        self.journald = subprocess.Popen(["unshare", "--mount", "sh", "-euc", JOURNALD])
+        process = Path(f"/proc/{self.journald.pid}")
+        eventually(lambda: (process / "comm").read_text().startswith("systemd-journal"))
+        eventually((process / "root/run/systemd/journal/stdout").exists)
+        self.within = ["nsenter", f"--mount={process}/ns/mnt"]
+        return unit
+
+    def command(self, *words: str) -> list[str]:
+        return [*self.within, *super().command(*words)]
+
     def serve(self, config: engine.Config) -> None:
         """Start the node's engine; its files are in our directory."""
         text = json.dumps(config).replace("/var/log/xray", str(self.directory))
-        self._start_engine("server", text.replace("/etc/xray", str(self.directory)))
+        start = self.within
+        if self.cgroup is not None:
+            join = f'echo $$ >{self.cgroup}/cgroup.procs; exec systemd-cat "$@"'
+            start = [*start, "sh", "-euc", join, "sh"]
+        self._start_engine("server", text.replace("/etc/xray", str(self.directory)), start)
 
     def connect(self, config: engine.Config) -> None:
         """Start the customers' engine: one for all."""
@@ -135,14 +172,14 @@ class EngineNode(Node):
         with inside(self.namespace):
             self._start_engine("client", json.dumps(config))
 
-    def _start_engine(self, name: str, config: str) -> None:
+    def _start_engine(self, name: str, config: str, start: Sequence[str] = ()) -> None:
         file, ready = self.directory / f"{name}.json", self.directory / f"{name}.sock"
         file.write_text(config)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(ready))
             notify.settimeout(30)
             process = subprocess.Popen(
-                [sys.executable, str(RUN_ENGINE), str(file)],
+                [*start, sys.executable, str(RUN_ENGINE), str(file)],
                 env={**os.environ, "NOTIFY_SOCKET": str(ready)},
             )
             self.engines.append(process)
@@ -206,6 +243,11 @@ class EngineNode(Node):
         for process in (*self.engines, self.customers):
             process.terminate()
             process.wait()
+        if self.journald is not None:
+            self.journald.terminate()
+            self.journald.wait()
+        if self.cgroup is not None:
+            self.cgroup.rmdir()
         for server in self.echoes:
             server.shutdown()
             server.server_close()
@@ -225,9 +267,12 @@ def check_all_users(node: EngineNode) -> None:
     """All users connect, twice; each flow gets its user's class, and no other flow gets any."""
     node.connect(engine.client(devices(USERS), node.fingerprint))
     assert not any(node.flows().values())
-    for device in (*devices(USERS), *devices(USERS)):
+    for device in devices(USERS):
         node.talk(device)
         eventually(lambda user=device.user: 0 not in node.marks(user), WITHIN_S)
+    for device in devices(USERS):
+        node.talk(device)
+    eventually(lambda: not any(0 in node.marks(user) for user in USERS), WITHIN_S)
     up, down = node.classes()
     minors = {}
     for user in USERS:
@@ -240,31 +285,43 @@ def check_all_users(node: EngineNode) -> None:
     assert not any(others)
 
 
-def test_the_log_of_the_real_engine_marks_each_users_flows(node: EngineNode) -> None:
-    node.serve(engine.server(USERS))
-    node.start()
-    check_all_users(node)
-
-
-def routing_for_webhook(**variables: str) -> engine.Config:
-    """The routing that the role tells an operator to write, word by word."""
-    role = REPOSITORY / "roles/qos"
+def role_hint(source: str, **variables: str) -> str:
+    """What the role tells an operator to write into the engine's config."""
     for file in ("defaults/main.yml", "vars/main.yml"):
-        variables = {**yaml.safe_load((role / file).read_text()), **variables}
+        variables = {**yaml.safe_load((REPOSITORY / "roles/qos" / file).read_text()), **variables}
+    variables["qos_identity_source"] = source
     templar = Templar(DataLoader(), {name: _trust(value) for name, value in variables.items()})
-    hint = templar.template(trust_as_template("{{ __qos_source_hints.webhook }}"))
-    webhook = re.search(r'"webhook": (\{.*\});', hint)
-    rule = re.search(r"the last one: (\{.*\})\.", hint)
-    assert webhook and rule, hint
-    text = rule[1].replace("(as above)", webhook[1]).replace("(your default)", "direct")
-    text = text.replace("(qos_webhook_token)", variables["qos_webhook_token"])
-    return {"rules": [json.loads(text)]}
+    return templar.template(trust_as_template("{{ __qos_source_hints[qos_identity_source] }}"))
 
 
 def _trust(value: object) -> object:
     if isinstance(value, dict):
         return {key: _trust(part) for key, part in value.items()}
     return trust_as_template(value) if isinstance(value, str) else value
+
+
+def log_config(hint: str, error_log: Path) -> engine.Config:
+    """The engine's config with the hint's "log"."""
+    log = re.search(r'"log": (\{.*?\})', hint)
+    assert log, hint
+    return {**engine.server(USERS), "log": json.loads(re.sub(r"\(.*?\)", str(error_log), log[1]))}
+
+
+def webhook_config(hint: str, token: str) -> engine.Config:
+    """The engine's config with the hint's routing rule, and no log."""
+    webhook = re.search(r'"webhook": (\{.*\});', hint)
+    rule = re.search(r"the last one: (\{.*\})\.", hint)
+    assert webhook and rule, hint
+    text = rule[1].replace("(as above)", webhook[1]).replace("(your default)", "direct")
+    rules = [json.loads(text.replace("(qos_webhook_token)", token))]
+    return {**engine.server(USERS), "log": {"access": "none"}, "routing": {"rules": rules}}
+
+
+def test_the_log_of_the_real_engine_marks_each_users_flows(node: EngineNode) -> None:
+    hint = role_hint("file", qos_xray_access_log_path=str(node.log))
+    node.serve(log_config(hint, node.directory / "error.log"))
+    node.start()
+    check_all_users(node)
 
 
 @pytest.mark.parametrize(
@@ -276,12 +333,19 @@ def test_the_webhook_of_the_real_engine_marks_each_users_flows(
     node: EngineNode, listen: str, token: str
 ) -> None:
     listen = listen.format(directory=node.directory)
-    routing = routing_for_webhook(
-        qos_identity_source="webhook", qos_webhook_listen=listen, qos_webhook_token=token
-    )
+    hint = role_hint("webhook", qos_webhook_listen=listen, qos_webhook_token=token)
     node.configure("webhook", webhook_listen=listen, webhook_token=token)
     node.start()
-    node.serve({**engine.server(USERS), "routing": routing})
+    node.serve(webhook_config(hint, token))
+    check_all_users(node)
+
+
+def test_the_journal_of_the_real_engine_marks_each_users_flows(node: EngineNode) -> None:
+    unit = node.start_journald()
+    node.configure("journal", journal_unit=unit)
+    hint = role_hint("journal", qos_journal_unit=unit)
+    node.serve(log_config(hint, node.directory / "error.log"))
+    node.start()
     check_all_users(node)
 
 

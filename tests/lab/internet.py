@@ -88,7 +88,8 @@ class Internet:
                 output=output.fileno(),
             )
             try:
-                while ready.recv(64) != b"READY=1":
+                # Behind READY=1; the helper that says it waits until we have read this.
+                while ready.recv(64) != b"BARRIER=1":
                     pass
             except TimeoutError as error:
                 tail = " | ".join(log.read_text().strip().splitlines()[-4:])

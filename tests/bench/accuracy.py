@@ -97,10 +97,13 @@ class _Network:
             for name, device, host in ((left, f"to-{right}", 1), (right, f"to-{left}", 2)):
                 self.run(name, "ip", "address", "add", f"10.0.{number}.{host}/24", "dev", device)
                 self.run(name, "ip", "link", "set", device, "up")
-        for number, name in enumerate(_PATH[:-1], 1):
-            self.run(name, "ip", "route", "add", "default", "via", f"10.0.{number}.2")
-        for number, name in enumerate(_PATH[1:], 1):
-            self.run(name, "ip", "route", "add", "10.0.0.0/16", "via", f"10.0.{number}.1")
+        for name, net, router in (
+            ("sender", "10.0.0.0/16", "10.0.1.2"),
+            ("node", "10.0.3.0/24", "10.0.2.2"),
+            ("meter", "10.0.1.0/24", "10.0.2.1"),
+            ("receiver", "10.0.0.0/16", "10.0.3.1"),
+        ):
+            self.run(name, "ip", "route", "add", net, "via", router)
         for name in ("node", "meter"):
             self.run(name, "sysctl", "-qw", "net.ipv4.ip_forward=1")
         self.run("meter", "tc", "qdisc", "add", "dev", "to-receiver", "root", "pfifo",

@@ -169,27 +169,33 @@ def _kill_switch(lab: Lab, play: Callable[..., None]) -> dict[str, Any]:
     play("qos", "bringing the limits back")
     time.sleep(4)
     report = run.finish()
-    events = {kind: _event(lab.node, kind) for kind in ("suspended", "resumed")}
+    events, before = {}, {}
+    for kind in ("suspended", "resumed"):
+        events[kind], before[kind] = _event(lab.node, kind)
     figures = {
         "kill_switch_s": _settled(report, events["suspended"], lifted=True),
+        "kill_switch_start_s": round(before["suspended"], 2),
         "restore_s": _settled(report, events["resumed"], lifted=False),
+        "restore_start_s": round(before["resumed"], 2),
     }
     return {"report": report, "events": events, "figures": figures}
 
 
-def _event(node: Node, kind: str) -> float:
-    """When (by our clock) the command behind the last event of a kind was started."""
+def _event(node: Node, kind: str) -> tuple[float, float]:
+    """When (by our clock) the command behind the last event of a kind began its work, and how
+    many seconds it had needed for its start until then."""
     from vff_qos.journal import MESSAGE_IDS
 
     lines = node.ssh(f"journalctl -o json MESSAGE_ID={MESSAGE_IDS[kind]}").splitlines()
     # The agent says that it is suspended, too; the command says how long it took.
     entry = [entry for line in lines if "VFF_QOS_TOOK_MS" in (entry := json.loads(line))][-1]
     ended = int(entry["__REALTIME_TIMESTAMP"]) / 1e6 - node.clock_ahead_s()
-    return ended - int(entry["VFF_QOS_TOOK_MS"]) / 1e3
+    took_s, work_s = (int(entry[f"VFF_QOS_{name}_MS"]) / 1e3 for name in ("TOOK", "WORK"))
+    return ended - work_s, took_s - work_s
 
 
 def _settled(report: Report, event: float, *, lifted: bool) -> float:
-    """Seconds from the command's start until every user's rate was lifted, or held again.
+    """Seconds from the event until every user's rate was lifted, or held again.
 
     It counts to the beginning of the first sample that shows it, and of the next one, too.
     """
@@ -255,10 +261,12 @@ def _verdict(result: dict[str, Any]) -> bool:
         for row in result["live_change"]
         if abs(row["error_pct"]) > MAX_ERROR_PCT
     ]
-    for name, what in (("kill_switch_s", "unlimited"), ("restore_s", "limited again")):
-        print(f"{what} {result[name]:.2f} s after the command was started on the node")
-        if result[name] > MAX_KILL_S:
-            wrong.append(f"{name} is {result[name]} s, more than {MAX_KILL_S} s")
+    for name, what in (("kill_switch", "unlimited"), ("restore", "limited again")):
+        took_s, start_s = result[f"{name}_s"], result[f"{name}_start_s"]
+        print(f"{what} {took_s:.2f} s after the command set to work (emulated, it took "
+              f"{start_s:.1f} s to start)")  # fmt: skip
+        if took_s > MAX_KILL_S:
+            wrong.append(f"{name}_s is {took_s} s, more than {MAX_KILL_S} s")
     wrong += [f"left behind: {line}" for line in result["residue"]]
     print("after qos-absent the node is as before" if not result["residue"] else "RESIDUE")
     print(f"report: {OUT / 'report.json'}\nplot:   {OUT / 'rates.png'}")

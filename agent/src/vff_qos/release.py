@@ -30,6 +30,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
 
     Idempotent: None if everything was suspended already.  Raises KernelRefused.
     """
+    began = time.monotonic()
     conntrack = Conntrack()
     with lock:
         earlier = state.get_value("suspended")
@@ -57,6 +58,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         NOTICE,
         flows=len(entries),
         took_ms=round(took_s * 1000),
+        work_ms=round((time.monotonic() - began) * 1000),
     )
     return len(entries)
 
@@ -98,6 +100,7 @@ def resume(state: State, lock: Lock, journal: Journal) -> int | None:
 
     The follower then replays the log from the time of the suspension.
     """
+    began = time.monotonic()
     with lock:
         saved = state.get_value("suspended")
         if saved is None:
@@ -119,5 +122,6 @@ def resume(state: State, lock: Lock, journal: Journal) -> int | None:
         NOTICE,
         flows=count,
         took_ms=round(took_s * 1000),
+        work_ms=round((time.monotonic() - began) * 1000),
     )
     return count

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from .labnode import Lab
 from .users import MBIT, Direction, User, role_variables
 
-WEIGHTS = {"basic": 1, "plus": 3}
+WEIGHTS = {"basic": 1, "plus": 2}
 #: A full node: twenty users want ten times of what there is.
 FAIR_CEIL, FAIR_LIMIT = 20 * MBIT, 10 * MBIT
 #: Of ten users in each plan.  More flows than these overload the emulation, not the tree.

@@ -34,8 +34,11 @@ _MTU_FRAME = 1514
 #: One GSO packet: a burst below it stalls fast classes (measured: 17 % lost at 5 Gbit/s).
 _GSO_BYTES = 65_536
 _MAX_QUANTUM = 60_000
-#: What TCP sends as one packet at rates of some Mbit/s: a smaller turn would favour who does.
-_GSO_FRAMES = 2 * _MTU_FRAME
+#: At rates of some Mbit/s TCP sends packets of two frames: a smaller turn would favour who does.
+_TURN = 2 * _MTU_FRAME
+#: And keeps two such packets in the queue (tcp_small_queue_check): who has one connection could
+#: not use a longer turn.
+_MAX_LOW_TURN = 4 * _MTU_FRAME
 #: Turns per second and class of the whole node: its ceiling may go to one user for 0.5 ms.
 _TURNS_PER_S = 2_000
 #: So many users' guarantees fit into the node's ceiling.
@@ -114,8 +117,8 @@ def user_class(
     else:
         guaranteed_bps = max(guaranteed_bps >> node.shift, _MIN_GUARANTEE_BPS)
     rate_bps = min(limit_bps, guaranteed_bps)
-    largest = _MAX_QUANTUM // node.max_weight
-    turn = min(max(node.ceil_bps // 8 // _TURNS_PER_S // node.max_weight, _GSO_FRAMES), largest)
+    low = max(min(_TURN, _MAX_LOW_TURN // node.max_weight), _MTU_FRAME)
+    turn = max(min(node.ceil_bps // 8 // _TURNS_PER_S, _MAX_QUANTUM) // node.max_weight, low)
     return HtbClass(
         rate_bps=rate_bps,
         ceil_bps=limit_bps,

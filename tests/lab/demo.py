@@ -135,7 +135,7 @@ def _live_change(lab: Lab) -> dict[str, Any]:
     series = report.measurements[0].series
     asked, limited, reset, back, end = (mark - report.clock for mark in marks)
     figures = []
-    print(f"\n{user.email}, one connection          limit  measured")
+    print(f"\n{user.email:<26}       limit  measured")
     for what, limit, start, stop in (
         ("policy", user.download, 0.0, asked),
         ("vff-qos limit", lowered, limited + 1, reset),

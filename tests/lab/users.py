@@ -126,7 +126,7 @@ def devices(users: Sequence[User]) -> list[Device]:
 # Together about 90 Mbit/s: what the emulated node moves with room to spare. Plain VLESS costs
 # least, TLS (Trojan) and datagrams most.
 USERS: tuple[User, ...] = (
-    User("alice@lab", "vless", 50 * MBIT, 25 * MBIT),
+    User("alice@lab", "vless", 50 * MBIT, 25 * MBIT, flows=4),
     User("bob@lab", "vmess", 4 * MBIT, 6 * MBIT),
     User("carol@lab", "trojan", 5 * MBIT, 3 * MBIT),
     User("dave@lab", "shadowsocks", 3 * MBIT, 2 * MBIT),

@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from lab.progress import LabError
+
 from . import accuracy, agent_bench, lab_bench
 from .rows import Report
 from .world import BENCH_CPU, enter_namespace
@@ -24,7 +26,10 @@ def main() -> None:
     args = parser.parse_args()
     for part in PARTS:
         if args.only in (None, part):
-            _measure(part, args.quick)
+            try:
+                _measure(part, args.quick)
+            except LabError as error:
+                raise SystemExit(f"bench: {error}") from error
     print(f"written to {REPORT}")
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
-import yaml
-
-from lab import Lab, Node
+from lab import Lab, Node, operate
 from lab.labnode import GUEST
 from lab.trials import TRIAL_USERS, accuracy, fairness, latency, trial_variables
 from lab.users import DIRECTIONS, MBIT
 
 from .rows import Report
 
-ROOT = Path(__file__).parents[2]
+ROOT = operate.ROOT
+OUT = ROOT / "build" / "bench"
 _USERS = (1, 1_000, 10_000)
 _PEER_USERS = 1_000
 #: What the emulated node moves through the engine: (bit/s, transports).
@@ -29,7 +25,9 @@ def measure(report: Report, quick: bool) -> None:
         datapath(report, node, rounds=5 if quick else 15)
     with Lab("bench") as lab:
         lab.start_engine(TRIAL_USERS)
-        _deploy(lab)
+        report.progress("deploying with the playbook")
+        inventory = operate.inventory(lab.node, OUT / "inventory", trial_variables())
+        operate.make("qos", inventory)
         shares(report, lab)
         round_trips(report, lab, runs=1 if quick else 3)
         if not quick:
@@ -95,17 +93,3 @@ def sweep(report: Report, lab: Lab) -> None:
                     point = accuracy(lab, rate_bps, direction, transport, flows)
                     errors.append(abs(point["error_pct"]))
         report.add(f"accuracy.engine_error_pct.{direction}", errors, "%")
-
-
-def _deploy(lab: Lab) -> None:
-    folder = ROOT / "build" / "bench" / "inventory"
-    inventory = lab.node.inventory(folder / "hosts.yml")
-    variables = folder / "group_vars" / "all.yml"
-    variables.parent.mkdir(parents=True, exist_ok=True)
-    variables.write_text(yaml.safe_dump(trial_variables()))
-    Report.progress("deploying with the playbook")
-    command = ["make", "-C", str(ROOT), "qos", f"INVENTORY={inventory}", "LIMIT=node"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"bench: {' '.join(command)}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from . import operate
 from .labnode import Lab
 from .measure import Measurement, Report
 from .node import Node
-from .progress import LabError, say, step
+from .progress import say, step
 from .snapshot import difference, snapshot
 from .users import DIRECTIONS, MBIT, USERS, role_variables
 
-ROOT = Path(__file__).parents[2]
-OUT = ROOT / "build" / "demo"
+OUT = operate.ROOT / "build" / "demo"
 
 MAX_ERROR_PCT = 5.0
 MAX_KILL_S = 1.0
@@ -33,6 +29,9 @@ _OFFERED = 1.3
 #: Of users up to this limit: ansible needs its part of the emulated node's processor.
 _LIGHT = 10 * MBIT
 _LIFTED, _HELD = 1.12, 1.08
+
+#: Runs a make target: its name, what for, what it must print.
+Player = Callable[..., None]
 
 
 def demo() -> bool:
@@ -65,22 +64,14 @@ def demo() -> bool:
     return _verdict(result)
 
 
-def _player(node: Node) -> Callable[..., None]:
+def _player(node: Node) -> Player:
     """A function that runs a make target against the node."""
-    inventory = node.inventory(OUT / "inventory" / "hosts.yml")
-    variables = OUT / "inventory" / "group_vars" / "all.yml"
-    variables.parent.mkdir(parents=True, exist_ok=True)
-    variables.write_text(yaml.safe_dump(role_variables(), sort_keys=False))
+    inventory = operate.inventory(node, OUT / "inventory", role_variables())
 
     def play(target: str, what: str, expect: str = "") -> None:
-        command = ["make", "-C", str(ROOT), target, f"INVENTORY={inventory}", "LIMIT=node"]
-        with step(f"{what} (make {target} LIMIT=node)"):
-            done = subprocess.run(command, capture_output=True, text=True)
-        (OUT / f"{target}.log").write_text(done.stdout + done.stderr)
-        if done.returncode or expect not in done.stdout:
-            tail = (done.stdout + done.stderr).strip().splitlines()[-25:]
-            raise LabError(f"make {target} did not do what it should:\n  " + "\n  ".join(tail))
-        say(next(line for line in done.stdout.splitlines() if "ok=" in line))
+        printed = operate.make(target, inventory, what=what, expect=expect)
+        (OUT / f"{target}.log").write_text(printed)
+        say(next(line for line in printed.splitlines() if "ok=" in line))
 
     return play
 
@@ -135,7 +126,7 @@ def _live_change(lab: Lab) -> dict[str, Any]:
     series = report.measurements[0].series
     asked, limited, reset, back, end = (mark - report.clock for mark in marks)
     figures = []
-    print(f"\n{user.email:<26}       limit  measured")
+    print(f"\n{user.email + ', one connection':<32} limit  measured")
     for what, limit, start, stop in (
         ("policy", user.download, 0.0, asked),
         ("vff-qos limit", lowered, limited + 1, reset),
@@ -154,7 +145,7 @@ def _live_change(lab: Lab) -> dict[str, Any]:
     return {"report": report, "events": events, "figures": figures, "lowered": lowered}
 
 
-def _kill_switch(lab: Lab, play: Callable[..., None]) -> dict[str, Any]:
+def _kill_switch(lab: Lab, play: Player) -> dict[str, Any]:
     """Traffic all the while: limited, then disabled, then limited again."""
     users = [
         replace(user, offered=int(user.download * _OFFERED / user.devices))

@@ -7,17 +7,15 @@ with what it expected and what it saw.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, LabError, User, network
+from lab import Lab, LabError, User, network, operate
 from lab.labnode import GUEST
 from lab.progress import say, step
 from lab.snapshot import difference
@@ -184,20 +182,9 @@ def unlimited() -> None:
 # --- states -----------------------------------------------------------------------------------
 
 
-def make(target: str, *more: str) -> None:
+def make(target: str, *more: str) -> str:
     """A make target on the node, as an operator types it."""
-    command = ["make", target, f"INVENTORY={INVENTORY}", "LIMIT=node", *more]
-    with step(" ".join(["make", target, *more])):
-        done = subprocess.run(command, cwd=ROOT, env=plain(), text=True, capture_output=True)
-    if done.returncode:
-        raise Failed(f"{' '.join(command)}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
-
-
-def plain() -> dict[str, str]:
-    """The environment without what molecule has put there: an operator has none of it."""
-    return {
-        key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE", "MOLEC"))
-    }
+    return operate.make(target, INVENTORY, *more)
 
 
 def kill_switch() -> None:
@@ -392,15 +379,11 @@ def dependent() -> None:
     (project / "playbook.yml").write_text(
         "- hosts: all\n  become: true\n  gather_facts: false\n  roles:\n    - role: vff.qos.qos\n"
     )
-    environment = {**plain(), "ANSIBLE_COLLECTIONS_PATH": str(project / "collections")}
+    environment = {"ANSIBLE_COLLECTIONS_PATH": str(project / "collections")}
     install = "ansible-galaxy collection install -r requirements.yml -p collections --offline"
     for command in (install, f"ansible-playbook -i {INVENTORY} playbook.yml"):
         with step(command):
-            done = subprocess.run(
-                command.split(), cwd=project, env=environment, text=True, capture_output=True
-            )
-        if done.returncode:
-            raise Failed(f"{command}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+            operate.run(command.split(), project, environment=environment)
     limited()
 
 

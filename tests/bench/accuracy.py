@@ -10,10 +10,8 @@ counts wire bytes.  How packets find their class is not measured here: all are o
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -23,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lab.counters import Queues, inside
+from lab.node import die_with_parent
 from vff_qos.core.htb import FIRST_USER_MINOR, shared_class, user_class
 from vff_qos.kernel.tc import ADD, ClassKey, Tc, add_class, encode_class
 
@@ -34,7 +33,6 @@ _CEIL_BPS = 100_000_000_000
 _PATH = ("sender", "node", "meter", "receiver")
 _RECEIVER = "10.0.3.2"
 _DATAGRAM_BYTES = 1_400
-_PR_SET_PDEATHSIG = 1
 
 
 def measure(report: Report, file: Path, measure_s: float, warmup_s: float) -> None:
@@ -167,7 +165,7 @@ class _Network:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=_die_with_us,
+            preexec_fn=die_with_parent(),
         )
 
 
@@ -175,7 +173,7 @@ class _Network:
 def _network() -> Iterator[_Network]:
     holders = {
         name: subprocess.Popen(
-            ["unshare", "--net", "--", "sleep", "infinity"], preexec_fn=_die_with_us
+            ["unshare", "--net", "--", "sleep", "infinity"], preexec_fn=die_with_parent()
         )
         for name in _PATH
     }
@@ -189,7 +187,3 @@ def _network() -> Iterator[_Network]:
         for holder in holders.values():
             holder.kill()
             holder.wait()
-
-
-def _die_with_us() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

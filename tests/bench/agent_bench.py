@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vff_qos.core.htb import PARKED_PRIO
-from vff_qos.kernel.conntrack import Conntrack, decode, decode_tuple
+from vff_qos.kernel.conntrack import Conntrack, decode, decode_tuple, prepare
 from vff_qos.kernel.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
 from vff_qos.kernel.tc import ClassState, Tc
 
@@ -92,7 +92,7 @@ def _push(follower: Agent, lines: list[bytes], last: int) -> float:
     for at in range(0, len(lines), 20_000):
         follower.append(lines[at : at + 20_000])
     wait_until(
-        f"a mark on flow {last}", lambda: bool(conntrack.get_marks([flow(last)])[0]), 120, 0.001
+        f"a mark on flow {last}", lambda: bool(conntrack.ask([prepare(flow(last))])[0]), 120, 0.001
     )
     spent = time.perf_counter() - start
     conntrack.close()

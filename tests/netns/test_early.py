@@ -27,7 +27,7 @@ from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import GcSettings, Settings
 from vff_qos.journal import Journal
 from vff_qos.kernel import nft
-from vff_qos.kernel.conntrack import Conntrack
+from vff_qos.kernel.conntrack import Conntrack, prepare
 from vff_qos.lock import Lock
 from vff_qos.release import suspend
 from vff_qos.state import State
@@ -102,7 +102,7 @@ class Scene:
         return mark
 
     def mark(self, client: Client) -> int | None:
-        return self.conntrack.get_marks([client.flow])[0]
+        return self.conntrack.ask([prepare(client.flow)])[0]
 
     def count(self, name: str) -> int:
         return self.assigner.snapshot()[name]
@@ -346,11 +346,11 @@ def test_whatever_lines_come_an_early_flow_ends_where_an_unmarked_one_does(scene
         flow = Tuple(6, address, 40_000, LOOPBACK[0], 4430)
         make_some_flows([flow])
         if early:
-            scene.conntrack.set_marks([(flow, mark | PROVISIONAL)])
+            scene.conntrack.tell([prepare(flow, mark | PROVISIONAL)])
         source = f"{socket.inet_ntoa(address)}:40000".encode()
         for email, tainted in claims:
             scene.assigner.assign([Claim(source, b"in", email, tainted, b"", 0, None)])
-        (found,) = scene.conntrack.get_marks([flow])
+        (found,) = scene.conntrack.ask([prepare(flow)])
         assert found is not None and not found & PROVISIONAL
         owners = {owner.minor: owner.key for owner in scene.state.owners()}
         key = owners[found & 0xFFFF] if found else "nobody"

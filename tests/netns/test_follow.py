@@ -16,7 +16,7 @@ import pytest
 
 from vff_qos.core.flow import Tuple
 from vff_qos.core.minors import PARKED
-from vff_qos.kernel.conntrack import Conntrack
+from vff_qos.kernel.conntrack import Conntrack, prepare
 from vff_qos.kernel.tc import Tc
 from vff_qos.state import State
 
@@ -110,7 +110,7 @@ class Node:
 
     def mark(self, client: Client) -> int | None:
         """The client's flow's mark in the kernel."""
-        return self.conntrack.get_marks([client.flow])[0]
+        return self.conntrack.ask([prepare(client.flow)])[0]
 
     def classes(self) -> tuple[dict[int, int], dict[int, int]]:
         """{minor: ceil} on (IFB, WAN)."""
@@ -159,7 +159,7 @@ def test_each_user_gets_one_class_with_its_own_limits(node: Node) -> None:
 def test_a_mark_of_other_software_is_left_alone(node: Node) -> None:
     node.start()
     client, other = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
-    node.conntrack.set_marks([(client.flow, 0x1234)])
+    node.conntrack.tell([prepare(client.flow, 0x1234)])
     node.write(client.line("alice@x"), other.line("alice@x"))
     eventually(lambda: node.mark(other))
     assert node.mark(client) == 0x1234

@@ -27,7 +27,7 @@ from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import Settings
 from vff_qos.journal import Journal
 from vff_qos.kernel import links
-from vff_qos.kernel.conntrack import Conntrack
+from vff_qos.kernel.conntrack import Conntrack, prepare
 from vff_qos.kernel.monitor import Monitor
 from vff_qos.kernel.netlink import Netlink
 from vff_qos.kernel.tc import Tc
@@ -315,7 +315,7 @@ def test_answers_that_do_not_fit_the_receive_buffer(tmp_path: Path, trees: tuple
     assigner.assign(Scanner().scan(lines))
     assigner.adopt()  # and dumps
     conntrack, tc = Conntrack(), Tc()
-    marks = conntrack.get_marks([client.flow for client in clients])
+    marks = conntrack.ask([prepare(client.flow) for client in clients])
     assert all(marks) and len(set(marks)) == 200
     for index in devices:
         assert len(tc.classes(index, 0x5100)) == 200 + 2

@@ -24,7 +24,7 @@ from vff_qos.core.policy import Limits, Policy
 from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import Settings
 from vff_qos.journal import Journal
-from vff_qos.kernel.conntrack import Conntrack
+from vff_qos.kernel.conntrack import Conntrack, prepare
 from vff_qos.kernel.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State
@@ -106,7 +106,7 @@ class Scene:
         self.assigner.assign(self.scanner.scan(b"".join(lines)))
 
     def marks(self, *flows: Tuple) -> list[int | None]:
-        return self.conntrack.get_marks(list(flows))
+        return self.conntrack.ask([prepare(flow) for flow in flows])
 
     def limits(self, flow: Tuple) -> list[int]:
         """Ceil on (IFB, WAN) of the class that a flow's mark names; node's speed without one."""

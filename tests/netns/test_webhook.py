@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vff_qos.core.flow import Tuple
+from vff_qos.kernel.conntrack import prepare
 
 from .conftest import run
 from .test_follow import Client, Node, eventually
@@ -90,8 +91,8 @@ def test_two_connections_of_one_address_and_port_are_told_apart(node: WebhookNod
     node.post("carol@x", "127.0.0.9:50000", "127.0.0.2:4431")
     node.post("bob@x", "127.0.0.9:50000", "127.0.0.1:4431")
     node.post("carol@x", "127.0.0.9:50000", "127.0.0.2:4431")
-    eventually(lambda: node.conntrack.get_marks([flows[1][1]])[0])
-    untouched, bob, carol = node.conntrack.get_marks([flow for _sock, flow in flows])
+    eventually(lambda: node.conntrack.ask([prepare(flows[1][1])])[0])
+    untouched, bob, carol = node.conntrack.ask([prepare(flow) for _sock, flow in flows])
     assert untouched == 0
     assert bob
     assert carol

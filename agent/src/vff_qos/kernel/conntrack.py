@@ -233,14 +233,6 @@ class Conntrack:
             answers = list(replies)
         return failed, answers
 
-    def get_marks(self, flows: list[Tuple]) -> list[int | None]:
-        """The mark of each flow; None where the table has no such flow."""
-        return self.ask([prepare(flow) for flow in flows])
-
-    def set_marks(self, marks: list[tuple[Tuple, int]]) -> dict[int, int]:
-        """Set marks; {index: errno} of those that failed (ENOENT: the flow is gone)."""
-        return self.tell([prepare(flow, mark) for flow, mark in marks])
-
     def dump(self, mark: int = 0, mask: int = 0) -> Iterator[Entry]:
         """Entries whose mark equals ``mark`` under ``mask``; the kernel filters."""
         payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vff_qos.core.flow import Tuple
-from vff_qos.core.htb import TAG_MASK
+from vff_qos.core.htb import OURS_MASK
 from vff_qos.kernel.conntrack import Conntrack
 from vff_qos.kernel.netlink import (
     HEADER,
@@ -126,7 +126,7 @@ def line(number: int, users: int, microsecond: int = 0) -> bytes:
 def marked() -> int:
     """How many flows bear our mark."""
     conntrack = Conntrack()
-    count = sum(1 for _ in conntrack.dump(MAJOR << 16, TAG_MASK))
+    count = sum(1 for _ in conntrack.dump(MAJOR << 16, OURS_MASK))
     conntrack.close()
     return count
 

@@ -126,6 +126,17 @@ def claim(world: World, email: str) -> int:
     return (world.server.mark(client) or 0) & 0xFFFF
 
 
+def punish(world: World) -> int:
+    """Let Alice send more than the rule allows; returns Alice's minor."""
+    pipe = Pipe()
+    alice = claim(world, "alice@x")
+    world.look(5)
+    pipe.send(alice, 6_000_000)
+    world.look(5)
+    assert len(world.state.overrides()) == 1
+    return alice
+
+
 def test_a_volume_slows_the_class_in_place_and_its_end_restores_it(
     world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,11 +199,7 @@ def test_usage_and_penalties_survive_a_restart(world: World) -> None:
 
 
 def test_an_override_that_was_lost_comes_back_and_a_stray_one_goes(world: World) -> None:
-    pipe = Pipe()
-    alice = claim(world, "alice@x")
-    world.look(5)
-    pipe.send(alice, 6_000_000)
-    world.look(5)
+    alice = punish(world)
     (override,) = world.state.overrides()
     world.state.delete_overrides([override])
     world.state.save_overrides([override._replace(email="carol@x")])
@@ -203,11 +210,7 @@ def test_an_override_that_was_lost_comes_back_and_a_stray_one_goes(world: World)
 
 
 def test_a_rule_that_is_taken_away_ends_its_penalties(world: World) -> None:
-    pipe = Pipe()
-    alice = claim(world, "alice@x")
-    world.look(5)
-    pipe.send(alice, 6_000_000)
-    world.look(5)
+    alice = punish(world)
     assert world.shown(alice)[0] == 4_000_000
     world.change(POLICY.replace("fair_use", "#"))
     world.look(1)
@@ -217,11 +220,7 @@ def test_a_rule_that_is_taken_away_ends_its_penalties(world: World) -> None:
 
 
 def test_a_penalty_follows_a_rule_that_leads_elsewhere_now(world: World) -> None:
-    pipe = Pipe()
-    alice = claim(world, "alice@x")
-    world.look(5)
-    pipe.send(alice, 6_000_000)
-    world.look(5)
+    alice = punish(world)
     (before,) = world.state.overrides()
     world.change(POLICY.replace("slow", "slower").replace("4mbit", "1mbit"))
     world.look(1)
@@ -268,11 +267,7 @@ def test_a_penalty_that_could_not_be_written_comes_with_the_next_look(
 
 
 def test_what_a_person_orders_is_stronger(world: World) -> None:
-    pipe = Pipe()
-    alice = claim(world, "alice@x")
-    world.look(5)
-    pipe.send(alice, 6_000_000)
-    world.look(5)
+    alice = punish(world)
     world.server.run("unlimit", "alice@x", "--for", "5min")
     world.look(1)
     assert world.shown(alice)[0] == world.settings.node_ceil_bps

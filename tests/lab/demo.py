@@ -22,6 +22,8 @@ OUT = operate.ROOT / "build" / "demo"
 MAX_ERROR_PCT = 5.0
 MAX_KILL_S = 1.0
 _MEASURE_S = 20.0
+#: Emulation is slow until it has translated what runs.
+_WARMUP_S = 12.0
 _SAMPLE_S = 0.25
 _LONG_S = 1200.0  # ended by hand
 #: In the kill switch run the sources send this many times the limit: enough to see it lifted.
@@ -45,7 +47,7 @@ def demo() -> bool:
         rows = []
         reports: dict[str, Report] = {}
         for direction in DIRECTIONS:
-            reports[direction] = lab.measure(direction, _MEASURE_S)
+            reports[direction] = lab.measure(direction, _MEASURE_S, warmup_s=_WARMUP_S)
             rows += [_row(m) for m in reports[direction].measurements]
         _print_users(rows)
         change = _live_change(lab)

@@ -21,6 +21,7 @@ from .progress import LabError, say
 from .users import Device, Direction, User
 
 ECHO_INTERVAL_S = 0.5  # of each device
+BLOCK_S = 0.05
 UDP_PAYLOAD = 1200  # fits into the tunnel's datagrams at MTU 1500
 FLOW_SHARE = 0.01  # a connection with less than this of its user's bytes is not a data flow
 
@@ -214,4 +215,8 @@ def _iperf(device: Device, direction: Direction, seconds: float) -> list[str]:
     if rate is not None:
         # iperf3 wants the rate of each flow; its timer of 1 ms costs more than the traffic.
         arguments += ["-b", str(rate // user.flows), "--pacing-timer", "10000"]
+        if not user.udp:
+            # It sends whole blocks: small ones, or a slow flow comes in bursts of a second.
+            block = int(rate / user.flows / 8 * BLOCK_S)
+            arguments += ["-l", str(min(max(block, 1024), 128 * 1024))]
     return arguments

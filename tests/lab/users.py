@@ -127,12 +127,12 @@ def devices(users: Sequence[User]) -> list[Device]:
 # least, TLS (Trojan) and datagrams most; a rate in many connections costs more than in one,
 # because the kernel makes shorter segments of it.
 USERS: tuple[User, ...] = (
-    User("alice@lab", "vless", 50 * MBIT, 25 * MBIT),
-    User("bob@lab", "vmess", 3 * MBIT, 5 * MBIT),
-    User("carol@lab", "trojan", 4 * MBIT, 2 * MBIT),
+    User("alice@lab", "vless", 50 * MBIT, 20 * MBIT),
+    User("bob@lab", "vmess", 3 * MBIT, 4 * MBIT),
+    User("carol@lab", "trojan", 3 * MBIT, 2 * MBIT),
     User("dave@lab", "shadowsocks", 3 * MBIT, 2 * MBIT),
-    User("erin@lab", "vless", 6 * MBIT, 4 * MBIT, devices=2, flows=8),
-    User("frank@lab", "vless", 4 * MBIT, 2 * MBIT, ipv6=True),
+    User("erin@lab", "vless", 5 * MBIT, 4 * MBIT, devices=2, flows=8),
+    User("frank@lab", "vless", 3 * MBIT, 2 * MBIT, ipv6=True),
     User("grace@lab", "shadowsocks", 2 * MBIT, 1 * MBIT, udp=True),
     User("heidi@lab", "vless", DEFAULT_DOWNLOAD, DEFAULT_UPLOAD, default=True, port=20042),
     User("ivan@lab", "vmess", 1 * MBIT, 1 * MBIT),

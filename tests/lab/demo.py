@@ -28,7 +28,8 @@ _SAMPLE_S = 0.25
 _LONG_S = 1200.0  # ended by hand
 #: In the kill switch run the sources send this many times the limit: enough to see it lifted.
 _OFFERED = 1.3
-#: Of users up to this limit: ansible needs its part of the emulated node's processor.
+#: Of users up to this limit, in one connection from each device: ansible needs its part of the
+#: emulated node's processor.
 _LIGHT = 10 * MBIT
 _LIFTED, _HELD = 1.12, 1.08
 
@@ -150,7 +151,7 @@ def _live_change(lab: Lab) -> dict[str, Any]:
 def _kill_switch(lab: Lab, play: Player) -> dict[str, Any]:
     """Traffic all the while: limited, then disabled, then limited again."""
     users = [
-        replace(user, offered=int(user.download * _OFFERED / user.devices))
+        replace(user, flows=1, offered=int(user.download * _OFFERED / user.devices))
         for user in USERS
         if user.download is not None and user.download <= _LIGHT
     ]

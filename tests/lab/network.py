@@ -82,14 +82,14 @@ def clients_script(devices: Sequence[Device]) -> str:
 
 
 def _segments(device: Device) -> int:
-    """How many segments the device may send in one piece: 10 ms of its user's upload.
+    """How many segments the device may send in one piece: 5 ms of its user's upload.
 
     Links of a virtual network have no speed: a piece would have 64 KiB, which takes a user of 1
     Mbit/s half a second.  What a network card receives comes in pieces that fit the sender's rate.
     """
     if device.user.upload is None:
         return _MAX_SEGMENTS
-    return min(max(device.user.upload // 1_200_000, 2), _MAX_SEGMENTS)
+    return min(max(device.user.upload // 2_400_000, 2), _MAX_SEGMENTS)
 
 
 def _datagram_counters(devices: Sequence[Device]) -> str:

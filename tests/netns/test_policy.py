@@ -186,6 +186,32 @@ def test_a_wrong_policy_is_refused_and_nothing_changes(node: Node) -> None:
     assert ceils(node, alice) == (5_000_000, 10_000_000)
 
 
+def test_a_mistake_in_the_files_does_not_end_the_limits_with_a_restart(node: Node) -> None:
+    drop_in = node.directory / "policy.d" / "billing.yml"
+    drop_in.parent.mkdir()
+    drop_in.write_text("users: {alice@x: {upload: fast}}")
+    said = refuse(node, "follow")  # there never was a good one
+    assert "billing.yml:1: users.alice@x.upload: 'fast'" in said
+    drop_in.write_text("users: {alice@x: {upload: 7mbit}}")
+    node.start()
+    node.stop(signal.SIGKILL)
+    drop_in.write_text("users: {alice@x: {upload: fast}}")
+    done = subprocess.run(node.command("bootstrap", "--plan"), capture_output=True, text=True)
+    complaint, beyond = done.stderr.splitlines()
+    assert complaint.endswith("; the last good policy stays in force")
+    assert "vffqos0 exists" in beyond  # these trees are not those that it makes
+    node.agent = subprocess.Popen(node.command("follow"), stderr=subprocess.PIPE, text=True)
+    assert node.agent.stderr is not None
+    said = node.agent.stderr.readline()
+    assert "billing.yml:1: users.alice@x.upload: 'fast'" in said
+    assert said.endswith("; the last good policy stays in force\n")
+    assert "follows" in node.agent.stderr.readline()
+    alice = user(node, "alice@x")
+    assert ceils(node, alice)[0] == 7_000_000
+    drop_in.write_text("users: {alice@x: {upload: 8mbit}}")
+    eventually(lambda: ceils(node, alice)[0] == 8_000_000)
+
+
 def test_limit_unlimit_block_and_reset(node: Node) -> None:
     node.start()
     alice, bob = user(node, "alice@x"), user(node, "bob@x")

@@ -12,8 +12,8 @@ from typing import Any
 from . import __version__
 from .config import Paths, load_policy, load_settings
 from .core.settings import Settings
-from .errors import QosError, Refused
-from .journal import INFO, Journal
+from .errors import ConfigError, QosError, Refused
+from .journal import ERROR, INFO, Journal
 from .lock import Lock
 from .state import State
 
@@ -186,6 +186,7 @@ def _reconcile(
     args: argparse.Namespace, settings: Settings, state: State, lock: Lock, journal: Journal
 ) -> int:
     from .bootstrap import reconcile, remove, repair
+    from .kept import kept_policy
     from .release import resume, suspend
 
     if args.command == "bootstrap":
@@ -193,7 +194,12 @@ def _reconcile(
         if args.repair:
             _print(repair(settings, state, args.plan))
             return 0
-        load_policy(args.policy, args.policy_dir)
+        try:
+            load_policy(args.policy, args.policy_dir)
+        except ConfigError as error:
+            if kept_policy(state) is None:
+                raise
+            journal.event("config", f"{error}; the last good policy stays in force", ERROR)
         _print(reconcile(settings, state, args.plan))
         if not args.plan:
             count = resume(state, lock, journal)

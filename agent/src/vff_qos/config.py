@@ -47,13 +47,31 @@ def load_settings(path: str = SETTINGS_PATH) -> Settings:
     return parse_settings(read_file(path), path)
 
 
+class PolicyFile(NamedTuple):
+    """One file of a policy as it was read."""
+
+    text: bytes
+    path: str
+
+
 def load_policy(path: str, directory: str, text: bytes | None = None) -> Policy:
     """Policy from ``path`` and its drop-ins; ConfigError if one cannot be read or is wrong.
 
     ``text`` is what ``path`` holds, for who has read it already.
     """
-    drop_ins = [(read_file(name), name) for name in drop_ins_of(directory)]
-    return parse_policy(read_file(path) if text is None else text, path, drop_ins)
+    return parse_files(read_policy(path, directory, text))
+
+
+def read_policy(path: str, directory: str, text: bytes | None = None) -> list[PolicyFile]:
+    """The files of a policy, the drop-ins behind it; ConfigError if one cannot be read."""
+    drop_ins = [PolicyFile(read_file(name), name) for name in drop_ins_of(directory)]
+    return [PolicyFile(read_file(path) if text is None else text, path), *drop_ins]
+
+
+def parse_files(files: list[PolicyFile]) -> Policy:
+    """The policy that the files hold; ConfigError if one is wrong."""
+    policy, *drop_ins = files
+    return parse_policy(*policy, drop_ins)
 
 
 def drop_ins_of(directory: str) -> list[str]:

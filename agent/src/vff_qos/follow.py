@@ -13,13 +13,15 @@ from typing import Any
 
 from . import __version__
 from .assign import Assigner, Suspended
-from .config import Paths, load_policy, load_settings, policy_stamp
+from .config import Paths, load_settings, parse_files, policy_stamp, read_policy
 from .core.accesslog import Claim
+from .core.policy import Policy
 from .core.resolver import Resolver
 from .errors import ConfigError, KernelRefused, Refused
 from .fairuse import FairUse
 from .heal import Healer, repair_command
 from .journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
+from .kept import keep_policy, kept_policy
 from .kernel.addresses import local_addresses
 from .kernel.devices import shaping_devices
 from .kernel.netlink import Netlink
@@ -46,7 +48,6 @@ class Follower:
         self._settings = load_settings(paths.settings)
         # What was read last, what is in force, and what the files looked like a second ago.
         self._policy_read = self._policy_used = self._policy_seen = policy_stamp(paths)
-        policy = load_policy(paths.policy, paths.policy_dir)
         self._state = State(paths.state_dir)
         if self._state.moved_aside:
             journal.event(
@@ -55,6 +56,7 @@ class Follower:
                 "built anew from the kernel",
                 ERROR,
             )
+        policy = self._first_policy()
         self._lock = Lock(paths.run_dir)
         self._route = Netlink(0)
         self._resolver = Resolver(self._settings.service_ports, local_addresses(self._route))
@@ -76,6 +78,27 @@ class Follower:
         self._replayed: dict[bytes, Claim] = {}
         self._saved_checkpoint: Any = None
         self._last_round = self._next_tick = self._next_status = 0.0
+
+    def _first_policy(self) -> Policy:
+        try:
+            return self._read_policy()
+        except ConfigError as error:
+            policy = kept_policy(self._state)
+            if policy is None:
+                raise
+            self._policy_used = []
+            self._journal.event("config", f"{error}; the last good policy stays in force", ERROR)
+            return policy
+
+    def _read_policy(self) -> Policy:
+        """The policy that the files hold; ConfigError if it is wrong."""
+        files = read_policy(self._paths.policy, self._paths.policy_dir)
+        policy = parse_files(files)
+        try:
+            keep_policy(self._state, files)
+        except StateError as error:
+            self._journal.limited("state", f"{error}; the policy is not kept", ERROR)
+        return policy
 
     def _find_devices(self) -> tuple[int, int]:
         """Indexes of (IFB, WAN); made again if somebody took them away while no agent ran."""
@@ -252,7 +275,7 @@ class Follower:
     def _reload(self) -> None:
         stamp = self._policy_read = policy_stamp(self._paths)
         try:
-            policy = load_policy(self._paths.policy, self._paths.policy_dir)
+            policy = self._read_policy()
         except ConfigError as error:
             self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
             return

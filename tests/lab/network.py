@@ -20,6 +20,7 @@ TAP = "node0"
 NODE_IPV4, INET_IPV4 = "203.0.113.2", "203.0.113.1"
 NODE_IPV6, INET_IPV6 = "fd00:1ab:1::2", "fd00:1ab:1::1"
 _MAX_SEGMENTS = 44  # the kernel's 64 KiB
+_FAST_BPS = 10_000_000
 TARGET_IPV4, TARGET_IPV6 = "192.0.2.10", "fd00:1ab:3::10"
 
 NODE_UNIT = """\
@@ -82,14 +83,16 @@ def clients_script(devices: Sequence[Device]) -> str:
 
 
 def _segments(device: Device) -> int:
-    """How many segments the device may send in one piece: 5 ms of its user's upload.
+    """How many segments the device may send in one piece: 10 ms of a slow user's upload.
 
     Links of a virtual network have no speed: a piece would have 64 KiB, which takes a user of 1
     Mbit/s half a second.  What a network card receives comes in pieces that fit the sender's rate.
+    Fast users keep large pieces, which cost the emulated node least.
     """
-    if device.user.upload is None:
+    limit_bps = device.user.upload
+    if limit_bps is None or limit_bps >= _FAST_BPS:
         return _MAX_SEGMENTS
-    return min(max(device.user.upload // 2_400_000, 2), _MAX_SEGMENTS)
+    return max(limit_bps // 1_200_000, 2)
 
 
 def _datagram_counters(devices: Sequence[Device]) -> str:

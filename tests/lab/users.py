@@ -127,7 +127,7 @@ def devices(users: Sequence[User]) -> list[Device]:
 # least, TLS (Trojan) and datagrams most; a rate in many connections costs more than in one,
 # because the kernel makes shorter segments of it.
 USERS: tuple[User, ...] = (
-    User("alice@lab", "vless", 50 * MBIT, 15 * MBIT),
+    User("alice@lab", "vless", 50 * MBIT, 8 * MBIT),
     User("bob@lab", "vmess", 3 * MBIT, 4 * MBIT),
     User("carol@lab", "trojan", 3 * MBIT, 2 * MBIT),
     User("dave@lab", "shadowsocks", 3 * MBIT, 2 * MBIT),

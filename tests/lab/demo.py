@@ -28,11 +28,12 @@ _WARMUP_S = 12.0
 _SAMPLE_S = 0.25
 _LONG_S = 1200.0  # ended by hand
 #: In the kill switch run the sources send this many times the limit: enough to see it lifted.
-_OFFERED = 1.3
+_OFFERED = 1.5
 #: Of users up to this limit, in one connection from each device: ansible needs its part of the
 #: emulated node's processor.
 _LIGHT = 10 * MBIT
 _LIFTED, _HELD = 1.12, 1.08
+_STAYS_SAMPLES = 8
 
 #: Runs a make target: its name, what for, what it must print.
 Player = Callable[..., None]
@@ -192,21 +193,21 @@ def _event(node: Node, kind: str) -> tuple[float, float]:
 def _settled(report: Report, event: float, *, lifted: bool) -> float:
     """Seconds from the event until every user's rate was lifted, or held again.
 
-    It counts to the beginning of the first sample that shows it, and of the next one, too.
+    It counts to the beginning of the first sample that shows it and with which it stays so, on
+    average, for two seconds: sources send in blocks, and queues empty in between.
     """
     slowest = 0.0
     for m in report.measurements:
         assert m.limit_bps
         start = event - report.clock
-        shown = [
-            rate >= _LIFTED * m.limit_bps if lifted else rate <= _HELD * m.limit_bps
-            for _at, rate in m.series
-        ]
-        times = [
-            at - _SAMPLE_S
-            for (at, _rate), now, then in zip(m.series, shown, shown[1:], strict=False)
-            if at - _SAMPLE_S >= start and now and then
-        ]
+        rates = [(at - _SAMPLE_S, rate / m.limit_bps) for at, rate in m.series]
+        times = []
+        for number, (at, rate) in enumerate(rates):
+            following = [later for _at, later in rates[number : number + _STAYS_SAMPLES]]
+            mean = sum(following) / len(following)
+            shown = min(rate, mean) >= _LIFTED if lifted else max(rate, mean) <= _HELD
+            if at >= start and shown:
+                times.append(at)
         slowest = max(slowest, times[0] - start if times else math.inf)
     return round(slowest, 2)
 

@@ -13,7 +13,7 @@ from . import __version__
 from .config import Paths, load_policy, load_settings
 from .core.settings import Settings
 from .errors import ConfigError, QosError, Refused
-from .journal import ERROR, INFO, Journal
+from .journal import INFO, Journal
 from .lock import Lock
 from .state import State
 
@@ -200,9 +200,7 @@ def _reconcile(
         try:
             load_policy(args.policy, args.policy_dir)
         except ConfigError as error:
-            if kept_policy(state) is None:
-                raise
-            journal.event("config", f"{error}; the last good policy stays in force", ERROR)
+            kept_policy(error, state, journal)
         _print(reconcile(settings, state, args.plan))
         if not args.plan:
             count = resume(state, lock, journal)

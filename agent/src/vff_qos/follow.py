@@ -13,7 +13,7 @@ from typing import Any
 
 from . import __version__
 from .assign import Assigner, Suspended
-from .config import Paths, load_settings, parse_files, policy_stamp, read_policy
+from .config import Paths, PolicyFile, load_settings, parse_files, policy_stamp, read_policy
 from .core.accesslog import Claim
 from .core.policy import Policy
 from .core.resolver import Resolver
@@ -81,24 +81,19 @@ class Follower:
 
     def _first_policy(self) -> Policy:
         try:
-            return self._read_policy()
+            files = read_policy(self._paths.policy, self._paths.policy_dir)
+            policy = parse_files(files)
         except ConfigError as error:
-            policy = kept_policy(self._state)
-            if policy is None:
-                raise
             self._policy_used = []
-            self._journal.event("config", f"{error}; the last good policy stays in force", ERROR)
-            return policy
+            return kept_policy(error, self._state, self._journal)
+        self._keep(files)
+        return policy
 
-    def _read_policy(self) -> Policy:
-        """The policy that the files hold; ConfigError if it is wrong."""
-        files = read_policy(self._paths.policy, self._paths.policy_dir)
-        policy = parse_files(files)
+    def _keep(self, files: list[PolicyFile]) -> None:
         try:
             keep_policy(self._state, files)
         except StateError as error:
             self._journal.limited("state", f"{error}; the policy is not kept", ERROR)
-        return policy
 
     def _find_devices(self) -> tuple[int, int]:
         """Indexes of (IFB, WAN); made again if somebody took them away while no agent ran."""
@@ -275,7 +270,8 @@ class Follower:
     def _reload(self) -> None:
         stamp = self._policy_read = policy_stamp(self._paths)
         try:
-            policy = self._read_policy()
+            files = read_policy(self._paths.policy, self._paths.policy_dir)
+            policy = parse_files(files)
         except ConfigError as error:
             self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
             return
@@ -284,6 +280,7 @@ class Follower:
         self._policy_used = stamp
         self._write_status()
         self._journal.event("config", f"policy reloaded: {changed} classes changed", INFO)
+        self._keep(files)  # open connections have their limits by now
 
     def _save_checkpoint(self) -> None:
         checkpoint = self._source.checkpoint()

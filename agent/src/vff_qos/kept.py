@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from .config import PolicyFile, parse_files
 from .core.policy import Policy
+from .errors import ConfigError
+from .journal import ERROR, Journal
 from .state import State
 
 _KEY = "policy"
@@ -20,9 +22,14 @@ def keep_policy(state: State, files: list[PolicyFile]) -> None:
         state.set_value(_KEY, texts)
 
 
-def kept_policy(state: State) -> Policy | None:
-    """The last good policy; None if there never was one.  Raises ConfigError, StateError."""
+def kept_policy(error: ConfigError, state: State, journal: Journal) -> Policy:
+    """The last good policy, although the files hold a mistake; says so.
+
+    Raises ``error`` if there never was one, StateError.
+    """
     texts = state.get_value(_KEY)
     if texts is None:
-        return None
-    return parse_files([PolicyFile(text.encode("latin-1"), path) for text, path in texts])
+        raise error
+    policy = parse_files([PolicyFile(text.encode("latin-1"), path) for text, path in texts])
+    journal.event("config", f"{error}; the last good policy stays in force", ERROR)
+    return policy

@@ -29,8 +29,7 @@ _LONG_S = 1200.0  # ended by hand
 #: In the kill switch run the sources send this many times the limit: enough to see it lifted.
 _OFFERED = 1.5
 #: Of users up to this limit, in one connection from each device: ansible needs its part of the
-#: emulated node's processor. No datagrams: set free, the others catch up on what the limits kept
-#: back, at ten times their rates for some seconds, and an overloaded node drops datagrams.
+#: emulated node's processor.
 _LIGHT = 10 * MBIT
 _LIFTED, _HELD = 1.12, 1.08
 _STAYS_SAMPLES = 8
@@ -155,7 +154,7 @@ def _kill_switch(lab: Lab, play: Player) -> dict[str, Any]:
     users = [
         replace(user, flows=1, offered=int(user.download * _OFFERED / user.devices))
         for user in USERS
-        if user.download is not None and user.download <= _LIGHT and not user.udp
+        if user.download is not None and user.download <= _LIGHT
     ]
     say(f"kill switch: {len(users)} users send {_OFFERED} times their limit meanwhile")
     run = lab.start_traffic("download", _LONG_S, users=users, interval_s=_SAMPLE_S, idle_s=0.5)

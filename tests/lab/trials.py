@@ -25,10 +25,9 @@ FAIR_USERS = tuple(
     for plan in WEIGHTS
     for number, flows in enumerate(_FLOWS[plan])
 )
-#: Whose round trips are measured, and a neighbour who has more to send; so much that the emulated
-#: node's processor has time left, or round trips tell of that.
+#: Whose round trips are measured, and a neighbour who has much more to send.
 PINGED = User("pinged@lab", "vless", 20 * MBIT, 20 * MBIT)
-NEIGHBOUR = User("neighbour@lab", "vless", 50 * MBIT, 30 * MBIT, flows=4)
+NEIGHBOUR = User("neighbour@lab", "vless", 50 * MBIT, 50 * MBIT, flows=4)
 #: One for each transport; the sweep sets their limits.
 SWEPT = {
     "tcp": User("tcp@lab", "vless", 20 * MBIT, 20 * MBIT),

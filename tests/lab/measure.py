@@ -21,7 +21,7 @@ from .progress import LabError, say
 from .users import Device, Direction, User
 
 ECHO_INTERVAL_S = 0.5  # of each device
-BLOCK_S = 0.1
+BLOCK_S = 0.1  # of a source's rate: what it writes at once
 UDP_PAYLOAD = 1200  # fits into the tunnel's datagrams at MTU 1500
 FLOW_SHARE = 0.01  # a connection with less than this of its user's bytes is not a data flow
 

@@ -19,9 +19,9 @@ TAP = "node0"
 # IPv6 is of the private kind: the engine refuses VLESS without TLS to a public server.
 NODE_IPV4, INET_IPV4 = "203.0.113.2", "203.0.113.1"
 NODE_IPV6, INET_IPV6 = "fd00:1ab:1::2", "fd00:1ab:1::1"
+TARGET_IPV4, TARGET_IPV6 = "192.0.2.10", "fd00:1ab:3::10"
 _MAX_SEGMENTS = 44  # the kernel's 64 KiB
 _FAST_BPS = 10_000_000
-TARGET_IPV4, TARGET_IPV6 = "192.0.2.10", "fd00:1ab:3::10"
 
 NODE_UNIT = """\
 [Unit]

@@ -182,9 +182,9 @@ def unlimited() -> None:
 # --- states -----------------------------------------------------------------------------------
 
 
-def make(target: str, *more: str) -> str:
+def make(target: str, *more: str) -> None:
     """A make target on the node, as an operator types it."""
-    return operate.make(target, INVENTORY, *more)
+    operate.make(target, INVENTORY, *more)
 
 
 def kill_switch() -> None:

@@ -26,8 +26,9 @@ _MEASURE_S = 20.0
 _WARMUP_S = 12.0
 _SAMPLE_S = 0.25
 _LONG_S = 1200.0  # ended by hand
-#: In the kill switch run the sources send this many times the limit: enough to see it lifted.
-_OFFERED = 1.5
+#: In the kill switch run the users' access lines have this many times their limit: enough to see
+#: it lifted.
+_LINE = 1.5
 #: Of users up to this limit, in one connection from each device: ansible needs its part of the
 #: emulated node's processor.
 _LIGHT = 10 * MBIT
@@ -152,12 +153,14 @@ def _live_change(lab: Lab) -> dict[str, Any]:
 def _kill_switch(lab: Lab, play: Player) -> dict[str, Any]:
     """Traffic all the while: limited, then disabled, then limited again."""
     users = [
-        replace(user, flows=1, offered=int(user.download * _OFFERED / user.devices))
+        replace(user, flows=1)
         for user in USERS
         if user.download is not None and user.download <= _LIGHT
     ]
-    say(f"kill switch: {len(users)} users send {_OFFERED} times their limit meanwhile")
-    run = lab.start_traffic("download", _LONG_S, users=users, interval_s=_SAMPLE_S, idle_s=0.5)
+    say(f"kill switch: {len(users)} users whose lines have {_LINE} times their limit")
+    run = lab.start_traffic(
+        "download", _LONG_S, users=users, interval_s=_SAMPLE_S, idle_s=0.5, line=_LINE
+    )
     time.sleep(15)
     play("qos-disable", "throwing the kill switch")
     time.sleep(4)

@@ -88,10 +88,12 @@ class Lab:
         interval_s: float = 0.5,
         idle_s: float = 3.0,
         warmup_s: float = 6.0,
+        line: float | None = None,
     ) -> Run:
         """Load the node for all users (or some) at once, in the background.
 
         `users` may be variants of those that the engine knows, with other sources or flows.
+        `line` is the speed of their access lines in multiples of their download limits.
         Measured are the `seconds` that follow `idle_s` (round trips without load) and `warmup_s`.
         """
         chosen = {user.email: user for user in (self.users if users is None else users)}
@@ -100,6 +102,7 @@ class Lab:
             for device in self.devices
             if device.user.email in chosen
         ]
+        self.node.internet.run("inet", network.lines_script(some, line))
         return Run(
             self.node.internet,
             self.node.dir / "traffic",

@@ -22,6 +22,7 @@ NODE_IPV6, INET_IPV6 = "fd00:1ab:1::2", "fd00:1ab:1::1"
 TARGET_IPV4, TARGET_IPV6 = "192.0.2.10", "fd00:1ab:3::10"
 _MAX_SEGMENTS = 44  # the kernel's 64 KiB
 _FAST_BPS = 10_000_000
+_LINE_BURST, _LINE_LATENCY = "20kb", "50ms"
 
 NODE_UNIT = """\
 [Unit]
@@ -59,15 +60,33 @@ def inet_script(devices: Sequence[Device], clients_pid: int) -> str:
         port, uplink = device.router_port, device.uplink
         links.append(f"link add {port} type veth peer name {uplink} netns {clients_pid}")
         links += _device(port, f"{device.ipv4_router}/30", f"{device.ipv6_router}/64")
-    # A queue that never fills: it is there to count wire bytes (veth has no queue of its own).
-    queues = [f"qdisc add dev {device.router_port} root pfifo limit 10000" for device in devices]
     script = [
         _batch("ip", links),
-        _batch("tc", queues),
+        lines_script(devices),
         "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
         _datagram_counters(devices),
     ]
     return "\n".join(script) + "\n"
+
+
+def lines_script(devices: Sequence[Device], factor: float | None = None) -> str:
+    """Make each device's line to it `factor` times as fast as its share of the user's download
+    limit; None: as fast as this machine.
+
+    Sources with a set rate would do for a limit that is lifted, but they make up for what they
+    could not send: for seconds they send at many times their rates.
+    """
+    queues = []
+    for device in devices:
+        limit_bps = device.user.download
+        if factor is None or limit_bps is None:
+            # It never fills: it is there to count wire bytes (veth has no queue of its own).
+            kind = "pfifo limit 10000"
+        else:
+            rate_bps = int(limit_bps * factor / device.user.devices)
+            kind = f"tbf rate {rate_bps} burst {_LINE_BURST} latency {_LINE_LATENCY}"
+        queues.append(f"qdisc replace dev {device.router_port} root {kind}")
+    return _batch("tc", queues)
 
 
 def clients_script(devices: Sequence[Device]) -> str:

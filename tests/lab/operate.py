@@ -50,4 +50,3 @@ def _plain() -> dict[str, str]:
     """The environment without what molecule and make put there: an operator has none of it."""
     ours: tuple[str, ...] = ("ANSIBLE", "MOLEC", "MAKE", "MFLAGS")
     return {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-

@@ -429,6 +429,7 @@ def test_a_leaf_that_is_gone_comes_back(trees: tuple[str, str]) -> None:
     assert [owner.minor for owner in bare.change("default: {}")] == [3]
     assert bare.tc.leaves(bare.devices, MAJOR)[1] == {2: "pfifo", 3: "pfifo", 4: "pfifo"}
 
+
 _SO_SNDBUFFORCE = 32
 
 
@@ -533,4 +534,3 @@ def test_10000_users_change_within_two_seconds(trees: tuple[str, str]) -> None:
     assert bare.classes.outdated(bare.owners) == []
     print(f"10,000 users changed in {min(took):.2f} to {max(took):.2f} s of CPU time")
     assert min(took) < 2.0
-

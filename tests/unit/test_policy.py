@@ -66,9 +66,7 @@ BLOCKED = Limits(BLOCKED_BPS, BLOCKED_BPS, blocked=True)
         ("", "default", BASIC),
     ],
 )
-def test_the_first_rule_that_knows_an_email_decides(
-    email: str, rule: str, limits: Limits
-) -> None:
+def test_the_first_rule_that_knows_an_email_decides(email: str, rule: str, limits: Limits) -> None:
     policy = parse_policy(POLICY, "p")
     for _ in range(2):  # the second time from memory
         assert policy.limits(email) == limits

@@ -304,6 +304,20 @@ def test_flows_are_marked_again_when_the_conntrack_table_is_flushed(node: Node) 
     eventually(lambda: {node.mark(client) for client in clients[6:]} == {mark}, 7.0)
 
 
+def test_a_flush_is_noticed_behind_many_new_flows(node: Node) -> None:
+    node.start()
+    old = [Client("127.0.0.1", 4430) for _ in range(6)]
+    node.write(*(client.line("alice@x") for client in old))
+    eventually(lambda: all(node.mark(client) for client in old))
+    time.sleep(1.1)  # the agent has looked once: these are not new to it
+    run("conntrack", "-F")
+    young = [Client("127.0.0.1", 4430) for _ in range(40)]
+    node.write(*(client.line("bob@x") for client in young))
+    for client in old:
+        client.sock.send(b"alive")
+    eventually(lambda: all(node.mark(client) for client in (*old, *young)), 2.0)
+
+
 def test_suspend_lifts_every_limit_and_resume_brings_them_back(node: Node) -> None:
     node.start()
     clients = [Client("127.0.0.1", 4430) for _ in range(5)]

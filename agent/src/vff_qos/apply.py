@@ -37,9 +37,7 @@ class Difference(NamedTuple):
     leaves: tuple[str, str]
 
 
-def diff(
-    settings: Settings, paths: Paths, state: State, lock: Lock, file: str | None
-) -> list[str]:
+def diff(settings: Settings, paths: Paths, state: State, lock: Lock, file: str | None) -> list[str]:
     """What the policy in ``file`` would change, or the one that is installed; changes nothing.
 
     Users with a class are compared with the kernel, others with the installed policy.

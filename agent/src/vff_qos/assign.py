@@ -28,6 +28,7 @@ from .early import EarlyShaping
 from .errors import Exhausted, KernelRefused
 from .journal import ERROR, NOTICE, WARNING, Journal
 from .kernel.conntrack import Conntrack, Entry, decode_tuple, prepare, prepared_mark, with_mark
+from .kernel.netlink import MAX_BATCH
 from .kernel.tc import Tc
 from .lock import Lock
 from .orders import describe_override
@@ -45,7 +46,7 @@ _MAX_DOUBTED = 16_384
 #: A walk over the table finds flows whose end of ours cannot be guessed; at most one a second.
 _WALK_GAP_S = 1.0
 #: To notice a flushed conntrack table: flows looked at each second, how many must lack the mark.
-_SAMPLE, _SAMPLE_LOST = 32, 3
+_SAMPLE, _SAMPLE_LOST = 16, 3
 _REMARK_S, _REMARK_GAP_S = 60.0, 5.0
 
 
@@ -141,6 +142,8 @@ class Assigner:
         self._version = -1
         self._unsaved: dict[str, Owner] = {}
         self._recent: dict[bytes, _Recent] = {}
+        # How many of them have come since the last look for a flush.
+        self._young = 0
         self._vouched: dict[bytes, float] = {}
         # Flows that stand in doubt: by tainted claims only (an untainted one may change that), and
         # by conflict (nothing may); with their marks.
@@ -248,7 +251,7 @@ class Assigner:
         owners.update(self._unsaved)
         version = self._state.version()
         self._minors = Minors(self._settings.major, owners.values())
-        up, down = map(set, self._classes.kernel())
+        up, down = self._classes.minors()
         now = self._clock()
         orphans = [
             Owner(f"{ORPHAN}{minor:x}", minor, QUARANTINE, now, now)
@@ -309,8 +312,9 @@ class Assigner:
                     slow.append(claim)
             if known:
                 slow += self._confirm(known)
-            if slow:
-                self._resolve(self._items(slow), last=False)
+            for start in range(0, len(slow), MAX_BATCH):
+                # In parts: what the first teach about our end is asked first for the others.
+                self._resolve(self._items(slow[start : start + MAX_BATCH]), last=False)
 
     def retry(self, now_s: float) -> float | None:
         """Look again for flows that were not there; returns seconds until the next is due."""
@@ -595,9 +599,9 @@ class Assigner:
             if len(self._recent) >= _RECENT:
                 for source in list(self._recent)[: _RECENT // 4]:
                     del self._recent[source]
-            self._recent[_key(claim.source, claim.local)] = _Recent(
-                claim.email, with_mark(item.request, mark)
-            )
+            key = _key(claim.source, claim.local)
+            self._young += key not in self._recent
+            self._recent[key] = _Recent(claim.email, with_mark(item.request, mark))
         if len(self._vouched) >= _MAX_VOUCHES:
             self._vouched.clear()
         self._vouched[place] = now
@@ -648,22 +652,29 @@ class Assigner:
     def check_flush(self, now_s: float) -> int:
         """Once a second: notice ``conntrack -F`` and mark again; returns how many flows were.
 
-        Flows come back with their next packet, unmarked, and no line tells. A few flows marked
-        lately are looked at; if most of those that exist bear no mark, all are marked again, now
-        and a few times more while silent flows wake up.
+        Flows come back with their next packet, unmarked, and no line tells.  A few flows are looked
+        at: the last ones that were marked, and on a busy node, where those have begun behind the
+        flush, some of all others.  If most of those that exist bear no mark, all are marked again,
+        now and a few times more while silent flows wake up.
         """
+        young, self._young = self._young, 0
         if now_s < self._remark_until:
             if now_s < self._remark_next:
                 return 0
             self._remark_next = now_s + _REMARK_GAP_S
             return self._remark()
-        sample = list(islice(reversed(self._recent.values()), _SAMPLE))
-        marks = self._conntrack.ask([record.request for record in sample])
-        lost = sum(self._is_unclaimed(mark) for mark in marks)
-        if lost < _SAMPLE_LOST or 2 * lost < sum(mark is not None for mark in marks):
+        last = list(islice(reversed(self._recent.values()), _SAMPLE))
+        others = list(self._recent.values())[:-young] if young else []
+        spread = others[:: len(others) // _SAMPLE + 1]
+        if not (self._is_flushed(last) or self._is_flushed(spread)):
             return 0
         self._remark_until, self._remark_next = now_s + _REMARK_S, now_s + 1
         return self._remark()
+
+    def _is_flushed(self, sample: list[_Recent]) -> bool:
+        marks = self._conntrack.ask([record.request for record in sample])
+        lost = sum(self._is_unclaimed(mark) for mark in marks)
+        return lost >= _SAMPLE_LOST and 2 * lost >= sum(mark is not None for mark in marks)
 
     def _remark(self) -> int:
         """Mark all flows marked lately that have lost their mark."""

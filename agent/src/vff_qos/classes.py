@@ -247,16 +247,21 @@ class Classes:
 
     def outdated(self, owners: Iterable[Owner]) -> list[Owner]:
         """Those of ``owners`` whose classes are not what they should be."""
-        owners = list(owners)
+        wanted = [(owner, self.params(owner)) for owner in owners]
         self._learn()
-        found = {o.minor: o for o in owners if self.kernel_leaf(o) != self.leaf(o)}
+        found = {o.minor: o for o, _params in wanted if self.kernel_leaf(o) != self.leaf(o)}
         for which, ifindex in enumerate(self.devices):  # one by one: a listing is large
             have = self._tc.classes(ifindex, self._settings.major)
-            for owner in owners:
+            for owner, params in wanted:
                 state = have.get(owner.minor)
-                if state is None or not same_class(state.params, self.params(owner)[which]):
+                if state is None or not same_class(state.params, params[which]):
                     found[owner.minor] = owner
         return list(found.values())
+
+    def minors(self) -> tuple[set[int], set[int]]:
+        """The minors of the classes that the kernel has, on (IFB, WAN)."""
+        up, down = (self._tc.minors(ifindex, self._settings.major) for ifindex in self.devices)
+        return up, down
 
     def kernel(self) -> tuple[dict[int, ClassState], dict[int, ClassState]]:
         """The classes that the kernel has, by minor, on (IFB, WAN)."""

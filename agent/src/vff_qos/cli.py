@@ -180,9 +180,7 @@ def _order(
     except ValueError as error:
         raise Refused(f"--for: {error}") from error
     policy = load_policy(paths.policy, paths.policy_dir)
-    return give_order(
-        settings, policy, state, lock, journal, args.email, entry, for_s, args.reason
-    )
+    return give_order(settings, policy, state, lock, journal, args.email, entry, for_s, args.reason)
 
 
 def _reconcile(

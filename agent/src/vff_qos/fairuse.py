@@ -102,6 +102,9 @@ class FairUse:
         if self._ledger is None:
             self._ledger = self._load()
             self._agreed = policy
+            if not policy.terms and not self._ledger.users:
+                self._ledger, self._idle = None, True
+                return
             yield
         ledger, assigner = self._ledger, self._assigner
         up = assigner.counters(0)

@@ -37,9 +37,7 @@ _SOCKET = "/run/systemd/journal/socket"
 class Journal:
     """Writes events; at most one a minute of each kind that ``limited`` is asked for."""
 
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, by_hand: bool = False
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, by_hand: bool = False) -> None:
         """``by_hand``: what a person does at a terminal belongs into the journal, too."""
         self._clock = clock
         self._last: dict[str, float] = {}

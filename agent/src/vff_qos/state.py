@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
+from sys import intern
 from typing import Any
 
 from .core.minors import Owner
@@ -102,7 +103,11 @@ class State:
     def owners(self) -> list[Owner]:
         """All owners of minors."""
         try:
-            return [Owner(*row) for row in self._db.execute("SELECT * FROM owners")]
+            return [
+                # One string for all: 10,000 of them would take half a megabyte.
+                Owner(key, minor, intern(state), *rest)
+                for key, minor, state, *rest in self._db.execute("SELECT * FROM owners")
+            ]
         except sqlite3.Error as error:
             raise self._failed(error) from error
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from sys import intern
 from typing import NamedTuple
 
 from ..core.htb import MINOR_MASK, UNCLASSIFIED_MINOR, HtbClass, classid, format_classid
@@ -38,7 +41,7 @@ _STATS_BASIC, _STATS_QUEUE = 1, 3
 _HTB_OPT = struct.Struct("=BBHhHI BBHhHI IIIII")
 _ETHERNET = 1  # TC_LINKLAYER_ETHERNET: the kernel then needs no rate table
 _U32_MAX = 0xFFFFFFFF
-_U64 = struct.Struct("=Q")
+_U64, _BASIC, _QUEUE = struct.Struct("=Q"), struct.Struct("=QI"), struct.Struct("=III")
 _TICK_NS = 64  # PSCHED_SHIFT is 6
 
 _FQ_CODEL_TARGET, _FQ_CODEL_FLOWS = 1, 5
@@ -174,45 +177,42 @@ def encode_leaf(seq: int, key: ClassKey, kind: str, limit_bps: int, flags: int =
 def decode_class(payload: bytes) -> tuple[int, int, int, ClassState] | None:
     """(ifindex, classid, leaf handle, state) of an HTB class message; None for other kinds."""
     _family, ifindex, handle, parent, info = _TCMSG.unpack_from(payload)
+    start, end = find_attr(payload, _KIND, _TCMSG.size, len(payload))
+    if payload[start:end] != b"htb\0":
+        return None
+    start, end = find_attr(payload, _OPTIONS, _TCMSG.size, len(payload))
+    params = _decode_params(payload[start:end])
+    if params is None:
+        return None
+    sent_bytes = sent_packets = drops = backlog = 0
+    first, last = find_attr(payload, _STATS2, end, len(payload))
+    start, end = find_attr(payload, _STATS_BASIC, first, last)
+    if start < end:
+        sent_bytes, sent_packets = _BASIC.unpack_from(payload, start)
+    start, end = find_attr(payload, _STATS_QUEUE, first, last)
+    if start < end:
+        _qlen, backlog, drops = _QUEUE.unpack_from(payload, start)
+    state = ClassState(parent, params, sent_bytes, sent_packets, drops, backlog)
+    return ifindex, handle, info, state
+
+
+@lru_cache(maxsize=1_024)
+def _decode_params(options: bytes) -> HtbClass | None:
+    """What a class's TCA_OPTIONS say.  Most users share those of a few plans."""
     params = None
-    rate64 = ceil64 = sent_bytes = sent_packets = drops = backlog = 0
-    for kind, start, end in attrs(payload, _TCMSG.size):
-        if kind == _KIND:
-            if payload[start:end] != b"htb\0":
-                return None
-        elif kind == _OPTIONS:
-            for inner, at, _stop in attrs(payload, start, end):
-                if inner == _HTB_PARMS:
-                    params = _HTB_OPT.unpack_from(payload, at)
-                elif inner == _HTB_RATE64:
-                    rate64 = struct.unpack_from("=Q", payload, at)[0]
-                elif inner == _HTB_CEIL64:
-                    ceil64 = struct.unpack_from("=Q", payload, at)[0]
-        elif kind == _STATS2:
-            for inner, at, _stop in attrs(payload, start, end):
-                if inner == _STATS_BASIC:
-                    sent_bytes, sent_packets = struct.unpack_from("=QI", payload, at)
-                elif inner == _STATS_QUEUE:
-                    _qlen, backlog, drops = struct.unpack_from("=III", payload, at)
+    rate64 = ceil64 = 0
+    for kind, start, _end in attrs(options):
+        if kind == _HTB_PARMS:
+            params = _HTB_OPT.unpack_from(options, start)
+        elif kind == _HTB_RATE64:
+            rate64 = _U64.unpack_from(options, start)[0]
+        elif kind == _HTB_CEIL64:
+            ceil64 = _U64.unpack_from(options, start)[0]
     if params is None:
         return None
     rate_bps, ceil_bps = max(params[5], rate64) * 8, max(params[11], ceil64) * 8
-    state = ClassState(
-        parent,
-        HtbClass(
-            rate_bps,
-            ceil_bps,
-            _bytes(params[12], rate_bps),
-            _bytes(params[13], ceil_bps),
-            params[14],
-            params[16],
-        ),
-        sent_bytes,
-        sent_packets,
-        drops,
-        backlog,
-    )
-    return ifindex, handle, info, state
+    burst, cburst = _bytes(params[12], rate_bps), _bytes(params[13], ceil_bps)
+    return HtbClass(rate_bps, ceil_bps, burst, cburst, params[14], params[16])
 
 
 def decode_sent(payload: bytes) -> int:
@@ -271,39 +271,39 @@ class Tc:
 
     def classes(self, ifindex: int, major: int) -> dict[int, ClassState]:
         """{minor: state} of the classes under root ``major:`` on one interface."""
-        found = {}
+        return {
+            minor: decoded[3]
+            for minor, answer in self._classes(ifindex, major)
+            if (decoded := decode_class(answer))
+        }
+
+    def sent_bytes(self, ifindex: int, major: int) -> dict[int, int]:
+        """{minor: bytes sent}: less than half the time of `classes`."""
+        return {minor: decode_sent(answer) for minor, answer in self._classes(ifindex, major)}
+
+    def minors(self, ifindex: int, major: int) -> set[int]:
+        """Only which classes there are."""
+        return {minor for minor, _answer in self._classes(ifindex, major)}
+
+    def _classes(self, ifindex: int, major: int) -> Iterator[tuple[int, bytes]]:
+        """Minor and message of each class under root ``major:`` on one interface."""
         # By root, or the kernel would also list fq_codel's flows as classes.
         payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
-        for answer in self.netlink.dump(
-            _GETTCLASS, payload, f"reading classes of interface {ifindex}"
-        ):
-            decoded = decode_class(answer)
-            if decoded and decoded[1] >> 16 == major:
-                found[decoded[1] & MINOR_MASK] = decoded[3]
-        return found
+        what = f"reading classes of interface {ifindex}"
+        for answer in self.netlink.dump(_GETTCLASS, payload, what):
+            handle = _TCMSG.unpack_from(answer)[2]
+            if handle >> 16 == major:
+                yield handle & MINOR_MASK, answer
 
     def leaves(self, ifindexes: tuple[int, ...], major: int) -> tuple[dict[int, str], ...]:
         """{minor: kind} of the leaf qdiscs of classes under root ``major:``, for each interface."""
         found: dict[int, dict[int, str]] = {ifindex: {} for ifindex in ifindexes}
         for answer in self.netlink.dump(_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0), "reading qdiscs"):
             _family, index, handle, parent, _info = _TCMSG.unpack_from(answer)
-            if index not in found or parent != classid(major, handle >> 16):
-                continue
-            for kind, start, end in attrs(answer, _TCMSG.size):
-                if kind == _KIND:
-                    found[index][handle >> 16] = answer[start : end - 1].decode("ascii", "replace")
-                    break
+            if index in found and parent == classid(major, handle >> 16):
+                start, end = find_attr(answer, _KIND, _TCMSG.size, len(answer))
+                found[index][handle >> 16] = intern(answer[start : end - 1].decode("ascii"))
         return tuple(found[ifindex] for ifindex in ifindexes)
-
-    def sent_bytes(self, ifindex: int, major: int) -> dict[int, int]:
-        """{minor: bytes sent} of the classes under root ``major:`` on one interface."""
-        payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
-        what = f"reading counters of interface {ifindex}"
-        return {
-            handle & MINOR_MASK: decode_sent(answer)
-            for answer in self.netlink.dump(_GETTCLASS, payload, what)
-            if (handle := _TCMSG.unpack_from(answer)[2]) >> 16 == major
-        }
 
     def filters(self, ifindex: int, major: int) -> list[Filter]:
         """Filters attached to root ``major:`` of one interface, without empty tables."""

@@ -53,6 +53,7 @@ UNFAIR_PCT = 15.0  # on an emulated node; tests/netns asks for 5 % natively
 OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
 HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
+SERVER_CONFIG = "/etc/xray/config.json"
 
 KERNEL = r"""
 exec 2>&1
@@ -236,6 +237,17 @@ def disabled_reboot() -> None:
     limited()
 
 
+def journal() -> None:
+    """What the engine says on its standard output is as good as its log file."""
+    lab = attach()
+    restart = "systemctl restart xray"
+    lab.node.ssh(f'sed -i.file \'/"access":/s|/[^"]*||\' {SERVER_CONFIG} && {restart}')
+    settings = {"qos_identity_source": "journal", "qos_journal_unit": "xray.service"}
+    make("qos", f"EXTRA=-e '{json.dumps(settings)}'")
+    limited()
+    lab.node.ssh(f"mv {SERVER_CONFIG}.file {SERVER_CONFIG} && {restart}")
+
+
 def gc() -> None:
     """An idle user goes, an active one stays; the dry run says what the real run does."""
     lab = attach()
@@ -391,7 +403,7 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, reboot, gc, absent, never_installed, dependent, disabled_reboot,
+        round_trips, reboot, journal, gc, absent, never_installed, dependent, disabled_reboot,
     )
 }  # fmt: skip
 

@@ -76,6 +76,7 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 	yamllint -s .
 	cd build/ansible_collections/vff/qos && ansible-lint --strict -q
 	ruff check agent plugins tests
+	ruff format --check agent plugins tests
 	mypy
 	antsibull-changelog lint
 

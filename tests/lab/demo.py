@@ -146,7 +146,7 @@ def _live_change(lab: Lab) -> dict[str, Any]:
         )
         print(f"after {what:<24} {limit / MBIT:7.1f} {mean / MBIT:9.2f} {error_pct:+6.1f} %")
     print(flush=True)
-    events = {"limit": marks[0], "reset": marks[2]}
+    events = {"typed: vff-qos limit": marks[0], "typed: vff-qos reset": marks[2]}
     return {"report": report, "events": events, "figures": figures, "lowered": lowered}
 
 
@@ -224,24 +224,29 @@ def _plot(reports: dict[str, Report], change: dict[str, Any], switch: dict[str, 
     panels = [(f"{name}, limits as lines", report, nothing) for name, report in reports.items()]
     panels += [
         ("download: limit changed under a running transfer", change["report"], change["events"]),
-        ("download: kill switch and back", switch["report"], switch["events"]),
+        *(
+            (f"download: {title}", switch["report"], {kind: switch["events"][kind]})
+            for kind, title in (("suspended", "kill switch"), ("resumed", "limits are back"))
+        ),
     ]
     figure, axes = pyplot.subplots(len(panels), 1, figsize=(11, 4.2 * len(panels)))
     for axis, (title, report, events) in zip(axes, panels, strict=True):
-        for number, m in enumerate(report.measurements):
-            color = f"C{number}"
+        for m in report.measurements:
+            color = f"C{[user.email for user in USERS].index(m.user.email)}"
             axis.plot(*zip(*[(at, rate / MBIT) for at, rate in m.series], strict=True),
                       color=color, linewidth=1.2, label=m.user.email)  # fmt: skip
             if m.limit_bps:
                 axis.axhline(m.limit_bps / MBIT, color=color, linewidth=0.7, linestyle="--")
-        axis.set(title=title, ylabel="Mbit/s", xlabel="seconds", yscale="log")
+        axis.set(title=title, ylabel="Mbit/s", xlabel="seconds", yscale="log", ylim=(0.5, 70))
         axis.set_yticks([1, 2, 5, 10, 20, 50], [1, 2, 5, 10, 20, 50])
         axis.grid(alpha=0.25)
         axis.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
         for kind, when in events.items():
             at = when - report.clock
             axis.axvline(at, color="black", linewidth=1)
-            axis.annotate(kind, (at, axis.get_ylim()[1]), fontsize=8, va="top", rotation=90)
+            axis.annotate(f" {kind}", (at, 65), fontsize=8, va="top", rotation=90)
+            if kind in switch["events"]:
+                axis.set_xlim(at - 4, at + 4)
     axes[2].axhline(change["lowered"] / MBIT, color="C0", linewidth=0.7, linestyle=":")
     figure.tight_layout()
     figure.savefig(OUT / "rates.png", dpi=110)

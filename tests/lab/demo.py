@@ -21,9 +21,9 @@ OUT = operate.ROOT / "build" / "demo"
 
 MAX_ERROR_PCT = 5.0
 MAX_KILL_S = 1.0
-_MEASURE_S = 20.0
+_MEASURE_S = 30.0
 #: Emulation is slow until it has translated what runs.
-_WARMUP_S = 12.0
+_WARMUP_S = 15.0
 _SAMPLE_S = 0.25
 _LONG_S = 1200.0  # ended by hand
 #: In the kill switch run the users' access lines have this many times their limit: enough to see

@@ -123,7 +123,7 @@ def devices(users: Sequence[User]) -> list[Device]:
     return [Device(number, user) for number, user in enumerate(owners, 1)]
 
 
-# Together about 80 Mbit/s: what the emulated node moves with room to spare. Plain VLESS costs
+# Together less than 80 Mbit/s: what the emulated node moves with room to spare. Plain VLESS costs
 # least, TLS (Trojan) and datagrams most; a rate in many connections costs more than in one,
 # because the kernel makes shorter segments of it.
 USERS: tuple[User, ...] = (
@@ -131,12 +131,12 @@ USERS: tuple[User, ...] = (
     User("bob@lab", "vmess", 3 * MBIT, 4 * MBIT),
     User("carol@lab", "trojan", 3 * MBIT, 2 * MBIT),
     User("dave@lab", "shadowsocks", 3 * MBIT, 2 * MBIT),
-    User("erin@lab", "vless", 5 * MBIT, 4 * MBIT, devices=2, flows=8),
+    User("erin@lab", "vless", 4 * MBIT, 3 * MBIT, devices=2, flows=8),
     User("frank@lab", "vless", 3 * MBIT, 2 * MBIT, ipv6=True),
     User("grace@lab", "shadowsocks", 2 * MBIT, 1 * MBIT, udp=True),
     User("heidi@lab", "vless", DEFAULT_DOWNLOAD, DEFAULT_UPLOAD, default=True, port=20042),
     User("ivan@lab", "vmess", 1 * MBIT, 1 * MBIT),
-    User("judy@lab", "vless", None, None, offered=6 * MBIT),
+    User("judy@lab", "vless", None, None, offered=4 * MBIT),
 )
 
 

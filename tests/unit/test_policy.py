@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.htb import Node, guarantee_shift, user_class
+from vff_qos.core.htb import Node, guarantee_shift, leaf_target_us, user_class
 from vff_qos.core.policy import (
     BLOCKED_BPS,
     DEFAULT_LIMITS,
@@ -251,6 +251,14 @@ def test_shares_follow_weights() -> None:
         assert four.quantum_bytes == 4 * one.quantum_bytes
         assert four.rate_bps == 4 * one.rate_bps
         assert one.ceil_bps == four.ceil_bps == 5 * 10**7
+
+
+def test_codel_waits_for_a_frame_and_for_the_turns_of_others() -> None:
+    assert leaf_target_us(5 * 10**7) == 5_000
+    assert leaf_target_us(10**6) == 24_224
+    assert leaf_target_us(10**7, Node(10**9)) == 5_000
+    assert leaf_target_us(10**7, Node(2 * 10**7)) == 38_758
+    assert leaf_target_us(10**7, Node(10**5)) == 100_000
 
 
 @given(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .core import layout
-from .core.htb import CEIL_MINOR, ROOT_MINOR, UNCLASSIFIED_MINOR, classid
+from .core.htb import CEIL_MINOR, ROOT_MINOR, TARGET_US, UNCLASSIFIED_MINOR, classid
 from .core.layout import Observed, Operation, Plan, Qdisc
 from .core.settings import Settings
 from .errors import KernelRefused, QosError
@@ -165,7 +165,7 @@ def _step(netlink: Netlink, classes: tc.Tc, major: int, step: Operation) -> list
             classes.apply(
                 [
                     (
-                        lambda s: tc.encode_leaf(s, where, spec, 10**11, tc.ADD),
+                        lambda s: tc.encode_leaf(s, where, spec, TARGET_US, tc.ADD),
                         f"leaf {spec} of {name}",
                     )
                 ]

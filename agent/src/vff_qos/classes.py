@@ -15,6 +15,7 @@ from .core.htb import (
     HtbClass,
     Node,
     guarantee_shift,
+    leaf_target_us,
     user_class,
 )
 from .core.minors import ACTIVE, RESTRICTED, Owner
@@ -22,14 +23,15 @@ from .core.overrides import Override, Overrides
 from .core.policy import Limits, Policy, lowest_of
 from .core.settings import Settings
 from .errors import KernelRefused
-from .kernel.netlink import Encoder
 from .kernel.tc import (
     ClassKey,
     ClassState,
+    Request,
     Tc,
     add_class,
     add_leaf,
     change_class,
+    change_leaf,
     delete_leaf,
     same_class,
 )
@@ -191,7 +193,7 @@ class Classes:
 
     def _send(self, owners: Iterable[Owner]) -> tuple[list[KernelRefused], set[int]]:
         """One try; returns what was refused, and the minors whose class or leaf exists."""
-        requests: list[tuple[Encoder, str]] = []
+        requests: list[Request] = []
         whose: list[int] = []
         may_be_gone: set[int] = set()
         for owner in owners:
@@ -215,20 +217,23 @@ class Classes:
 
     def _requests(
         self, key: ClassKey, params: HtbClass, leaf: str, position: int, may_be_gone: set[int]
-    ) -> list[tuple[Encoder, str]]:
+    ) -> list[Request]:
+        target_us = leaf_target_us(params.ceil_bps, self._node)
         if key.minor not in self._made:
-            return add_class(key, CEIL_MINOR, params, leaf)
+            return add_class(key, CEIL_MINOR, params, leaf, target_us)
         if not self._learned:
             self._learn()
         have = self._other_leaf.get(key.minor, self._settings.leaf)
+        found = [change_class(key, CEIL_MINOR, params)]
         if have == leaf:
-            return change_class(key, CEIL_MINOR, params, leaf)
+            if leaf == "fq_codel":
+                found.append(change_leaf(key, leaf, target_us))
+            return found
         # The kernel replaces no qdisc by one of another kind under the same handle.
-        found = [change_class(key, CEIL_MINOR, params, "")[0]]
         if have:
             may_be_gone.add(position + len(found))
             found.append(delete_leaf(key))
-        found.append(add_leaf(key, leaf, params.ceil_bps))
+        found.append(add_leaf(key, leaf, target_us))
         return found
 
     def _note_leaf(self, minor: int, leaf: str) -> None:

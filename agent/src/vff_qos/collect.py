@@ -125,7 +125,7 @@ class Collector:
                 if owner.minor in classes:
                     params = classes[owner.minor].params._replace(prio=PARKED_PRIO)
                     key = ClassKey(ifindex, self._settings.major, owner.minor)
-                    requests.append(change_class(key, CEIL_MINOR, params, self._settings.leaf)[0])
+                    requests.append(change_class(key, CEIL_MINOR, params))
         self._tc.apply(requests)
         for ifindex, found in dangling:
             self._tc.delete_filter(ifindex, self._settings.major, found)

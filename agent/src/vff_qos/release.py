@@ -81,7 +81,7 @@ def _lift(settings: Settings) -> int:
         for minor, params in have.items():
             if not same_class(params, free):
                 key = ClassKey(index, major, minor)
-                requests.append(change_class(key, parents[minor], free, settings.leaf)[0])
+                requests.append(change_class(key, parents[minor], free))
     tc.apply(requests)
     tc.close()
     netlink.close()

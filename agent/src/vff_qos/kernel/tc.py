@@ -14,7 +14,14 @@ from functools import lru_cache
 from sys import intern
 from typing import NamedTuple
 
-from ..core.htb import MINOR_MASK, UNCLASSIFIED_MINOR, HtbClass, classid, format_classid
+from ..core.htb import (
+    MINOR_MASK,
+    TARGET_US,
+    UNCLASSIFIED_MINOR,
+    HtbClass,
+    classid,
+    format_classid,
+)
 from ..errors import KernelRefused
 from .netlink import (
     HEADER,
@@ -47,7 +54,10 @@ _TICK_NS = 64  # PSCHED_SHIFT is 6
 _FQ_CODEL_TARGET, _FQ_CODEL_FLOWS = 1, 5
 #: 64 buckets keep a user's leaf at 4.8 KiB instead of 71 KiB; strangers share the common one.
 _USER_FLOWS, _SHARED_FLOWS = 64, 1_024
-_TARGET_US = 5_000
+
+
+#: What makes a message, and what it does, for people.
+Request = tuple[Encoder, str]
 
 
 class ClassState(NamedTuple):
@@ -153,19 +163,15 @@ def encode_class_delete(seq: int, key: ClassKey) -> bytes:
     return _message(_DELTCLASS, 0, seq, key.ifindex, classid(key.major, key.minor), 0, b"")
 
 
-def leaf_target_us(limit_bps: int) -> int:
-    """CoDel's target: 5 ms, and on slow classes the time that two frames take to send."""
-    return max(_TARGET_US, 2 * 1514 * 8 * 1_000_000 // limit_bps)
-
-
-def encode_leaf(seq: int, key: ClassKey, kind: str, limit_bps: int, flags: int = 0) -> bytes:
+def encode_leaf(seq: int, key: ClassKey, kind: str, target_us: int, flags: int = 0) -> bytes:
     """Request to change the leaf qdisc ``kind`` of a class, or to add it (CREATE | EXCL).
 
-    Its handle is the class's minor: the kernel has few handles to give away by itself.
+    ``target_us`` is for fq_codel.  The handle is the class's minor: the kernel has few handles to
+    give away by itself.
     """
     body = attr(_KIND, kind.encode() + b"\0")
     if kind == "fq_codel":
-        options = attr(_FQ_CODEL_TARGET, struct.pack("=I", leaf_target_us(limit_bps)))
+        options = attr(_FQ_CODEL_TARGET, struct.pack("=I", target_us))
         if flags & NLM_F_CREATE:
             flows = _SHARED_FLOWS if key.minor == UNCLASSIFIED_MINOR else _USER_FLOWS
             options += attr(_FQ_CODEL_FLOWS, struct.pack("=I", flows))
@@ -335,12 +341,12 @@ class Tc:
             ]
         )
 
-    def apply(self, requests: list[tuple[Encoder, str]]) -> None:
+    def apply(self, requests: list[Request]) -> None:
         """Send requests (encoder, what it does); raises KernelRefused for the first that failed."""
         for _index, code, what in self.attempt(requests):
             raise KernelRefused(code, what)
 
-    def attempt(self, requests: list[tuple[Encoder, str]]) -> list[tuple[int, int, str]]:
+    def attempt(self, requests: list[Request]) -> list[tuple[int, int, str]]:
         """Send requests; returns (index, errno, what) of those that failed, in order."""
         errors, _ = self.netlink.batch([encode for encode, _what in requests])
         return [(index, errors[index], requests[index][1]) for index in sorted(errors)]
@@ -350,26 +356,41 @@ ADD = NLM_F_CREATE | NLM_F_EXCL
 
 
 def add_class(
-    key: ClassKey, parent_minor: int, params: HtbClass, leaf: str
-) -> list[tuple[Encoder, str]]:
+    key: ClassKey, parent_minor: int, params: HtbClass, leaf: str, target_us: int = TARGET_US
+) -> list[Request]:
     """Requests that make a class with its leaf."""
     name = format_classid(classid(key.major, key.minor))
     return [
         (lambda s: encode_class(s, key, parent_minor, params, ADD), f"adding class {name}"),
-        add_leaf(key, leaf, params.ceil_bps),
+        add_leaf(key, leaf, target_us),
     ]
 
 
-def add_leaf(key: ClassKey, leaf: str, limit_bps: int) -> tuple[Encoder, str]:
+def change_class(key: ClassKey, parent_minor: int, params: HtbClass) -> Request:
+    """Request that changes a class in place; queued packets stay."""
+    name = format_classid(classid(key.major, key.minor))
+    return (lambda s: encode_class(s, key, parent_minor, params), f"changing class {name}")
+
+
+def add_leaf(key: ClassKey, leaf: str, target_us: int) -> Request:
     """Request that gives a class the leaf qdisc ``leaf``; EEXIST if it has one."""
     name = format_classid(classid(key.major, key.minor))
     return (
-        lambda s: encode_leaf(s, key, leaf, limit_bps, ADD),
+        lambda s: encode_leaf(s, key, leaf, target_us, ADD),
         f"adding leaf {leaf} of class {name}",
     )
 
 
-def delete_leaf(key: ClassKey) -> tuple[Encoder, str]:
+def change_leaf(key: ClassKey, leaf: str, target_us: int) -> Request:
+    """Request that changes a class's leaf qdisc in place; queued packets stay."""
+    name = format_classid(classid(key.major, key.minor))
+    return (
+        lambda s: encode_leaf(s, key, leaf, target_us),
+        f"changing leaf {leaf} of class {name}",
+    )
+
+
+def delete_leaf(key: ClassKey) -> Request:
     """Request that deletes a class's leaf qdisc and what is queued in it; ENOENT if it is gone."""
     name = format_classid(classid(key.major, key.minor))
     parent = classid(key.major, key.minor)
@@ -379,25 +400,7 @@ def delete_leaf(key: ClassKey) -> tuple[Encoder, str]:
     )
 
 
-def change_class(
-    key: ClassKey, parent_minor: int, params: HtbClass, leaf: str
-) -> list[tuple[Encoder, str]]:
-    """Requests that change a class in place; queued packets stay."""
-    name = format_classid(classid(key.major, key.minor))
-    requests: list[tuple[Encoder, str]] = [
-        (lambda s: encode_class(s, key, parent_minor, params), f"changing class {name}")
-    ]
-    if leaf == "fq_codel":
-        requests.append(
-            (
-                lambda s: encode_leaf(s, key, leaf, params.ceil_bps),
-                f"changing leaf {leaf} of class {name}",
-            )
-        )
-    return requests
-
-
-def delete_class(key: ClassKey) -> tuple[Encoder, str]:
+def delete_class(key: ClassKey) -> Request:
     """Request that deletes a class; deleting one that is gone is ENOENT."""
     name = format_classid(classid(key.major, key.minor))
     return (lambda s: encode_class_delete(s, key), f"deleting class {name}")

@@ -58,8 +58,9 @@ def datapath(report: Report, node: Node, rounds: int) -> None:
                 ratios = [rate / base for rate, base in zip(rates, one, strict=True)]
                 report.add(f"datapath.ratio.{senders}.{names[case]}", ratios, "x")
     ours, peer = f"users_{_PEER_USERS}", f"peer_{_PEER_USERS}"
+    # Of packets of all users: the first user's filter is found at once.
     report.ratio(
-        f"datapath.peer_ratio.{ours}", f"datapath.pps.one.{ours}", f"datapath.pps.one.{peer}"
+        f"datapath.peer_ratio.{ours}", f"datapath.pps.all.{ours}", f"datapath.pps.all.{peer}"
     )
 
 

@@ -50,8 +50,6 @@ LONG_S = 900.0  # for as long as it takes; ended by hand
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
 UNFAIR_PCT = 15.0  # on an emulated node; tests/netns asks for 5 % natively
-# Two connections do not always fill half a Mbit/s at the round trips of a full emulated node.
-UNFILLED_PCT = 25.0
 OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
 HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
@@ -353,8 +351,8 @@ def fair() -> None:
         f"more than {result.greed_pct:.1f} % above it; the ratio of weights is {ratio_pct:+.1f} % "
         f"off; alone: {result.alone_bps / MBIT:.2f} Mbit/s"
     )
-    if max(result.greed_pct, abs(ratio_pct)) > UNFAIR_PCT or result.worst_pct > UNFILLED_PCT:
-        raise Failed(f"allowed are {UNFAIR_PCT} % more and {UNFILLED_PCT} % less")
+    if max(result.worst_pct, result.greed_pct, abs(ratio_pct)) > UNFAIR_PCT:
+        raise Failed(f"allowed are {UNFAIR_PCT} %")
     if not LOWEST * FAIR_LIMIT <= result.alone_bps <= HIGHEST * FAIR_LIMIT:
         raise Failed(f"a user alone should get {FAIR_LIMIT / MBIT:.0f} Mbit/s")
 

@@ -83,7 +83,8 @@ class Run:
         if not devices:
             raise LabError("traffic of nobody")
         self._devices, self._direction, self._folder = devices, direction, folder
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True)
         total_s = idle_s + warmup_s + seconds
         job = {

@@ -71,7 +71,8 @@ class Failed(Exception):
 
 def up() -> None:
     """Boot the node, start engine and users; print molecule's instance configuration."""
-    shutil.rmtree(NOTES, ignore_errors=True)
+    if NOTES.exists():
+        shutil.rmtree(NOTES)
     NOTES.mkdir(parents=True)
     lab = Lab(NAME, persistent=True)
     lab.node.up()
@@ -384,7 +385,8 @@ def never_installed() -> None:
 def dependent() -> None:
     """A project that has only the tarball, a requirements.yml and a playbook of its own."""
     project = NOTES / "project"
-    shutil.rmtree(project, ignore_errors=True)
+    if project.exists():
+        shutil.rmtree(project)
     project.mkdir()
     (tarball,) = (ROOT / "build").glob("vff-qos-*.tar.gz")
     (project / "requirements.yml").write_text(f"collections:\n  - name: {tarball}\n")

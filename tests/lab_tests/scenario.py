@@ -55,11 +55,15 @@ HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
 SERVER_CONFIG = "/etc/xray/config.json"
 
+# fq_codel shows the flows that it knows at the moment as classes: those are traffic, not ours.
 KERNEL = r"""
 exec 2>&1
 ip -j link show | sed 's/"qlen":[0-9]*//g'
 tc -j qdisc show
-for dev in wan0 vffqos0; do tc class show dev $dev; tc filter show dev $dev; done
+for dev in wan0 vffqos0; do
+    tc class show dev $dev | sed '/^class fq_codel /d'
+    tc filter show dev $dev
+done
 tc filter show dev wan0 ingress
 nft -j list ruleset
 """

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,16 @@ def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() != 0 or not shutil.which("qemu-system-x86_64"):
         pytest.skip("a lab node needs root and qemu-system-x86")
     command = [str(Path(sys.executable).with_name("molecule")), "test", "--no-command-borders"]
-    # Its output is long and slow to come: show it as it comes.
-    with capfd.disabled():
-        done = subprocess.run(command, cwd=ROOT / "build/ansible_collections/vff/qos", check=False)
-    assert done.returncode == 0, "molecule test failed; its output is above"
+    folder = ROOT / "build/ansible_collections/vff/qos"
+    last: deque[str] = deque(maxlen=30)
+    # Its output is long and slow to come: show it as it comes, and its end with the failure.
+    with (
+        capfd.disabled(),
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as molecule,
+    ):
+        assert molecule.stdout is not None
+        for line in molecule.stdout:
+            print(line, end="", flush=True)
+            last.append(line)
+    if molecule.returncode:
+        pytest.fail("".join(["molecule test failed:\n", *last]), pytrace=False)

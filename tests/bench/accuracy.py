@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lab.counters import Queues, inside
+from lab.network import FAR_TCP
 from lab.node import die_with_parent
 from vff_qos.core.htb import FIRST_USER_MINOR, shared_class, user_class
 from vff_qos.kernel.tc import ADD, ClassKey, Tc, add_class, encode_class
@@ -104,6 +105,7 @@ class _Network:
             self.run(name, "ip", "route", "add", net, "via", router)
         for name in ("node", "meter"):
             self.run(name, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.run("sender", "sysctl", "-eqw", f"{FAR_TCP}=0")
         self.run("meter", "tc", "qdisc", "add", "dev", "to-receiver", "root", "pfifo",
                  "limit", "10000")  # fmt: skip
         self.run("node", "ip", "link", "add", "ifb", "type", "ifb")

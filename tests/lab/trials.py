@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .labnode import Lab
+from .network import FAR_TCP
 from .users import MBIT, Direction, User, role_variables
 
 WEIGHTS = {"basic": 1, "plus": 2}
@@ -64,7 +65,7 @@ def fairness(lab: Lab, direction: Direction = "download") -> Fairness:
     A single TCP connection does not always fill a share of half a Mbit/s at the round trips of a
     full emulated node: what it leaves, the others get.
     """
-    with _ceiling(lab, FAIR_CEIL):
+    with _ceiling(lab, FAIR_CEIL), _far_users(lab):
         report = lab.measure(direction, 20, users=FAIR_USERS, warmup_s=20, idle_s=0.5)
         alone = lab.measure(direction, 8, users=FAIR_USERS[:1], idle_s=0.5)
     medians, worst, greed = {}, 0.0, 0.0
@@ -130,3 +131,14 @@ def _ceiling(lab: Lab, ceil_bps: int) -> Iterator[None]:
         yield
     finally:
         lab.node.ssh(f"mv {_SETTINGS}.trial {_SETTINGS} && {restart}")
+
+
+@contextmanager
+def _far_users(lab: Lab) -> Iterator[None]:
+    """The node's TCP sends packets of the size that it would send to users far away."""
+    before = lab.node.ssh(f"sysctl -n {FAR_TCP}").strip()
+    lab.node.ssh(f"sysctl -qw {FAR_TCP}=0")
+    try:
+        yield
+    finally:
+        lab.node.ssh(f"sysctl -qw {FAR_TCP}={before}")

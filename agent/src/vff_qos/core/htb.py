@@ -138,9 +138,9 @@ def leaf_target_us(limit_bps: int, node: Node = Node()) -> int:  # noqa: B008 (i
     """CoDel's target of a user's leaf: 5 ms, or longer where a packet waits longer without a queue.
 
     A frame waits for the one before it, and on a full node for the turns of others.  CoDel would
-    drop until one frame is left, and who has one connection could not use the own turn: of 20
-    users on 20 Mbit/s some had a third less than others.  Twice as much as this is too long: then
-    one connection makes packets longer than a turn, and had a third more than others.
+    drop until one frame is left, and who has one connection could not use the own turn: 20 users
+    on 20 Mbit/s moved a tenth less in all, and one alone did not fill the own limit.  Twice as much
+    as this gained nothing.
     """
     frames_us = 2 * _FRAME_BITS * 1_000_000 // limit_bps
     full_us = _FULL_FRAMES * _FRAME_BITS * 1_000_000 // node.ceil_bps

@@ -24,7 +24,9 @@ def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
     # Its output is long and slow to come: show it as it comes, and its end with the failure.
     with (
         capfd.disabled(),
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as molecule,
+        subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as molecule,
     ):
         assert molecule.stdout is not None
         for line in molecule.stdout:

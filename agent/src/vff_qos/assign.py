@@ -169,7 +169,7 @@ class Assigner:
     @property
     def users(self) -> int:
         """Active owners."""
-        return sum(owner.state == ACTIVE for owner in self._minors.by_minor.values())
+        return [owner.state for owner in self._minors.by_minor.values()].count(ACTIVE)
 
     def set_devices(self, devices: tuple[int, int]) -> None:
         """Indexes of (IFB, WAN) after a repair; ``adopt`` must follow."""
@@ -302,11 +302,11 @@ class Assigner:
             recent = self._recent
             anonymous = bool(self._settings.free_text_ports)
             for claim in claims:
-                if claim.email == b"" and not anonymous and not self._may_be_early(claim):
+                source, _detour, email, tainted, _time, _position, local = claim
+                if email == b"" and not anonymous and not self._may_be_early(claim):
                     continue  # a line without a user claims nothing where names are checked
-                key = claim.source if claim.local is None else _key(claim.source, claim.local)
-                record = recent.get(key)
-                if record is not None and record.email == claim.email and not claim.tainted:
+                record = recent.get(source if local is None else _key(source, local))
+                if record is not None and record.email == email and not tainted:
                     known[record] = claim
                 else:
                     slow.append(claim)

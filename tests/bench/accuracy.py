@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -34,10 +35,15 @@ _CEIL_BPS = 100_000_000_000
 _PATH = ("sender", "node", "meter", "receiver")
 _RECEIVER = "10.0.3.2"
 _DATAGRAM_BYTES = 1_400
+#: Long enough for 80 packets of two frames at 1 Mbit/s.
+_WINDOW_S = 2.0
 
 
-def measure(report: Report, file: Path, measure_s: float, warmup_s: float) -> None:
-    """The whole sweep: a row for each direction and transport, all points in ``file``."""
+def measure(report: Report, file: Path, windows: int, warmup_s: float) -> None:
+    """The whole sweep: a row for each direction and transport, all points in ``file``.
+
+    A point is the median of so many ``windows`` of two seconds.
+    """
     points = []
     with _network() as network:
         for direction in ("download", "upload"):
@@ -46,7 +52,8 @@ def measure(report: Report, file: Path, measure_s: float, warmup_s: float) -> No
                 for rate_bps in RATES_BPS:
                     network.limit(direction, rate_bps)
                     for flows in (1, 32):
-                        measured = network.send(rate_bps, transport, flows, warmup_s, measure_s)
+                        rates = network.send(rate_bps, transport, flows, warmup_s, windows)
+                        measured = statistics.median(rates)
                         found.append(
                             {
                                 "rate_bps": rate_bps,
@@ -55,6 +62,7 @@ def measure(report: Report, file: Path, measure_s: float, warmup_s: float) -> No
                                 "flows": flows,
                                 "measured_bps": round(measured),
                                 "error_pct": round(100 * (measured / rate_bps - 1), 3),
+                                "runs": [round(rate) for rate in rates],
                             }
                         )
                 errors = [abs(point["error_pct"]) for point in found]
@@ -106,6 +114,8 @@ class _Network:
         for name in ("node", "meter"):
             self.run(name, "sysctl", "-qw", "net.ipv4.ip_forward=1")
         self.run("sender", "sysctl", "-eqw", f"{FAR_TCP}=0")
+        # Not this machine's: BBR takes a virtual link for one of gigabits, and its packets, too.
+        self.run("sender", "sysctl", "-qw", "net.ipv4.tcp_congestion_control=cubic")
         self.run("meter", "tc", "qdisc", "add", "dev", "to-receiver", "root", "pfifo",
                  "limit", "10000")  # fmt: skip
         self.run("node", "ip", "link", "add", "ifb", "type", "ifb")
@@ -137,8 +147,8 @@ class _Network:
             raise SystemExit(f"bench: the tree of {device}: {failed}")
 
     def send(
-        self, rate_bps: int, transport: str, flows: int, warmup_s: float, measure_s: float
-    ) -> float:
+        self, rate_bps: int, transport: str, flows: int, warmup_s: float, windows: int
+    ) -> list[float]:
         """Send more than the limit; returns what came through, in bit/s of wire bytes."""
         command = ["iperf3", "-c", _RECEIVER, "-P", str(flows), "-t", "600", "-i", "0"]
         if transport == "udp":
@@ -149,16 +159,24 @@ class _Network:
         client = self._start("sender", command)
         try:
             time.sleep(warmup_s)
-            first, began = self._queues.read()["to-receiver"], time.monotonic()
-            time.sleep(measure_s)
-            last, ended = self._queues.read()["to-receiver"], time.monotonic()
+            samples = [self._sample()]
+            for _ in range(windows):
+                time.sleep(_WINDOW_S)
+                samples.append(self._sample())
             if client.poll() is not None:
                 raise SystemExit(f"bench: iperf3 ended: {client.stdout and client.stdout.read()}")
         finally:
             for process in (client, server):
                 process.kill()
                 process.wait()
-        return 8 * (last - first) / (ended - began)
+        return [
+            8 * (now - before) / (ended - began)
+            for (began, before), (ended, now) in pairwise(samples)
+        ]
+
+    def _sample(self) -> tuple[float, int]:
+        """Now, and the wire bytes so far."""
+        return time.monotonic(), self._queues.read()["to-receiver"]
 
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(

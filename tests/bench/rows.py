@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
+import time
 from pathlib import Path
 from typing import Any
+
+
+def _stolen_s() -> float:
+    """Processor time that the hypervisor has given to others so far: steal, see proc_stat(5)."""
+    with open("/proc/stat", encoding="ascii") as file:
+        return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 class Report:
@@ -14,6 +22,7 @@ class Report:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self._began, self._stolen_s = time.monotonic(), _stolen_s()
 
     def add(self, name: str, runs: list[float], unit: str) -> float:
         """Record a row, print it, return its median.  No run, or no number, ends the bench."""
@@ -29,6 +38,15 @@ class Report:
         """Record how many times the row ``to`` the row ``of`` is, both of this report."""
         values = {row["name"]: row["value"] for row in self.rows}
         self.add(name, [values[of] / values[to]], "x")
+
+    def stolen(self, part: str) -> None:
+        """Record how much of this machine others had since the report was begun.
+
+        What is stolen is missing everywhere: a class sends nothing while its processor is away.
+        """
+        passed_s = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        used_s = _stolen_s() - self._stolen_s
+        self.add(f"machine.stolen_pct.{part}", [100 * used_s / passed_s], "%")
 
     @staticmethod
     def progress(text: str) -> None:

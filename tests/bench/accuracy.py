@@ -114,8 +114,6 @@ class _Network:
         for name in ("node", "meter"):
             self.run(name, "sysctl", "-qw", "net.ipv4.ip_forward=1")
         self.run("sender", "sysctl", "-eqw", f"{FAR_TCP}=0")
-        # Not this machine's: BBR takes a virtual link for one of gigabits, and its packets, too.
-        self.run("sender", "sysctl", "-qw", "net.ipv4.tcp_congestion_control=cubic")
         self.run("meter", "tc", "qdisc", "add", "dev", "to-receiver", "root", "pfifo",
                  "limit", "10000")  # fmt: skip
         self.run("node", "ip", "link", "add", "ifb", "type", "ifb")
@@ -154,6 +152,9 @@ class _Network:
         if transport == "udp":
             offered = rate_bps * 5 // 4 // flows
             command += ["-u", "-l", str(_DATAGRAM_BYTES), "-b", str(offered)]
+        else:
+            # Not this machine's own: BBR takes a virtual link for one of gigabits, with long packets.
+            command += ["-C", "cubic"]
         server = self._start("receiver", ["iperf3", "-s", "-1"])
         time.sleep(0.3)
         client = self._start("sender", command)

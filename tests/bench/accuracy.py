@@ -153,7 +153,7 @@ class _Network:
             offered = rate_bps * 5 // 4 // flows
             command += ["-u", "-l", str(_DATAGRAM_BYTES), "-b", str(offered)]
         else:
-            # Not this machine's own: BBR takes a virtual link for one of gigabits, with long packets.
+            # Not this machine's own: BBR takes a virtual link for one of gigabits.
             command += ["-C", "cubic"]
         server = self._start("receiver", ["iperf3", "-s", "-1"])
         time.sleep(0.3)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.htb import Node, guarantee_shift, leaf_target_us, user_class
+from vff_qos.core.htb import Node, burst_bytes, guarantee_shift, leaf_target_us, user_class
 from vff_qos.core.policy import (
     BLOCKED_BPS,
     DEFAULT_LIMITS,
@@ -259,6 +259,13 @@ def test_codel_waits_for_a_frame_and_for_the_turns_of_others() -> None:
     assert leaf_target_us(10**7, Node(10**9)) == 5_000
     assert leaf_target_us(10**7, Node(2 * 10**7)) == 38_758
     assert leaf_target_us(10**7, Node(10**5)) == 100_000
+
+
+def test_bursts_follow_the_rate() -> None:
+    rates = (10**6, 2 * 10**7, 10**8, 5 * 10**8, 10**9, 5 * 10**9)
+    assert [burst_bytes(rate_bps) for rate_bps in rates] == [
+        3 * 1_514, 25_000, 125_000, 262_144, 262_144, 1_250_000,
+    ]  # fmt: skip
 
 
 @given(

@@ -86,8 +86,8 @@ def burst_bytes(rate_bps: int) -> int:
     """Burst of a class: 10 ms of the rate up to 256 KiB, but 2 ms at least, and three frames.
 
     All that a class can catch up when it wakes late is its burst.  Where a node waits some ms for
-    its processor (a busy hypervisor), a burst of 2 ms lost 6 to 20 % of 20 Mbit/s, one of 10 ms 0.5
-    to 4 %.  Below 2 ms fast classes stall: 17 % were lost at 5 Gbit/s.
+    its processor (a busy hypervisor), a burst of 2 ms lost 5 % of 20 Mbit/s and at times 20, one of
+    10 ms 1 % and at times 4.  Below 2 ms fast classes stall: 17 % were lost at 5 Gbit/s.
     """
     bytes_per_s = rate_bps // 8
     return max(bytes_per_s // 500, min(bytes_per_s // 100, _MAX_SLOW_BURST), 3 * _MTU_FRAME)

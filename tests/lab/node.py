@@ -34,6 +34,8 @@ KERNEL_OPTIONS = (
     "console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off init_on_alloc=0 tsc=reliable "
     "cryptomgr.notests rcupdate.rcu_expedited=1 audit=0"
 )
+PARALLEL = ("-accel", "tcg,thread=multi", "-smp", "2")
+COUNTED = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0")
 SOCKET_PATH_MAX = 90  # sun_path holds 108 bytes and ssh appends a suffix of 17 while connecting
 
 
@@ -41,7 +43,9 @@ class Node:
     """One machine. As a context manager it lives as long as the block; see also `up` and `down`.
 
     `persistent` keeps the machine running after this process has ended (until `down`); otherwise
-    the kernel kills it together with us, whatever the reason.
+    the kernel kills it together with us, whatever the reason. A `counted` one has one processor and
+    a clock that goes on by 1 ns with each instruction: what is measured on it does not depend on
+    what else runs here, nor on caches, but everything takes longer.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class Node:
         persistent: bool = False,
         runtime: Path = RUNTIME,
         memory_mib: int = 3072,
-        cpus: int = 2,
+        counted: bool = False,
         cpu: str = CPU,
     ) -> None:
         self.name = name
@@ -60,7 +64,7 @@ class Node:
         self.persistent = persistent
         self.dir = runtime / name
         self.memory_mib = memory_mib
-        self.cpus = cpus
+        self.counted = counted
         self.cpu = cpu
         self.port = 0
         self.pid = 0
@@ -286,7 +290,7 @@ class Node:
         (self.dir / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {base.host_key}\n")
         command = [
             *("qemu-system-x86_64", "-name", f"vff-lab-{self.name}", "-nodefaults"),
-            *("-accel", "tcg,thread=multi", "-cpu", self.cpu, "-smp", str(self.cpus)),
+            *("-cpu", self.cpu, *(COUNTED if self.counted else PARALLEL)),
             *("-m", str(self.memory_mib), "-display", "none"),
             *("-serial", f"file:{self.dir / 'serial.log'}", "-device", "virtio-rng-pci"),
             *("-drive", f"file={self.overlay},if=none,id=disk,format=qcow2,cache=unsafe"),

@@ -1,7 +1,7 @@
 """Packets per second through the tree, by number of users; runs on a node of its own.
 
 The tree is made by the agent's own code on dummy devices, one for each case; pktgen sends small
-packets through each in turn, so that whatever else slows the machine down slows all cases.
+packets through each in turn.
 
 Reads a job (JSON) on standard input: {"users": [numbers], "peer_users": number, "rounds",
 "packets"}. Writes {"one": {case: [packets per second of each round]}, "all": the same}: packets of

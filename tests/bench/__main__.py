@@ -53,7 +53,7 @@ def _measure(part: str, quick: bool) -> None:
         print(f"Limits, natively (about {2 if quick else 6} minutes):", flush=True)
         accuracy.measure(report, ACCURACY, *((1, 1.0) if quick else (3, 2.0)))
     else:
-        print(f"A lab node (about {8 if quick else 15} minutes):", flush=True)
+        print(f"A lab node (about {10 if quick else 20} minutes):", flush=True)
         lab_bench.measure(report, quick)
     report.stolen(part)
     report.write(REPORT)

@@ -170,12 +170,12 @@ def _kill_switch(lab: Lab, play: Player) -> dict[str, Any]:
     events, before = {}, {}
     for kind in ("suspended", "resumed"):
         events[kind], before[kind] = _event(lab.node, kind)
-    figures = {
-        "kill_switch_s": _settled(report, events["suspended"], lifted=True),
-        "kill_switch_start_s": round(before["suspended"], 2),
-        "restore_s": _settled(report, events["resumed"], lifted=False),
-        "restore_start_s": round(before["resumed"], 2),
-    }
+    figures: dict[str, Any] = {}
+    for name, kind in (("kill_switch", "suspended"), ("restore", "resumed")):
+        users_s = _settled(report, events[kind], lifted=kind == "suspended")
+        figures[f"{name}_s"] = max(users_s.values())
+        figures[f"{name}_users_s"] = users_s
+        figures[f"{name}_start_s"] = round(before[kind], 2)
     return {"report": report, "events": events, "figures": figures}
 
 
@@ -192,13 +192,13 @@ def _event(node: Node, kind: str) -> tuple[float, float]:
     return ended - work_s, took_s - work_s
 
 
-def _settled(report: Report, event: float, *, lifted: bool) -> float:
-    """Seconds from the event until every user's rate was lifted, or held again.
+def _settled(report: Report, event: float, *, lifted: bool) -> dict[str, float]:
+    """Seconds from the event until each user's rate was lifted, or held again.
 
     It counts to the beginning of the first sample that shows it and with which it stays so, on
     average, for two seconds: sources send in blocks, and queues empty in between.
     """
-    slowest = 0.0
+    took = {}
     for m in report.measurements:
         assert m.limit_bps
         start = event - report.clock
@@ -210,8 +210,8 @@ def _settled(report: Report, event: float, *, lifted: bool) -> float:
             shown = min(rate, mean) >= _LIFTED if lifted else max(rate, mean) <= _HELD
             if at >= start and shown:
                 times.append(at)
-        slowest = max(slowest, times[0] - start if times else math.inf)
-    return round(slowest, 2)
+        took[m.user.email] = round(times[0] - start, 2) if times else math.inf
+    return took
 
 
 def _plot(reports: dict[str, Report], change: dict[str, Any], switch: dict[str, Any]) -> None:
@@ -269,7 +269,8 @@ def _verdict(result: dict[str, Any]) -> bool:
         print(f"{what} {took_s:.2f} s after the command set to work (emulated, it took "
               f"{start_s:.1f} s to start)")  # fmt: skip
         if took_s > MAX_KILL_S:
-            wrong.append(f"{name}_s is {took_s} s, more than {MAX_KILL_S} s")
+            late = ", ".join(f"{email} {s}" for email, s in result[f"{name}_users_s"].items())
+            wrong.append(f"{name}_s is {took_s} s, more than {MAX_KILL_S} s ({late})")
     wrong += [f"left behind: {line}" for line in result["residue"]]
     print("after qos-absent the node is as before" if not result["residue"] else "RESIDUE")
     print(f"report: {OUT / 'report.json'}\nplot:   {OUT / 'rates.png'}")

@@ -259,7 +259,7 @@ def gc() -> None:
     soon = {"qos_gc_idle_sec": 5, "qos_gc_min_age_sec": 0, "qos_gc_check_conntrack": False}
     make("qos", f"EXTRA=-e '{json.dumps(soon)}'")
     before = classes(lab)
-    run = lab.start_traffic("download", 40, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
+    run = lab.start_traffic("download", LONG_S, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
     time.sleep(4)
     # The first look notes the counters, the second one sees who did not move since.
     lab.node.ssh("systemctl start vff-qos-gc.service")
@@ -267,7 +267,7 @@ def gc() -> None:
     planned = lab.node.ssh("vff-qos gc --dry-run")
     done = lab.node.ssh("vff-qos gc")
     after = classes(lab)
-    run.result()
+    run.finish()
     if planned != done:
         raise Failed(f"the dry run said\n{planned}\nand the real run did\n{done}")
     if not re.search(r"bob@lab", done):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# How ansible tells of a failed task or loop item, with colours or without.
+FAILED = re.compile(r"(?:\x1b\[[0-9;]*m)*(?:failed|fatal): (.*?) => (?=\{)")
+
+
+def failure(line: str) -> str:
+    """What failed and what it said, if `line` tells of a failure; else empty."""
+    told = FAILED.match(line)
+    if not told:
+        return ""
+    result, _end = json.JSONDecoder().raw_decode(line, told.end())
+    words = [str(result[key]) for key in ("msg", "stdout", "stderr") if result.get(key)]
+    return "\n".join([f"{told[1]}:", *words, ""])
 
 
 @pytest.mark.timeout(3600)
@@ -20,8 +34,9 @@ def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
         pytest.skip("a lab node needs root and qemu-system-x86")
     command = [str(Path(sys.executable).with_name("molecule")), "test", "--no-command-borders"]
     folder = ROOT / "build/ansible_collections/vff/qos"
-    last: deque[str] = deque(maxlen=30)
-    # Its output is long and slow to come: show it as it comes, and its end with the failure.
+    last: deque[str] = deque(maxlen=10)
+    failures = []
+    # Its output is long and slow to come: show it as it comes, and what failed at the end.
     with (
         capfd.disabled(),
         subprocess.Popen(
@@ -32,5 +47,6 @@ def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
         for line in molecule.stdout:
             print(line, end="", flush=True)
             last.append(line)
+            failures.append(failure(line))
     if molecule.returncode:
-        pytest.fail("".join(["molecule test failed:\n", *last]), pytrace=False)
+        pytest.fail("".join(["molecule test failed:\n", *last, *failures]), pytrace=False)

@@ -80,12 +80,13 @@ def shares(report: Report, lab: Lab) -> None:
 
 
 def round_trips(report: Report, lab: Lab, runs: int) -> None:
-    """What load adds to the round trips of a user."""
+    """What load adds to a user's round trips, and what of it is not the node's emulation."""
     for direction in DIRECTIONS:
         report.progress(f"round trips under load, {direction}")
         results = [latency(lab, direction) for _ in range(runs)]
-        report.add(f"latency.own_load_ms.{direction}", [r.own_ms for r in results], "ms")
-        report.add(f"latency.neighbour_ms.{direction}", [r.neighbour_ms for r in results], "ms")
+        for name, seen in zip(("own_load", "neighbour"), zip(*results, strict=True), strict=True):
+            report.add(f"latency.{name}_ms.{direction}", [r.load_ms for r in seen], "ms")
+            report.add(f"latency.{name}_queue_ms.{direction}", [r.queue_ms for r in seen], "ms")
 
 
 def sweep(report: Report, lab: Lab) -> None:

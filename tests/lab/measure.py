@@ -20,8 +20,7 @@ from .node import die_with_parent
 from .progress import LabError, say
 from .users import Device, Direction, User
 
-ECHO_INTERVAL_S = 0.5  # of each device
-BLOCK_S = 0.1  # of a source's rate: what it writes at once
+ECHOES_PER_S = 20  # of all devices by turns: more is load for an emulated node
 UDP_PAYLOAD = 1200  # fits into the tunnel's datagrams at MTU 1500
 FLOW_SHARE = 0.01  # a connection with less than this of its user's bytes is not a data flow
 
@@ -94,7 +93,7 @@ class Run:
             "clients": internet.namespace("clients"),
             "target": network.TARGET_IPV4,
             "echo_port": engine.ECHO_PORT,
-            "echo_interval_s": ECHO_INTERVAL_S,
+            "echo_interval_s": len(devices) / ECHOES_PER_S,
             "interval_s": interval_s,
             "idle_s": idle_s,
             "warmup_s": warmup_s,
@@ -218,6 +217,6 @@ def _iperf(device: Device, direction: Direction, seconds: float) -> list[str]:
         arguments += ["-b", str(rate // user.flows), "--pacing-timer", "10000"]
         if not user.udp:
             # It sends whole blocks: small ones, or a slow flow comes in bursts of a second.
-            block = int(rate / user.flows / 8 * BLOCK_S)
+            block = int(rate / user.flows / 8 * user.block_s)
             arguments += ["-l", str(min(max(block, 1024), 128 * 1024))]
     return arguments

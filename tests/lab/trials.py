@@ -29,6 +29,8 @@ FAIR_USERS = tuple(
 #: Whose round trips are measured, and a neighbour who has much more to send.
 PINGED = User("pinged@lab", "vless", 20 * MBIT, 20 * MBIT)
 NEIGHBOUR = User("neighbour@lab", "vless", 50 * MBIT, 50 * MBIT, flows=4)
+#: So much of a limit leaves no queue behind it, in bytes of payload.
+_NEAR = 0.85
 #: One for each transport; the sweep sets their limits.
 SWEPT = {
     "tcp": User("tcp@lab", "vless", 20 * MBIT, 20 * MBIT),
@@ -84,19 +86,41 @@ def fairness(lab: Lab, direction: Direction = "download") -> Fairness:
     )
 
 
-class Latency(NamedTuple):
-    """Round trips of a small echo above those of an idle node, in milliseconds (medians)."""
+class RoundTrips(NamedTuple):
+    """Round trips of a small echo on a user's connection, in milliseconds (medians)."""
 
-    own_ms: float  # on another connection of the user who fills the own limit
-    neighbour_ms: float  # of a silent user while a neighbour fills theirs
+    idle_ms: float
+    near_ms: float  # while somebody sends a little less than their limit: no queue
+    full_ms: float  # while they send all they can
+
+    @property
+    def load_ms(self) -> float:
+        """What the load adds, to the network's queues and to those for the node's processors."""
+        return self.full_ms - self.idle_ms
+
+    @property
+    def queue_ms(self) -> float:
+        """What the limit adds: an emulated node's processors are as busy a little below it."""
+        return self.full_ms - max(self.near_ms, self.idle_ms)
 
 
-def latency(lab: Lab, direction: Direction) -> Latency:
-    """Load a user, then only the neighbour, and measure the user's round trips."""
-    own = lab.measure(direction, 12, users=[PINGED], idle_s=6)[PINGED.email]
+def latency(lab: Lab, direction: Direction) -> tuple[RoundTrips, RoundTrips]:
+    """Round trips of a user while they load their own limit, then while only a neighbour does."""
     silent = replace(PINGED, flows=0)
-    other = lab.measure(direction, 12, users=[silent, NEIGHBOUR], idle_s=6)[PINGED.email]
-    return Latency(own.ping_ms - own.ping_idle_ms, other.ping_ms - other.ping_idle_ms)
+    return (
+        _round_trips(lab, direction, [], PINGED),
+        _round_trips(lab, direction, [silent], NEIGHBOUR),
+    )
+
+
+def _round_trips(lab: Lab, direction: Direction, others: list[User], busy: User) -> RoundTrips:
+    limit = busy.limit(direction)
+    assert limit
+    below = replace(busy, offered=int(_NEAR * limit), block_s=0.01)
+    near = lab.measure(direction, 10, users=[*others, below], idle_s=4)[PINGED.email]
+    full = lab.measure(direction, 10, users=[*others, busy], idle_s=4)[PINGED.email]
+    idle_ms = (near.ping_idle_ms + full.ping_idle_ms) / 2
+    return RoundTrips(idle_ms, near.ping_ms, full.ping_ms)
 
 
 def accuracy(

@@ -39,6 +39,7 @@ class User:
     udp: bool = False  # what is measured is UDP inside and, with Shadowsocks, outside
     default: bool = False
     offered: int | None = None
+    block_s: float = 0.1  # of what is offered, written at once: long blocks spare emulated nodes
     port: int | None = None  # None: the protocol's own port
 
     @property

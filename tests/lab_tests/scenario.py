@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lab import Lab, LabError, User, network, operate
@@ -363,12 +364,26 @@ def fair() -> None:
 
 
 def round_trips() -> None:
-    """Neither a user's own load nor a neighbour's makes the user's other connections slow."""
+    """Neither a user's own load nor a neighbour's makes the user's other connections slow.
+
+    What is beyond the bounds is measured up to twice more, and the median counts: other work on
+    the machine that emulates the node stretches single runs.
+    """
+    allowed = {"own load": OWN_LOAD_MS, "a neighbour's load": NEIGHBOUR_MS}
     for direction in DIRECTIONS:
-        own_ms, neighbour_ms = latency(attach(), direction)
-        say(f"{direction}: own load adds {own_ms:.1f} ms, a neighbour's {neighbour_ms:.1f} ms")
-        if own_ms > OWN_LOAD_MS or neighbour_ms > NEIGHBOUR_MS:
-            raise Failed(f"allowed are {OWN_LOAD_MS} ms and {NEIGHBOUR_MS} ms")
+        added: dict[str, list[float]] = {name: [] for name in allowed}
+        for _try in range(3):
+            for name, seen in zip(allowed, latency(attach(), direction), strict=True):
+                say(
+                    f"{direction}, {name}: {seen.idle_ms:.1f} ms idle, {seen.near_ms:.1f} ms below "
+                    f"the limit, {seen.full_ms:.1f} ms at it"
+                )
+                added[name].append(seen.queue_ms)
+            slow = [name for name, ms in added.items() if median(ms) > allowed[name]]
+            if not slow:
+                break
+        if slow:
+            raise Failed(f"{direction}: added are {added} ms, allowed {allowed} ms")
 
 
 def absent() -> None:

@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 
 from .classes import Classes
@@ -46,7 +46,7 @@ _MAX_DOUBTED = 16_384
 #: A walk over the table finds flows whose end of ours cannot be guessed; at most one a second.
 _WALK_GAP_S = 1.0
 #: To notice a flushed conntrack table: flows looked at each second, how many must lack the mark.
-_SAMPLE, _SAMPLE_LOST = 16, 3
+_SAMPLE, _SAMPLE_LOST, _FEW = 16, 3, 4
 _REMARK_S, _REMARK_GAP_S = 60.0, 5.0
 
 
@@ -665,11 +665,19 @@ class Assigner:
             return self._remark()
         last = list(islice(reversed(self._recent.values()), _SAMPLE))
         others = list(self._recent.values())[:-young] if young else []
+        if not young and self._is_whole(last[:_FEW]):
+            return 0
         spread = others[:: len(others) // _SAMPLE + 1]
         if not (self._is_flushed(last) or self._is_flushed(spread)):
             return 0
         self._remark_until, self._remark_next = now_s + _REMARK_S, now_s + 1
         return self._remark()
+
+    def _is_whole(self, sample: list[_Recent]) -> bool:
+        """Whether some of these flows are left, all with their marks: an idle node's cheap look."""
+        marks = self._conntrack.ask([record.request for record in sample])
+        left = [mark for mark in marks if mark is not None]
+        return bool(left) and not any(map(self._is_unclaimed, left))
 
     def _is_flushed(self, sample: list[_Recent]) -> bool:
         marks = self._conntrack.ask([record.request for record in sample])
@@ -810,7 +818,7 @@ class Assigner:
 
     def snapshot(self) -> dict[str, int]:
         """Counters for ``status``."""
-        counts = {**asdict(self.counts), "users": self.users, "pid": os.getpid()}
+        counts = {**vars(self.counts), "users": self.users, "pid": os.getpid()}
         if self._early is not None:
             counts["early_addresses"] = self._early.elements
             counts["early_expired"] = self._early.expired

@@ -304,7 +304,7 @@ class Follower:
         }
         try:
             with open(path + ".new", "w", encoding="utf-8") as file:
-                json.dump(status, file)
+                file.write(json.dumps(status))  # json.dump takes twice as long
             os.replace(path + ".new", path)
         except OSError as error:
             self._journal.limited("state", f"{path}: {os.strerror(error.errno or 0)}", ERROR)

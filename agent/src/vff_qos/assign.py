@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from .classes import Classes
+from .classes import Classes, Listed
 from .core.accesslog import TAINT_BYTES, Claim, Source, inbound_tag, parse_source, spellings
 from .core.flow import Tuple
 from .core.htb import MINOR_MASK, OURS_MASK, PROVISIONAL, TAG_MASK, classid
@@ -185,7 +185,7 @@ class Assigner:
         claim would look like a conflict.  Raises Suspended, KernelRefused.
         """
         with self._lock:
-            self._load()
+            listed = self._load()
             if self._state.get_value("suspended"):
                 raise Suspended
             marked: dict[int, int] = {}
@@ -215,7 +215,7 @@ class Assigner:
                 for owner in self._minors.by_minor.values()
                 if owner.minor in marked or owner.minor in lately or self._is_shaped(owner)
             ]
-            self._ensure(self._classes.outdated(owners))
+            self._ensure(self._classes.outdated(owners, listed))
             return sum(marked.values())
 
     def _expected(self) -> set[int]:
@@ -245,17 +245,20 @@ class Assigner:
                 return tuple_
         return None
 
-    def _load(self) -> None:
-        """Read owners and classes anew: at start, and after another process has written."""
+    def _load(self) -> Listed:
+        """Read owners and classes anew: at start, and after another process has written.
+
+        Returns what classes there were.
+        """
         owners = {owner.key: owner for owner in self._state.owners()}
         owners.update(self._unsaved)
         version = self._state.version()
         self._minors = Minors(self._settings.major, owners.values())
-        up, down = self._classes.minors()
+        up, down = listed = self._classes.listed()
         now = self._clock()
         orphans = [
             Owner(f"{ORPHAN}{minor:x}", minor, QUARANTINE, now, now)
-            for minor in (up | down) - set(self._minors.by_minor)
+            for minor in (up.keys() | down.keys()) - self._minors.by_minor.keys()
             if 2 <= minor < 0xFFFE
         ]
         for orphan in orphans:
@@ -264,9 +267,10 @@ class Assigner:
         self._recent = {key: r for key, r in self._recent.items() if self._still_owns(r)}
         if self._early is not None:
             self._early.renew()
-        self._load_overrides(up & down)
+        self._load_overrides(up.keys() & down.keys())
         # Not before: what the kernel refused on the way is to be done again.
         self._version = version
+        return listed
 
     def _load_overrides(self, made: set[int]) -> None:
         """Take over what others ordered; what differs is put in force."""

@@ -37,6 +37,8 @@ from .kernel.tc import (
 )
 
 Both = tuple[HtbClass, HtbClass]
+#: {minor: parameters} on (IFB, WAN), as the kernel has them.
+Listed = tuple[dict[int, HtbClass], dict[int, HtbClass]]
 #: A leaf that is not the same on both devices.
 _MIXED = "?"
 #: Most users share the limits of a few plans.
@@ -250,22 +252,22 @@ class Classes:
             kinds = {up.get(minor, ""), down.get(minor, "")}
             self._note_leaf(minor, kinds.pop() if len(kinds) == 1 else _MIXED)
 
-    def outdated(self, owners: Iterable[Owner]) -> list[Owner]:
-        """Those of ``owners`` whose classes are not what they should be."""
+    def outdated(self, owners: Iterable[Owner], listed: Listed | None = None) -> list[Owner]:
+        """Those of ``owners`` whose classes are not what they should be (or were not, as ``listed``
+        a moment ago)."""
         wanted = [(owner, self.params(owner)) for owner in owners]
         self._learn()
         found = {o.minor: o for o, _params in wanted if self.kernel_leaf(o) != self.leaf(o)}
-        for which, ifindex in enumerate(self.devices):  # one by one: a listing is large
-            have = self._tc.classes(ifindex, self._settings.major)
+        for which, have in enumerate(listed or self.listed()):
             for owner, params in wanted:
-                state = have.get(owner.minor)
-                if state is None or not same_class(state.params, params[which]):
+                has = have.get(owner.minor)
+                if has is None or not same_class(has, params[which]):
                     found[owner.minor] = owner
         return list(found.values())
 
-    def minors(self) -> tuple[set[int], set[int]]:
-        """The minors of the classes that the kernel has, on (IFB, WAN)."""
-        up, down = (self._tc.minors(ifindex, self._settings.major) for ifindex in self.devices)
+    def listed(self) -> Listed:
+        """The parameters of the classes that the kernel has, by minor, on (IFB, WAN)."""
+        up, down = (self._tc.params(ifindex, self._settings.major) for ifindex in self.devices)
         return up, down
 
     def kernel(self) -> tuple[dict[int, ClassState], dict[int, ClassState]]:

@@ -180,18 +180,23 @@ def encode_leaf(seq: int, key: ClassKey, kind: str, target_us: int, flags: int =
     return _message(_NEWQDISC, flags, seq, key.ifindex, classid(key.minor, 0), parent, body)
 
 
-def decode_class(payload: bytes) -> tuple[int, int, int, ClassState] | None:
-    """(ifindex, classid, leaf handle, state) of an HTB class message; None for other kinds."""
-    _family, ifindex, handle, parent, info = _TCMSG.unpack_from(payload)
+def decode_params(payload: bytes) -> HtbClass | None:
+    """The parameters of an HTB class from its message; None for other kinds."""
     start, end = find_attr(payload, _KIND, _TCMSG.size, len(payload))
     if payload[start:end] != b"htb\0":
         return None
-    start, end = find_attr(payload, _OPTIONS, _TCMSG.size, len(payload))
-    params = _decode_params(payload[start:end])
+    start, end = find_attr(payload, _OPTIONS, end, len(payload))
+    return _decode_options(payload[start:end])
+
+
+def decode_class(payload: bytes) -> tuple[int, int, int, ClassState] | None:
+    """(ifindex, classid, leaf handle, state) of an HTB class message; None for other kinds."""
+    _family, ifindex, handle, parent, info = _TCMSG.unpack_from(payload)
+    params = decode_params(payload)
     if params is None:
         return None
     sent_bytes = sent_packets = drops = backlog = 0
-    first, last = find_attr(payload, _STATS2, end, len(payload))
+    first, last = find_attr(payload, _STATS2, _TCMSG.size, len(payload))
     start, end = find_attr(payload, _STATS_BASIC, first, last)
     if start < end:
         sent_bytes, sent_packets = _BASIC.unpack_from(payload, start)
@@ -203,7 +208,7 @@ def decode_class(payload: bytes) -> tuple[int, int, int, ClassState] | None:
 
 
 @lru_cache(maxsize=1_024)
-def _decode_params(options: bytes) -> HtbClass | None:
+def _decode_options(options: bytes) -> HtbClass | None:
     """What a class's TCA_OPTIONS say.  Most users share those of a few plans."""
     params = None
     rate64 = ceil64 = 0
@@ -246,6 +251,7 @@ def decode_filter(payload: bytes) -> Filter:
     return Filter(info >> 16, info & 0xFFFF, handle, kind, target)
 
 
+@lru_cache(maxsize=1_024)
 def same_class(have: HtbClass, want: HtbClass) -> bool:
     """Whether a class already is what it should be, as far as the kernel can express it.
 
@@ -287,9 +293,13 @@ class Tc:
         """{minor: bytes sent}: less than half the time of `classes`."""
         return {minor: decode_sent(answer) for minor, answer in self._classes(ifindex, major)}
 
-    def minors(self, ifindex: int, major: int) -> set[int]:
-        """Only which classes there are."""
-        return {minor for minor, _answer in self._classes(ifindex, major)}
+    def params(self, ifindex: int, major: int) -> dict[int, HtbClass]:
+        """{minor: parameters} of the classes: half the time of `classes`."""
+        return {
+            minor: params
+            for minor, answer in self._classes(ifindex, major)
+            if (params := decode_params(answer))
+        }
 
     def _classes(self, ifindex: int, major: int) -> Iterator[tuple[int, bytes]]:
         """Minor and message of each class under root ``major:`` on one interface."""

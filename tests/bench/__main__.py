@@ -43,8 +43,7 @@ def _measure(part: str, quick: bool) -> None:
             enter_namespace()
             os.sched_setaffinity(0, {BENCH_CPU})
             agent_bench.measure(report, agent_bench.QUICK if quick else agent_bench.FULL)
-            report.stolen(part)
-            report.write(REPORT)
+            report.write(REPORT, part)
             os._exit(0)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
             raise SystemExit("bench: the agent was not measured")
@@ -55,8 +54,7 @@ def _measure(part: str, quick: bool) -> None:
     else:
         print(f"A lab node (about {10 if quick else 20} minutes):", flush=True)
         lab_bench.measure(report, quick)
-    report.stolen(part)
-    report.write(REPORT)
+    report.write(REPORT, part)
 
 
 if __name__ == "__main__":

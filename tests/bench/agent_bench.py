@@ -18,7 +18,7 @@ from vff_qos.kernel.conntrack import Conntrack, decode, decode_tuple, prepare
 from vff_qos.kernel.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
 from vff_qos.kernel.tc import ClassState, Tc
 
-from .rows import Report
+from .rows import Report, Steal
 from .world import (
     MAJOR,
     Agent,
@@ -144,16 +144,20 @@ class _Watcher(threading.Thread):
 def latency(report: Report, rate: int, effort: Effort) -> None:
     """From write() to the mark, for new flows of known users at ``rate`` lines a second."""
     report.progress(f"latency at {rate:,} lines/s, {effort.runs} times {effort.latency_s:.0f} s")
-    half, tail, cpu = [], [], []
+    half, tail, cpu, stolen = [], [], [], []
     for _ in range(effort.runs):
         with agent() as follower:
+            steal = Steal()
             delays, cpu_pct = _delays(follower, rate, effort.latency_s)
+            stolen.append(steal.pct())
         half.append(delays[len(delays) // 2])
         tail.append(delays[len(delays) * 99 // 100])
         cpu.append(cpu_pct)
     report.add(f"follow.latency_p50_ms.rate_{rate}", half, "ms")
     report.add(f"follow.latency_p99_ms.rate_{rate}", tail, "ms")
     report.add(f"follow.cpu_pct.rate_{rate}", cpu, "%")
+    # The tail follows it, run by run.
+    report.add(f"machine.stolen_pct.rate_{rate}", stolen, "%")
 
 
 def _delays(follower: Agent, rate: int, seconds: float) -> tuple[list[float], float]:

@@ -11,10 +11,24 @@ from pathlib import Path
 from typing import Any
 
 
-def _stolen_s() -> float:
-    """Processor time that the hypervisor has given to others so far: steal, see proc_stat(5)."""
-    with open("/proc/stat", encoding="ascii") as file:
-        return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+class Steal:
+    """What the hypervisor gives of this machine to others, from now on: proc_stat(5).
+
+    What is stolen is missing everywhere: a class sends nothing while its processor is away.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._before_s = time.monotonic(), self._stolen_s()
+
+    @staticmethod
+    def _stolen_s() -> float:
+        with open("/proc/stat", encoding="ascii") as file:
+            return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+
+    def pct(self) -> float:
+        """Percent of all processors until now."""
+        passed_s = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        return 100 * (self._stolen_s() - self._before_s) / passed_s
 
 
 class Report:
@@ -22,7 +36,7 @@ class Report:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._began, self._stolen_s = time.monotonic(), _stolen_s()
+        self._steal = Steal()
 
     def add(self, name: str, runs: list[float], unit: str) -> float:
         """Record a row, print it, return its median.  No run, or no number, ends the bench."""
@@ -39,22 +53,14 @@ class Report:
         values = {row["name"]: row["value"] for row in self.rows}
         self.add(name, [values[of] / values[to]], "x")
 
-    def stolen(self, part: str) -> None:
-        """Record how much of this machine others had since the report was begun.
-
-        What is stolen is missing everywhere: a class sends nothing while its processor is away.
-        """
-        passed_s = (time.monotonic() - self._began) * (os.cpu_count() or 1)
-        used_s = _stolen_s() - self._stolen_s
-        self.add(f"machine.stolen_pct.{part}", [100 * used_s / passed_s], "%")
-
     @staticmethod
     def progress(text: str) -> None:
         """Say what takes time now."""
         print(f"  - {text}", flush=True)
 
-    def write(self, path: Path) -> None:
-        """Merge into the JSON file: rows of the same name are replaced."""
+    def write(self, path: Path, part: str) -> None:
+        """Merge into the JSON file, with what was stolen meanwhile; rows of a name are replaced."""
+        self.add(f"machine.stolen_pct.{part}", [self._steal.pct()], "%")
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = {row["name"] for row in self.rows}
         kept = []

@@ -58,6 +58,10 @@ options:
     description: Directory that may hold wheels of an earlier run.
     type: path
     required: true
+  user:
+    description: Name of the account that an earlier run may have made.
+    type: str
+    required: true
 """
 
 EXAMPLES = r"""
@@ -70,6 +74,7 @@ EXAMPLES = r"""
     python: /usr/bin/python3
     access_log: /var/log/xray/access.log
     wheel_dir: /opt/vff-qos/wheels
+    user: vff-qos
 """
 
 RETURN = r"""
@@ -99,6 +104,11 @@ wheels:
   type: dict
   returned: success
   sample: {}
+account:
+  description: Group, comment, home and shell of O(user); empty if there is none.
+  type: dict
+  returned: success
+  sample: {}
 notes:
   description: Things that do not stand in the way but that an operator should know.
   type: list
@@ -107,8 +117,10 @@ notes:
   sample: []
 """
 
+import grp
 import json
 import os
+import pwd
 import re
 
 from ansible.module_utils.basic import AnsibleModule
@@ -315,6 +327,21 @@ def check_python(module, problems):
     return text, second.split()
 
 
+def account(name):
+    """What the system knows of a user; empty if there is none, or no group of its number."""
+    try:
+        entry = pwd.getpwnam(name)
+        group = grp.getgrgid(entry.pw_gid).gr_name
+    except KeyError:
+        return {}
+    return {
+        "group": group,
+        "comment": entry.pw_gecos,
+        "home": entry.pw_dir,
+        "shell": entry.pw_shell,
+    }
+
+
 def hashes(module, directory):
     """SHA-256 by name of the files in a directory that may not exist."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -333,6 +360,7 @@ def main():
             "imports": {"type": "list", "elements": "str", "default": []},
             "access_log": {"type": "path", "required": True},
             "wheel_dir": {"type": "path", "required": True},
+            "user": {"type": "str", "required": True},
         },
         supports_check_mode=True,
     )
@@ -363,6 +391,7 @@ def main():
         python_version=version,
         missing_imports=missing,
         wheels=hashes(module, module.params["wheel_dir"]),
+        account=account(module.params["user"]),
         notes=notes,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -100,3 +101,10 @@ def test_what_has_a_handle_was_put_there_by_somebody(
     preflight: ModuleType, qdiscs: list[dict[str, Any]], expected: tuple[str | None, str | None]
 ) -> None:
     assert preflight.foreign_qdiscs(qdiscs, 0x5100) == expected
+
+
+def test_an_account_has_a_group_and_nobody_has_none(preflight: ModuleType) -> None:
+    root = preflight.account("root")
+    assert root["group"] == "root"
+    assert root["home"] == os.path.expanduser("~root")
+    assert preflight.account("no-such-account") == {}

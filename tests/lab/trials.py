@@ -39,6 +39,7 @@ SWEPT = {
 TRIAL_USERS = (*FAIR_USERS, PINGED, NEIGHBOUR, *SWEPT.values())
 
 _SETTINGS = "/etc/vff-qos/settings.yml"
+_RESTART = "systemctl restart vff-qos-bootstrap vff-qos-follow"
 _DROP_IN = "/etc/vff-qos/policy.d/trial.yml"
 
 
@@ -67,7 +68,8 @@ def fairness(lab: Lab, direction: Direction = "download") -> Fairness:
     A single TCP connection does not always fill a share of half a Mbit/s at the round trips of a
     full emulated node: what it leaves, the others get.
     """
-    with _ceiling(lab, FAIR_CEIL), _far_users(lab):
+    ceil = {"node_ceil": f"{FAIR_CEIL // MBIT}mbit"}
+    with settings_by_hand(lab, ceil, _RESTART), _far_users(lab):
         report = lab.measure(direction, 20, users=FAIR_USERS, warmup_s=20, idle_s=0.5)
         alone = lab.measure(direction, 8, users=FAIR_USERS[:1], idle_s=0.5)
     medians, worst, greed = {}, 0.0, 0.0
@@ -144,17 +146,17 @@ def accuracy(
 
 
 @contextmanager
-def _ceiling(lab: Lab, ceil_bps: int) -> Iterator[None]:
-    """Another ceiling of the node, as an operator sets it by hand, and back."""
-    restart = "systemctl restart vff-qos-bootstrap vff-qos-follow"
-    lab.node.ssh(
-        f"cp -p {_SETTINGS} {_SETTINGS}.trial && "
-        f"sed -i 's/^node_ceil:.*/node_ceil: {ceil_bps // MBIT}mbit/' {_SETTINGS} && {restart}"
-    )
+def settings_by_hand(lab: Lab, values: dict[str, str], then: str) -> Iterator[None]:
+    """Other values in the node's settings, as an operator edits them, and back.
+
+    `then` is the command that puts either in force.
+    """
+    edits = " ".join(f"-e 's/^\\( *\\){key}:.*/\\1{key}: {to}/'" for key, to in values.items())
+    lab.node.ssh(f"cp -p {_SETTINGS} {_SETTINGS}.trial && sed -i {edits} {_SETTINGS} && {then}")
     try:
         yield
     finally:
-        lab.node.ssh(f"mv {_SETTINGS}.trial {_SETTINGS} && {restart}")
+        lab.node.ssh(f"mv {_SETTINGS}.trial {_SETTINGS} && {then}")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from lab.trials import (
     WEIGHTS,
     fairness,
     latency,
+    settings_by_hand,
     trial_variables,
 )
 from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, Direction
@@ -197,7 +198,11 @@ def make(target: str, *more: str) -> None:
 def kill_switch() -> None:
     """Open connections lose their limits by `disabled` and get them back by `present`."""
     lab = attach()
-    run = lab.start_traffic("download", LONG_S, users=USERS, idle_s=1.0, warmup_s=WARMUP_S)
+    # Two of them, one on IPv6: what the node moves for them is missing for the role.
+    users = [user for user in USERS if user.protocol == "vless"]
+    run = lab.start_traffic(
+        "download", LONG_S, users=users, idle_s=1.0, warmup_s=WARMUP_S, line=2.0
+    )
     time.sleep(WARMUP_S + 12)
     marks = [time.time()]
     make("qos-disable")
@@ -257,25 +262,24 @@ def journal() -> None:
 def gc() -> None:
     """An idle user goes, an active one stays; the dry run says what the real run does."""
     lab = attach()
-    soon = {"qos_gc_idle_sec": 5, "qos_gc_min_age_sec": 0, "qos_gc_check_conntrack": False}
-    make("qos", f"EXTRA=-e '{json.dumps(soon)}'")
     before = classes(lab)
-    run = lab.start_traffic("download", LONG_S, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
-    time.sleep(4)
-    # The first look notes the counters, the second one sees who did not move since.
-    lab.node.ssh("systemctl start vff-qos-gc.service")
-    time.sleep(8)
-    planned = lab.node.ssh("vff-qos gc --dry-run")
-    done = lab.node.ssh("vff-qos gc")
-    after = classes(lab)
-    run.finish()
+    soon = {"idle_s": "5", "min_age_s": "0", "check_conntrack": "false"}
+    with settings_by_hand(lab, soon, "vff-qos check-config"):
+        run = lab.start_traffic("download", LONG_S, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
+        time.sleep(4)
+        # The first look notes the counters, the second one sees who did not move since.
+        lab.node.ssh("systemctl start vff-qos-gc.service")
+        time.sleep(8)
+        planned = lab.node.ssh("vff-qos gc --dry-run")
+        done = lab.node.ssh("vff-qos gc")
+        after = classes(lab)
+        run.finish()
     if planned != done:
         raise Failed(f"the dry run said\n{planned}\nand the real run did\n{done}")
     if not re.search(r"bob@lab", done):
         raise Failed(f"an idle user was not collected; gc said:\n{done}")
     if "alice@lab" in done or not after:
         raise Failed(f"an active user was collected; gc said:\n{done}\nclasses were {before}")
-    make("qos")
 
 
 def classes(lab: Lab) -> set[str]:
@@ -424,7 +428,7 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, reboot, journal, gc, absent, never_installed, dependent, disabled_reboot,
+        round_trips, reboot, gc, journal, absent, never_installed, dependent, disabled_reboot,
     )
 }  # fmt: skip
 

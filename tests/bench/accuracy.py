@@ -27,7 +27,7 @@ from lab.node import die_with_parent
 from vff_qos.core.htb import FIRST_USER_MINOR, shared_class, user_class
 from vff_qos.kernel.tc import ADD, ClassKey, Tc, add_class, encode_class
 
-from .rows import Report
+from .rows import Report, Steal
 
 RATES_BPS = (1_000_000, 5_000_000, 20_000_000, 100_000_000, 500_000_000)
 _MAJOR = 0x5100
@@ -50,8 +50,10 @@ def measure(report: Report, file: Path, windows: int, warmup_s: float) -> None:
             for transport in ("tcp", "udp"):
                 found = []
                 for rate_bps in RATES_BPS:
+                    report.progress(f"{direction}, {transport}, {rate_bps / 1e6:.0f} Mbit/s")
                     network.limit(direction, rate_bps)
                     for flows in (1, 32):
+                        steal = Steal()
                         rates = network.send(rate_bps, transport, flows, warmup_s, windows)
                         measured = statistics.median(rates)
                         found.append(
@@ -63,6 +65,7 @@ def measure(report: Report, file: Path, windows: int, warmup_s: float) -> None:
                                 "measured_bps": round(measured),
                                 "error_pct": round(100 * (measured / rate_bps - 1), 3),
                                 "runs": [round(rate) for rate in rates],
+                                "stolen_pct": round(steal.pct(), 1),
                             }
                         )
                 errors = [abs(point["error_pct"]) for point in found]

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -330,7 +331,8 @@ UNTIL = {
 def healing() -> None:
     """Whatever others break comes back by itself, while traffic flows."""
     lab = attach()
-    run = lab.start_traffic("download", LONG_S, users=USERS, idle_s=1.0, warmup_s=1.0)
+    users = [replace(user, flows=1) for user in USERS]  # more is load for the node, not for us
+    run = lab.start_traffic("download", LONG_S, users=users, idle_s=1.0, warmup_s=1.0)
     time.sleep(WARMUP_S)  # everybody has a class and live flows
     lab.node.put(GUEST / "heal.py", "/opt/lab/heal.py")
 

@@ -22,12 +22,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from lab.counters import Queues, inside
+from lab.machine import Steal
 from lab.network import FAR_TCP
 from lab.node import die_with_parent
 from vff_qos.core.htb import FIRST_USER_MINOR, shared_class, user_class
 from vff_qos.kernel.tc import ADD, ClassKey, Tc, add_class, encode_class
 
-from .rows import Report, Steal
+from .rows import Report
 
 RATES_BPS = (1_000_000, 5_000_000, 20_000_000, 100_000_000, 500_000_000)
 _MAJOR = 0x5100

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from lab.machine import Steal
 from vff_qos.core.htb import PARKED_PRIO
 from vff_qos.kernel.conntrack import Conntrack, decode, decode_tuple, prepare
 from vff_qos.kernel.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
 from vff_qos.kernel.tc import ClassState, Tc
 
-from .rows import Report, Steal
+from .rows import Report
 from .world import (
     MAJOR,
     Agent,

@@ -4,31 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-
-class Steal:
-    """What the hypervisor gives of this machine to others, from now on: proc_stat(5).
-
-    What is stolen is missing everywhere: a class sends nothing while its processor is away.
-    """
-
-    def __init__(self) -> None:
-        self._began, self._before_s = time.monotonic(), self._stolen_s()
-
-    @staticmethod
-    def _stolen_s() -> float:
-        with open("/proc/stat", encoding="ascii") as file:
-            return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
-
-    def pct(self) -> float:
-        """Percent of all processors until now."""
-        passed_s = (time.monotonic() - self._began) * (os.cpu_count() or 1)
-        return 100 * (self._stolen_s() - self._before_s) / passed_s
+from lab.machine import Steal
 
 
 class Report:

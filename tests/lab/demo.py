@@ -11,6 +11,7 @@ from typing import Any
 
 from . import operate
 from .labnode import Lab
+from .machine import Steal
 from .measure import Measurement, Report
 from .node import Node
 from .progress import say, step
@@ -42,6 +43,7 @@ Player = Callable[..., None]
 def demo() -> bool:
     """Run everything; returns whether all went as it should."""
     OUT.mkdir(parents=True, exist_ok=True)
+    steal = Steal()
     with Lab("demo") as lab:
         lab.start_engine()
         before = snapshot(lab.node)
@@ -63,6 +65,7 @@ def demo() -> bool:
         "live_change": change["figures"],
         **switch["figures"],
         "residue": residue,
+        "stolen_pct": round(steal.pct(), 1),
     }
     (OUT / "report.json").write_text(json.dumps(result, indent=1))
     _plot(reports, change, switch)
@@ -276,4 +279,6 @@ def _verdict(result: dict[str, Any]) -> bool:
     print(f"report: {OUT / 'report.json'}\nplot:   {OUT / 'rates.png'}")
     for line in wrong:
         say(f"NOT AS IT SHOULD BE: {line}")
+    if wrong:
+        say(f"others had {result['stolen_pct']} % of this machine meanwhile (steal)")
     return not wrong

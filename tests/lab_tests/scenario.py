@@ -32,6 +32,7 @@ from lab.trials import (
     trial_variables,
 )
 from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, Direction
+from vff_qos.journal import MESSAGE_IDS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "molecule"
@@ -52,7 +53,7 @@ WARMUP_S, SECONDS = 10.0, 10.0
 LONG_S = 900.0  # for as long as it takes; ended by hand
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
-UNFAIR_PCT = 15.0  # on an emulated node; tests/netns asks for 5 % natively
+UNFAIR_PCT = 10.0  # on an emulated node; tests/netns asks for 5 % natively
 OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
 HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
@@ -392,6 +393,21 @@ def round_trips() -> None:
             raise Failed(f"{direction}: added are {added} ms, allowed {allowed} ms")
 
 
+def memory() -> None:
+    """The agent tells of stalls for which TCP's memory is to blame."""
+    node = attach().node
+    before = node.ssh("sysctl -n net.ipv4.tcp_mem").strip()
+    told = f"journalctl -q MESSAGE_ID={MESSAGE_IDS['memory']} | grep -q ."
+    node.ssh("sysctl -qw net.ipv4.tcp_mem='1 2 1000000'")  # two pages are too much
+    try:
+        node.ssh(f"timeout 60 sh -c 'until {told}; do sleep 1; done'")
+        status = node.ssh("vff-qos status")
+    finally:
+        node.ssh(f"sysctl -qw net.ipv4.tcp_mem='{before}'")
+    if "TROUBLE: TCP is short of memory" not in status:
+        raise Failed(f"status does not tell of TCP's memory:\n{status}")
+
+
 def absent() -> None:
     """Nothing of ours is left, and nobody is limited."""
     make("qos-absent")
@@ -430,7 +446,8 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, reboot, gc, journal, absent, never_installed, dependent, disabled_reboot,
+        round_trips, reboot, gc, memory, journal, absent, never_installed, dependent,
+        disabled_reboot,
     )
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from .kept import keep_policy, kept_policy
 from .kernel.addresses import local_addresses
 from .kernel.devices import shaping_devices
 from .kernel.netlink import Netlink
+from .kernel.tcpmem import read_tcp_memory
 from .lock import Lock
 from .sources import open_source
 from .state import State, StateError
@@ -235,6 +236,7 @@ class Follower:
         notify("WATCHDOG=1")
         if now >= self._next_status:
             self._next_status = now + _STATUS_S
+            self._look_at_memory()
             self._write_status()
 
     def _complain(self) -> None:
@@ -254,6 +256,16 @@ class Follower:
                 'which strangers can forge lines; give "error" its own file',
                 WARNING,
             )
+
+    def _look_at_memory(self) -> None:
+        """Tell of stalls that look like ours and are not."""
+        try:
+            memory = read_tcp_memory()
+        except OSError as error:
+            self._journal.limited("memory", f"TCP's memory is not watched: {error}", WARNING)
+            return
+        if memory.is_short:
+            self._journal.limited("memory", str(memory), WARNING)
 
     def _check_policy(self) -> None:
         """Read the policy when told to, and when its files have changed and then kept still.

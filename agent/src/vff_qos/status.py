@@ -18,6 +18,7 @@ from .errors import Refused
 from .kernel.conntrack import Conntrack
 from .kernel.devices import shaping_devices, wan_device
 from .kernel.tc import Tc
+from .kernel.tcpmem import TcpMemory, read_tcp_memory
 from .orders import describe_override
 from .state import State
 
@@ -26,10 +27,11 @@ _STALE_S = 15.0
 
 
 def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any]:
-    """Everything ``status`` shows, as JSON.  Raises KernelRefused, StateError."""
+    """Everything ``status`` shows, as JSON.  Raises KernelRefused, StateError, OSError."""
     status: dict[str, Any] = {
         "suspended": state.get_value("suspended") is not None,
         "follower": running_follower(paths.run_dir),
+        "tcp_memory": read_tcp_memory()._asdict(),
         "users": [],
         "overrides": [
             override._asdict()
@@ -95,6 +97,9 @@ def render(status: dict[str, Any]) -> str:
         lines.append("SUSPENDED: nobody is limited ('vff-qos bootstrap' ends it)")
     if status.get("trouble"):
         lines.append(f"TROUBLE: {status['trouble']}")
+    memory = TcpMemory(**status["tcp_memory"])
+    if memory.is_short:
+        lines.append(f"TROUBLE: {memory}")
     follower = status["follower"]
     if follower is None:
         lines.append("follower: not running")

@@ -261,7 +261,7 @@ class Follower:
         """Tell of stalls that look like ours and are not."""
         try:
             memory = read_tcp_memory()
-        except OSError as error:
+        except KernelRefused as error:
             self._journal.limited("memory", f"TCP's memory is not watched: {error}", WARNING)
             return
         if memory.is_short:

@@ -27,7 +27,7 @@ _STALE_S = 15.0
 
 
 def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any]:
-    """Everything ``status`` shows, as JSON.  Raises KernelRefused, StateError, OSError."""
+    """Everything ``status`` shows, as JSON.  Raises KernelRefused, StateError."""
     status: dict[str, Any] = {
         "suspended": state.get_value("suspended") is not None,
         "follower": running_follower(paths.run_dir),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from ..errors import KernelRefused
+
 _PATH = "/proc/net/protocols"
 
 
@@ -37,6 +39,9 @@ def parse_protocols(text: str, page_bytes: int) -> TcpMemory:
 
 
 def read_tcp_memory() -> TcpMemory:
-    """As it is now.  Raises OSError."""
-    with open(_PATH, encoding="ascii") as file:
-        return parse_protocols(file.read(), os.sysconf("SC_PAGE_SIZE"))
+    """As it is now.  Raises KernelRefused."""
+    try:
+        with open(_PATH, encoding="ascii") as file:
+            return parse_protocols(file.read(), os.sysconf("SC_PAGE_SIZE"))
+    except OSError as error:
+        raise KernelRefused(error.errno or 0, f"reading {_PATH}") from error

@@ -34,6 +34,7 @@ KERNEL_OPTIONS = (
     "console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off init_on_alloc=0 tsc=reliable "
     "cryptomgr.notests rcupdate.rcu_expedited=1 audit=0"
 )
+_SSH_FAILED = 255  # ssh(1): not the command's own exit status
 PARALLEL = ("-accel", "tcg,thread=multi", "-smp", "2")
 COUNTED = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0")
 SOCKET_PATH_MAX = 90  # sun_path holds 108 bytes and ssh appends a suffix of 17 while connecting
@@ -204,6 +205,8 @@ class Node:
         )
         if check and result.returncode:
             tail = " | ".join((result.stderr or result.stdout).strip().splitlines()[-4:])
+            if result.returncode == _SSH_FAILED:  # a kernel that hangs says so there
+                tail += f"; on the console: {self._serial(20)}"
             raise LabError(f"on the node, {command!r} failed with {result.returncode}: {tail}")
         return result
 
@@ -409,13 +412,13 @@ class Node:
         if self.dir.exists():
             shutil.rmtree(self.dir)
 
-    def _serial(self) -> str:
+    def _serial(self, lines: int = 3) -> str:
         """The last words on the console, as one line."""
         try:
             text = (self.dir / "serial.log").read_bytes().decode(errors="replace")
         except FileNotFoundError:
             return "(nothing on the console)"
-        return " | ".join(line.strip() for line in text.strip().splitlines()[-3:])
+        return " | ".join(line.strip() for line in text.strip().splitlines()[-lines:])
 
     def _catch_signals(self) -> None:
         """Turn a termination request into an exception, so that `__exit__` runs."""

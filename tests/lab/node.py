@@ -24,6 +24,8 @@ from .progress import LabError, say, step
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNTIME = REPOSITORY / "build" / "lab"
 BOOT_TIMEOUT_S = 180.0
+#: For an answer of sshd: under a busy hypervisor the emulated node stands still for many seconds.
+PATIENCE_S = 60
 PR_SET_PDEATHSIG = 1
 # Without "enhanced rep movsb": emulation copies its bytes one by one. Leaving it out makes TCP
 # three times and system calls that copy six times as fast. Without AES instructions the engine
@@ -148,9 +150,10 @@ class Node:
             self._stop_master()
             deadline = started + BOOT_TIMEOUT_S
             while True:
-                done = self.run("cat /proc/sys/kernel/random/boot_id", check=False)
-                if done.returncode == 0 and done.stdout != before:
-                    break
+                if _answers_ssh(self.port):
+                    done = self.run("cat /proc/sys/kernel/random/boot_id", check=False)
+                    if done.returncode == 0 and done.stdout != before:
+                        break
                 if time.monotonic() > deadline:
                     raise LabError(f"node did not come back after its reboot: {self._serial()}")
                 time.sleep(0.3)
@@ -245,6 +248,7 @@ class Node:
             "ansible_ssh_private_key_file": str(self.dir / "key"),
             "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.dir / 'known_hosts'}",
             "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_ssh_timeout": PATIENCE_S,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = ["---", "all:", "  hosts:", f"    {host}:"]
@@ -352,7 +356,7 @@ class Node:
             start_new_session=True,
             preexec_fn=None if self.persistent else die_with_parent(),
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not self._control.exists():
             if self._master.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"cannot log in to node {self.name!r}: {self._serial()}")
@@ -390,7 +394,7 @@ class Node:
             "StrictHostKeyChecking": "yes",
             "HostKeyAlias": f"[127.0.0.1]:{self.port}",
             "BatchMode": "yes",
-            "ConnectTimeout": 10,
+            "ConnectTimeout": PATIENCE_S,
             "ServerAliveInterval": 10,
             "LogLevel": "ERROR",
         }

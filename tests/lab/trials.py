@@ -69,7 +69,7 @@ class Fairness(NamedTuple):
 def fairness(lab: Lab, direction: Direction = "download") -> Fairness:
     """Fill the node with users of two plans, who have 1 to 64 flows each."""
     ceil = {"node_ceil": f"{FAIR_CEIL // MBIT}mbit"}
-    with settings_by_hand(lab, ceil, _RESTART), _kernel(lab, _FAIR_KERNEL):
+    with settings_by_hand(lab, ceil, _RESTART), kernel_settings(lab, _FAIR_KERNEL):
         report = lab.measure(direction, 20, users=FAIR_USERS, warmup_s=20, idle_s=0.5)
         alone = lab.measure(direction, 8, users=FAIR_USERS[:1], idle_s=0.5)
     medians, worst, greed = {}, 0.0, 0.0
@@ -159,7 +159,7 @@ def settings_by_hand(lab: Lab, values: dict[str, str], then: str) -> Iterator[No
 
 
 @contextmanager
-def _kernel(lab: Lab, values: dict[str, str]) -> Iterator[None]:
+def kernel_settings(lab: Lab, values: dict[str, str]) -> Iterator[None]:
     """Other kernel settings of the node, and back."""
     names = list(values)
     before = [lab.node.ssh(f"sysctl -n {name}").strip() for name in names]

@@ -27,6 +27,7 @@ from lab.trials import (
     TRIAL_USERS,
     WEIGHTS,
     fairness,
+    kernel_settings,
     latency,
     settings_by_hand,
     trial_variables,
@@ -404,15 +405,11 @@ def round_trips() -> None:
 def memory() -> None:
     """The agent tells of stalls for which TCP's memory is to blame."""
     lab = attach()
-    before = lab.node.ssh("sysctl -n net.ipv4.tcp_mem").strip()
     told = f"journalctl -q MESSAGE_ID={MESSAGE_IDS['memory']} | grep -q ."
     run = lab.start_traffic("download", LONG_S, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
-    lab.node.ssh("sysctl -qw net.ipv4.tcp_mem='1 2 1000000'")  # two pages are too much
-    try:
+    with kernel_settings(lab, {"net.ipv4.tcp_mem": "1 2 1000000"}):  # two pages are too much
         lab.node.ssh(f"timeout 60 sh -c 'until {told}; do sleep 1; done'")
         status = lab.node.ssh("vff-qos status")
-    finally:
-        lab.node.ssh(f"sysctl -qw net.ipv4.tcp_mem='{before}'")
     run.finish()
     if "TROUBLE: TCP is short of memory" not in status:
         raise Failed(f"status does not tell of TCP's memory:\n{status}")

@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lab.counters import Queues, inside
-from lab.machine import Steal
+from lab.machine import Load
 from lab.network import FAR_TCP
 from lab.node import die_with_parent
 from vff_qos.core.htb import FIRST_USER_MINOR, shared_class, user_class
@@ -54,7 +54,7 @@ def measure(report: Report, file: Path, windows: int, warmup_s: float) -> None:
                     report.progress(f"{direction}, {transport}, {rate_bps / 1e6:.0f} Mbit/s")
                     network.limit(direction, rate_bps)
                     for flows in (1, 32):
-                        steal = Steal()
+                        load = Load()
                         rates = network.send(rate_bps, transport, flows, warmup_s, windows)
                         measured = statistics.median(rates)
                         found.append(
@@ -66,7 +66,7 @@ def measure(report: Report, file: Path, windows: int, warmup_s: float) -> None:
                                 "measured_bps": round(measured),
                                 "error_pct": round(100 * (measured / rate_bps - 1), 3),
                                 "runs": [round(rate) for rate in rates],
-                                "stolen_pct": round(steal.pct(), 1),
+                                "stolen_pct": round(load.stolen_pct(), 1),
                             }
                         )
                 errors = [abs(point["error_pct"]) for point in found]

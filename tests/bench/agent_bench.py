@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lab.machine import Steal
+from lab.machine import Load
 from vff_qos.core.htb import PARKED_PRIO
 from vff_qos.kernel.conntrack import Conntrack, decode, decode_tuple, prepare
 from vff_qos.kernel.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
@@ -148,9 +148,9 @@ def latency(report: Report, rate: int, effort: Effort) -> None:
     half, tail, cpu, stolen = [], [], [], []
     for _ in range(effort.runs):
         with agent() as follower:
-            steal = Steal()
+            load = Load()
             delays, cpu_pct = _delays(follower, rate, effort.latency_s)
-            stolen.append(steal.pct())
+            stolen.append(load.stolen_pct())
         half.append(delays[len(delays) // 2])
         tail.append(delays[len(delays) * 99 // 100])
         cpu.append(cpu_pct)

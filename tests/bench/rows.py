@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from lab.machine import Steal
+from lab.machine import Load
 
 
 class Report:
@@ -16,7 +16,7 @@ class Report:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._steal = Steal()
+        self._load = Load()
 
     def add(self, name: str, runs: list[float], unit: str) -> float:
         """Record a row, print it, return its median.  No run, or no number, ends the bench."""
@@ -40,7 +40,7 @@ class Report:
 
     def write(self, path: Path, part: str) -> None:
         """Merge into the JSON file, with what was stolen meanwhile; rows of a name are replaced."""
-        self.add(f"machine.stolen_pct.{part}", [self._steal.pct()], "%")
+        self.add(f"machine.stolen_pct.{part}", [self._load.stolen_pct()], "%")
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = {row["name"] for row in self.rows}
         kept = []

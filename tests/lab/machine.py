@@ -5,22 +5,33 @@ from __future__ import annotations
 import os
 import time
 
+_IDLE, _STOLEN = 4, 8  # fields of the first line of proc_stat(5)
 
-class Steal:
-    """What the hypervisor gives of this machine to others, from now on: proc_stat(5).
 
-    What is stolen is missing everywhere: a class sends nothing while its processor is away.
+class Load:
+    """Who has this machine's processors, from now on; in percent of all of them.
+
+    What the hypervisor gives to others (`stolen_pct`) is missing everywhere: a class sends nothing
+    while its processor is away.
     """
 
     def __init__(self) -> None:
-        self._began, self._before_s = time.monotonic(), self._stolen_s()
+        self._began, self._before = time.monotonic(), self._fields()
+
+    def stolen_pct(self) -> float:
+        """What others had until now."""
+        return self._pct(_STOLEN)
+
+    def idle_pct(self) -> float:
+        """What nobody wanted until now."""
+        return self._pct(_IDLE)
+
+    def _pct(self, field: int) -> float:
+        passed_s = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        ticks = self._fields()[field] - self._before[field]
+        return 100 * ticks / os.sysconf("SC_CLK_TCK") / passed_s
 
     @staticmethod
-    def _stolen_s() -> float:
+    def _fields() -> list[int]:
         with open("/proc/stat", encoding="ascii") as file:
-            return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
-
-    def pct(self) -> float:
-        """Percent of all processors until now."""
-        passed_s = (time.monotonic() - self._began) * (os.cpu_count() or 1)
-        return 100 * (self._stolen_s() - self._before_s) / passed_s
+            return [0, *map(int, file.readline().split()[1:])]

@@ -55,6 +55,7 @@ def datapath(report: Report, node: Node, rounds: int) -> None:
         one = cases["1 users"]
         names = {f"{users} users": f"users_{users}" for users in _USERS}
         names |= {"no shaping": "none", "one filter per user": f"peer_{_PEER_USERS}"}
+        names["1 user who borrows"] = "users_1_borrows"
         for case, rates in cases.items():
             report.add(f"datapath.packets.{senders}.{names[case]}", rates, "per 1e9 i")
             if case != "1 users":

@@ -20,13 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from vff_qos.bootstrap import reconcile
-from vff_qos.core.htb import FIRST_USER_MINOR, classid, usable_minor, user_class
+from vff_qos.core.htb import FIRST_USER_MINOR, HtbClass, classid, usable_minor, user_class
 from vff_qos.core.settings import Settings
 from vff_qos.kernel.tc import ClassKey, Tc, add_class
 
 PKTGEN = Path("/proc/net/pktgen")
 PACKET_BYTES = 200
 LIMIT_BPS = 1_000_000_000  # never reached: what is measured is the way through
+#: Nobody borrows from the node: one user would need to, and many by turns would not.
+WITHIN = user_class(LIMIT_BPS, guaranteed_bps=LIMIT_BPS)
+#: As the agent makes it without a guarantee in the policy: whoever sends this much borrows.
+BEYOND = user_class(LIMIT_BPS)
 FIRST_MAJOR = 0x5100
 
 
@@ -67,9 +71,9 @@ def mark_users(name: str, major: int, users: int) -> None:
     )
 
 
-def add_users(index: int, major: int, users: int) -> None:
+def add_users(index: int, major: int, users: int, params: HtbClass) -> None:
     """Classes as the agent makes them."""
-    tc, params = Tc(), user_class(LIMIT_BPS)
+    tc = Tc()
     minors = range(FIRST_USER_MINOR, FIRST_USER_MINOR + users)
     for minor in minors:
         if not usable_minor(major, minor):
@@ -79,12 +83,12 @@ def add_users(index: int, major: int, users: int) -> None:
             raise SystemExit(f"adding class {minor:#x}: {failed}")
 
 
-def tree(name: str, major: int, users: int) -> None:
+def tree(name: str, major: int, users: int, params: HtbClass) -> None:
     """The agent's tree with its one filter."""
     index = device(name)
     settings = replace(Settings(), wan=name, ifb=f"ifb-{name}", major=major)
     reconcile(settings, Memory())
-    add_users(index, major, users)
+    add_users(index, major, users, params)
 
 
 def filter_per_user(name: str, major: int, users: int) -> None:
@@ -126,9 +130,10 @@ def main() -> None:
     device("dp-none")
     trees = [(f"{users} users", f"dp-{users}", users) for users in job["users"]]
     trees.append(("one filter per user", "dp-peer", job["peer_users"]))
+    trees.append(("1 user who borrows", "dp-borrows", 1))
     for major, (case, name, users) in enumerate(trees, FIRST_MAJOR):
         print(f"lab: a tree with {case} ({users})", file=sys.stderr, flush=True)
-        tree(name, major, users)
+        tree(name, major, users, BEYOND if name == "dp-borrows" else WITHIN)
     filter_per_user("dp-peer", FIRST_MAJOR + len(job["users"]), job["peer_users"])
     report: dict[str, dict[str, list[float]]] = {}
     for senders in ("one", "all"):

@@ -11,12 +11,12 @@ from typing import Any
 
 from . import operate
 from .labnode import Lab
-from .machine import Steal
+from .machine import Load
 from .measure import Measurement, Report
 from .node import Node
 from .progress import say, step
 from .snapshot import difference, snapshot
-from .users import DIRECTIONS, MBIT, USERS, role_variables
+from .users import DIRECTIONS, MBIT, USERS, Direction, role_variables
 
 OUT = operate.ROOT / "build" / "demo"
 
@@ -25,6 +25,9 @@ MAX_KILL_S = 1.0
 _MEASURE_S = 30.0
 #: Emulation is slow until it has translated what runs.
 _WARMUP_S = 15.0
+#: With more stolen or less idle than this, what is measured is this machine; so often it is
+#: measured again then.
+_STOLEN_PCT, _IDLE_PCT, _AGAIN = 2.0, 10.0, 2
 _SAMPLE_S = 0.25
 _LONG_S = 1200.0  # ended by hand
 #: In the kill switch run the users' access lines have this many times their limit: enough to see
@@ -43,7 +46,7 @@ Player = Callable[..., None]
 def demo() -> bool:
     """Run everything; returns whether all went as it should."""
     OUT.mkdir(parents=True, exist_ok=True)
-    steal = Steal()
+    load = Load()
     with Lab("demo") as lab:
         lab.start_engine()
         before = snapshot(lab.node)
@@ -51,8 +54,9 @@ def demo() -> bool:
         play("qos", "deploying with the playbook")
         rows = []
         reports: dict[str, Report] = {}
+        starved: list[dict[str, Any]] = []
         for direction in DIRECTIONS:
-            reports[direction] = lab.measure(direction, _MEASURE_S, warmup_s=_WARMUP_S)
+            reports[direction] = _measure(lab, direction, starved)
             rows += [_row(m) for m in reports[direction].measurements]
         _print_users(rows)
         change = _live_change(lab)
@@ -65,7 +69,8 @@ def demo() -> bool:
         "live_change": change["figures"],
         **switch["figures"],
         "residue": residue,
-        "stolen_pct": round(steal.pct(), 1),
+        "starved_runs": starved,
+        "stolen_pct": round(load.stolen_pct(), 1),
     }
     (OUT / "report.json").write_text(json.dumps(result, indent=1))
     _plot(reports, change, switch)
@@ -82,6 +87,34 @@ def _player(node: Node) -> Player:
         say(next(line for line in printed.splitlines() if "ok=" in line))
 
     return play
+
+
+def _measure(lab: Lab, direction: Direction, starved: list[dict[str, Any]]) -> Report:
+    """What everybody gets in a direction.
+
+    If somebody is off and this machine's processors were away or all busy meanwhile, that is
+    noted in `starved`, and measured again, twice at most.
+    """
+    while True:
+        load = Load()
+        report = lab.measure(direction, _MEASURE_S, warmup_s=_WARMUP_S)
+        stolen, idle = load.stolen_pct(), load.idle_pct()
+        off = {
+            m.user.email: round(m.error_pct, 1)
+            for m in report.measurements
+            if m.error_pct is not None and abs(m.error_pct) > MAX_ERROR_PCT
+        }
+        if not off or (stolen < _STOLEN_PCT and idle > _IDLE_PCT):
+            return report
+        users = ", ".join(f"{email} {error_pct:+.1f} %" for email, error_pct in off.items())
+        say(f"{direction}: {users}; of this machine's processors others had {stolen:.1f} %, "
+            f"and {idle:.1f} % were idle")  # fmt: skip
+        starved.append(
+            {"direction": direction, "off_pct": off}
+            | {"stolen_pct": round(stolen, 1), "idle_pct": round(idle, 1)}
+        )
+        if sum(run["direction"] == direction for run in starved) > _AGAIN:
+            return report
 
 
 def _row(m: Measurement) -> dict[str, Any]:

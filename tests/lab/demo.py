@@ -153,7 +153,7 @@ def _live_change(lab: Lab) -> dict[str, Any]:
     lowered = user.download // 5
     run = lab.start_traffic("download", _LONG_S, users=[user], interval_s=_SAMPLE_S, idle_s=0.5)
     with step(f"changing the limit of {user.email} under a running transfer"):
-        time.sleep(12)
+        time.sleep(18)
         marks = [time.time()]
         for command in (
             f"vff-qos limit {user.email} --download {lowered // MBIT}mbit --for 1h --reason demo",
@@ -161,7 +161,7 @@ def _live_change(lab: Lab) -> dict[str, Any]:
         ):
             lab.node.ssh(command)
             marks.append(time.time())
-            time.sleep(8)
+            time.sleep(12)
             marks.append(time.time())
         report = run.finish()
     series = report.measurements[0].series

@@ -95,7 +95,7 @@ def _measure(lab: Lab, direction: Direction, starved: list[dict[str, Any]]) -> R
     If somebody is off and this machine's processors were away or all busy meanwhile, that is
     noted in `starved`, and measured again, twice at most.
     """
-    while True:
+    for _try in range(1 + _AGAIN):
         load = Load()
         report = lab.measure(direction, _MEASURE_S, warmup_s=_WARMUP_S)
         stolen, idle = load.stolen_pct(), load.idle_pct()
@@ -105,7 +105,7 @@ def _measure(lab: Lab, direction: Direction, starved: list[dict[str, Any]]) -> R
             if m.error_pct is not None and abs(m.error_pct) > MAX_ERROR_PCT
         }
         if not off or (stolen < _STOLEN_PCT and idle > _IDLE_PCT):
-            return report
+            break
         users = ", ".join(f"{email} {error_pct:+.1f} %" for email, error_pct in off.items())
         say(f"{direction}: {users}; of this machine's processors others had {stolen:.1f} %, "
             f"and {idle:.1f} % were idle")  # fmt: skip
@@ -113,8 +113,7 @@ def _measure(lab: Lab, direction: Direction, starved: list[dict[str, Any]]) -> R
             {"direction": direction, "off_pct": off}
             | {"stolen_pct": round(stolen, 1), "idle_pct": round(idle, 1)}
         )
-        if sum(run["direction"] == direction for run in starved) > _AGAIN:
-            return report
+    return report
 
 
 def _row(m: Measurement) -> dict[str, Any]:

@@ -222,9 +222,9 @@ def _event(node: Node, kind: str) -> tuple[float, float]:
     lines = node.ssh(f"journalctl -o json MESSAGE_ID={MESSAGE_IDS[kind]}").splitlines()
     # The agent says that it is suspended, too; the command says how long it took.
     entry = [entry for line in lines if "VFF_QOS_TOOK_MS" in (entry := json.loads(line))][-1]
-    ended = int(entry["__REALTIME_TIMESTAMP"]) / 1e6 - node.clock_ahead_s()
-    took_s, work_s = (int(entry[f"VFF_QOS_{name}_MS"]) / 1e3 for name in ("TOOK", "WORK"))
-    return ended - work_s, took_s - work_s
+    began, ended = (int(entry[f"VFF_QOS_{name}_US"]) / 1e6 for name in ("BEGAN", "ENDED"))
+    took_s = int(entry["VFF_QOS_TOOK_MS"]) / 1e3
+    return began - node.clock_ahead_s(), took_s - (ended - began)
 
 
 def _settled(report: Report, event: float, *, lifted: bool) -> dict[str, float]:

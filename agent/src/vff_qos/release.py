@@ -30,7 +30,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
 
     Idempotent: None if everything was suspended already.  Raises KernelRefused.
     """
-    began = time.monotonic()
+    began = time.time()
     conntrack = Conntrack()
     with lock:
         earlier = state.get_value("suspended")
@@ -50,16 +50,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         if not _lift(settings) and earlier and not entries:
             return None
     conntrack.close()
-    took_s = _age_s()
-    journal.event(
-        "suspended",
-        f"suspended: {len(entries)} flows are unlimited now, {took_s:.2f} s after the start of "
-        "the command",
-        NOTICE,
-        flows=len(entries),
-        took_ms=round(took_s * 1000),
-        work_ms=round((time.monotonic() - began) * 1000),
-    )
+    _tell(journal, "suspended", len(entries), "unlimited now", began)
     return len(entries)
 
 
@@ -100,7 +91,7 @@ def resume(state: State, lock: Lock, journal: Journal) -> int | None:
 
     The follower then replays the log from the time of the suspension.
     """
-    began = time.monotonic()
+    began = time.time()
     with lock:
         saved = state.get_value("suspended")
         if saved is None:
@@ -115,13 +106,22 @@ def resume(state: State, lock: Lock, journal: Journal) -> int | None:
         conntrack.close()
         state.set_value("replay_since", saved["since"])
         state.set_value("suspended", None)
-    took_s = _age_s()
-    journal.event(
-        "resumed",
-        f"resumed: {count} flows are limited again, {took_s:.2f} s after the start of the command",
-        NOTICE,
-        flows=count,
-        took_ms=round(took_s * 1000),
-        work_ms=round((time.monotonic() - began) * 1000),
-    )
+    _tell(journal, "resumed", count, "limited again", began)
     return count
+
+
+def _tell(journal: Journal, kind: str, flows: int, how: str, began: float) -> None:
+    """Say it, and when the work began and ended.
+
+    The entry's own time is later: the library that writes it is only loaded then.
+    """
+    ended, took_s = time.time(), _age_s()
+    journal.event(
+        kind,
+        f"{kind}: {flows} flows are {how}, {took_s:.2f} s after the start of the command",
+        NOTICE,
+        flows=flows,
+        began_us=round(began * 1e6),
+        ended_us=round(ended * 1e6),
+        took_ms=round(took_s * 1000),
+    )

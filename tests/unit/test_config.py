@@ -91,7 +91,9 @@ gc: {idle_s: 5, min_age_s: 6, check_conntrack: false, pool_max: 7}
         (b"leaf: cake\nleaf: cake", "s:2: leaf: stands twice"),
         (b"- a\n- b", "must be a mapping"),
         (b"a: [", "not valid YAML"),
-        (b"leaf:\n " + b"[" * 3_000 + b"]" * 3_000, "is nested too deeply"),
+        (b"leaf:\n " + b"[" * 100 + b"]" * 100, "s:2: is nested too deeply"),
+        # Newer versions of PyYAML refuse this by themselves.
+        (b"leaf:\n " + b"[" * 3_000 + b"]" * 3_000, "nest"),
         (b"a: \0", "not valid YAML"),
         (b"\xff\xfe\xfd", "not valid YAML"),
         (b"wan: !!python/object:os.system x", "not valid YAML"),

@@ -214,7 +214,8 @@ def foreign_qdiscs(qdiscs, major):
     root = ingress = None
     for qdisc in qdiscs:
         handle = int(qdisc.get("handle", "0:").rstrip(":") or "0", 16)
-        if qdisc.get("root") and handle not in (0, major):
+        # One more than the major is the handle of what splits packets above our tree.
+        if qdisc.get("root") and handle not in (0, major, major + 1):
             root = f"{qdisc['kind']} {qdisc['handle']}"
         if qdisc.get("kind") == "ingress":
             ingress = "ingress"

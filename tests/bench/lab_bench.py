@@ -72,12 +72,13 @@ def datapath(report: Report, node: Node, rounds: int) -> None:
 
 def shares(report: Report, lab: Lab) -> None:
     """Twenty users with 1 to 64 flows each fill the node."""
-    report.progress("20 users fill the node")
-    result = fairness(lab)
-    report.add("fairness.worst_pct", [result.worst_pct], "%")
-    report.add("fairness.greed_pct", [result.greed_pct], "%")
-    report.add("fairness.weight_ratio", [result.weight_ratio], "x")
-    report.add("fairness.alone_bps", [result.alone_bps], "bit/s")
+    for direction in DIRECTIONS:
+        report.progress(f"20 users fill the node, {direction}")
+        result = fairness(lab, direction)
+        report.add(f"fairness.worst_pct.{direction}", [result.worst_pct], "%")
+        report.add(f"fairness.greed_pct.{direction}", [result.greed_pct], "%")
+        report.add(f"fairness.weight_ratio.{direction}", [result.weight_ratio], "x")
+        report.add(f"fairness.alone_bps.{direction}", [result.alone_bps], "bit/s")
 
 
 def round_trips(report: Report, lab: Lab, runs: int) -> None:

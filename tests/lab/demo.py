@@ -25,9 +25,8 @@ MAX_KILL_S = 1.0
 _MEASURE_S = 30.0
 #: Emulation is slow until it has translated what runs.
 _WARMUP_S = 15.0
-#: With more stolen or less idle than this, what is measured is this machine; so often it is
-#: measured again then.
-_STOLEN_PCT, _IDLE_PCT, _AGAIN = 2.0, 10.0, 2
+#: So often it is measured again if this machine was starved.
+_AGAIN = 2
 _SAMPLE_S = 0.25
 _LONG_S = 1200.0  # ended by hand
 #: In the kill switch run the users' access lines have this many times their limit: enough to see
@@ -98,13 +97,13 @@ def _measure(lab: Lab, direction: Direction, starved: list[dict[str, Any]]) -> R
     for _try in range(1 + _AGAIN):
         load = Load()
         report = lab.measure(direction, _MEASURE_S, warmup_s=_WARMUP_S)
-        stolen, idle = load.stolen_pct(), load.idle_pct()
+        starving, stolen, idle = load.starved(), load.stolen_pct(), load.idle_pct()
         off = {
             m.user.email: round(m.error_pct, 1)
             for m in report.measurements
             if m.error_pct is not None and abs(m.error_pct) > MAX_ERROR_PCT
         }
-        if not off or (stolen < _STOLEN_PCT and idle > _IDLE_PCT):
+        if not off or not starving:
             break
         users = ", ".join(f"{email} {error_pct:+.1f} %" for email, error_pct in off.items())
         say(f"{direction}: {users}; of this machine's processors others had {stolen:.1f} %, "

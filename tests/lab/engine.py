@@ -112,7 +112,7 @@ def client(devices: Sequence[Device], fingerprint: str) -> Config:
                 "protocol": user.protocol,
                 "settings": _outbound_settings(user),
                 "streamSettings": {
-                    "sockopt": {"interface": device.uplink},
+                    "sockopt": {"interface": device.uplink, "tcpcongestion": "cubic"},
                     **_tls_client(user.protocol, fingerprint),
                 },
             }

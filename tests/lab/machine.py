@@ -6,6 +6,8 @@ import os
 import time
 
 _IDLE, _STOLEN = 4, 8  # fields of the first line of proc_stat(5)
+#: With more stolen or less idle than this, what is measured is this machine.
+_MAX_STOLEN_PCT, _MIN_IDLE_PCT = 2.0, 10.0
 
 
 class Load:
@@ -25,6 +27,10 @@ class Load:
     def idle_pct(self) -> float:
         """What nobody wanted until now."""
         return self._pct(_IDLE)
+
+    def starved(self) -> bool:
+        """Whether what was measured until now tells of this machine rather than of the node."""
+        return self.stolen_pct() >= _MAX_STOLEN_PCT or self.idle_pct() <= _MIN_IDLE_PCT
 
     def _pct(self, field: int) -> float:
         passed_s = (time.monotonic() - self._began) * (os.cpu_count() or 1)

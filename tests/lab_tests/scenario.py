@@ -20,6 +20,7 @@ from typing import Any
 
 from lab import Lab, LabError, User, network, operate
 from lab.labnode import GUEST
+from lab.machine import Load
 from lab.progress import say, step
 from lab.snapshot import difference
 from lab.snapshot import snapshot as take_snapshot
@@ -355,16 +356,17 @@ def healing() -> None:
 
 
 def within(allowed: dict[str, float], measure: Callable[[], dict[str, float]]) -> None:
-    """Measure; what is beyond its bound is measured up to twice more, and the median counts.
-
-    Other work on the machine that emulates the node stretches single runs.
-    """
+    """Measure.  What is beyond its bound while the machine that emulates the node is starved is
+    measured up to twice more, and the median counts."""
     seen: dict[str, list[float]] = {name: [] for name in allowed}
     for _try in range(3):
+        load = Load()
         for name, value in measure().items():
             seen[name].append(value)
         if all(median(values) <= allowed[name] for name, values in seen.items()):
             return
+        if not load.starved():
+            break
     raise Failed(f"measured were {seen}, allowed are {allowed}")
 
 
@@ -372,34 +374,38 @@ def fair() -> None:
     """A full node is shared by weight, not by number of flows; a user alone gets the limit."""
     expected = WEIGHTS["plus"] / WEIGHTS["basic"]
 
-    def unfair() -> dict[str, float]:
-        result = fairness(attach())
+    def unfair(direction: Direction) -> dict[str, float]:
+        result = fairness(attach(), direction)
         for email, rate in result.rates_bps.items():
             say(f"{email}: {rate / MBIT:.2f} Mbit/s")
         ratio_pct = 100 * (result.weight_ratio / expected - 1)
         say(
-            f"users of a plan differ by at most {result.worst_pct:.1f} % from its median, nobody "
-            f"has more than {result.greed_pct:.1f} % above it; the ratio of weights is "
-            f"{ratio_pct:+.1f} % off; alone: {result.alone_bps / MBIT:.2f} Mbit/s"
+            f"{direction}: users of a plan differ by at most {result.worst_pct:.1f} % from its "
+            f"median; the ratio of weights is {ratio_pct:+.1f} % off; alone: "
+            f"{result.alone_bps / MBIT:.2f} Mbit/s"
         )
         if not LOWEST * FAIR_LIMIT <= result.alone_bps <= HIGHEST * FAIR_LIMIT:
             raise Failed(f"a user alone should get {FAIR_LIMIT / MBIT:.0f} Mbit/s")
-        return {"unfair, %": max(result.worst_pct, abs(ratio_pct))}
+        return {direction: max(result.worst_pct, abs(ratio_pct))}
 
-    within({"unfair, %": UNFAIR_PCT}, unfair)
+    for direction in DIRECTIONS:
+        within({direction: UNFAIR_PCT}, partial(unfair, direction))
 
 
 def round_trips() -> None:
     """Neither a user's own load nor a neighbour's makes the user's other connections slow."""
 
     def added(direction: Direction, names: Iterable[str]) -> dict[str, float]:
+        load = Load()
         trips = dict(zip(names, latency(attach(), direction), strict=True))
         for name, seen in trips.items():
             say(
                 f"{name}: {seen.idle_ms:.1f} ms idle, {seen.near_ms:.1f} ms below the limit, "
                 f"{seen.full_ms:.1f} ms at it"
             )
-        return {name: seen.queue_ms for name, seen in trips.items()}
+        # Above idle; on a starved machine above the same load without a queue.
+        starved = load.starved()
+        return {name: s.queue_ms if starved else s.load_ms for name, s in trips.items()}
 
     for direction in DIRECTIONS:
         allowed = {

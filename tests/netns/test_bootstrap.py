@@ -98,7 +98,7 @@ def _missing() -> str:
     netlink = Netlink(socket.NETLINK_ROUTE)
     missing = []
     try:
-        filters.set_root_htb(netlink, indices["probe0"], 0x5100, 1)
+        filters.set_tree(netlink, indices["probe0"], 0x5100, 1)
         try:
             filters.add_clsact(netlink, indices["probe0"])
         except KernelRefused as error:
@@ -122,17 +122,19 @@ SETTINGS = Settings(
 )
 
 
-@pytest.fixture
-def settings(net: Network, monkeypatch: pytest.MonkeyPatch) -> Settings:
+@pytest.fixture(params=[False, True], ids=["whole", "split"])
+def settings(
+    request: pytest.FixtureRequest, net: Network, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
     """Settings; in a kernel without our filters, plans are made without them."""
     if _missing():
         complete = layout.desired
 
-        def desired(settings: Settings, wan: str) -> dict[Key, Any]:
-            return {k: v for k, v in complete(settings, wan).items() if k[0] != "filter"}
+        def desired(settings: Settings, wan: str, mtu: int) -> dict[Key, Any]:
+            return {k: v for k, v in complete(settings, wan, mtu).items() if k[0] != "filter"}
 
         monkeypatch.setattr(layout, "desired", desired)
-    return SETTINGS
+    return replace(SETTINGS, split=request.param)
 
 
 @pytest.fixture
@@ -162,12 +164,17 @@ def root_of(dev: str) -> str:
     return f"{found[0]['kind']} {found[0]['handle']}" if found else ""
 
 
+def ours(settings: Settings) -> str:
+    """What is at the root of a device with our tree."""
+    return "tbf 5101:" if settings.split else "htb 5100:"
+
+
 def test_present_twice_then_absent_leaves_what_was_before(settings: Settings) -> None:
     before, memory = snapshot(), Memory()
     planned = bootstrap.reconcile(settings, memory, dry_run=True)
     assert snapshot() == before and memory.values == {}
     assert bootstrap.reconcile(settings, memory) == planned
-    assert root_of(WAN) == root_of("vffqos0") == "htb 5100:"
+    assert root_of(WAN) == root_of("vffqos0") == ours(settings)
     there = snapshot()
     monitors = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -265,8 +272,9 @@ def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
         patch.setattr(bootstrap, "reconcile", meanwhile)
         assert len(bootstrap.repair(low, state)) == 8
     assert ceils() == [free] * 4
+    ceil = "node_ceil: 500mbit\n" if settings.split else ""
     files = [
-        ("settings", "unclassified: {upload: 10mbit}\nleaf: pfifo\nwan: wan0\n"),
+        ("settings", f"{ceil}unclassified: {{upload: 10mbit}}\nleaf: pfifo\nwan: wan0\n"),
         ("policy", ""),
     ]
     options = [f"--{what}-dir={tmp_path}" for what in ("state", "run")]
@@ -372,7 +380,7 @@ def test_foreign_root_needs_consent_and_comes_back(settings: Settings, foreign: 
     assert snapshot() == before and memory.values == {}
     consent = replace(settings, take_foreign_root=True)
     bootstrap.reconcile(consent, memory)
-    assert root_of(WAN) == "htb 5100:"
+    assert root_of(WAN) == ours(settings)
     assert bootstrap.reconcile(settings, memory) == []
     assert bootstrap.remove(settings, memory)[-3:] == [
         f"restore root qdisc {name} of {WAN}",
@@ -401,7 +409,7 @@ def test_multiqueue_default_comes_back(settings: Settings) -> None:
     assert "qdisc mq 0: dev mq0 root" in before["qdiscs"]
     memory = Memory()
     bootstrap.reconcile(replace(settings, wan="mq0"), memory)
-    assert root_of("mq0") == "htb 5100:"
+    assert root_of("mq0") == ours(settings)
     bootstrap.remove(replace(settings, wan="mq0"), memory)
     assert snapshot() == before
 
@@ -445,7 +453,7 @@ def test_wan_moves_is_renamed_goes_down_and_vanishes(settings: Settings) -> None
     assert bootstrap.reconcile(replace(settings, wan="net9"), memory) == []
     run("ip", "link", "del", "net9")
     bootstrap.reconcile(settings, memory)
-    assert root_of(WAN) == "htb 5100:"
+    assert root_of(WAN) == ours(settings)
 
 
 def test_auto_takes_the_device_of_the_default_route(settings: Settings) -> None:
@@ -454,7 +462,7 @@ def test_auto_takes_the_device_of_the_default_route(settings: Settings) -> None:
         bootstrap.reconcile(auto, Memory())
     run("ip", "-6", "route", "add", "default", "via", CLIENT6)
     bootstrap.reconcile(auto, Memory())
-    assert root_of(WAN) == "htb 5100:"
+    assert root_of(WAN) == ours(settings)
 
 
 def test_without_ipv6(settings: Settings) -> None:

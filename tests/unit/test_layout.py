@@ -45,7 +45,12 @@ def after(settings: Settings, wan: str, base: Observed, majors: int | None = Non
         elif kind == "nft":
             seen.nft = [{"metainfo": {}}, *spec]
         elif kind == "root":
-            seen.qdiscs.append(Qdisc(dev, "htb", spec[0] << 16, ROOT, b"", spec[1]))
+            above = ROOT
+            if spec[2]:
+                above = spec[0] + 1 << 16 | 1
+                limit = spec[2] * layout.SPLIT_LIMIT
+                seen.qdiscs.append(Qdisc(dev, "tbf", spec[0] + 1 << 16, ROOT, limit=limit))
+            seen.qdiscs.append(Qdisc(dev, "htb", spec[0] << 16, above, b"", spec[1]))
         elif kind == "class":
             seen.classes.setdefault((dev, major), {})[key[2]] = spec
         elif kind == "leaf":
@@ -78,6 +83,20 @@ def test_second_run_has_nothing_to_do() -> None:
     assert again.operations == []
     assert again.after == plan.after
     assert json.loads(json.dumps(plan.after)) == plan.after
+
+
+def test_packets_are_split_above_the_tree_and_frames_follow_the_mtu() -> None:
+    split = replace(SETTINGS, split=True)
+    text = "root qdisc htb 5100: of eth0, below a tbf that splits packets above {} bytes"
+    assert f"add {text.format(1536)}" in texts(present(split, plain()))
+    seen = after(split, "eth0", plain())
+    assert present(split, seen, {}).operations == []
+    # The kill switch takes the limits away, and leaves the tree as it is.
+    assert {step.key[0] for step in present(split.lifted(), seen, {}).operations} <= {"class"}
+    seen.links["eth0"] = seen.links["eth0"]._replace(mtu=9000)
+    assert f"change {text.format(9036)}" in texts(present(split, seen, {}))
+    assert not any(step.startswith("change") for step in texts(present(SETTINGS, seen, {})))
+    assert f"remove {text.format(1536)}" in texts(present(SETTINGS, seen, {}))
 
 
 def test_live_classes_of_users_are_not_touched() -> None:

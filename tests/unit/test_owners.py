@@ -46,8 +46,8 @@ def test_parked_minors_are_reused_oldest_first_and_quarantined_ones_never() -> N
 
 def test_no_minor_is_given_twice_and_exhaustion_has_a_name() -> None:
     minors = Minors(MAJOR)
-    seen = {minors.take(f"u{n}", 0.0)[0].minor for n in range(65_531)}
-    assert len(seen) == 65_531
+    seen = {minors.take(f"u{n}", 0.0)[0].minor for n in range(65_530)}
+    assert len(seen) == 65_530
     assert all(usable_minor(MAJOR, minor) for minor in seen)
     with pytest.raises(Exhausted, match="unclassified"):
         minors.take("one too many", 0.0)
@@ -58,7 +58,9 @@ def test_no_minor_is_given_twice_and_exhaustion_has_a_name() -> None:
 def test_the_mark_is_the_classid() -> None:
     assert classid(MAJOR, 0x2A) == 0x5100002A
     assert format_classid(0x5100002A) == "5100:2a"
+    # The handles of the tree and of its splitter are no leaf's.
     assert not usable_minor(MAJOR, MAJOR)
+    assert not usable_minor(MAJOR, MAJOR + 1)
 
 
 MINE, OTHERS = TAG | 5, TAG | 6

@@ -281,5 +281,5 @@ def test_classes_stay_within_what_htb_accepts(
     node = Node(ceil_bps, 32, shift)
     params = user_class(limit_bps, weight, guaranteed_bps=guaranteed_bps, node=node)
     assert 200 <= params.rate_bps <= params.ceil_bps == limit_bps
-    assert 1_514 <= params.quantum_bytes <= 60_000
+    assert 1_514 <= params.quantum_bytes <= 70_000
     assert params.cburst_bytes >= 1_514

@@ -45,7 +45,7 @@ def observe(settings: Settings, recorded: Recorded) -> Observed:
             index, major = found[qdisc.dev].ifindex, qdisc.handle >> 16
             if qdisc.parent == layout.INGRESS_PARENT:
                 hooks = ["ingress", "egress"] if qdisc.kind == "clsact" else ["ingress"]
-            elif qdisc.parent == layout.ROOT_PARENT and qdisc.kind == "htb" and major in majors:
+            elif layout.is_tree(qdisc, majors):
                 hooks = ["root"]
                 shared = (CEIL_MINOR, UNCLASSIFIED_MINOR)
                 seen.classes[qdisc.dev, major] = filters.read_classes(netlink, index, major, shared)
@@ -149,9 +149,13 @@ def _step(netlink: Netlink, classes: tc.Tc, major: int, step: Operation) -> list
         return _restore(netlink, index, name, spec)
     if kind == "root":
         if verb == "remove":
-            filters.delete_qdisc(netlink, index, layout.ROOT_PARENT, classid(spec[0], 0))
-        else:
-            filters.set_root_htb(netlink, index, *spec)
+            handle = layout.splitter(spec[0]) if spec[2] else classid(spec[0], 0)
+            filters.delete_qdisc(netlink, index, layout.ROOT_PARENT, handle)
+            return []
+        if spec[2]:
+            filters.set_splitter(netlink, index, spec[0], spec[2])
+        if verb == "add":
+            filters.set_tree(netlink, index, *spec)
     elif kind == "class":
         where = tc.ClassKey(index, major, key[2])
         parent = ROOT_MINOR if key[2] == CEIL_MINOR else CEIL_MINOR

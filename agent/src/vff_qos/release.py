@@ -13,7 +13,7 @@ import socket
 import time
 
 from .core.htb import CEIL_MINOR, OURS_MASK, ROOT_MINOR, UNCLASSIFIED_MINOR, shared_class
-from .core.layout import ROOT_PARENT
+from .core.layout import is_tree
 from .core.settings import Settings
 from .journal import NOTICE, Journal
 from .kernel import filters
@@ -65,7 +65,7 @@ def _lift(settings: Settings) -> int:
     names = {index: name for name, index in indices.items()}
     requests = []
     for qdisc in filters.qdiscs(netlink, names, {major: UNCLASSIFIED_MINOR}):
-        if qdisc.parent != ROOT_PARENT or qdisc.kind != "htb" or qdisc.handle >> 16 != major:
+        if not is_tree(qdisc, (major,)):
             continue
         index = indices[qdisc.dev]
         have = filters.read_classes(netlink, index, major, tuple(parents))

@@ -7,6 +7,9 @@ changes, removes or restores one object.  Keys:
     ("link", dev)  ("nft", table)  ("root", dev)  ("class", dev, minor)  ("leaf", dev, minor)
     ("ingress", dev)  ("filter", dev, hook, chain, pref, protocol, handle)
 
+A root is (major, default minor, bytes): an HTB, below a TBF without a rate if packets of more than
+so many bytes are to be split into frames (0: none are).
+
 Objects are listed in the order in which they are made: packets are redirected last, and
 removal goes the other way round, so that traffic flows at every step.
 
@@ -19,7 +22,7 @@ not turn up in policy routing, where it was not before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -65,7 +68,7 @@ Key = tuple[Any, ...]
 
 
 class Link(NamedTuple):
-    """A network interface; ``txqlen`` in packets."""
+    """A network interface; ``txqlen`` in packets, ``mtu`` in bytes."""
 
     ifindex: int
     kind: str
@@ -73,10 +76,12 @@ class Link(NamedTuple):
     up: bool
     txqlen: int
     altnames: tuple[str, ...] = ()
+    mtu: int = 1500
 
 
 class Qdisc(NamedTuple):
-    """A qdisc; ``options`` is the raw TCA_OPTIONS, ``default`` the default minor of an HTB."""
+    """A qdisc; ``options`` is the raw TCA_OPTIONS, ``default`` the default minor of an HTB,
+    ``limit`` that of a TBF in bytes."""
 
     dev: str
     kind: str
@@ -84,6 +89,7 @@ class Qdisc(NamedTuple):
     parent: int
     options: bytes = b""
     default: int = 0
+    limit: int = 0
 
 
 class Filter(NamedTuple):
@@ -101,6 +107,24 @@ class Filter(NamedTuple):
 #: Parents as rtnetlink has them (TC_H_ROOT, TC_H_INGRESS).
 ROOT_PARENT = 0xFFFFFFFF
 INGRESS_PARENT = 0xFFFFFFF1
+#: What a frame may have beyond the MTU: the Ethernet header, and tags.  A TBF drops what is larger
+#: and cannot be split.
+_FRAME_BYTES = 36
+#: A TBF's ``limit`` for each byte of the size above which it splits: the kernel does not tell that
+#: size (TCA_TBF_BURST), and below a TBF that has a tree the limit means nothing.
+SPLIT_LIMIT = 1_000
+
+
+def splitter(major: int) -> int:
+    """Handle of the TBF above the tree with this major, where packets are split."""
+    return classid(major + 1, 0)
+
+
+def is_tree(qdisc: Qdisc, majors: Collection[int]) -> bool:
+    """Whether this is the HTB of a tree of ours, at the root or below its splitter."""
+    major = qdisc.handle >> 16
+    places = (ROOT_PARENT, splitter(major) | 1)
+    return qdisc.kind == "htb" and major in majors and qdisc.parent in places
 
 
 @dataclass
@@ -143,14 +167,15 @@ class Plan(NamedTuple):
 SameClass = Callable[[HtbClass, HtbClass], bool]
 
 
-def desired(settings: Settings, wan: str) -> dict[Key, Any]:
-    """Every object of ours, in the order of creation."""
+def desired(settings: Settings, wan: str, mtu: int = 1500) -> dict[Key, Any]:
+    """Every object of ours, in the order of creation; ``mtu`` is that of the WAN device."""
+    split_bytes = mtu + _FRAME_BYTES if settings.split else 0
     want: dict[Key, Any] = {
         ("link", settings.ifb): ("ifb", ALIAS, True, IFB_TXQLEN),
     }
-    _tree(want, settings, settings.ifb, settings.unclassified_upload_bps)
+    _tree(want, settings, settings.ifb, split_bytes, settings.unclassified_upload_bps)
     want["nft", TABLE] = normal_table(table(settings))
-    _tree(want, settings, wan, settings.unclassified_download_bps)
+    _tree(want, settings, wan, split_bytes, settings.unclassified_download_bps)
     want["ingress", wan] = True
     chain = settings.major
     to_ifb = ("redirect", settings.ifb)
@@ -173,8 +198,10 @@ def desired(settings: Settings, wan: str) -> dict[Key, Any]:
     return want
 
 
-def _tree(want: dict[Key, Any], settings: Settings, dev: str, unclassified_bps: int) -> None:
-    want["root", dev] = (settings.major, UNCLASSIFIED_MINOR)
+def _tree(
+    want: dict[Key, Any], settings: Settings, dev: str, split_bytes: int, unclassified_bps: int
+) -> None:
+    want["root", dev] = (settings.major, UNCLASSIFIED_MINOR, split_bytes)
     want["class", dev, CEIL_MINOR] = shared_class(settings.node_ceil_bps)
     want["class", dev, UNCLASSIFIED_MINOR] = shared_class(unclassified_bps)
     want["leaf", dev, UNCLASSIFIED_MINOR] = settings.leaf
@@ -317,10 +344,15 @@ def observed_objects(
         dev, major = qdisc.dev, qdisc.handle >> 16
         if qdisc.parent == INGRESS_PARENT:
             have["ingress", dev] = True
-        if qdisc.parent != ROOT_PARENT or qdisc.kind != "htb" or major not in majors:
+        if qdisc.parent == ROOT_PARENT and _is_splitter(qdisc, majors):
+            have.setdefault(("root", dev), (major - 1, None, qdisc.limit // SPLIT_LIMIT))
+        if not is_tree(qdisc, majors):
             continue
-        have["root", dev] = (major, qdisc.default)
-        if have["root", dev] != (settings.major, UNCLASSIFIED_MINOR):
+        above = observed.root(dev)
+        split_bytes = above.limit // SPLIT_LIMIT if above else 0
+        have["root", dev] = (major, qdisc.default, split_bytes)
+        kept = (settings.major, UNCLASSIFIED_MINOR, int(settings.split))
+        if not _same_tree(have["root", dev], kept):
             continue
         for minor, params in observed.classes.get((dev, major), {}).items():
             if minor in (CEIL_MINOR, UNCLASSIFIED_MINOR):
@@ -340,6 +372,15 @@ def observed_objects(
         if key[2] == "ingress" and _our_filter(key, spec, majors):
             have[key] = spec
     return have
+
+
+def _is_splitter(qdisc: Qdisc, majors: Collection[int]) -> bool:
+    return qdisc.kind == "tbf" and qdisc.handle in map(splitter, majors)
+
+
+def _same_tree(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether two roots differ at most in the size above which packets are split."""
+    return (*one[:2], one[2] > 0) == (*other[:2], other[2] > 0)
 
 
 def _our_link(dev: str, link: Link, settings: Settings) -> bool:
@@ -404,7 +445,11 @@ def refusals(
 
 def _foreign_root(root: Qdisc, majors: tuple[int, ...]) -> bool:
     # The kernel gives its defaults no handle; whatever has one was set by somebody.
-    return root.handle != 0 and not (root.kind == "htb" and root.handle >> 16 in majors)
+    return root.handle != 0 and not _our_root(root, majors)
+
+
+def _our_root(root: Qdisc, majors: tuple[int, ...]) -> bool:
+    return is_tree(root, majors) or _is_splitter(root, majors)
 
 
 def present(
@@ -416,7 +461,7 @@ def present(
         raise Refused("; ".join(reasons))
     devices = recorded.get("devices", {})
     entry = _remember(settings, observed, recorded, wan)
-    want = desired(settings, wan)
+    want = desired(settings, wan, observed.links[wan].mtu)
     have = observed_objects(settings, observed, recorded)
     before = {"major": recorded.get("major", settings.major), "devices": {**devices, wan: entry}}
     after = {"major": settings.major, "devices": {wan: entry}}
@@ -442,7 +487,7 @@ def _remember(
     if entry and entry["index"] != index:
         entry = None
     root = observed.root(wan)
-    ours = root is not None and root.kind == "htb" and root.handle >> 16 in majors
+    ours = root is not None and _our_root(root, majors)
     traces = ours or any(
         key[1:3] == (wan, "ingress") and _our_filter(key, spec, majors)
         for key, spec in observed.filters.items()
@@ -493,10 +538,11 @@ def _diff(
         now = have[key]
         if now == spec or (key[0] == "class" and same_class(now, spec)):
             continue
-        if key[0] in _CHANGEABLE:
+        if key[0] in _CHANGEABLE or (key[0] == "root" and _same_tree(now, spec)):
             step("change", key, spec)
             continue
-        if key[0] != "root" or now[0] == spec[0]:
+        # The kernel replaces no qdisc by one of another kind under the same handle.
+        if key[0] != "root" or abs(now[0] - spec[0]) < 2:
             step("remove", key, now)
         step("add", key, spec)
     surplus = [key for key in have if key not in want]
@@ -512,7 +558,7 @@ def _diff(
             kind in ("class", "leaf") or (kind == "filter" and key[2] == "root")
         ):
             continue  # goes with the root
-        if kind == "root" and have[key][1] != UNCLASSIFIED_MINOR:
+        if kind == "root" and have[key][1] not in (UNCLASSIFIED_MINOR, None):
             continue  # bears our number, but is not of our making
         step("remove", key, have[key])
         if kind == "root" and (qdiscs := devices.get(dev, {}).get("qdiscs")):
@@ -544,7 +590,8 @@ def _describe(key: Key, spec: Any) -> str:
         partly = ", without its classes and filters" if root["kind"] in _CLASSFUL else ""
         return f"root qdisc {root['kind']} {root['handle'] >> 16:x}: of {name}{partly}"
     if kind == "root":
-        return f"root qdisc htb {spec[0]:x}: of {name}"
+        split = f", below a tbf that splits packets above {spec[2]} bytes" if spec[2] else ""
+        return f"root qdisc htb {spec[0]:x}: of {name}{split}"
     if kind == "class":
         role = "node ceiling" if key[2] == CEIL_MINOR else "unclassified traffic"
         return f"class :{key[2]:x} of {name}: {role}, {format_rate(spec.ceil_bps)}"

@@ -67,7 +67,7 @@ class Minors:
         """The owner record of ``key``, made active; and the record it displaced, if any.
 
         An owner that comes back gets its own minor, then the longest parked one is reused, then
-        a fresh one.  Raises Exhausted when all 65,531 are taken.
+        a fresh one.  Raises Exhausted when all 65,530 are taken.
         """
         owner = self.by_key.get(key)
         if owner is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .document import Document
+from .htb import splits
 from .rates import parse_rate
 
 LEAVES = ("fq_codel", "pfifo", "cake")
@@ -50,6 +51,8 @@ class Settings:
     major: int = 0x5100
     service_ports: tuple[PortRange, ...] = ((443, 443),)
     node_ceil_bps: int = 100_000_000_000
+    #: Whether packets are split before they queue (`htb.splits`), also under the kill switch.
+    split: bool = False
     unclassified_upload_bps: int = 100_000_000_000
     unclassified_download_bps: int = 100_000_000_000
     leaf: str = "fq_codel"
@@ -144,6 +147,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
         service_ports=_ports(doc, "service_ports", data, base.service_ports),
         free_text_ports=_ports(doc, "free_text_ports", data, ()),
         node_ceil_bps=node_ceil_bps,
+        split=splits(node_ceil_bps),
         unclassified_upload_bps=_rate(doc, ("unclassified", "upload"), unclassified, node_ceil_bps),
         unclassified_download_bps=_rate(
             doc, ("unclassified", "download"), unclassified, node_ceil_bps

@@ -13,7 +13,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..core.htb import MINOR_MASK, HtbClass, classid
-from ..core.layout import INGRESS_PARENT, ROOT_PARENT, Filter, Key, Qdisc, leads_away
+from ..core.layout import (
+    INGRESS_PARENT,
+    ROOT_PARENT,
+    SPLIT_LIMIT,
+    Filter,
+    Key,
+    Qdisc,
+    leads_away,
+    splitter,
+)
 from .links import send
 from .netlink import (
     NLM_F_CREATE,
@@ -35,6 +44,13 @@ _PORT = struct.Struct(">H")
 _KIND, _OPTIONS, _CHAIN = 1, 2, 11
 _HTB_INIT = 2
 _HTB_GLOB = struct.Struct("=5I")  # version, rate2quantum, defcls, debug, direct_pkts
+_TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
+# tc_tbf_qopt: two tc_ratespec (the first as in tc.py), then limit, buffer, mtu
+_TBF_OPT = struct.Struct("=BBHhHI 12x III")
+_TBF_LIMIT_AT = 24
+#: Bytes a second; at this rate psched_l2t_ns gives no packet any time.
+_NO_RATE = 10**18
+_U32_MAX, _ETHERNET = 0xFFFFFFFF, 1
 _CLSACT_HANDLE = 0xFFFF0000
 
 _HOOKS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
@@ -68,7 +84,7 @@ def qdiscs(netlink: Netlink, names: Mapping[int, str], skip: Mapping[int, int]) 
         _family, index, handle, parent, _info = _TCMSG.unpack_from(data)
         if index not in names or skip.get(parent >> 16, parent & 0xFFFF) != parent & 0xFFFF:
             continue
-        kind, options, default = "", b"", 0
+        kind, options, default, limit = "", b"", 0, 0
         for number, start, end in attrs(data, _TCMSG.size):
             if number == _KIND:
                 kind = data[start : end - 1].decode()
@@ -80,7 +96,11 @@ def qdiscs(netlink: Netlink, names: Mapping[int, str], skip: Mapping[int, int]) 
                     _version, quotient, default, _, _ = _HTB_GLOB.unpack_from(options, start)
                     options = _htb_options(default, quotient)
                     break
-        found.append(Qdisc(names[index], kind, handle, parent, options, default))
+        elif kind == "tbf":
+            for number, start, _end in attrs(options):
+                if number == _TBF_PARMS:
+                    (limit,) = _U32.unpack_from(options, start + _TBF_LIMIT_AT)
+        found.append(Qdisc(names[index], kind, handle, parent, options, default, limit))
     return found
 
 
@@ -89,10 +109,23 @@ def _htb_options(default: int, rate2quantum: int = 10) -> bytes:
     return attr(_HTB_INIT, _HTB_GLOB.pack(3, rate2quantum, default, 0, 0))
 
 
-def set_root_htb(netlink: Netlink, index: int, major: int, default: int) -> None:
-    """Put an HTB in the place of whatever root qdisc there is; EINVAL if it has that handle."""
-    new = Qdisc("", "htb", classid(major, 0), ROOT_PARENT, _htb_options(default))
-    set_qdisc(netlink, index, new)
+def set_splitter(netlink: Netlink, index: int, major: int, split_bytes: int) -> None:
+    """Put a TBF that splits packets of more than ``split_bytes`` into frames in the place of
+    whatever root qdisc there is; if it is one, change it, and nothing in it is lost.
+
+    Its rate is never reached (tbf_segment in net/sched/sch_tbf.c is all that is wanted of it).
+    """
+    options = _TBF_OPT.pack(0, _ETHERNET, 0, 0, 0, _U32_MAX, split_bytes * SPLIT_LIMIT, 0, 0)
+    options = attr(_TBF_PARMS, options) + attr(_TBF_RATE64, struct.pack("=Q", _NO_RATE))
+    options += attr(_TBF_BURST, _U32.pack(split_bytes))
+    set_qdisc(netlink, index, Qdisc("", "tbf", splitter(major), ROOT_PARENT, options))
+
+
+def set_tree(netlink: Netlink, index: int, major: int, default: int, split_bytes: int = 0) -> None:
+    """Put an HTB below its splitter, or without one in the place of whatever root qdisc there is;
+    EINVAL if that has the same handle."""
+    parent = splitter(major) | 1 if split_bytes else ROOT_PARENT
+    set_qdisc(netlink, index, Qdisc("", "htb", classid(major, 0), parent, _htb_options(default)))
 
 
 def add_clsact(netlink: Netlink, index: int) -> None:

@@ -17,7 +17,7 @@ from .netlink import HEADER, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Netlink, a
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _U32 = struct.Struct("=I")
-_IFNAME, _TXQLEN, _LINKINFO, _ALIAS, _AF_SPEC, _EXT_MASK = 3, 13, 18, 20, 26, 29
+_IFNAME, _MTU, _TXQLEN, _LINKINFO, _ALIAS, _AF_SPEC, _EXT_MASK = 3, 4, 13, 18, 20, 26, 29
 _NUM_TX_QUEUES, _PROP_LIST, _ALT_IFNAME = 31, 52, 53
 _INFO_KIND = 1
 _INET6_ADDR_GEN_MODE, _GEN_MODE_NONE = 8, 1
@@ -46,13 +46,15 @@ def links(netlink: Netlink) -> dict[str, Link]:
     for data in netlink.dump(_GETLINK, request, "reading interfaces"):
         _family, _type, index, flags, _change = _IFINFO.unpack_from(data)
         name = kind = alias = ""
-        txqlen = 0
+        txqlen = mtu = 0
         altnames = []
         for number, start, end in attrs(data, _IFINFO.size):
             if number == _IFNAME:
                 name = _text(data[start:end])
             elif number == _TXQLEN:
                 (txqlen,) = _U32.unpack_from(data, start)
+            elif number == _MTU:
+                (mtu,) = _U32.unpack_from(data, start)
             elif number == _ALIAS:
                 alias = _text(data[start:end])
             elif number == _LINKINFO:
@@ -62,7 +64,8 @@ def links(netlink: Netlink) -> dict[str, Link]:
             elif number == _PROP_LIST:
                 inside = attrs(data, start, end)
                 altnames = [_text(data[a:b]) for n, a, b in inside if n == _ALT_IFNAME]
-        found[name] = Link(index, kind, alias, bool(flags & _IFF_UP), txqlen, tuple(altnames))
+        up = bool(flags & _IFF_UP)
+        found[name] = Link(index, kind, alias, up, txqlen, tuple(altnames), mtu)
     return found
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from lab.progress import LabError
 
-from . import accuracy, agent_bench, lab_bench
+from . import accuracy, agent_bench, lab_bench, split
 from .rows import Report
 from .world import BENCH_CPU, enter_namespace
 
 BUILD = Path(__file__).parents[2] / "build"
 REPORT = BUILD / "bench" / "report.json"
 ACCURACY = BUILD / "lab" / "accuracy.json"
-PARTS = ("agent", "accuracy", "lab")
+PARTS = ("agent", "accuracy", "split", "lab")
 
 
 def main() -> None:
@@ -37,16 +38,13 @@ def _measure(part: str, quick: bool) -> None:
     report = Report()
     if part == "agent":
         print(f"The agent, on one core (about {2 if quick else 5} minutes):", flush=True)
-        # In a child: it stays in a namespace, and on one core.
-        child = os.fork()
-        if child == 0:
-            enter_namespace()
-            os.sched_setaffinity(0, {BENCH_CPU})
-            agent_bench.measure(report, agent_bench.QUICK if quick else agent_bench.FULL)
-            report.write(REPORT, part)
-            os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            raise SystemExit("bench: the agent was not measured")
+        speed = agent_bench.QUICK if quick else agent_bench.FULL
+        _in_namespace(lambda: agent_bench.measure(report, speed), report, part, {BENCH_CPU})
+        return
+    if part == "split":
+        print(f"What splitting packets costs, natively ({1 if quick else 3} minutes):", flush=True)
+        seconds, runs = (3.0, 1) if quick else (5.0, 3)
+        _in_namespace(lambda: split.measure(report, seconds, runs), report, part)
         return
     if part == "accuracy":
         print(f"Limits, natively (about {2 if quick else 6} minutes):", flush=True)
@@ -55,6 +53,22 @@ def _measure(part: str, quick: bool) -> None:
         print(f"A lab node (about {10 if quick else 20} minutes):", flush=True)
         lab_bench.measure(report, quick)
     report.write(REPORT, part)
+
+
+def _in_namespace(
+    measure: Callable[[], None], report: Report, part: str, cores: set[int] | None = None
+) -> None:
+    """Measure and write the report in a child: it stays in a namespace, and on its cores."""
+    child = os.fork()
+    if child == 0:
+        enter_namespace()
+        if cores:
+            os.sched_setaffinity(0, cores)
+        measure()
+        report.write(REPORT, part)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        raise SystemExit(f"bench: the part {part} was not measured")
 
 
 if __name__ == "__main__":

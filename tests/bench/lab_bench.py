@@ -76,7 +76,6 @@ def shares(report: Report, lab: Lab) -> None:
         report.progress(f"20 users fill the node, {direction}")
         result = fairness(lab, direction)
         report.add(f"fairness.worst_pct.{direction}", [result.worst_pct], "%")
-        report.add(f"fairness.greed_pct.{direction}", [result.greed_pct], "%")
         report.add(f"fairness.weight_ratio.{direction}", [result.weight_ratio], "x")
         report.add(f"fairness.alone_bps.{direction}", [result.alone_bps], "bit/s")
 

@@ -327,7 +327,7 @@ BREAKS = [
 ]
 #: What is to come after these, where it is not what was before.
 UNTIL = {
-    "default route moved": "tc qdisc show dev alt0 | grep -q 'htb 5100: root' && "
+    "default route moved": "tc qdisc show dev alt0 | grep -q 'htb 5100: parent 5101:1' && "
     "! tc qdisc show dev wan0 | grep -q 'htb 5100:'"
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -425,6 +426,44 @@ def test_gc_deletes_above_the_pool(node: Node) -> None:
     up, down = node.classes()
     assert len(up) == len(down) == 2 + 4
     assert len(state.owners()) == 4
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path) -> Iterator[None]:
+    """A file system of 256 KiB."""
+    directory.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory))
+    try:
+        yield
+    finally:
+        run("umount", str(directory))
+
+
+def test_a_full_disk_stops_nobody_and_nothing_is_lost(node: Node) -> None:
+    with small_disk(node.directory / "state"):
+        node.start()
+        ballast = node.directory / "state" / "ballast"
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        clients = {f"user{n}@x": Client("127.0.0.1", 4430) for n in range(200)}
+        node.write(*(client.line(email) for email, client in clients.items()))
+        eventually(lambda: all(map(node.mark, clients.values())))
+        marks = {email: node.mark(client) for email, client in clients.items()}
+        assert set(node.classes()[1]) >= {(mark or 0) & 0xFFFF for mark in marks.values()}
+        ballast.unlink()
+        eventually(lambda: "user199@x" in node.run("status"), 10)
+        assert node.agent is not None
+        node.agent.terminate()
+        _output, errors = node.agent.communicate(timeout=10)
+        assert "database or disk is full; " in errors
+        # Whoever was new meanwhile has the same class after a restart.
+        node.start()
+        assert {e: node.mark(client) for e, client in clients.items()} == marks
+        again = Client("127.0.0.1", 4430)
+        node.write(again.line("user199@x"))
+        eventually(lambda: node.mark(again) == marks["user199@x"])
+        node.stop()
 
 
 def test_status_tells_who_has_what(node: Node) -> None:

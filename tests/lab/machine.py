@@ -28,6 +28,13 @@ class Load:
         """What nobody wanted until now."""
         return self._pct(_IDLE)
 
+    def shares(self) -> dict[str, float]:
+        """Both, for people."""
+        return {
+            "stolen_pct": round(self.stolen_pct(), 1),
+            "idle_pct": round(self.idle_pct(), 1),
+        }
+
     def starved(self) -> bool:
         """Whether what was measured until now tells of this machine rather than of the node."""
         return self.stolen_pct() >= _MAX_STOLEN_PCT or self.idle_pct() <= _MIN_IDLE_PCT

@@ -38,8 +38,8 @@ _MAX_SLOW_BURST = 262_144
 _MAX_QUANTUM = 70_000
 #: Never another one: the kernel does not change it where a class has others below it.
 _SHARED_QUANTUM = 60_000
-#: Up to this ceiling packets are split into frames, as CAKE does up to 1 Gbit/s.  That costs 2 % of
-#: a core at 100 Mbit/s, 3 at 300, 14 at 500, 40 at 900 (`make bench ONLY=split`).
+#: Up to this ceiling packets are split into frames, as CAKE does up to 1 Gbit/s.  That costs 3 % of
+#: a core up to 300 Mbit/s, 14 at 500, 40 to 47 at 900 (`make bench ONLY=split`).
 _MAX_SPLIT_BPS = 500_000_000
 #: A turn where they are: one frame, with tags.
 _FRAME_TURN = 1_536

@@ -112,6 +112,7 @@ def client(devices: Sequence[Device], fingerprint: str) -> Config:
                 "protocol": user.protocol,
                 "settings": _outbound_settings(user),
                 "streamSettings": {
+                    # As most devices of customers, whatever this machine has as its default.
                     "sockopt": {"interface": device.uplink, "tcpcongestion": "cubic"},
                     **_tls_client(user.protocol, fingerprint),
                 },

@@ -16,6 +16,7 @@ import pytest
 from vff_qos import bootstrap
 from vff_qos.core.htb import UNCLASSIFIED_MINOR, Node, user_class
 from vff_qos.core.settings import Settings
+from vff_qos.errors import Refused
 from vff_qos.kernel import tc
 
 # The fixtures net and settings come from there.
@@ -137,6 +138,22 @@ def test_a_splitter_without_its_tree_is_healed_and_removed(
         run("tc", "qdisc", "del", "dev", WAN, "parent", "5101:1")
         assert act(settings, memory)
     assert "5101:" not in run("tc", "qdisc", "show")
+
+
+def test_a_tbf_of_somebody_else_is_not_taken_for_a_splitter(
+    settings: Settings,  # noqa: F811
+) -> None:
+    """Not even with its handle: it stays on other devices, and is foreign on ours."""
+    run("ip", "link", "add", "other0", "type", "veth", "peer", "other1")
+    foreign = ["root", "handle", "5101:", "tbf", "rate", "7mbit", "burst", "7k", "limit", "7k"]
+    run("tc", "qdisc", "add", "dev", "other0", *foreign)
+    before, memory = run("tc", "qdisc", "show", "dev", "other0"), Memory()
+    bootstrap.reconcile(settings, memory)
+    bootstrap.remove(settings, memory)
+    assert run("tc", "qdisc", "show", "dev", "other0") == before
+    run("tc", "qdisc", "add", "dev", WAN, *foreign)
+    with pytest.raises(Refused, match="is tbf 5101:, which somebody set"):
+        bootstrap.reconcile(settings, memory)
 
 
 def test_split_packets_arrive_whole(net: Network, settings: Settings) -> None:  # noqa: F811

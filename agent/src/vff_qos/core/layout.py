@@ -81,7 +81,7 @@ class Link(NamedTuple):
 
 class Qdisc(NamedTuple):
     """A qdisc; ``options`` is the raw TCA_OPTIONS, ``default`` the default minor of an HTB,
-    ``limit`` that of a TBF in bytes."""
+    ``limit`` that of a TBF without a rate in bytes."""
 
     dev: str
     kind: str
@@ -375,7 +375,7 @@ def observed_objects(
 
 
 def _is_splitter(qdisc: Qdisc, majors: Collection[int]) -> bool:
-    return qdisc.kind == "tbf" and qdisc.handle in map(splitter, majors)
+    return qdisc.kind == "tbf" and qdisc.limit > 0 and qdisc.handle in map(splitter, majors)
 
 
 def _same_tree(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

@@ -39,7 +39,7 @@ _GETTCLASS = 42
 _NEWFILTER, _DELFILTER, _GETFILTER = 44, 45, 46
 _NLM_F_REPLACE = 0x100
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
-_U32 = struct.Struct("=I")
+_U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 _PORT = struct.Struct(">H")
 _KIND, _OPTIONS, _CHAIN = 1, 2, 11
 _HTB_INIT = 2
@@ -97,11 +97,17 @@ def qdiscs(netlink: Netlink, names: Mapping[int, str], skip: Mapping[int, int]) 
                     options = _htb_options(default, quotient)
                     break
         elif kind == "tbf":
-            for number, start, _end in attrs(options):
-                if number == _TBF_PARMS:
-                    (limit,) = _U32.unpack_from(options, start + _TBF_LIMIT_AT)
+            limit = _splitter_limit(options)
         found.append(Qdisc(names[index], kind, handle, parent, options, default, limit))
     return found
+
+
+def _splitter_limit(options: bytes) -> int:
+    """The limit of a TBF of our making, 0 of others: nobody else gives one such a rate."""
+    at = {number: start for number, start, _end in attrs(options)}
+    if _TBF_RATE64 not in at or _U64.unpack_from(options, at[_TBF_RATE64])[0] != _NO_RATE:
+        return 0
+    return int(_U32.unpack_from(options, at[_TBF_PARMS] + _TBF_LIMIT_AT)[0])
 
 
 def _htb_options(default: int, rate2quantum: int = 10) -> bytes:
@@ -116,7 +122,7 @@ def set_splitter(netlink: Netlink, index: int, major: int, split_bytes: int) -> 
     Its rate is never reached (tbf_segment in net/sched/sch_tbf.c is all that is wanted of it).
     """
     options = _TBF_OPT.pack(0, _ETHERNET, 0, 0, 0, _U32_MAX, split_bytes * SPLIT_LIMIT, 0, 0)
-    options = attr(_TBF_PARMS, options) + attr(_TBF_RATE64, struct.pack("=Q", _NO_RATE))
+    options = attr(_TBF_PARMS, options) + attr(_TBF_RATE64, _U64.pack(_NO_RATE))
     options += attr(_TBF_BURST, _U32.pack(split_bytes))
     set_qdisc(netlink, index, Qdisc("", "tbf", splitter(major), ROOT_PARENT, options))
 

@@ -20,6 +20,7 @@ from vff_qos.core.htb import (
     shared_class,
     user_class,
 )
+from vff_qos.core.layout import ROOT_PARENT
 from vff_qos.kernel.filters import delete_qdisc, set_splitter, set_tree
 from vff_qos.kernel.netlink import Netlink
 from vff_qos.kernel.tc import ADD, ClassKey, Tc, add_class, encode_class
@@ -28,7 +29,6 @@ from .rows import Report
 
 _RATES_BPS = (100_000_000, 300_000_000, 500_000_000, 900_000_000)
 _MAJOR = 0x5100
-_ROOT_PARENT = 0xFFFFFFFF
 _SPLIT_BYTES = 1_536
 _UDP_SEGMENT = 103  # include/uapi/linux/udp.h
 _FRAMES, _PAYLOAD = 44, 1_448
@@ -74,7 +74,7 @@ def _core_pct(index: int, rate_bps: int, split_bytes: int, seconds: float) -> fl
     used_s, took_s = _busy_s() - before, time.monotonic() - began
     os.kill(sender, 9)
     os.waitpid(sender, 0)
-    delete_qdisc(netlink, index, _ROOT_PARENT)
+    delete_qdisc(netlink, index, ROOT_PARENT)
     tc.close()
     netlink.close()
     return 100 * used_s / took_s

@@ -66,11 +66,13 @@ def transfer(net: Network, minor: int) -> Iterator[None]:  # noqa: F811
         [sys.executable, "-c", _SOURCE, str(0x51000000 | minor)],
     )
     children = [subprocess.Popen(command) for command in commands]
-    yield
-    for child in reversed(children):
-        assert child.poll() is None
-        child.kill()
-        child.wait()
+    try:
+        yield
+        assert all(child.poll() is None for child in children)
+    finally:
+        for child in reversed(children):
+            child.kill()
+            child.wait()
 
 
 def test_shares_do_not_depend_on_the_size_of_packets(

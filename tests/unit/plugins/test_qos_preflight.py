@@ -91,6 +91,8 @@ def test_a_module_may_be_loaded_built_in_or_on_the_disk(preflight: ModuleType) -
         ([{"kind": "noqueue", "handle": "0:", "root": True}], (None, None)),
         ([{"kind": "mq", "handle": "0:", "root": True}], (None, None)),
         ([{"kind": "htb", "handle": "5100:", "root": True}], (None, None)),
+        ([{"kind": "tbf", "handle": "5101:", "root": True}], (None, None)),
+        ([{"kind": "tbf", "handle": "5102:", "root": True}], ("tbf 5102:", None)),
         ([{"kind": "fq", "handle": "8001:", "root": True}], ("fq 8001:", None)),
         ([{"kind": "htb", "handle": "1:", "root": True}], ("htb 1:", None)),
         ([{"kind": "clsact", "handle": "ffff:", "parent": "ffff:fff1"}], (None, None)),

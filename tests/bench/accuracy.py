@@ -26,7 +26,7 @@ from lab.machine import Load
 from lab.network import FAR_TCP
 from lab.node import die_with_parent
 from vff_qos.core.htb import FIRST_USER_MINOR, shared_class, user_class
-from vff_qos.kernel.tc import ADD, ClassKey, Tc, add_class, encode_class
+from vff_qos.kernel.packed.tc import ADD, ClassKey, Tc, add_class, encode_class
 
 from .rows import Report
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from lab.machine import Load
 from vff_qos.core.htb import PARKED_PRIO
-from vff_qos.kernel.conntrack import Conntrack, decode, decode_tuple, prepare
-from vff_qos.kernel.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
-from vff_qos.kernel.tc import ClassState, Tc
+from vff_qos.kernel.packed.conntrack import Conntrack, decode, decode_tuple, prepare
+from vff_qos.kernel.packed.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
+from vff_qos.kernel.packed.tc import ClassState, Tc
 
 from .rows import Report
 from .world import (
@@ -95,7 +95,10 @@ def _push(follower: Agent, lines: list[bytes], last: int) -> float:
     for at in range(0, len(lines), 20_000):
         follower.append(lines[at : at + 20_000])
     wait_until(
-        f"a mark on flow {last}", lambda: bool(conntrack.ask([prepare(flow(last))])[0]), 120, 0.001
+        f"a mark on flow {last}",
+        lambda: bool(conntrack.get_marks([prepare(flow(last))])[0]),
+        120,
+        0.001,
     )
     spent = time.perf_counter() - start
     conntrack.close()

@@ -6,7 +6,8 @@ The bench's trees are made by hand, because not every kernel that can be measure
 
 import sys
 
-from vff_qos import cli, heal
+from vff_qos import cli
+from vff_qos.follower import heal
 
 heal.repair_command = lambda _paths: ["true"]
 sys.exit(cli.main())

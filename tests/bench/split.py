@@ -20,10 +20,10 @@ from vff_qos.core.htb import (
     shared_class,
     user_class,
 )
-from vff_qos.core.layout import ROOT_PARENT
+from vff_qos.core.plan.layout import ROOT_PARENT
 from vff_qos.kernel.filters import delete_qdisc, set_splitter, set_tree
-from vff_qos.kernel.netlink import Netlink
-from vff_qos.kernel.tc import ADD, ClassKey, Tc, add_class, encode_class
+from vff_qos.kernel.packed.netlink import Netlink
+from vff_qos.kernel.packed.tc import ADD, ClassKey, Tc, add_class, encode_class
 
 from .rows import Report
 

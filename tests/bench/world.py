@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vff_qos.core.flow import Tuple
+from vff_qos.core.flow import Flow
 from vff_qos.core.htb import OURS_MASK
-from vff_qos.kernel.conntrack import Conntrack
-from vff_qos.kernel.netlink import (
+from vff_qos.kernel.packed.conntrack import Conntrack
+from vff_qos.kernel.packed.netlink import (
     HEADER,
     NETLINK_NETFILTER,
     NLM_F_CREATE,
@@ -76,10 +76,10 @@ def make_trees() -> None:
                 f"5100:{minor}", "htb", "rate", "100gbit", "quantum", "60000")  # fmt: skip
 
 
-def flow(number: int) -> Tuple:
+def flow(number: int) -> Flow:
     """The ``number``-th client's flow to the node."""
     address = struct.pack(">I", 0xC6336401 + number // 32_000)
-    return Tuple(6, address, 20_000 + number % 32_000, NODE, PORT)
+    return Flow(6, address, 20_000 + number % 32_000, NODE, PORT)
 
 
 def make_flows(count: int) -> None:
@@ -88,7 +88,7 @@ def make_flows(count: int) -> None:
     make_some_flows([flow(number) for number in range(count)])
 
 
-def make_some_flows(flows: list[Tuple]) -> None:
+def make_some_flows(flows: list[Flow]) -> None:
     """Established TCP entries, in the real table."""
     netlink = Netlink(NETLINK_NETFILTER)
     errors, _ = netlink.batch([_create(made) for made in flows])
@@ -97,7 +97,7 @@ def make_some_flows(flows: list[Tuple]) -> None:
         raise OSError(next(iter(errors.values())), "creating conntrack entries")
 
 
-def _create(made: Tuple) -> Encoder:
+def _create(made: Flow) -> Encoder:
     def direction(kind: int, src: bytes, sport: int, dst: bytes, dport: int) -> bytes:
         ports = attr(2, struct.pack(">H", sport)) + attr(3, struct.pack(">H", dport))
         return nest(kind, nest(1, attr(1, src), attr(2, dst)), nest(2, attr(1, b"\6"), ports))

@@ -19,19 +19,20 @@ from typing import Any
 
 import pytest
 
-from vff_qos import bootstrap
 from vff_qos.cli import main
-from vff_qos.core import layout
+from vff_qos.commands import bootstrap
+from vff_qos.commands.killswitch import resume, suspend
 from vff_qos.core.htb import PROVISIONAL, user_class
-from vff_qos.core.layout import Filter, Key
+from vff_qos.core.plan import layout
+from vff_qos.core.plan.layout import Filter, Key
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 from vff_qos.journal import Journal
-from vff_qos.kernel import filters, tc
-from vff_qos.kernel.maps import EarlyMaps
-from vff_qos.kernel.netlink import Netlink
+from vff_qos.kernel import filters
+from vff_qos.kernel.packed import tc
+from vff_qos.kernel.packed.early_maps import EarlyMaps
+from vff_qos.kernel.packed.netlink import Netlink
 from vff_qos.lock import Lock
-from vff_qos.release import resume, suspend
 from vff_qos.state import State
 
 from .conftest import run

@@ -14,22 +14,22 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bench.world import make_some_flows
-from vff_qos.assign import Assigner, Suspended
-from vff_qos.collect import Collector
-from vff_qos.core import layout
-from vff_qos.core.accesslog import Claim, Scanner
-from vff_qos.core.early import BAR_S, KEEP_S, PROVE_S
-from vff_qos.core.flow import Tuple
+from vff_qos.commands.gc import Collector
+from vff_qos.commands.killswitch import suspend
+from vff_qos.core.claims.accesslog import Claim, Scanner
+from vff_qos.core.flow import Flow
 from vff_qos.core.htb import PROVISIONAL
-from vff_qos.core.minors import RESTRICTED
-from vff_qos.core.policy import Limits, Policy
+from vff_qos.core.owners import RESTRICTED
+from vff_qos.core.plan import layout
+from vff_qos.core.policy.model import Limits, Policy
 from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import GcSettings, Settings
+from vff_qos.core.sole_users import BAR_S, KEEP_S, PROVE_S
+from vff_qos.follower.assign import Assigner, Suspended
 from vff_qos.journal import Journal
 from vff_qos.kernel import nft
-from vff_qos.kernel.conntrack import Conntrack, prepare
+from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.lock import Lock
-from vff_qos.release import suspend
 from vff_qos.state import State
 
 from .conftest import run
@@ -102,7 +102,7 @@ class Scene:
         return mark
 
     def mark(self, client: Client) -> int | None:
-        return self.conntrack.ask([prepare(client.flow)])[0]
+        return self.conntrack.get_marks([prepare(client.flow)])[0]
 
     def count(self, name: str) -> int:
         return self.assigner.snapshot()[name]
@@ -343,14 +343,14 @@ def test_whatever_lines_come_an_early_flow_ends_where_an_unmarked_one_does(scene
         address = b"\x7f" + next(numbers).to_bytes(3, "big")
         for now in (scene.now - PROVE_S, scene.now):
             users.saw(address, "victim@x", now)
-        flow = Tuple(6, address, 40_000, LOOPBACK[0], 4430)
+        flow = Flow(6, address, 40_000, LOOPBACK[0], 4430)
         make_some_flows([flow])
         if early:
-            scene.conntrack.tell([prepare(flow, mark | PROVISIONAL)])
+            scene.conntrack.set_marks([prepare(flow, mark | PROVISIONAL)])
         source = f"{socket.inet_ntoa(address)}:40000".encode()
         for email, tainted in claims:
             scene.assigner.assign([Claim(source, b"in", email, tainted, b"", 0, None)])
-        (found,) = scene.conntrack.ask([prepare(flow)])
+        (found,) = scene.conntrack.get_marks([prepare(flow)])
         assert found is not None and not found & PROVISIONAL
         owners = {owner.minor: owner.key for owner in scene.state.owners()}
         key = owners[found & 0xFFFF] if found else "nobody"

@@ -28,8 +28,8 @@ from ansible.template import Templar, trust_as_template
 from lab import engine, network
 from lab.counters import inside
 from lab.users import MBIT, PORTS, VLESS_RANGE, Device, User, devices, role_variables
-from vff_qos.core.flow import Tuple
-from vff_qos.kernel.conntrack import decode_tuple
+from vff_qos.core.flow import Flow
+from vff_qos.kernel.packed.conntrack import decode_tuple
 
 from .conftest import run
 from .test_container import cgroup_mount
@@ -208,20 +208,20 @@ class EngineNode(Node):
             sock.sendall(bytes(1 << 16))  # Shadowsocks reads on for a while before it refuses
             eventually(lambda: name + b"\n" in self.log.read_bytes())
 
-    def open_silent(self, address: str, port: int) -> tuple[Tuple, socket.socket]:
+    def open_silent(self, address: str, port: int) -> tuple[Flow, socket.socket]:
         """A connection from ``address`` to an inbound that does not say whose it is."""
         ends = [socket.inet_aton(text) for text in (address, network.NODE_IPV4)]
         with inside(self.namespace):
             sock = socket.create_connection((network.NODE_IPV4, port), source_address=(address, 0))
         self.sockets.append(sock)
-        return Tuple(socket.IPPROTO_TCP, ends[0], sock.getsockname()[1], ends[1], port), sock
+        return Flow(socket.IPPROTO_TCP, ends[0], sock.getsockname()[1], ends[1], port), sock
 
-    def flows(self) -> dict[Tuple, int]:
+    def flows(self) -> dict[Flow, int]:
         """All flows of the node with their marks."""
         found = {decode_tuple(e.tuple_raw): e.mark for e in self.conntrack.dump()}
         return {flow: mark for flow, mark in found.items() if flow is not None}
 
-    def is_slower(self, flow: Tuple, user: User) -> bool:
+    def is_slower(self, flow: Flow, user: User) -> bool:
         """Whether a marked flow's class is no faster than ``user`` may be."""
         minor = self.flows()[flow] & 0xFFFF
         up, down = self.classes()
@@ -349,7 +349,7 @@ def test_the_journal_of_the_real_engine_marks_each_users_flows(node: EngineNode)
     check_all_users(node)
 
 
-def forged_name(flow: Tuple, email: str) -> bytes:
+def forged_name(flow: Flow, email: str) -> bytes:
     """A name that ends the line in which the engine refuses it, and makes another one."""
     address = socket.inet_ntop(socket.AF_INET, flow.src)
     return (
@@ -402,6 +402,6 @@ def test_lines_forged_through_the_real_engine_gain_nothing(node: EngineNode) -> 
         assert {user: node.flows()[flow] for user, flow in flows.items()} == marks
 
 
-def _only(flows: Iterable[Tuple]) -> Tuple:
+def _only(flows: Iterable[Flow]) -> Flow:
     (flow,) = flows
     return flow

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from vff_qos.assign import Assigner
 from vff_qos.config import load_policy
-from vff_qos.core.accesslog import Claim
-from vff_qos.core.policy import Policy
+from vff_qos.core.claims.accesslog import Claim
+from vff_qos.core.policy.model import Policy
 from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import parse_settings
-from vff_qos.fairuse import FairUse
+from vff_qos.follower.assign import Assigner
+from vff_qos.follower.fair_use import FairUse
 from vff_qos.journal import Journal
-from vff_qos.kernel.addresses import local_addresses
 from vff_qos.kernel.devices import shaping_devices
-from vff_qos.kernel.netlink import Netlink
-from vff_qos.kernel.tc import Tc
+from vff_qos.kernel.packed.addresses import local_addresses
+from vff_qos.kernel.packed.netlink import Netlink
+from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State, StateError
 

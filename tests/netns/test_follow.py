@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from vff_qos.core.flow import Tuple
-from vff_qos.core.minors import PARKED
-from vff_qos.kernel.conntrack import Conntrack, prepare
-from vff_qos.kernel.tc import Tc
+from vff_qos.core.flow import Flow
+from vff_qos.core.owners import PARKED
+from vff_qos.kernel.packed.conntrack import Conntrack, prepare
+from vff_qos.kernel.packed.tc import Tc
 from vff_qos.state import State
 
 from .conftest import run
@@ -34,7 +34,7 @@ class Client:
         self.address, self.port = self.sock.getsockname()[:2]
         family = self.sock.family
         packed = socket.inet_pton(family, self.address)
-        self.flow = Tuple(6, packed, self.port, socket.inet_pton(family, address), port)
+        self.flow = Flow(6, packed, self.port, socket.inet_pton(family, address), port)
         self.text = f"[{self.address}]" if family == socket.AF_INET6 else self.address
 
     def line(self, email: str, prefix: str = "") -> bytes:
@@ -111,7 +111,7 @@ class Node:
 
     def mark(self, client: Client) -> int | None:
         """The client's flow's mark in the kernel."""
-        return self.conntrack.ask([prepare(client.flow)])[0]
+        return self.conntrack.get_marks([prepare(client.flow)])[0]
 
     def classes(self) -> tuple[dict[int, int], dict[int, int]]:
         """{minor: ceil} on (IFB, WAN)."""
@@ -160,7 +160,7 @@ def test_each_user_gets_one_class_with_its_own_limits(node: Node) -> None:
 def test_a_mark_of_other_software_is_left_alone(node: Node) -> None:
     node.start()
     client, other = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
-    node.conntrack.tell([prepare(client.flow, 0x1234)])
+    node.conntrack.set_marks([prepare(client.flow, 0x1234)])
     node.write(client.line("alice@x"), other.line("alice@x"))
     eventually(lambda: node.mark(other))
     assert node.mark(client) == 0x1234
@@ -337,9 +337,9 @@ def test_suspend_lifts_every_limit_and_resume_brings_them_back(node: Node) -> No
     assert node.mark(while_suspended) == 0
     assert node.run("suspend") == "no change\n"
     clients[0].sock.close()
+    from vff_qos.commands.killswitch import resume
     from vff_qos.journal import Journal
     from vff_qos.lock import Lock
-    from vff_qos.release import resume
 
     resume(State(str(node.directory / "state")), Lock(str(node.directory / "run")), Journal())
     assert {node.mark(client) for client in clients[1:]} == {mark}

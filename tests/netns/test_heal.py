@@ -18,19 +18,19 @@ from pathlib import Path
 
 import pytest
 
-from vff_qos import heal
-from vff_qos.assign import Assigner
 from vff_qos.config import Paths
-from vff_qos.core.accesslog import Scanner
-from vff_qos.core.policy import Limits, Policy
+from vff_qos.core.claims.accesslog import Scanner
+from vff_qos.core.policy.model import Limits, Policy
 from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import Settings
+from vff_qos.follower import heal
+from vff_qos.follower.assign import Assigner
 from vff_qos.journal import Journal
 from vff_qos.kernel import links
-from vff_qos.kernel.conntrack import Conntrack, prepare
-from vff_qos.kernel.monitor import Monitor
-from vff_qos.kernel.netlink import Netlink
-from vff_qos.kernel.tc import Tc
+from vff_qos.kernel.packed.conntrack import Conntrack, prepare
+from vff_qos.kernel.packed.monitor import Monitor
+from vff_qos.kernel.packed.netlink import Netlink
+from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
@@ -315,7 +315,7 @@ def test_answers_that_do_not_fit_the_receive_buffer(tmp_path: Path, trees: tuple
     assigner.assign(Scanner().scan(lines))
     assigner.adopt()  # and dumps
     conntrack, tc = Conntrack(), Tc()
-    marks = conntrack.ask([prepare(client.flow) for client in clients])
+    marks = conntrack.get_marks([prepare(client.flow) for client in clients])
     assert all(marks) and len(set(marks)) == 200
     for index in devices:
         assert len(tc.classes(index, 0x5100)) == 200 + 2

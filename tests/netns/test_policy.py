@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from vff_qos.classes import Classes
-from vff_qos.core.minors import Owner
-from vff_qos.core.policy import parse_policy
+from vff_qos.core.owners import Owner
+from vff_qos.core.policy.model import parse_policy
 from vff_qos.core.settings import Settings
-from vff_qos.kernel.tc import Tc
+from vff_qos.kernel.packed.tc import Tc
+from vff_qos.shaping import Classes
 from vff_qos.state import State
 
 from .conftest import run
@@ -273,7 +273,7 @@ def test_an_override_survives_restarts_and_ends_while_nobody_runs(node: Node, ho
 def test_an_operators_order_wins_over_an_automatic_one(node: Node) -> None:
     node.start()
     alice = user(node, "alice@x")
-    from vff_qos.core.overrides import Override
+    from vff_qos.core.policy.overrides import Override
     from vff_qos.lock import Lock
 
     state, lock = State(str(node.directory / "state")), Lock(str(node.directory / "run"))
@@ -409,7 +409,7 @@ def test_a_leaf_changes_with_the_plan(
     trees: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # bfifo stands for the leaves that not every kernel has; the way is the same.
-    monkeypatch.setattr("vff_qos.core.policy.LEAVES", ("pfifo", "bfifo"))
+    monkeypatch.setattr("vff_qos.core.policy.model.LEAVES", ("pfifo", "bfifo"))
     plans = "plans: {a: {}, b: {leaf: bfifo}}\ndefault: {plan: a}\n"
     bare = Bare(plans, 3)
     changed = bare.change(f"{plans}users: {{u1@x: {{plan: b}}}}")

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from vff_qos.kernel.conntrack import prepare
+from vff_qos.kernel.packed.conntrack import prepare
 from vff_qos.state import State
 
 from .conftest import run
@@ -110,7 +110,7 @@ class World:
     def wrong(self) -> list[str]:
         """Live flows whose mark is not their user's."""
         minors = {o.minor: o.key for o in State(str(self.node.directory / "state")).owners()}
-        marks = self.node.conntrack.ask([prepare(client.flow) for client in self.truth])
+        marks = self.node.conntrack.get_marks([prepare(client.flow) for client in self.truth])
         return [
             f"{client.flow}: {minors.get((mark or 0) & 0xFFFF)!r}, but it is {email}"
             for (client, email), mark in zip(self.truth.items(), marks, strict=True)

@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import pytest
 
-from vff_qos import bootstrap
+from vff_qos.commands import bootstrap
 from vff_qos.core.htb import UNCLASSIFIED_MINOR, Node, user_class
 from vff_qos.core.settings import Settings
 from vff_qos.errors import Refused
-from vff_qos.kernel import tc
+from vff_qos.kernel.packed import tc
 
 # The fixtures net and settings come from there.
 from .conftest import run

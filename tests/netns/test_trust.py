@@ -17,15 +17,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bench.world import NODE, make_some_flows
-from vff_qos.assign import Assigner
-from vff_qos.core.accesslog import Scanner
-from vff_qos.core.flow import Tuple
-from vff_qos.core.policy import Limits, Policy
+from vff_qos.core.claims.accesslog import Scanner
+from vff_qos.core.flow import Flow
+from vff_qos.core.policy.model import Limits, Policy
 from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import Settings
+from vff_qos.follower.assign import Assigner
 from vff_qos.journal import Journal
-from vff_qos.kernel.conntrack import Conntrack, prepare
-from vff_qos.kernel.tc import Tc
+from vff_qos.kernel.packed.conntrack import Conntrack, prepare
+from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
@@ -44,11 +44,11 @@ NAT = HOME  # a victim may sit behind the same one
 AWAY = socket.inet_aton("203.0.113.77")
 
 
-def text(flow: Tuple) -> bytes:
+def text(flow: Flow) -> bytes:
     return b"%s:%d" % (socket.inet_ntoa(flow.src).encode(), flow.sport)
 
 
-def true_line(flow: Tuple, email: bytes, tag: bytes = b"vless-in") -> bytes:
+def true_line(flow: Flow, email: bytes, tag: bytes = b"vless-in") -> bytes:
     return STAMP + b" from %s accepted tcp:a.example:443 [%s >> direct] email: %s\n" % (
         text(flow), tag, email,
     )  # fmt: skip
@@ -97,18 +97,18 @@ class Scene:
         assigner.adopt()
         return assigner
 
-    def open(self, address: bytes, port: int) -> Tuple:
-        flow = Tuple(6, address, next(self._ports) % 60_000 + 1_024, NODE, port)
+    def open(self, address: bytes, port: int) -> Flow:
+        flow = Flow(6, address, next(self._ports) % 60_000 + 1_024, NODE, port)
         make_some_flows([flow])
         return flow
 
     def feed(self, *lines: bytes) -> None:
         self.assigner.assign(self.scanner.scan(b"".join(lines)))
 
-    def marks(self, *flows: Tuple) -> list[int | None]:
-        return self.conntrack.ask([prepare(flow) for flow in flows])
+    def marks(self, *flows: Flow) -> list[int | None]:
+        return self.conntrack.get_marks([prepare(flow) for flow in flows])
 
-    def limits(self, flow: Tuple) -> list[int]:
+    def limits(self, flow: Flow) -> list[int]:
         """Ceil on (IFB, WAN) of the class that a flow's mark names; node's speed without one."""
         minor = (self.marks(flow)[0] or 0xFFFE) & 0xFFFF
         return [self.tc.classes(index, 0x5100)[minor].params.ceil_bps for index in self.devices]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from vff_qos.core.flow import Tuple
-from vff_qos.kernel.conntrack import prepare
+from vff_qos.core.flow import Flow
+from vff_qos.kernel.packed.conntrack import prepare
 
 from .conftest import run
 from .test_follow import Client, Node, eventually
@@ -87,12 +87,12 @@ def test_two_connections_of_one_address_and_port_are_told_apart(node: WebhookNod
         sock.bind(("127.0.0.9", 50_000))
         sock.connect((address, port))
         ends = [socket.inet_aton(text) for text in ("127.0.0.9", address)]
-        flows.append((sock, Tuple(6, ends[0], 50_000, ends[1], port)))
+        flows.append((sock, Flow(6, ends[0], 50_000, ends[1], port)))
     node.post("carol@x", "127.0.0.9:50000", "127.0.0.2:4431")
     node.post("bob@x", "127.0.0.9:50000", "127.0.0.1:4431")
     node.post("carol@x", "127.0.0.9:50000", "127.0.0.2:4431")
-    eventually(lambda: node.conntrack.ask([prepare(flows[1][1])])[0])
-    untouched, bob, carol = node.conntrack.ask([prepare(flow) for _sock, flow in flows])
+    eventually(lambda: node.conntrack.get_marks([prepare(flows[1][1])])[0])
+    untouched, bob, carol = node.conntrack.get_marks([prepare(flow) for _sock, flow in flows])
     assert untouched == 0
     assert bob
     assert carol

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vff_qos.core.accesslog import TAINT_BYTES, Claim, Scanner, inbound_tag, parse_source
+from vff_qos.core.claims.accesslog import TAINT_BYTES, Claim, Scanner, inbound_tag, parse_source
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 

@@ -9,12 +9,12 @@ import pytest
 from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from vff_qos.core.flow import Tuple
+from vff_qos.core.flow import Flow
 from vff_qos.core.htb import HtbClass, shared_class, user_class
-from vff_qos.kernel import conntrack, tc
+from vff_qos.kernel.packed import conntrack, tc
 
-V4 = Tuple(6, socket.inet_aton("198.51.100.7"), 5555, socket.inet_aton("203.0.113.1"), 443)
-V6 = Tuple(
+V4 = Flow(6, socket.inet_aton("198.51.100.7"), 5555, socket.inet_aton("203.0.113.1"), 443)
+V6 = Flow(
     17,
     socket.inet_pton(socket.AF_INET6, "2001:db8::7"),
     65535,
@@ -35,7 +35,7 @@ class _Wire:
 
     next_seq = 0x01020304
 
-    def __init__(self, gone: set[Tuple]) -> None:
+    def __init__(self, gone: set[Flow]) -> None:
         self.sent: list[bytes] = []
         self._gone = gone
 
@@ -56,17 +56,17 @@ class _Wire:
 
 @pytest.mark.parametrize("flow", [V4, V6], ids=["ipv4", "ipv6"])
 @pytest.mark.parametrize("what", ["set", "get"])
-def test_conntrack_requests(flow: Tuple, what: str) -> None:
+def test_conntrack_requests(flow: Flow, what: str) -> None:
     wire = _Wire(set())
     table = object.__new__(conntrack.Conntrack)
     table.netlink = wire  # type: ignore[assignment]
     if what == "set":
-        assert table.tell([conntrack.prepare(flow, 0x5100002A)]) == {}
+        assert table.set_marks([conntrack.prepare(flow, 0x5100002A)]) == {}
         message = _conntrack(wire.sent[0])
         assert message.get_attr("CTA_MARK") == 0x5100002A
         assert message.get_attr("CTA_MARK_MASK") == 0xFFFFFFFF
     else:
-        assert table.ask([conntrack.prepare(flow)]) == [None]
+        assert table.get_marks([conntrack.prepare(flow)]) == [None]
         message = _conntrack(wire.sent[0])
     assert message["header"]["sequence_number"] == wire.next_seq
     assert message["header"]["type"] == 1 << 8 | (what == "get")
@@ -84,7 +84,7 @@ def test_conntrack_requests(flow: Tuple, what: str) -> None:
 
 
 @pytest.mark.parametrize("flow", [V4, V6], ids=["ipv4", "ipv6"])
-def test_a_dumped_entry_is_asked_for_and_set_by_its_own_tuple(flow: Tuple) -> None:
+def test_a_dumped_entry_is_asked_for_and_set_by_its_own_tuple(flow: Flow) -> None:
     asked = conntrack.encode_set(1, flow, 9)
     entry = conntrack.decode(asked[16:])
     assert conntrack.decode_tuple(entry.tuple_raw) == flow
@@ -104,7 +104,7 @@ def test_prepared_requests_of_both_families_are_numbered_and_their_errors_found(
     wire = _Wire(gone)
     table = object.__new__(conntrack.Conntrack)
     table.netlink = wire  # type: ignore[assignment]
-    errors = table.tell([conntrack.prepare(flow, 9) for flow in flows])
+    errors = table.set_marks([conntrack.prepare(flow, 9) for flow in flows])
     assert {flows[index] for index in errors} == gone
     expected = {conntrack.encode_set(0, flow, 9) for flow in flows}
     assert {message[:8] + bytes(4) + message[12:] for message in wire.sent} == expected

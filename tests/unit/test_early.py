@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from vff_qos.core import early
-from vff_qos.core.early import BAR_S, KEEP_S, MAX_ADDRESSES, MAX_PER_USER, PROVE_S, SoleUsers
+from vff_qos.core import sole_users as early
+from vff_qos.core.sole_users import BAR_S, KEEP_S, MAX_ADDRESSES, MAX_PER_USER, PROVE_S, SoleUsers
 
 HOME, OFFICE = b"\xc6\x33\x64\x07", b"\xcb\x00\x71\x4d"
 

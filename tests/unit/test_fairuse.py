@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vff_qos.core.document import Document
-from vff_qos.core.fairuse import (
+from vff_qos.core.policy.model import NO_TERMS, Limits, parse_policy
+from vff_qos.core.policy.terms import BLOCKED, Quota, Rule, Terms, parse_terms
+from vff_qos.core.policy.usage import (
     BUCKETS,
     CELLS,
     QUOTA,
@@ -28,8 +30,6 @@ from vff_qos.core.fairuse import (
     period,
     rule_origin,
 )
-from vff_qos.core.policy import NO_TERMS, Limits, parse_policy
-from vff_qos.core.terms import BLOCKED, Quota, Rule, Terms, parse_terms
 from vff_qos.errors import ConfigError
 
 BERLIN = ZoneInfo("Europe/Berlin")

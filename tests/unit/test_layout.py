@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from vff_qos.core import layout
 from vff_qos.core.htb import shared_class
-from vff_qos.core.layout import Filter, Link, Observed, Qdisc
+from vff_qos.core.plan import layout
+from vff_qos.core.plan.layout import Filter, Link, Observed, Qdisc
 from vff_qos.core.settings import Settings
 from vff_qos.errors import Refused
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from vff_qos.core.claims.trust import Verdict, address_key, judge
+from vff_qos.core.gc_plan import display_name, plan_collection
 from vff_qos.core.htb import classid, format_classid, usable_minor
-from vff_qos.core.idle import display_name, plan_collection
-from vff_qos.core.minors import ACTIVE, PARKED, QUARANTINE, RESTRICTED, Minors, Owner
-from vff_qos.core.ownership import Verdict, address_key, judge
+from vff_qos.core.owners import ACTIVE, PARKED, QUARANTINE, RESTRICTED, Minors, Owner
 from vff_qos.core.settings import GcSettings
 from vff_qos.errors import Exhausted
 

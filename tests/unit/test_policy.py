@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vff_qos.core.htb import Node, burst_bytes, guarantee_shift, leaf_target_us, user_class
-from vff_qos.core.policy import (
+from vff_qos.core.policy.model import (
     BLOCKED_BPS,
     DEFAULT_LIMITS,
     Limits,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vff_qos.core.policy import Policy
+from vff_qos.core.policy.model import Policy
 from vff_qos.core.settings import LEAVES, SOURCES, Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,15 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.accesslog import Claim, parse_source
-from vff_qos.core.event import Nothing, read_event
+from vff_qos.core.claims.accesslog import Claim, parse_source
+from vff_qos.core.claims.webhook_event import Nothing, read_event
 from vff_qos.core.http import MAX_BODY_BYTES, MAX_HEAD_BYTES, BadRequest, Parser, Request
 from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import parse_settings
 from vff_qos.errors import ConfigError, SourceError
 from vff_qos.sources import open_source
 from vff_qos.sources.base import Source
-from vff_qos.sources.journal import JournalSource, container_matches, unit_matches
+from vff_qos.sources.journald import JournalSource, container_matches, unit_matches
 from vff_qos.sources.webhook import WebhookSource
 
 SAMPLES = (Path(__file__).parents[1] / "samples" / "webhook.ndjson").read_bytes().splitlines()

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.accesslog import Source
-from vff_qos.core.lines import MAX_CARRY_BYTES, Assembler, Change, Identity, judge_change
-from vff_qos.core.minors import Owner
+from vff_qos.core.claims.accesslog import Source
+from vff_qos.core.claims.lines import MAX_CARRY_BYTES, Assembler, Change, Identity, judge_change
+from vff_qos.core.owners import Owner
 from vff_qos.core.resolver import Resolver
 from vff_qos.errors import SourceError
 from vff_qos.sources.file import FileSource

@@ -109,19 +109,19 @@ def _run(args: argparse.Namespace) -> int:
         print(f"ok: {len(policy.users)} users have limits of their own")
         return 0
     if args.command == "follow":
-        from .follow import follow
+        from .follower.loop import follow
 
         return follow(paths, Journal())
     state = State(paths.state_dir)
     if args.command == "status":
-        from .status import read_status, render
+        from .commands.status import read_status, render
 
         status = read_status(settings, state, paths)
         print(json.dumps(status, indent=1) if args.json else render(status))
         return 1 if status.get("trouble") else 0
     if args.command == "explain":
-        from .explain import read_explanation
-        from .explain import render as render_explanation
+        from .commands.explain import read_explanation
+        from .commands.explain import render as render_explanation
 
         found = read_explanation(settings, state, paths, args.email)
         print(json.dumps(found, indent=1) if args.json else render_explanation(found))
@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
         print(_order(args, settings, paths, state, lock, journal))
         return 0
     if args.command == "policy":
-        from .apply import apply, diff
+        from .commands.policy import apply, diff
 
         if args.action == "diff":
             _print(diff(settings, paths, state, lock, args.file))
@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace) -> int:
             print(apply(settings, paths, state, lock, journal, args.file))
         return 0
     if args.command == "gc":
-        from .collect import Collector
+        from .commands.gc import Collector
 
         lines = Collector(settings, state, lock).run(args.dry_run)
         _print(lines)
@@ -147,7 +147,7 @@ def _run(args: argparse.Namespace) -> int:
             journal.event("collected", f"collected: {len(lines)} actions", INFO, actions=len(lines))
         return 0
     if args.command == "suspend":
-        from .release import suspend
+        from .commands.killswitch import suspend
 
         count = suspend(settings, state, lock, journal)
         print("no change" if count is None else f"suspended: {count} flows are unlimited now")
@@ -163,8 +163,8 @@ def _order(
     lock: Lock,
     journal: Journal,
 ) -> str:
+    from .commands.overrides import give_order
     from .core.durations import parse_duration
-    from .orders import give_order
 
     entry: dict[str, Any] | None = {"unlimit": {"unlimited": True}, "block": {"blocked": True}}.get(
         args.command
@@ -186,9 +186,9 @@ def _order(
 def _reconcile(
     args: argparse.Namespace, settings: Settings, state: State, lock: Lock, journal: Journal
 ) -> int:
-    from .bootstrap import reconcile, remove, repair
-    from .kept import kept_policy
-    from .release import resume, suspend
+    from .commands.bootstrap import reconcile, remove, repair
+    from .commands.killswitch import resume, suspend
+    from .follower.kept_policy import kept_policy
 
     if args.command == "bootstrap":
         # The follower's own repairs must not end what a person has ordered.

@@ -11,8 +11,8 @@ from dataclasses import astuple
 from sys import intern
 from typing import Any
 
-from .core.minors import Owner
-from .core.overrides import Override
+from .core.owners import Owner
+from .core.policy.overrides import Override
 from .errors import QosError
 
 #: What leads from each version of the schema to the next.

@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vff_qos.bootstrap import reconcile
+from vff_qos.commands.bootstrap import reconcile
 from vff_qos.core.htb import FIRST_USER_MINOR, HtbClass, classid, usable_minor, user_class
 from vff_qos.core.settings import Settings
-from vff_qos.kernel.tc import ClassKey, Tc, add_class
+from vff_qos.kernel.packed.tc import ClassKey, Tc, add_class
 
 PKTGEN = Path("/proc/net/pktgen")
 PACKET_BYTES = 200

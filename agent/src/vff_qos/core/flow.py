@@ -6,7 +6,7 @@ import socket
 from typing import NamedTuple
 
 
-class Tuple(NamedTuple):
+class Flow(NamedTuple):
     """The original tuple of a flow; addresses packed (4 or 16 bytes), ports as numbers."""
 
     proto: int

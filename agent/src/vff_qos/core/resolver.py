@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .accesslog import TCP, UDP, Source
-from .flow import Tuple
+from .claims.accesslog import TCP, UDP, Source
+from .flow import Flow
 from .settings import PortRange
 
 #: Above this many combinations the kernel's filtered dump is cheaper than asking for each.
@@ -38,7 +38,7 @@ class Resolver:
         for address in addresses:
             self._addresses[len(address)].append(address)
 
-    def first(self, source: Source, tag: bytes, local: Source | None = None) -> list[Tuple]:
+    def first(self, source: Source, tag: bytes, local: Source | None = None) -> list[Flow]:
         """Tuples worth asking for at once: what the tag's earlier flows had.
 
         Before these, ``local``, our own end where the claim names it; but behind DNAT (Docker)
@@ -50,7 +50,7 @@ class Resolver:
         ends += self._learned.get((tag, len(source.address), source.proto), ())
         return [_tuple(source, end) for end in dict.fromkeys(ends)]
 
-    def rest(self, source: Source, tag: bytes) -> list[Tuple]:
+    def rest(self, source: Source, tag: bytes) -> list[Flow]:
         """All other tuples the flow may have; empty if there are too many to ask for."""
         if not self.can_ask(source):
             return []
@@ -69,7 +69,7 @@ class Resolver:
         ports = sum(high - low + 1 for low, high in self._ports)
         return bool(ports) and 2 * ports * len(self._ours(source)) <= MAX_CANDIDATES
 
-    def is_ours(self, flow: Tuple) -> bool:
+    def is_ours(self, flow: Flow) -> bool:
         """Whether a flow goes to one of our addresses and service ports."""
         return flow.dst in self._addresses[len(flow.dst)] and (
             not self._ports or any(low <= flow.dport <= high for low, high in self._ports)
@@ -84,7 +84,7 @@ class Resolver:
             if _is_loopback(address) == loopback
         ]
 
-    def learn(self, source: Source, tag: bytes, flow: Tuple) -> None:
+    def learn(self, source: Source, tag: bytes, flow: Flow) -> None:
         """The kernel knows ``flow``: remember our end for the tag."""
         key = (tag, len(source.address), source.proto)
         end = (flow.proto, flow.dst, flow.dport)
@@ -106,9 +106,9 @@ def _protos(source: Source) -> tuple[int, int]:
     return (UDP, TCP) if source.proto == UDP else (TCP, UDP)
 
 
-def _tuple(source: Source, end: _End) -> Tuple:
+def _tuple(source: Source, end: _End) -> Flow:
     proto, address, port = end
-    return Tuple(proto, source.address, source.port, address, port)
+    return Flow(proto, source.address, source.port, address, port)
 
 
 def _is_loopback(address: bytes) -> bool:

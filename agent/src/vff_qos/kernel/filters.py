@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..core.htb import MINOR_MASK, HtbClass, classid
-from ..core.layout import (
+from ..core.plan.layout import (
     INGRESS_PARENT,
     ROOT_PARENT,
     SPLIT_LIMIT,
@@ -24,15 +24,8 @@ from ..core.layout import (
     splitter,
 )
 from .links import send
-from .netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Netlink,
-    attr,
-    attrs,
-    nest,
-)
-from .tc import decode_class
+from .packed.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, attr, attrs, nest
+from .packed.tc import decode_class
 
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _GETTCLASS = 42

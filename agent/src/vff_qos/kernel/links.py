@@ -10,9 +10,18 @@ import errno
 import socket
 import struct
 
-from ..core.layout import Link
+from ..core.plan.layout import Link
 from ..errors import KernelRefused
-from .netlink import HEADER, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Netlink, attr, attrs, nest
+from .packed.netlink import (
+    HEADER,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    Netlink,
+    attr,
+    attrs,
+    nest,
+)
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change

@@ -8,9 +8,9 @@ from typing import Any
 
 import nftables
 
-from ..core.layout import TABLE
+from ..core.plan.layout import TABLE
 from ..errors import KernelRefused
-from .netlink import HEADER, NETLINK_NETFILTER, NLM_F_REQUEST, Netlink, attr, attrs
+from .packed.netlink import HEADER, NETLINK_NETFILTER, NLM_F_REQUEST, Netlink, attr, attrs
 
 # include/uapi/linux/netfilter/nf_tables.h
 _GETTABLE = 10 << 8 | 1

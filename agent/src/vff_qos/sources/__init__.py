@@ -24,7 +24,7 @@ def open_source(settings: Settings, checkpoint: Any, replay_since_s: float | Non
             settings.webhook_token,
         )
     if settings.source == "journal":
-        from .journal import JournalSource, container_matches, unit_matches
+        from .journald import JournalSource, container_matches, unit_matches
 
         return JournalSource(
             unit_matches(settings.journal_unit)

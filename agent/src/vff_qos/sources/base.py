@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ..core.accesslog import Claim, Counters
+from ..core.claims.accesslog import Claim, Counters
 
 
 class Source(Protocol):

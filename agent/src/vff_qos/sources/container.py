@@ -17,7 +17,7 @@ import select
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.accesslog import Claim, Counters
+from ..core.claims.accesslog import Claim, Counters
 from ..errors import SourceError
 from .file import FileSource
 

@@ -15,8 +15,8 @@ from typing import Any
 from inotify_simple import Event, INotify
 from inotify_simple import flags as inotify_flags
 
-from ..core.accesslog import Claim, Counters, Scanner
-from ..core.lines import FINGERPRINT_BYTES, Assembler, Change, Identity, judge_change
+from ..core.claims.accesslog import Claim, Counters, Scanner
+from ..core.claims.lines import FINGERPRINT_BYTES, Assembler, Change, Identity, judge_change
 from ..errors import SourceError
 
 #: A stale line can meet a reused tuple, so that replay after a restart is bounded in age.

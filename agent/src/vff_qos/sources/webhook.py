@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..core.accesslog import Claim, Counters
-from ..core.event import Nothing, read_event
+from ..core.claims.accesslog import Claim, Counters
+from ..core.claims.webhook_event import Nothing, read_event
 from ..core.http import BadRequest, Parser, Request, answer
 from ..errors import SourceError
 

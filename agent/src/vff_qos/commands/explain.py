@@ -1,0 +1,199 @@
+"""``vff-qos explain EMAIL``: why a user has the limits that they have, and whether they hold."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ..config import Paths, drop_ins_of, load_policy, read_file
+from ..core.document import Document
+from ..core.htb import MINOR_MASK, OURS_MASK, HtbClass, classid, format_classid
+from ..core.owners import Owner
+from ..core.policy.model import Layer, Limits, Policy
+from ..core.policy.overrides import Override
+from ..core.policy.usage import Level, Usage, levels
+from ..core.rates import format_rate, format_size
+from ..core.settings import Settings
+from ..errors import Refused
+from ..kernel.devices import shaping_devices
+from ..kernel.packed.conntrack import Conntrack
+from ..kernel.packed.tc import ClassState, Tc, same_class
+from ..shaping import Classes
+from ..state import State
+from .overrides import describe_limits, describe_override
+
+_DIRECTIONS = ("upload", "download")
+
+
+def read_explanation(settings: Settings, state: State, paths: Paths, email: str) -> dict[str, Any]:
+    """Everything ``explain`` shows, as JSON.  Raises ConfigError, KernelRefused, StateError."""
+    policy = load_policy(paths.policy, paths.policy_dir)
+    tc = Tc()
+    try:
+        devices = shaping_devices(settings)
+    except Refused as error:
+        trouble: str | None = f"not set up: {error}"
+        devices = None
+    else:
+        trouble = None
+    classes = Classes(settings, policy, tc, devices or (0, 0))
+    overrides = state.overrides()
+    classes.set_overrides(overrides)
+    owners = state.owners()
+    have: tuple[dict[int, ClassState], dict[int, ClassState]] = ({}, {})
+    if devices:
+        have = classes.kernel()
+        classes.load(owners, set(have[0]) & set(have[1]))
+    rule, limits = policy.rule(email), classes.limits_of(email)
+    now = time.time()
+    in_force = [override for override, _layer in classes.overrides.in_force(email, now)]
+    owner = next((o for o in owners if o.key == email), None)
+    tc.close()
+    return {
+        "email": email,
+        "trouble": trouble,
+        "suspended": state.get_value("suspended") is not None,
+        "decided_by": "override" if in_force else rule.kind,
+        "rule": {"kind": rule.kind, "name": rule.name, "plan": _plan(policy, rule.layer)},
+        "overrides": [
+            {**o._asdict(), "in_force": o in in_force} for o in overrides if o.email == email
+        ],
+        "layers": [
+            {"name": name, "where": _where(paths, policy, email, name), "gives": layer}
+            for name, layer in reversed(policy.layers(email))
+        ],
+        "usage": [level._asdict() for level in _usage(policy, state, email, now)],
+        "limits": limits._asdict(),
+        "leaf": limits.leaf or settings.leaf,
+        "class": _class(settings, classes, owner, have) if owner else None,
+        "wanted": _both(classes.params_of(limits)),
+    }
+
+
+def _usage(policy: Policy, state: State, email: str, now_s: float) -> list[Level]:
+    """How far a user was with the plan's rules when the agent last saved it, within 5 min."""
+    terms = policy.terms_of(email)
+    saved = [Usage.from_json(terms, data) for *_counters, data in state.usage(email)]
+    return levels(saved[0] if saved else Usage(terms), now_s)
+
+
+def _plan(policy: Policy, layer: Layer) -> str | None:
+    plan = layer.get("plan", policy.default_layer.get("plan"))
+    return None if plan is None else str(plan)
+
+
+def _where(paths: Paths, policy: Policy, email: str, name: str) -> str:
+    """File and line of a layer: the policy itself does not remember them."""
+    kind, _, rest = name.partition(" ")
+    if kind == "user":
+        for path in reversed(drop_ins_of(paths.policy_dir)):
+            if line := Document(read_file(path), path).line(("users", email)):
+                return f"{path}:{line}"
+    key: tuple[str, ...] = {"user": ("users", email), "plan": ("plans", rest)}.get(kind, (kind,))
+    if kind == "pattern":
+        index = next(i for i, pattern in enumerate(policy.patterns) if pattern.glob == rest)
+        key = ("match", str(index))
+    line = Document(read_file(paths.policy), paths.policy).line(key)
+    return f"{paths.policy}:{line}" if line else "built in"
+
+
+def _class(
+    settings: Settings,
+    classes: Classes,
+    owner: Owner,
+    have: tuple[dict[int, ClassState], dict[int, ClassState]],
+) -> dict[str, Any]:
+    mark = classid(settings.major, owner.minor)
+    conntrack = Conntrack()
+    flows = sum(1 for _entry in conntrack.dump(mark, OURS_MASK | MINOR_MASK))
+    conntrack.close()
+    found: dict[str, Any] = {
+        "classid": format_classid(mark),
+        "mark": f"{mark:#x}",
+        "state": owner.state,
+        "flows": flows,
+    }
+    for direction, states, want in zip(_DIRECTIONS, have, classes.params(owner), strict=True):
+        state = states.get(owner.minor)
+        found[direction] = state and {
+            **state.params._asdict(),
+            "as_wanted": same_class(state.params, want),
+            "sent_bytes": state.sent_bytes,
+            "sent_packets": state.sent_packets,
+            "drops": state.drops,
+            "backlog_bytes": state.backlog_bytes,
+        }
+    return found
+
+
+def _both(params: tuple[HtbClass, HtbClass]) -> dict[str, dict[str, int]]:
+    return {name: one._asdict() for name, one in zip(_DIRECTIONS, params, strict=True)}
+
+
+def render(found: dict[str, Any]) -> str:
+    """The same for people."""
+    now = time.time()
+    limits = describe_limits(Limits(**found["limits"]))
+    lines = [f"{found['email']}: {limits}, weight {found['limits']['weight']}, {found['leaf']}"]
+    if found["trouble"]:
+        lines.append(f"TROUBLE: {found['trouble']}")
+    if found["suspended"]:
+        lines.append("SUSPENDED: nobody is limited ('vff-qos bootstrap' ends it)")
+    rule = found["rule"]
+    name = "" if rule["kind"] == "default" else f" {rule['name']}"
+    decided = "a temporary override" if found["decided_by"] == "override" else rule["kind"] + name
+    lines.append(f"decided by: {decided}" + (f", plan {rule['plan']}" if rule["plan"] else ""))
+    lines.append("strongest first:")
+    for override in found["overrides"]:
+        data = {key: value for key, value in override.items() if key != "in_force"}
+        mark = "" if override["in_force"] else " (not in force)"
+        lines.append(f"  override   {describe_override(Override(**data), now)}{mark}")
+    for layer in found["layers"]:
+        gives = ", ".join(f"{key} {_shown(key, value)}" for key, value in layer["gives"].items())
+        lines.append(f"  {layer['name']:<10} {layer['where']}: {gives or 'nothing'}")
+    for level in found["usage"]:
+        until = level["until"]
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until)) if until else ""
+        penalty = f", penalty until {clock}" if until else ""
+        lines.append(f"{level['rule']}: {level['used']} ({level['share']:.0%}){penalty}")
+    lines += _render_class(found)
+    return "\n".join(lines)
+
+
+def _render_class(found: dict[str, Any]) -> list[str]:
+    owned = found["class"]
+    if owned is None:
+        lines = ["class: none yet; one is made with the user's first connection"]
+    else:
+        lines = [f"class {owned['classid']} ({owned['state']}), {owned['flows']} flows marked"]
+    for direction in _DIRECTIONS:
+        wanted = found["wanted"][direction]
+        lines.append(f"  {direction:<9} {_numbers(wanted)}")
+        if owned is None:
+            continue
+        has = owned[direction]
+        if has is None:
+            lines.append(f"  {'':<9} not in the kernel; it is made with the next connection")
+            continue
+        if not has["as_wanted"]:
+            lines.append(f"  {'in kernel':<9} {_numbers(has)}  DIFFERS")
+        lines.append(
+            f"  {'':<9} {has['sent_bytes'] / 1e6:.1f} MB in {has['sent_packets']} packets sent, "
+            f"{has['drops']} dropped, {has['backlog_bytes']} bytes queued"
+        )
+    return lines
+
+
+def _numbers(params: dict[str, int]) -> str:
+    return (
+        f"limit {format_rate(params['ceil_bps'])}, guaranteed {format_rate(params['rate_bps'])}, "
+        f"burst {format_size(params['cburst_bytes'])}, quantum {params['quantum_bytes']}"
+    )
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if key in ("upload", "download", "guaranteed"):
+        return format_rate(value)
+    return format_size(value) if key == "burst" else str(value)

@@ -1,0 +1,154 @@
+"""``vff-qos gc``: collect idle users.  A process of its own, never inside the follower's loop."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+
+from ..core.gc_plan import GcPlan, display_name, plan_collection
+from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, format_classid
+from ..core.owners import PARKED, QUARANTINE, Owner
+from ..core.settings import Settings
+from ..errors import KernelRefused
+from ..kernel.devices import shaping_devices
+from ..kernel.packed.conntrack import Conntrack
+from ..kernel.packed.early_maps import clear_early_maps
+from ..kernel.packed.tc import ClassKey, ClassState, Filter, Tc, change_class, delete_class
+from ..lock import Lock
+from ..state import State
+
+#: Deleting a class walks all others under RTNL, and the follower waits meanwhile.
+DELETE_BUDGET_S = 0.2
+_CHUNK = 16
+
+
+class Collector:
+    """One collection: observe, plan, and unless it is a dry run, act; all under the lock."""
+
+    def __init__(
+        self, settings: Settings, state: State, lock: Lock, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._settings, self._state, self._lock, self._clock = settings, state, lock, clock
+        self._devices = shaping_devices(settings)
+        self._tc, self._conntrack = Tc(), Conntrack()
+
+    def run(self, dry_run: bool) -> list[str]:
+        """Collect; returns one line per action.  Raises KernelRefused, StateError."""
+        with self._lock:
+            owners = self._state.owners()
+            up, down = (self._tc.classes(i, self._settings.major) for i in self._devices)
+            marked: dict[int, int] = {}
+            for entry in self._conntrack.dump(self._settings.major << 16, OURS_MASK):
+                minor = entry.mark & MINOR_MASK
+                marked[minor] = marked.get(minor, 0) + 1
+            plan = plan_collection(
+                owners,
+                {minor: state.sent_bytes for minor, state in up.items()},
+                {minor: state.sent_bytes for minor, state in down.items()},
+                marked,
+                self._clock(),
+                self._settings.gc,
+            )
+            dangling = [
+                (ifindex, found)
+                for ifindex, classes in zip(self._devices, (up, down), strict=True)
+                for found in self._tc.filters(ifindex, self._settings.major)
+                if self._dangles(found, classes)
+            ]
+            lines = self._describe(plan, marked, dangling)
+            if not dry_run:
+                self._act(plan, marked, up, down, dangling)
+        return lines
+
+    def _describe(
+        self, plan: GcPlan, marked: dict[int, int], dangling: list[tuple[int, Filter]]
+    ) -> list[str]:
+        lines = []
+        deleted = {owner.minor for owner in plan.delete}
+        for owner in plan.park:
+            fate = "delete" if owner.minor in deleted else "park"
+            lines.append(f"{fate} {self._name(owner)}: idle since {_local_time(owner.moved)}")
+        for owner in plan.release:
+            if owner.minor not in deleted:
+                lines.append(f"release {self._name(owner)}: no flow bears its mark")
+        parked = {owner.minor for owner in plan.park}
+        lines += [
+            f"delete {self._name(owner)}: more than {self._settings.gc.pool_max} parked classes"
+            for owner in plan.delete
+            if owner.minor not in parked
+        ]
+        lines += [
+            f"delete filter pref {found.pref} handle {found.handle:#x}: "
+            f"its class {format_classid(found.classid)} does not exist"
+            for _ifindex, found in dangling
+        ]
+        return lines
+
+    def _name(self, owner: Owner) -> str:
+        classid = self._settings.major << 16 | owner.minor
+        return f"{display_name(owner.key)} (class {format_classid(classid)})"
+
+    def _dangles(self, found: Filter, classes: dict[int, ClassState]) -> bool:
+        """A filter below our root that names a class of ours which is not there."""
+        if found.classid >> 16 != self._settings.major:
+            return False
+        return found.classid & MINOR_MASK not in classes
+
+    def _act(
+        self,
+        plan: GcPlan,
+        marked: dict[int, int],
+        up: dict[int, ClassState],
+        down: dict[int, ClassState],
+        dangling: list[tuple[int, Filter]],
+    ) -> None:
+        now = self._clock()
+        for owner in plan.moved:
+            owner.moved = now
+            owner.up_seen = up[owner.minor].sent_bytes if owner.minor in up else 0
+            owner.down_seen = down[owner.minor].sent_bytes if owner.minor in down else 0
+        for owner in plan.park:
+            # With the conntrack check switched off, flows may still bear the mark.
+            owner.state = QUARANTINE if marked.get(owner.minor) else PARKED
+        for owner in plan.release:
+            owner.state = PARKED
+        if plan.park or plan.delete:
+            # Nobody's next connection may go into a class that waits for another owner; the
+            # follower sees the new state and fills the maps again.
+            clear_early_maps()
+        # First the state: if we die now, the follower revives whom it meets.
+        self._state.save_owners([*plan.moved, *plan.park, *plan.release])
+        requests = []
+        for owner in plan.park:
+            for ifindex, classes in zip(self._devices, (up, down), strict=True):
+                if owner.minor in classes:
+                    params = classes[owner.minor].params._replace(prio=PARKED_PRIO)
+                    key = ClassKey(ifindex, self._settings.major, owner.minor)
+                    requests.append(change_class(key, CEIL_MINOR, params))
+        self._tc.apply(requests)
+        for ifindex, found in dangling:
+            self._tc.delete_filter(ifindex, self._settings.major, found)
+        self._delete(plan.delete)
+
+    def _delete(self, owners: list[Owner]) -> None:
+        """Delete classes until the time budget is spent; the next run goes on."""
+        deadline = time.monotonic() + DELETE_BUDGET_S
+        for start in range(0, len(owners), _CHUNK):
+            chunk = owners[start : start + _CHUNK]
+            for _index, code, what in self._tc.attempt(
+                [
+                    delete_class(ClassKey(ifindex, self._settings.major, owner.minor))
+                    for owner in chunk
+                    for ifindex in self._devices
+                ]
+            ):
+                if code != errno.ENOENT:
+                    raise KernelRefused(code, what)
+            self._state.save_owners([], chunk)
+            if time.monotonic() > deadline:
+                return
+
+
+def _local_time(when_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when_s))

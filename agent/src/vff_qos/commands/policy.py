@@ -1,0 +1,197 @@
+"""``vff-qos policy diff`` and ``apply``: what a policy would change, and having it in force."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ..config import Paths, load_policy, policy_stamp, read_file
+from ..core.gc_plan import display_name
+from ..core.htb import HtbClass
+from ..core.owners import ACTIVE, Owner
+from ..core.rates import format_rate, format_size
+from ..core.settings import Settings
+from ..errors import QosError
+from ..journal import INFO, Journal
+from ..kernel.devices import shaping_devices
+from ..kernel.packed.tc import Tc
+from ..lock import Lock
+from ..shaping import Both, Classes
+from ..state import State
+from .status import running_follower
+
+_AGENT_S = 10.0
+
+
+class Difference(NamedTuple):
+    """What one user has and would have, on (upload, download); ``shaped``: has a class."""
+
+    email: str
+    shaped: bool
+    old: Both
+    new: Both
+    leaves: tuple[str, str]
+
+
+def diff(settings: Settings, paths: Paths, state: State, lock: Lock, file: str | None) -> list[str]:
+    """What the policy in ``file`` would change, or the one that is installed; changes nothing.
+
+    Users with a class are compared with the kernel, others with the installed policy.
+    """
+    new = load_policy(file or paths.policy, paths.policy_dir)
+    old = load_policy(paths.policy, paths.policy_dir) if file else new
+    tc = Tc()
+    try:
+        before, after = (
+            Classes(settings, policy, tc, shaping_devices(settings)) for policy in (old, new)
+        )
+        with lock:
+            owners = _load([before, after], state)
+            found = list(_differences(before, after, owners))
+    finally:
+        tc.close()
+    if not found:
+        return []
+    lines = [f"{d.email}: {describe(d)}" for d in sorted(found)]
+    shaped = sum(d.shaped for d in found)
+    lines.append(
+        f"{shaped} of {len(owners)} users with a class would change, "
+        f"and {len(found) - shaped} without one"
+    )
+    return lines
+
+
+def _load(several: list[Classes], state: State) -> list[Owner]:
+    """Load the state; returns the owners that have classes now."""
+    everybody, overrides = state.owners(), state.overrides()
+    owners: list[Owner] = []
+    for classes in several:
+        up, down = classes.kernel()
+        classes.set_overrides(overrides)
+        classes.load(everybody, set(up) & set(down))
+        owners = [o for o in everybody if o.state == ACTIVE and classes.has(o.minor)]
+    return owners
+
+
+def _differences(before: Classes, after: Classes, owners: list[Owner]) -> Iterable[Difference]:
+    up, down = after.kernel()
+    for owner in after.outdated(owners):
+        old = up[owner.minor].params, down[owner.minor].params
+        leaves = after.kernel_leaf(owner), after.leaf(owner)
+        yield Difference(display_name(owner.key), True, old, after.params(owner), leaves)
+    shaped = {owner.key for owner in owners}
+    for email in {*before.policy.users, *after.policy.users} - shaped:
+        was, will = before.limits_of(email), after.limits_of(email)
+        if was != will:
+            both = before.params_of(was), after.params_of(will)
+            yield Difference(email, False, *both, (was.leaf, will.leaf))
+
+
+def describe(found: Difference) -> str:
+    """What differs, in one phrase."""
+    parts = []
+    for direction, was, will in zip(("upload", "download"), found.old, found.new, strict=True):
+        parts += _describe(direction, was, will)
+    if found.leaves[0] != found.leaves[1]:
+        parts.append("leaf {} -> {}".format(*(leaf or "default" for leaf in found.leaves)))
+    return ", ".join(parts)
+
+
+def _describe(direction: str, was: HtbClass, will: HtbClass) -> list[str]:
+    # The kernel counts whole bytes a second, and bursts by the time that they take.
+    shown = [
+        (direction, format_rate(was.ceil_bps), format_rate(will.ceil_bps // 8 * 8)),
+        (f"{direction} guaranteed", format_rate(was.rate_bps), format_rate(will.rate_bps // 8 * 8)),
+        (f"{direction} quantum", str(was.quantum_bytes), str(will.quantum_bytes)),
+    ]
+    same_ceil = was.ceil_bps == will.ceil_bps // 8 * 8
+    if same_ceil and abs(was.cburst_bytes - will.cburst_bytes) * 100 > will.cburst_bytes:
+        sizes = format_size(was.cburst_bytes), format_size(will.cburst_bytes)
+        shown.append((f"{direction} burst", *sizes))
+    return [f"{what} {a} -> {b}" for what, a, b in shown if a != b]
+
+
+def apply(
+    settings: Settings, paths: Paths, state: State, lock: Lock, journal: Journal, file: str | None
+) -> str:
+    """Have the policy in force, after installing ``file`` as it; returns what was done.
+
+    The classes are changed here, whether the agent runs or not; if it runs, this waits until it
+    uses the same policy.  Raises ConfigError (nothing was changed), KernelRefused, QosError.
+    """
+    text = None if file is None else read_file(file)
+    policy = load_policy(file or paths.policy, paths.policy_dir, text)
+    tc = Tc()
+    try:
+        classes = Classes(settings, policy, tc, shaping_devices(settings))
+        with lock:
+            owners = _load([classes], state)
+            if text is not None:
+                install(text, paths.policy)
+            changed = classes.outdated(owners)
+            for error in classes.ensure(changed):
+                raise error
+        waited = _wait_for_agent(paths)
+        with lock:
+            if left := classes.outdated(_load([classes], state)):
+                raise QosError(f"{len(left)} classes still differ from the policy")
+    finally:
+        tc.close()
+    result = f"{len(changed)} of {len(owners)} users' classes changed"
+    journal.event("config", f"policy applied: {result}", INFO, changed=len(changed))
+    return result if waited else f"{result}; the agent does not run"
+
+
+def install(text: bytes, path: str) -> None:
+    """Replace ``path`` by ``text`` at once; owner, group and mode stay."""
+    directory = os.path.dirname(os.path.abspath(path))
+    try:
+        old = os.stat(path)
+        mode, gid, uid = old.st_mode & 0o7777, old.st_gid, old.st_uid
+    except FileNotFoundError:
+        mode, gid, uid = 0o640, os.stat(directory).st_gid, os.geteuid()
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=".policy-", dir=directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchown(descriptor, uid, gid)
+                os.fchmod(descriptor, mode)
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise QosError(f"{path}: {os.strerror(error.errno or 0)}") from error
+
+
+def _wait_for_agent(paths: Paths) -> bool:
+    """Have the agent read the policy and wait until it has; False if it does not run."""
+    want = policy_stamp(paths)
+    deadline = time.monotonic() + _AGENT_S
+    told = False
+    while follower := running_follower(paths.run_dir):
+        if follower.get("policy") == want:
+            return True
+        if not told:
+            try:
+                os.kill(follower["pid"], signal.SIGHUP)
+            except ProcessLookupError:
+                return False
+            except PermissionError as error:
+                raise QosError(f"the agent (pid {follower['pid']}) belongs to another user; "
+                               "run this as root") from error  # fmt: skip
+            told = True
+        if time.monotonic() > deadline:
+            raise QosError(
+                f"the agent (pid {follower['pid']}) did not take the policy over within "
+                f"{_AGENT_S:.0f} s; see journalctl -u vff-qos-follow"
+            )
+        time.sleep(0.02)
+    return False

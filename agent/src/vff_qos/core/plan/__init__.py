@@ -1,0 +1,1 @@
+"""Plans: what the kernel should have, compared with what it has."""

@@ -1,0 +1,1 @@
+"""Policy: who gets what, and why."""

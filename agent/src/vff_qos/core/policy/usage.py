@@ -1,0 +1,476 @@
+"""Dynamic fair use: which users their own traffic slows down, from when and until when.
+
+A plan's rules count what a user's two classes have sent (never what the proxy says):
+
+- ``more_than 20GB within 24h``: a volume in a sliding window;
+- ``above 95% during 15min``: a rate; its window holds the time that the bytes take at the user's
+  own limit, so that a limit that changes meanwhile does no harm;
+- a quota: a volume since the last reset, at local midnight of the node.
+
+What keeps it from flapping and from punishing twice:
+
+- A penalty lasts as long as the rule says, whatever the user does; a quota's until the reset.
+- A rule that fires empties its window, and the window stays closed while its penalty lasts: no
+  byte is held against a user twice by one rule, and none that was sent under its penalty.
+- Rates are not measured while any penalty or an override by hand is in force: that limit is not
+  the plan's.
+- Windows are rings of buckets, of which the oldest is forgotten as a whole: at most 1/24 of a
+  window is forgotten too early, nothing is remembered too long.
+
+Counters are kept by minor, because a class outlives its user; one that went backwards belongs to
+a class that was made anew and counts from zero.
+"""
+
+from __future__ import annotations
+
+import calendar
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, datetime, timedelta, tzinfo
+from typing import Any, NamedTuple
+
+from ..volumes import format_volume
+from .model import Limits
+from .terms import DAY, DOWNLOAD, RATE, UPLOAD, VOLUME, Quota, Rule, Terms
+
+#: Name of the quota among a user's penalties, and the origin of its override.
+QUOTA = "quota"
+
+#: Per window: 24 h in hours, 15 min in 37.5 s.
+BUCKETS = 24
+CELLS = BUCKETS + 1
+_EMPTY = array("I", bytes(4 * BUCKETS))
+_FULL = 0xFFFFFFFF
+_MINORS = 0x10000
+_DAY = timedelta(days=1)
+_LONGEST_S = 31 * 86_400
+
+
+class Penalty(NamedTuple):
+    """A rule that has fired.  Times in seconds since the epoch, ``used`` as in Rule.full."""
+
+    since: float
+    until: float
+    used: int
+
+
+class Change(NamedTuple):
+    """A penalty that begins, or one that ends.
+
+    ``why``: what was used, or why it ends.  ``origin`` names its override; that leads to the plan
+    ``then`` (or BLOCKED, or nowhere, where the rule is gone).
+    """
+
+    key: str
+    origin: str
+    begins: bool
+    why: str
+    penalty: Penalty
+    then: str
+
+
+class Window:
+    """A sliding window: amounts by time, in buckets.
+
+    A view of a part of ``cells``: the number of the newest bucket since the epoch, then the
+    buckets.  Ten thousand users have several each, so a bucket is 32 bits of ``unit``.
+    """
+
+    __slots__ = ("_at", "_cells", "_unit", "_width_s")
+
+    def __init__(self, rule: Rule, cells: array[int], number: int = 0) -> None:
+        """The ``number``-th window of ``cells``; ``rule`` says how long it is."""
+        self._cells, self._at = cells, number * CELLS
+        self._width_s = rule.window_s / BUCKETS
+        #: At most 1/2^24 of the threshold is lost in rounding.
+        self._unit = max(rule.threshold >> 24, 1) if rule.kind == VOLUME else 1
+
+    def _slide(self, now_s: float) -> int:
+        """Forget what is older than the window; returns the number of the newest bucket.
+
+        A clock that was set back lets the window stand still, one that is far off empties it.
+        """
+        cells, at = self._cells, self._at
+        newest, head = int(now_s // self._width_s), cells[at]
+        if abs(newest - head) >= BUCKETS:
+            self.clear()
+        elif newest <= head:
+            return head
+        else:
+            for number in range(head + 1, newest + 1):
+                cells[at + 1 + number % BUCKETS] = 0
+        cells[at] = newest
+        return newest
+
+    def add(self, start_s: float, now_s: float, amount: int) -> None:
+        """Enter what was used evenly between two times."""
+        head = self._slide(now_s)
+        amount //= self._unit
+        first = int(start_s // self._width_s)
+        if first >= head or start_s >= now_s:
+            self._enter(head, amount)
+            return
+        oldest = max(first, head - BUCKETS + 1)
+        # Whole numbers up to each border, so that the parts add up to the amount.
+        before = self._until(oldest, start_s, now_s, amount) if oldest > first else 0
+        for number in range(oldest, head + 1):
+            upto = self._until(number + 1, start_s, now_s, amount)
+            self._enter(number, upto - before)
+            before = upto
+
+    def _until(self, number: int, start_s: float, now_s: float, amount: int) -> int:
+        """How much of ``amount`` was used before bucket ``number`` began."""
+        at_s = number * self._width_s
+        if at_s >= now_s:
+            return amount
+        return int(amount * (at_s - start_s) / (now_s - start_s))
+
+    def _enter(self, number: int, amount: int) -> None:
+        cell = self._at + 1 + number % BUCKETS
+        self._cells[cell] = min(self._cells[cell] + amount, _FULL)
+
+    def total(self, now_s: float) -> int:
+        """The amount in the window."""
+        self._slide(now_s)
+        return sum(self._cells[self._at + 1 : self._at + CELLS]) * self._unit
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._cells[self._at + 1 : self._at + CELLS] = _EMPTY
+
+
+class Usage:
+    """What one user has used, as far as ``terms`` ask: a window for each rule, and the quota.
+
+    ``penalties`` by the text of their rule, or QUOTA.
+    """
+
+    __slots__ = ("cells", "penalties", "period_start", "quota_down", "quota_up", "terms")
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.cells = array("I", bytes(4 * CELLS * len(terms.rules)))
+        self.period_start, self.quota_up, self.quota_down = 0.0, 0, 0
+        self.penalties: dict[str, Penalty] = {}
+
+    def window(self, number: int) -> Window:
+        """The window of the ``number``-th rule."""
+        return Window(self.terms.rules[number], self.cells, number)
+
+    def in_force(self, key: str, now_s: float) -> Iterator[Change]:
+        """The beginnings of the penalties that are not over; ``key`` is the user's."""
+        for text, penalty in self.penalties.items():
+            rule = self.terms.quota if text == QUOTA else self.terms.rule(text)
+            if rule and penalty.until > now_s:
+                origin = QUOTA if text == QUOTA else rule_origin(text)
+                yield Change(key, origin, True, rule.amount(penalty.used), penalty, rule.then)
+
+    def adapt(self, terms: Terms) -> None:
+        """Other terms: windows of rules that stay, stay."""
+        data = self.to_json()
+        self.terms = terms
+        self._read(data)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``from_json`` takes."""
+        windows = {}
+        for number, rule in enumerate(self.terms.rules):
+            cells = self.cells[number * CELLS : (number + 1) * CELLS]
+            if any(cells[1:]):
+                windows[rule.text] = cells.tolist()
+        return {
+            "windows": windows,
+            "quota": [self.period_start, self.quota_up, self.quota_down],
+            "penalties": self.penalties,
+        }
+
+    @classmethod
+    def from_json(cls, terms: Terms, data: Mapping[str, Any]) -> Usage:
+        """Usage as ``to_json`` gave it."""
+        usage = cls(terms)
+        usage._read(data)
+        return usage
+
+    def _read(self, data: Mapping[str, Any]) -> None:
+        empty = [0] * CELLS
+        self.cells = array("I")
+        for rule in self.terms.rules:
+            self.cells.extend(data["windows"].get(rule.text, empty))
+        self.period_start, self.quota_up, self.quota_down = data["quota"]
+        self.penalties = {name: Penalty(*row) for name, row in data["penalties"].items()}
+
+
+class Row(NamedTuple):
+    """A user's usage as it is stored, with the class's counters at that time."""
+
+    key: str
+    minor: int
+    up_seen: int
+    down_seen: int
+    usage: Usage
+
+
+Period = tuple[float, float]
+
+
+def period(per: str, reset: int, now_s: float, zone: tzinfo | None = None) -> Period:
+    """(start, end) of the quota's period around ``now_s``; ``zone`` None is the node's own.
+
+    A period starts at a local time.  One that a change to summer time leaves out is the moment of
+    the change, one that comes twice is the first.  A month that has no such day starts on its last.
+    """
+    today = datetime.fromtimestamp(now_s, zone).date()
+    if per == DAY:
+        starts = [_moment(today + n * _DAY, reset, zone) for n in (-1, 0, 1, 2)]
+    else:
+        starts = []
+        for months in (-1, 0, 1, 2):
+            year, month0 = divmod(today.year * 12 + today.month - 1 + months, 12)
+            last = calendar.monthrange(year, month0 + 1)[1]
+            starts.append(_moment(date(year, month0 + 1, min(reset, last)), 0, zone))
+    start = max(at for at in starts if at <= now_s)
+    return start, min(at for at in starts if at > now_s)
+
+
+def _moment(day: date, hour: int, zone: tzinfo | None) -> float:
+    return datetime(day.year, day.month, day.day, hour, tzinfo=zone).timestamp()
+
+
+class Ledger:
+    """The usage of all users with rules.  Pure: the caller reads counters, stores and applies.
+
+    One round: ``open``, ``observe`` for each user, ``close``.
+    """
+
+    def __init__(
+        self, rows: Iterable[Row] = (), read_s: float = 0.0, zone: tzinfo | None = None
+    ) -> None:
+        """``rows`` were stored by the last run, ``read_s`` is when their counters were read."""
+        self.users: dict[str, Usage] = {}
+        #: Users whose usage is not as it was stored.
+        self.dirty: set[str] = set()
+        self.read_s = read_s
+        self._zone = zone
+        self._seen = (array("Q", bytes(8 * _MINORS)), array("Q", bytes(8 * _MINORS)))
+        # Of other classes the first round does not know what their counters were before.
+        self._known: set[int] | None = set()
+        for row in rows:
+            self.users[row.key] = row.usage
+            self._known.add(row.minor)
+            self._seen[0][row.minor], self._seen[1][row.minor] = row.up_seen, row.down_seen
+        self._start_s = self._now_s = read_s
+        self._counters: tuple[Mapping[int, int], Mapping[int, int]] = ({}, {})
+        self._periods: dict[Quota, Period] = {}
+
+    def open(self, up: Mapping[int, int], down: Mapping[int, int], now_s: float) -> None:
+        """Begin a round: class counters by minor on (IFB, WAN), read at ``now_s``."""
+        self._start_s, self._now_s = min(self.read_s or now_s, now_s), now_s
+        self._counters = up, down
+        self._periods = {}
+
+    def close(self) -> None:
+        """End a round: the next one counts from here."""
+        for seen, now in zip(self._seen, self._counters, strict=True):
+            for minor, value in now.items():
+                seen[minor] = value
+        self._known = None
+        self.read_s = self._now_s
+        self._counters = ({}, {})
+
+    def seen(self, minor: int) -> tuple[int, int]:
+        """Counters (upload, download) of a class at the last round."""
+        return self._seen[0][minor], self._seen[1][minor]
+
+    def _moved(self, minor: int | None) -> tuple[int, int]:
+        """Bytes (upload, download) of a class since the last round."""
+        if minor is None or (self._known is not None and minor not in self._known):
+            return 0, 0
+        moved = []
+        for seen, now in zip(self._seen, self._counters, strict=True):
+            before, value = seen[minor], now.get(minor)
+            if value is None:
+                moved.append(0)
+            else:
+                moved.append(value - before if value >= before else value)
+        return moved[0], moved[1]
+
+    def observe(
+        self, key: str, minor: int | None, terms: Terms, limits: Limits, held: bool = False
+    ) -> list[Change]:
+        """What a round means for one user; ``minor`` None: the user has no class now.
+
+        ``terms`` and ``limits`` are those of the user's own plan; ``held``: an override by hand
+        is in force.
+        """
+        usage = self.users.get(key)
+        moved = self._moved(minor) if terms else (0, 0)
+        if usage is None:
+            if moved == (0, 0):
+                return []
+            usage = self.users[key] = Usage(terms)
+        elif moved == (0, 0) and not usage.penalties:
+            return []
+        if usage.terms is not terms:
+            usage.adapt(terms)
+        self.dirty.add(key)
+        changes: list[Change] = []
+        # What was moved since the last round was moved under these.
+        under = frozenset(usage.penalties)
+        if under:
+            self._release(key, usage, changes)
+        for number, rule in enumerate(terms.rules):
+            if under and (rule.kind == RATE or rule.text in under):
+                continue
+            if held and rule.kind == RATE:
+                continue
+            amount = self._amount(rule, limits, moved)
+            if amount:
+                self._enter(key, usage, number, amount, changes)
+        if terms.quota:
+            self._charge(key, usage, terms.quota, moved, changes)
+        return changes
+
+    def _release(self, key: str, usage: Usage, changes: list[Change]) -> None:
+        """End penalties whose time is up, and those that nothing stands for any more."""
+        for text, penalty in list(usage.penalties.items()):
+            rule = usage.terms.rule(text)
+            if text == QUOTA and usage.terms.quota:
+                continue
+            if rule is None:
+                why = f"the plan has no such {'quota' if text == QUOTA else 'rule'} any more"
+            elif self._now_s >= penalty.until:
+                why = "its time is up"
+            else:
+                # Longer only if the clock was set back.
+                until = min(penalty.until, self._now_s + rule.for_s)
+                usage.penalties[text] = penalty._replace(until=until)
+                continue
+            del usage.penalties[text]
+            origin = QUOTA if text == QUOTA else rule_origin(text)
+            changes.append(Change(key, origin, False, why, penalty, rule.then if rule else ""))
+
+    def _enter(
+        self, key: str, usage: Usage, number: int, amount: int, changes: list[Change]
+    ) -> None:
+        """Fill a window; a penalty begins if that is too much."""
+        rule, window, now_s = usage.terms.rules[number], usage.window(number), self._now_s
+        window.add(self._start_s, now_s, amount)
+        used = window.total(now_s)
+        if used >= rule.full:
+            window.clear()
+            penalty = usage.penalties[rule.text] = Penalty(now_s, now_s + rule.for_s, used)
+            origin = rule_origin(rule.text)
+            changes.append(Change(key, origin, True, rule.amount(used), penalty, rule.then))
+
+    def _amount(self, rule: Rule, limits: Limits, moved: tuple[int, int]) -> int:
+        """What the last interval adds to a rule's window: bytes, or ms at the limit."""
+        if rule.kind == VOLUME:
+            return _directed(rule.direction, moved)
+        limit_bps = limits.upload_bps if rule.direction == UPLOAD else limits.download_bps
+        if limit_bps is None:
+            return 0  # there is no rate that would be much for this user
+        spent_ms = _directed(rule.direction, moved) * 8_000 // limit_bps
+        return min(spent_ms, int((self._now_s - self._start_s) * 1_000))
+
+    def _charge(
+        self,
+        key: str,
+        usage: Usage,
+        quota: Quota,
+        moved: tuple[int, int],
+        changes: list[Change],
+    ) -> None:
+        """The plan's quota: reset on time, count, begin or end its penalty."""
+        penalty = usage.penalties.get(QUOTA)
+        start_s, end_s = self._period(quota)
+        share = 1.0
+        why = "its limit is higher now"
+        # A clock that is set back must not give a second quota; nor one that was far ahead none.
+        if start_s > usage.period_start or usage.period_start > self._now_s + 86_400:
+            usage.period_start, usage.quota_up, usage.quota_down = start_s, 0, 0
+            why = "it was reset"
+            if self._start_s < start_s:
+                share = (self._now_s - start_s) / (self._now_s - self._start_s)
+        usage.quota_up += int(moved[0] * share)
+        usage.quota_down += int(moved[1] * share)
+        used = _directed(quota.direction, (usage.quota_up, usage.quota_down))
+        if used > quota.limit_bytes:
+            since_s = penalty.since if penalty else self._now_s
+            now = usage.penalties[QUOTA] = Penalty(since_s, end_s, used)
+            # A longer one is told, too: its override would be over before it.
+            if penalty is None or penalty.until != end_s:
+                changes.append(Change(key, QUOTA, True, quota.amount(used), now, quota.then))
+        elif penalty:
+            del usage.penalties[QUOTA]
+            changes.append(Change(key, QUOTA, False, why, penalty, quota.then))
+
+    def _period(self, quota: Quota) -> Period:
+        found = self._periods.get(quota)
+        if found is None:
+            found = period(quota.per, quota.reset, self._now_s, self._zone)
+            self._periods[quota] = found
+        return found
+
+    def forget_idle(self) -> list[str]:
+        """Drop users of whom nothing is remembered any more; returns their keys."""
+        gone = []
+        for key, usage in self.users.items():
+            # No period of a quota is longer.
+            if self.read_s - usage.period_start > _LONGEST_S:
+                usage.quota_up = usage.quota_down = 0
+            rules = range(len(usage.terms.rules))
+            if not (
+                usage.penalties
+                or usage.quota_up
+                or usage.quota_down
+                or any(usage.window(number).total(self.read_s) for number in rules)
+            ):
+                gone.append(key)
+        for key in gone:
+            del self.users[key]
+        self.dirty.difference_update(gone)
+        return gone
+
+
+def _directed(direction: str, moved: tuple[int, int]) -> int:
+    if direction == UPLOAD:
+        return moved[0]
+    return moved[1] if direction == DOWNLOAD else moved[0] + moved[1]
+
+
+def rule_origin(text: str) -> str:
+    """The origin of the overrides of a rule: a user may have several penalties at once."""
+    return f"fair_use: {text}"
+
+
+def is_automatic(origin: str) -> bool:
+    """Whether overrides of this origin are the penalties of this module."""
+    return origin == QUOTA or origin.startswith("fair_use: ")
+
+
+class Level(NamedTuple):
+    """How far a user is with a rule or the quota, for people; ``share`` is 1 when it is full."""
+
+    rule: str
+    used: str
+    share: float
+    until: float | None
+
+
+def levels(usage: Usage, now_s: float, zone: tzinfo | None = None) -> list[Level]:
+    """How far a user is with everything that the plan says.  Slides the windows."""
+    found = []
+    for number, rule in enumerate(usage.terms.rules):
+        used = usage.window(number).total(now_s)
+        penalty = usage.penalties.get(rule.text)
+        until_s = penalty.until if penalty else None
+        found.append(Level(rule.text, rule.amount(used), used / rule.full, until_s))
+    if quota := usage.terms.quota:
+        current = usage.period_start >= period(quota.per, quota.reset, now_s, zone)[0]
+        moved = (usage.quota_up, usage.quota_down) if current else (0, 0)
+        used = _directed(quota.direction, moved)
+        penalty = usage.penalties.get(QUOTA)
+        until_s = penalty.until if penalty else None
+        share = used / quota.limit_bytes
+        found.append(Level(quota.text, format_volume(used), share, until_s))
+    return found

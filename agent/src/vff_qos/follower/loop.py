@@ -1,0 +1,357 @@
+"""``vff-qos follow``: the loop that joins a source, the assigner and the healer."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from typing import Any
+
+from .. import __version__
+from ..config import Paths, PolicyFile, load_settings, parse_files, policy_stamp, read_policy
+from ..core.claims.accesslog import Claim
+from ..core.policy.model import Policy
+from ..core.resolver import Resolver
+from ..errors import ConfigError, KernelRefused, Refused
+from ..journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
+from ..kernel.devices import shaping_devices
+from ..kernel.packed.addresses import local_addresses
+from ..kernel.packed.netlink import Netlink
+from ..kernel.tcpmem import read_tcp_memory
+from ..lock import Lock
+from ..sources import open_source
+from ..state import State, StateError
+from .assign import Assigner, Suspended
+from .fair_use import FairUse
+from .heal import Healer, repair_command
+from .kept_policy import keep_policy, kept_policy
+from .policy_watch import PolicyWatch
+
+_TICK_S = 1.0
+#: Rounds begin no faster than this: lines that come meanwhile share one trip to the kernel.
+_ROUND_S = 0.001
+_STATUS_S = 5.0
+#: More than a block of the log makes objects.
+_COLLECT_OBJECTS = 50_000
+#: Replayed claims are applied at the end, the last of each source; more than this at once.
+_REPLAY_FLUSH = 50_000
+
+
+class Follower:
+    """The agent.  One thread: netlink blocks anyway, and order is what makes it right."""
+
+    def __init__(self, paths: Paths, journal: Journal) -> None:
+        self._paths, self._journal = paths, journal
+        self._settings = load_settings(paths.settings)
+        # What was read last, what is in force, and what the files looked like a second ago.
+        self._policy_read = self._policy_used = self._policy_seen = policy_stamp(paths)
+        self._state = State(paths.state_dir)
+        if self._state.moved_aside:
+            journal.event(
+                "state",
+                f"state.db was damaged; it is kept as {self._state.moved_aside} and "
+                "built anew from the kernel",
+                ERROR,
+            )
+        policy = self._first_policy()
+        self._lock = Lock(paths.run_dir)
+        self._route = Netlink(0)
+        self._resolver = Resolver(self._settings.service_ports, local_addresses(self._route))
+        devices = self._find_devices()
+        self._assigner = Assigner(
+            self._settings,
+            policy,
+            self._state,
+            self._lock,
+            journal,
+            devices,
+            self._resolver,
+        )
+        self._fair_use = FairUse(policy, self._state, self._assigner, journal)
+        self._healer = Healer(paths, self._settings, journal, self._assigner.port_ids, devices)
+        self._watch = PolicyWatch(paths)
+        self._poll = select.epoll()
+        self._signals: set[int] = set()
+        self._replayed: dict[bytes, Claim] = {}
+        self._saved_checkpoint: Any = None
+        self._last_round = self._next_tick = self._next_status = 0.0
+
+    def _first_policy(self) -> Policy:
+        try:
+            files = read_policy(self._paths.policy, self._paths.policy_dir)
+            policy = parse_files(files)
+        except ConfigError as error:
+            self._policy_used = []
+            return kept_policy(error, self._state, self._journal)
+        self._keep(files)
+        return policy
+
+    def _keep(self, files: list[PolicyFile]) -> None:
+        try:
+            keep_policy(self._state, files)
+        except StateError as error:
+            self._journal.limited("state", f"{error}; the policy is not kept", ERROR)
+
+    def _find_devices(self) -> tuple[int, int]:
+        """Indexes of (IFB, WAN); made again if somebody took them away while no agent ran."""
+        try:
+            return shaping_devices(self._settings)
+        except Refused as error:
+            self._journal.event("kernel", f"{error}; repairing", ERROR)
+            subprocess.run(repair_command(self._paths), stdout=subprocess.DEVNULL, check=False)
+            return shaping_devices(self._settings)
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until SIGTERM; returns the exit code."""
+        wake = self._catch_signals()
+        try:
+            flows = self._assigner.adopt()
+            self._source = open_source(
+                self._settings,
+                self._state.get_value("checkpoint"),
+                self._state.get_value("replay_since"),
+            )
+            for descriptor in (
+                wake,
+                *self._watch.descriptors(),
+                *self._source.descriptors(),
+                self._healer.fileno(),
+            ):
+                self._poll.register(descriptor, select.EPOLLIN)
+            self._journal.event(
+                "started",
+                f"vff-qos {__version__} follows {self._settings.origin}: "
+                f"{self._assigner.users} users and {flows} live flows adopted",
+                INFO,
+            )
+            _spare_collector()
+            # A kill -9 within the first second must not lose the place either.
+            self._save_checkpoint()
+            notify("READY=1")
+            while signal.SIGTERM not in self._signals and signal.SIGINT not in self._signals:
+                self._turn(wake)
+            self._finish()
+        except Suspended:
+            self._journal.event(
+                "suspended", "suspended: nothing is marked until 'vff-qos bootstrap'", NOTICE
+            )
+        return 0
+
+    def _catch_signals(self) -> int:
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda caught, _frame: self._signals.add(caught))
+        return reader
+
+    def _turn(self, wake: int) -> None:
+        """One round of the loop."""
+        now = time.monotonic()
+        retry_s = self._assigner.retry(time.time())
+        timeout = 0.0 if self._source.more else max(0.0, self._next_tick - now)
+        if retry_s is not None:
+            timeout = min(timeout, retry_s)
+        heal_due = self._healer.due()
+        if heal_due is not None:
+            timeout = min(timeout, max(0.0, heal_due - now))
+        ready = {descriptor for descriptor, _events in self._poll.poll(timeout)}
+        if wake in ready:
+            os.read(wake, 512)
+            self._next_tick = now
+        if not ready.isdisjoint(self._watch.descriptors()) and self._watch.heard():
+            stamp = policy_stamp(self._paths)
+            if stamp != self._policy_read:
+                self._reload()
+        if self._healer.fileno() in ready or (
+            heal_due is not None and heal_due <= time.monotonic()
+        ):
+            self._heal()
+        if self._source.more or not ready.isdisjoint(self._source.descriptors()):
+            self._gather()
+            self._read()
+        if time.monotonic() >= self._next_tick:
+            self._tick()
+
+    def _gather(self) -> None:
+        """On a busy log wait a moment, so that one batch takes many lines."""
+        now = time.monotonic()
+        wait = self._last_round + _ROUND_S - now
+        if wait > 0 and not self._source.more:
+            time.sleep(wait)
+            now += wait
+        self._last_round = now
+
+    def _read(self) -> None:
+        replaying = self._source.replaying
+        claims = self._source.read()
+        if not replaying:
+            if claims:
+                self._assigner.assign(claims)
+            return
+        for claim in claims:
+            # The last line about a tuple is true: earlier ones were earlier flows.
+            earlier = self._replayed.get(claim.source)
+            if earlier is None or not claim.tainted or earlier.tainted:
+                self._replayed[claim.source] = claim
+        if not self._source.replaying or len(self._replayed) > _REPLAY_FLUSH:
+            self._assigner.assign(self._replayed.values())
+            self._replayed = {}
+            if not self._source.replaying:
+                self._state.set_value("replay_since", None)
+
+    def _finish(self) -> None:
+        self._assigner.flush()
+        self._save_checkpoint()
+        self._fair_use.finish()
+        self._source.close()
+
+    # -- once a second --------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._next_tick = now + _TICK_S
+        trouble = self._source.tick()
+        if trouble:
+            self._journal.limited("source", trouble, WARNING)
+        if self._source.replaying:
+            # Nothing was appended since the start: what is there is to be read now.
+            self._read()
+        self._complain()
+        self._check_policy()
+        self._assigner.keep_time()
+        self._fair_use.step(now)
+        self._assigner.flush()
+        again = self._assigner.check_flush(now)
+        if again:
+            self._journal.limited("healed", f"conntrack was flushed: {again} flows marked again")
+        self._assigner.tend_early()
+        self._save_checkpoint()
+        self._heal()
+        notify("WATCHDOG=1")
+        if now >= self._next_status:
+            self._next_status = now + _STATUS_S
+            self._look_at_memory()
+            self._write_status()
+
+    def _complain(self) -> None:
+        """Tell of streams that cannot be trusted."""
+        counters = self._source.counters
+        if counters.masked:
+            self._journal.limited(
+                "masked",
+                f"{self._settings.origin}: addresses are masked, so nobody can be "
+                'limited; remove "maskAddress" from the proxy\'s "log" settings',
+                ERROR,
+            )
+        if counters.error_log:
+            self._journal.limited(
+                "mixed",
+                f"{self._settings.origin}: access and error log share one stream, in "
+                'which strangers can forge lines; give "error" its own file',
+                WARNING,
+            )
+
+    def _look_at_memory(self) -> None:
+        """Tell of stalls that look like ours and are not."""
+        try:
+            memory = read_tcp_memory()
+        except KernelRefused as error:
+            self._journal.limited("memory", f"TCP's memory is not watched: {error}", WARNING)
+            return
+        if memory.is_short:
+            self._journal.limited("memory", str(memory), WARNING)
+
+    def _check_policy(self) -> None:
+        """Read the policy when told to, and when its files have changed and then kept still.
+
+        The watch tells at once and only of files that are complete; where it cannot see (network
+        file systems, links to elsewhere), a change is noticed here.
+        """
+        stamp = policy_stamp(self._paths)
+        still, self._policy_seen = stamp == self._policy_seen, stamp
+        if signal.SIGHUP in self._signals or (stamp != self._policy_read and still):
+            self._signals.discard(signal.SIGHUP)
+            self._reload()
+
+    def _reload(self) -> None:
+        stamp = self._policy_read = policy_stamp(self._paths)
+        try:
+            files = read_policy(self._paths.policy, self._paths.policy_dir)
+            policy = parse_files(files)
+        except ConfigError as error:
+            self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
+            return
+        changed = self._assigner.set_policy(policy)
+        self._fair_use.set_policy(policy)
+        self._policy_used = stamp
+        self._write_status()
+        self._journal.event("config", f"policy reloaded: {changed} classes changed", INFO)
+        self._keep(files)  # open connections have their limits by now
+
+    def _save_checkpoint(self) -> None:
+        checkpoint = self._source.checkpoint()
+        if checkpoint == self._saved_checkpoint:
+            return
+        try:
+            self._state.set_value("checkpoint", checkpoint)
+        except StateError as error:
+            self._journal.limited("state", f"{error}; the place in the log is not saved", ERROR)
+        else:
+            self._saved_checkpoint = checkpoint
+
+    def _write_status(self) -> None:
+        path = os.path.join(self._paths.run_dir, "follow.json")
+        status = {
+            **self._assigner.snapshot(),
+            "repairs": self._healer.repairs,
+            "policy": self._policy_used,
+            "log": vars(self._source.counters),
+            "written": time.time(),
+        }
+        try:
+            with open(path + ".new", "w", encoding="utf-8") as file:
+                file.write(json.dumps(status))  # json.dump takes twice as long
+            os.replace(path + ".new", path)
+        except OSError as error:
+            self._journal.limited("state", f"{path}: {os.strerror(error.errno or 0)}", ERROR)
+
+    # -- healing --------------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        """Listen for what others break, and take over what was repaired."""
+        now = time.monotonic()
+        if self._healer.listen(now):
+            self._resolver.set_addresses(local_addresses(self._route))
+        wanted, self._assigner.wants_repair = self._assigner.wants_repair, False
+        if self._healer.turn(now, wanted) is None:
+            return
+        try:
+            devices = shaping_devices(self._settings)
+            self._healer.set_devices(devices)
+            self._assigner.set_devices(devices)
+            self._assigner.adopt()
+        except (Refused, KernelRefused) as error:
+            # Changed again meanwhile; the next repair sees it.
+            self._journal.limited("kernel", str(error), ERROR)
+            self._assigner.wants_repair = True
+
+
+def _spare_collector() -> None:
+    """Keep Python's cycle collector from walking over the claims of every block.
+
+    Nothing on the hot path makes cycles; what does is found by a rarer look.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_OBJECTS)
+
+
+def follow(paths: Paths, journal: Journal) -> int:
+    """Run the agent; returns the exit code.  Raises QosError."""
+    return Follower(paths, journal).run()

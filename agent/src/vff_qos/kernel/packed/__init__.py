@@ -1,0 +1,1 @@
+"""Netlink packed by hand: what thousands of flows and classes go through."""

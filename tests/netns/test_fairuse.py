@@ -15,7 +15,6 @@ import pytest
 from vff_qos.config import load_policy
 from vff_qos.core.claims.accesslog import Claim
 from vff_qos.core.policy.model import Policy
-from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import parse_settings
 from vff_qos.follower.assign import Assigner
 from vff_qos.follower.fair_use import FairUse
@@ -82,10 +81,9 @@ class World:
         """What a start of the agent makes."""
         self.state = State(str(self.directory / "state"))
         policy = self.policy()
-        resolver = Resolver(self.settings.service_ports, local_addresses(Netlink(0)))
         self.assigner = Assigner(
             self.settings, policy, self.state, self.lock, Journal(),
-            shaping_devices(self.settings), resolver, lambda: self.now,
+            shaping_devices(self.settings), local_addresses(Netlink(0)), lambda: self.now,
         )  # fmt: skip
         self.assigner.adopt()
         self.fair_use = FairUse(policy, self.state, self.assigner, Journal(), lambda: self.now)

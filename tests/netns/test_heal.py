@@ -21,7 +21,6 @@ import pytest
 from vff_qos.config import Paths
 from vff_qos.core.claims.accesslog import Scanner
 from vff_qos.core.policy.model import Limits, Policy
-from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import Settings
 from vff_qos.follower import heal
 from vff_qos.follower.assign import Assigner
@@ -42,7 +41,7 @@ from .test_follow import Client, Node
 #: let the agent wait for longer than that; printed is what it took.
 WITHIN_S = 20.0
 WITHOUT_FILTERS = """
-from vff_qos.core import layout
+from vff_qos.core.plan import layout
 complete = layout.desired
 layout.desired = lambda *a: {k: v for k, v in complete(*a).items() if k[0] != "filter"}
 """
@@ -304,7 +303,7 @@ def test_answers_that_do_not_fit_the_receive_buffer(tmp_path: Path, trees: tuple
     assigner = Assigner(
         Settings(wan="wan0", leaf="pfifo", service_ports=((4430, 4430),)),
         Policy(Limits(10**7, 10**7)), State(str(tmp_path)), Lock(str(tmp_path)), Journal(),
-        devices, Resolver(((4430, 4430),), [address]),
+        devices, [address],
     )  # fmt: skip
     assigner.adopt()
     listener = socket.create_server(("127.0.0.1", 4430), backlog=512)

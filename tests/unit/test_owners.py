@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from vff_qos.core.claims.trust import Verdict, address_key, judge
+from vff_qos.core.claims.trust import (
+    DOUBTED,
+    HINTED,
+    PLAIN,
+    TOLD,
+    VOUCHED,
+    WEAK,
+    Verdict,
+    address_key,
+    judge,
+)
+from vff_qos.core.flows import record as flags
+from vff_qos.core.flows.record import FOREIGN, PROVISIONAL, owned
 from vff_qos.core.gc_plan import display_name, plan_collection
 from vff_qos.core.htb import classid, format_classid, usable_minor
 from vff_qos.core.owners import ACTIVE, PARKED, QUARANTINE, RESTRICTED, Minors, Owner
@@ -12,7 +24,6 @@ from vff_qos.core.settings import GcSettings
 from vff_qos.errors import Exhausted
 
 MAJOR = 0x5100
-TAG = MAJOR << 16
 
 
 def test_a_user_keeps_the_minor() -> None:
@@ -63,35 +74,52 @@ def test_the_mark_is_the_classid() -> None:
     assert not usable_minor(MAJOR, MAJOR + 1)
 
 
-MINE, OTHERS = TAG | 5, TAG | 6
+FREE = 0
+MINE, OTHERS = owned(0, 5, PLAIN), owned(0, 6, PLAIN)
+MINE_HINTED, OTHERS_HINTED = owned(0, 5, HINTED), owned(0, 6, HINTED)
+OTHERS_VOUCHED, OTHERS_WEAK = owned(0, 6, VOUCHED), owned(0, 6, WEAK)
+DOUBTFUL, DISPUTED = owned(0, 9, DOUBTED, flags.RESTRICTED), owned(0, 9, PLAIN, flags.RESTRICTED)
+IN_ADVANCE = owned(0, 6, DOUBTED, PROVISIONAL)
 
 
 @pytest.mark.parametrize(
-    ("mark", "claimed", "tainted", "vouched", "soft", "verdict"),
+    ("record", "claimed", "word", "verdict"),
     [
-        (0, 5, False, False, False, Verdict.GIVE),
-        (0, 0, False, False, False, Verdict.GIVE),
-        (MINE, 5, False, False, False, Verdict.KEEP),
-        (MINE, 5, True, False, False, Verdict.KEEP),
-        (MINE, 5, False, False, True, Verdict.GIVE),
-        (OTHERS, 5, False, False, False, Verdict.CONFLICT),
-        (OTHERS, 0, False, False, False, Verdict.CONFLICT),
-        (OTHERS, 5, True, True, False, Verdict.KEEP),
-        (OTHERS, 5, False, False, True, Verdict.GIVE),
-        (OTHERS, 5, True, True, True, Verdict.RESTRICT),
-        (0, 5, True, False, False, Verdict.RESTRICT),
-        (0, 5, True, True, False, Verdict.GIVE),
-        (0, None, False, False, False, Verdict.CONFLICT),
-        (0, None, True, False, False, Verdict.RESTRICT),
-        (MINE, None, False, False, False, Verdict.KEEP),
-        (0x1234, 5, False, True, False, Verdict.FOREIGN),
-        (0x51010005, 5, False, True, False, Verdict.FOREIGN),
+        (FREE, 5, PLAIN, Verdict.GIVE),
+        (FREE, 0, PLAIN, Verdict.GIVE),
+        (FREE, 5, HINTED, Verdict.GIVE),
+        (FREE, 5, DOUBTED, Verdict.RESTRICT),
+        (FREE, None, PLAIN, Verdict.RESTRICT),
+        (FREE, None, DOUBTED, Verdict.RESTRICT),
+        (MINE, 5, PLAIN, Verdict.KEEP),
+        (MINE, 5, DOUBTED, Verdict.KEEP),
+        (MINE, None, PLAIN, Verdict.KEEP),
+        (MINE_HINTED, 5, PLAIN, Verdict.GIVE),
+        (OTHERS, 5, PLAIN, Verdict.CONFLICT),
+        (OTHERS, 0, PLAIN, Verdict.CONFLICT),
+        (OTHERS, 5, WEAK, Verdict.KEEP),
+        (OTHERS, 5, VOUCHED, Verdict.KEEP),
+        (OTHERS, 5, TOLD, Verdict.GIVE),
+        (OTHERS_WEAK, 5, WEAK, Verdict.GIVE),
+        (OTHERS_WEAK, 5, PLAIN, Verdict.GIVE),
+        (OTHERS_VOUCHED, 5, VOUCHED, Verdict.CONFLICT),
+        (OTHERS_VOUCHED, 5, HINTED, Verdict.KEEP),
+        (OTHERS_VOUCHED, 5, DOUBTED, Verdict.KEEP),
+        (OTHERS_HINTED, 5, DOUBTED, Verdict.RESTRICT),
+        (OTHERS_HINTED, 5, HINTED, Verdict.RESTRICT),
+        (OTHERS_HINTED, 5, VOUCHED, Verdict.GIVE),
+        (DOUBTFUL, 5, DOUBTED, Verdict.RESTRICT),
+        (DOUBTFUL, 5, HINTED, Verdict.RESTRICT),
+        (DOUBTFUL, 5, VOUCHED, Verdict.GIVE),
+        (DISPUTED, 5, PLAIN, Verdict.RESTRICT),
+        (DISPUTED, 5, TOLD, Verdict.GIVE),
+        (IN_ADVANCE, 5, PLAIN, Verdict.GIVE),
+        (IN_ADVANCE, 5, DOUBTED, Verdict.RESTRICT),
+        (FOREIGN, 5, TOLD, Verdict.FOREIGN),
     ],
 )
-def test_verdicts(
-    mark: int, claimed: int | None, tainted: bool, vouched: bool, soft: bool, verdict: Verdict
-) -> None:
-    assert judge(mark, TAG, claimed, tainted, vouched, soft) is verdict
+def test_verdicts(record: int, claimed: int | None, word: int, verdict: Verdict) -> None:
+    assert judge(record, claimed, word) is verdict
 
 
 def test_one_customer_is_one_address_or_one_64() -> None:

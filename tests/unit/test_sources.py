@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from vff_qos.core.claims.accesslog import Claim, parse_source
 from vff_qos.core.claims.webhook_event import Nothing, read_event
 from vff_qos.core.http import MAX_BODY_BYTES, MAX_HEAD_BYTES, BadRequest, Parser, Request
-from vff_qos.core.resolver import Resolver
 from vff_qos.core.settings import parse_settings
 from vff_qos.errors import ConfigError, SourceError
 from vff_qos.sources import open_source
@@ -520,21 +519,6 @@ def test_a_socket_that_systemd_holds_loses_no_event_of_a_restart(tmp_path: Path)
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
     listener.close()
     assert path.exists()
-
-
-def test_our_exact_end_is_asked_for_first() -> None:
-    ours = [socket.inet_aton(text) for text in ("198.51.100.1", "198.51.100.2")]
-    resolver = Resolver(((443, 443), (8443, 8443)), ours)
-    source, local = parse_source(b"192.0.2.5:1234"), parse_source(b"198.51.100.2:8443")
-    assert source is not None
-    first = resolver.first(source, b"in", local)
-    assert [(flow.proto, flow.dst, flow.dport) for flow in first] == [
-        (6, ours[1], 8443),
-        (17, ours[1], 8443),
-    ]
-    # Behind DNAT none of them is there: all others are asked for.
-    assert len(resolver.rest(source, b"in")) == 8
-    assert resolver.first(source, b"in") == []
 
 
 # -- the journal --------------------------------------------------------------------------------

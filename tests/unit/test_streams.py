@@ -12,10 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.claims.accesslog import Source
 from vff_qos.core.claims.lines import MAX_CARRY_BYTES, Assembler, Change, Identity, judge_change
 from vff_qos.core.owners import Owner
-from vff_qos.core.resolver import Resolver
 from vff_qos.errors import SourceError
 from vff_qos.sources.file import FileSource
 from vff_qos.state import _UPGRADES, State, StateError
@@ -125,45 +123,6 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     with pytest.raises(SourceError, match="Not a directory"):
         FileSource(str(tmp_path / "plain" / "access.log"))
-
-
-CLIENT = Source(0, b"\x0a\0\0\1", 5555)
-
-
-def test_the_kernels_answer_for_a_tag_is_asked_first_next_time() -> None:
-    resolver = Resolver(((443, 444),), [b"\x7f\0\0\1", b"\x0a\0\0\2", b"\xcb\0\x71\1"])
-    assert resolver.first(CLIENT, b"in") == []
-    rest = resolver.rest(CLIENT, b"in")
-    assert {flow.dst for flow in rest} == {b"\x0a\0\0\2", b"\xcb\0\x71\1"}
-    assert len(rest) == 2 * 2 * 2
-    assert rest[0].proto == 6
-    chosen = rest[5]
-    resolver.learn(CLIENT, b"in", chosen)
-    assert resolver.first(CLIENT, b"in") == [chosen]
-    assert chosen not in resolver.rest(CLIENT, b"in")
-    assert resolver.first(CLIENT, b"other") == []
-
-
-def test_a_udp_prefix_asks_for_udp_first_and_loopback_for_loopback() -> None:
-    resolver = Resolver(((443, 443),), [b"\x7f\0\0\1", b"\x0a\0\0\2"])
-    flows = resolver.rest(Source(17, b"\x7f\0\0\1", 5), b"")
-    assert [(flow.proto, flow.dst) for flow in flows] == [
-        (17, b"\x7f\0\0\1"), (6, b"\x7f\0\0\1"),
-    ]  # fmt: skip
-
-
-def test_too_many_ends_are_not_asked_for() -> None:
-    assert not Resolver((), [b"\x0a\0\0\2"]).can_ask(CLIENT)
-    assert not Resolver(((1, 1000),), [b"\x0a\0\0\2"]).can_ask(CLIENT)
-    assert Resolver(((1, 1000),), [b"\x0a\0\0\2"]).rest(CLIENT, b"") == []
-
-
-def test_strangers_cannot_fill_memory_with_tags() -> None:
-    resolver = Resolver(((443, 443),), [b"\x0a\0\0\2"])
-    flow = resolver.rest(CLIENT, b"")[0]
-    for number in range(5000):
-        resolver.learn(CLIENT, b"%d" % number, flow)
-    assert len(resolver._learned) <= 1024
 
 
 def test_state_survives_and_sees_other_writers(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ MESSAGE_IDS = {
     "override": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e12",
     "override_ended": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e13",
     "memory": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e14",
+    "flows": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e15",
+    "flood": "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e16",
 }
 
 _MIN_GAP_S = 60.0

@@ -11,6 +11,7 @@ from .htb import splits
 from .rates import parse_rate
 
 LEAVES = ("fq_codel", "pfifo", "cake")
+UNKNOWN_UDP = ("pass", "restrict")
 SOURCES = ("file", "container", "journal", "webhook")
 
 #: Linux: IFNAMSIZ is 16 with the terminating zero; '/' and white space are not allowed.
@@ -59,6 +60,9 @@ class Settings:
     take_foreign_root: bool = False
     #: Mark connections from addresses of one user at their first packet.
     early_shaping: bool = False
+    #: What becomes of a new UDP flow of an address where several users live: ``pass`` or
+    #: ``restrict``, until a word on it comes.
+    unknown_udp: str = "pass"
     #: Inbounds whose log lines hold names that the engine did not check.
     free_text_ports: tuple[PortRange, ...] = ()
     source: str = "file"
@@ -111,6 +115,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
             "leaf",
             "take_foreign_root",
             "early_shaping",
+            "unknown_udp",
             "source",
             "access_log",
             "container",
@@ -154,6 +159,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
         ),
         leaf=_choice(doc, "leaf", data, LEAVES, base.leaf),
         take_foreign_root=_flag(doc, ("take_foreign_root",), data, base.take_foreign_root),
+        unknown_udp=_choice(doc, "unknown_udp", data, UNKNOWN_UDP, base.unknown_udp),
         early_shaping=_flag(doc, ("early_shaping",), data, base.early_shaping),
         source=source,
         access_log=access_log,

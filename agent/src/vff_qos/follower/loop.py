@@ -13,9 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..config import Paths, PolicyFile, load_settings, parse_files, policy_stamp, read_policy
-from ..core.claims.accesslog import Claim
 from ..core.policy.model import Policy
-from ..core.resolver import Resolver
 from ..errors import ConfigError, KernelRefused, Refused
 from ..journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
 from ..kernel.devices import shaping_devices
@@ -37,8 +35,6 @@ _ROUND_S = 0.001
 _STATUS_S = 5.0
 #: More than a block of the log makes objects.
 _COLLECT_OBJECTS = 50_000
-#: Replayed claims are applied at the end, the last of each source; more than this at once.
-_REPLAY_FLUSH = 50_000
 
 
 class Follower:
@@ -60,7 +56,6 @@ class Follower:
         policy = self._first_policy()
         self._lock = Lock(paths.run_dir)
         self._route = Netlink(0)
-        self._resolver = Resolver(self._settings.service_ports, local_addresses(self._route))
         devices = self._find_devices()
         self._assigner = Assigner(
             self._settings,
@@ -69,14 +64,14 @@ class Follower:
             self._lock,
             journal,
             devices,
-            self._resolver,
+            local_addresses(self._route),
         )
         self._fair_use = FairUse(policy, self._state, self._assigner, journal)
         self._healer = Healer(paths, self._settings, journal, self._assigner.port_ids, devices)
         self._watch = PolicyWatch(paths)
         self._poll = select.epoll()
         self._signals: set[int] = set()
-        self._replayed: dict[bytes, Claim] = {}
+        self._flow_fd = -1
         self._saved_checkpoint: Any = None
         self._last_round = self._next_tick = self._next_status = 0.0
 
@@ -130,6 +125,7 @@ class Follower:
                 f"{self._assigner.users} users and {flows} live flows adopted",
                 INFO,
             )
+            self._watch_flows()
             _spare_collector()
             # A kill -9 within the first second must not lose the place either.
             self._save_checkpoint()
@@ -143,6 +139,14 @@ class Follower:
             )
         return 0
 
+    def _watch_flows(self) -> None:
+        """Hear the kernel's events of flows; their socket comes and goes with floods."""
+        descriptor = self._assigner.fileno()
+        if descriptor != self._flow_fd:
+            self._flow_fd = descriptor
+            if descriptor >= 0:
+                self._poll.register(descriptor, select.EPOLLIN)
+
     def _catch_signals(self) -> int:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer)
@@ -153,10 +157,7 @@ class Follower:
     def _turn(self, wake: int) -> None:
         """One round of the loop."""
         now = time.monotonic()
-        retry_s = self._assigner.retry(time.time())
         timeout = 0.0 if self._source.more else max(0.0, self._next_tick - now)
-        if retry_s is not None:
-            timeout = min(timeout, retry_s)
         heal_due = self._healer.due()
         if heal_due is not None:
             timeout = min(timeout, max(0.0, heal_due - now))
@@ -175,6 +176,8 @@ class Follower:
         if self._source.more or not ready.isdisjoint(self._source.descriptors()):
             self._gather()
             self._read()
+        elif self._flow_fd in ready:
+            self._assigner.listen()
         if time.monotonic() >= self._next_tick:
             self._tick()
 
@@ -190,20 +193,10 @@ class Follower:
     def _read(self) -> None:
         replaying = self._source.replaying
         claims = self._source.read()
-        if not replaying:
-            if claims:
-                self._assigner.assign(claims)
-            return
-        for claim in claims:
-            # The last line about a tuple is true: earlier ones were earlier flows.
-            earlier = self._replayed.get(claim.source)
-            if earlier is None or not claim.tainted or earlier.tainted:
-                self._replayed[claim.source] = claim
-        if not self._source.replaying or len(self._replayed) > _REPLAY_FLUSH:
-            self._assigner.assign(self._replayed.values())
-            self._replayed = {}
-            if not self._source.replaying:
-                self._state.set_value("replay_since", None)
+        if claims:
+            self._assigner.assign(claims)
+        if replaying and not self._source.replaying:
+            self._state.set_value("replay_since", None)
 
     def _finish(self) -> None:
         self._assigner.flush()
@@ -227,9 +220,8 @@ class Follower:
         self._assigner.keep_time()
         self._fair_use.step(now)
         self._assigner.flush()
-        again = self._assigner.check_flush(now)
-        if again:
-            self._journal.limited("healed", f"conntrack was flushed: {again} flows marked again")
+        self._assigner.tend_flows()
+        self._watch_flows()
         self._assigner.tend_early()
         self._save_checkpoint()
         self._heal()
@@ -327,7 +319,7 @@ class Follower:
         """Listen for what others break, and take over what was repaired."""
         now = time.monotonic()
         if self._healer.listen(now):
-            self._resolver.set_addresses(local_addresses(self._route))
+            self._assigner.set_addresses(local_addresses(self._route))
         wanted, self._assigner.wants_repair = self._assigner.wants_repair, False
         if self._healer.turn(now, wanted) is None:
             return

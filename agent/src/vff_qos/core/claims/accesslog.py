@@ -24,6 +24,7 @@ TAINT_BYTES = 2_304
 #: A lawful line is under 3 KiB: 2,048 bytes of domain, tags and email.
 MAX_LINE_BYTES = 4_096
 
+_MAPPED = b"\0" * 10 + b"\xff\xff"
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 
 # An empty alternative, (?:a|), is a quarter cheaper than (?:a)? on lines of this kind.
@@ -70,6 +71,8 @@ _START = re.compile(
 _STRANGERS_TEXT = b"invalid domain name:"
 #: The trustworthy beginning of an accepted line whose rest does not parse.
 _ACCEPTED_HEAD = re.compile(_HEAD + rb"accepted ")
+#: Who a line is about.
+_ANY_HEAD = re.compile(rb"^" + _TIME + rb" (?:from |)(" + _SOURCE + rb") ")
 _MASKED = re.compile(
     rb"^" + _TIME + rb" (?:from )?(?:tcp:|udp:)?(?:\d+\.[\d.*]*\*|\[[0-9a-f:.]*/\d+\]|\[Masked)"
 )
@@ -84,6 +87,8 @@ class Claim(NamedTuple):
     ``detour`` the text in brackets, empty if there is none.  ``email`` is empty when the line
     names no user, and None when it begins as an accepted one but does not parse to its end:
     somebody moved bytes there, and the flow is real.
+    ``tainted`` is empty when no stranger's text can have reached the line; otherwise it says who
+    may have written it: the source of the line that bears that text, or ``?``.
     ``position`` counts the stream's bytes up to the line.  ``local`` is our end of the flow
     (``192.0.2.1:443``) where the source of claims knows it; no access log does.
     """
@@ -91,11 +96,14 @@ class Claim(NamedTuple):
     source: bytes
     detour: bytes
     email: bytes | None
-    tainted: bool
+    tainted: bytes
     time: bytes
     position: int = 0
     local: bytes | None = None
 
+
+#: Who has written the text that taints: a line that says nothing of it, or a stream that was cut.
+NOBODY_KNOWS = b"?"
 
 #: Half the cost of Claim(...).
 _NEW = tuple.__new__
@@ -145,6 +153,44 @@ def parse_source(text: bytes) -> Source | None:
     return Source(proto, address, port) if 0 < port < 65_536 else None
 
 
+def client_end(claim: Claim) -> bytes | None:
+    """The packed address and port of a claim's client; None if it names no flow (port 0).
+
+    IPv4-mapped IPv6 becomes IPv4, as conntrack sees it.
+    """
+    text = claim[0]
+    if text.startswith((b"tcp:", b"udp:")):
+        text = text[4:]
+    host, _colon, port_text = text.rpartition(b":")
+    try:
+        if host.startswith(b"["):
+            address = socket.inet_pton(socket.AF_INET6, host[1:-1].partition(b"%")[0].decode())
+            if address.startswith(_MAPPED):
+                address = address[12:]
+        else:
+            address = socket.inet_pton(socket.AF_INET, host.decode())
+    except OSError:
+        return None
+    port = int(port_text)
+    return address + port.to_bytes(2, "big") if 0 < port < 65_536 else None
+
+
+def local_end(claim: Claim) -> Source | None:
+    """Our end of the flow, where the source of claims knows it."""
+    return None if claim.local is None else parse_source(claim.local)
+
+
+def taint_author(claim: Claim) -> bytes | None:
+    """The packed address from which the text came that taints a claim; None if nobody knows."""
+    author = None if claim.tainted in (b"", NOBODY_KNOWS) else parse_source(claim.tainted)
+    return None if author is None else author.address
+
+
+def spellings_of(client: bytes) -> tuple[bytes, bytes, bytes]:
+    """How an engine writes a client's packed end: bare, ``tcp:`` and ``udp:``."""
+    return spellings(Source(0, client[:-2], int.from_bytes(client[-2:], "big")))
+
+
 def spellings(source: Source) -> tuple[bytes, bytes, bytes]:
     """How an engine writes a source: bare, ``tcp:`` and ``udp:``.  A forger may write others."""
     if len(source.address) == 4:
@@ -166,11 +212,13 @@ class Scanner:
     def __init__(self) -> None:
         self.counters = Counters()
         self._taint_left = 0
+        self._author = NOBODY_KNOWS
         self._scanned = 0
 
     def taint(self, length: int = TAINT_BYTES) -> None:
         """Distrust what follows: the stream was cut, or a stranger's text went by."""
         self._taint_left = length
+        self._author = NOBODY_KNOWS
 
     @property
     def taint_left(self) -> int:
@@ -198,7 +246,7 @@ class Scanner:
             return None
         times, sources, detours, emails = zip(*found, strict=True)
         starts = accumulate(map(len, lines), initial=self._scanned)
-        fields = zip(sources, detours, emails, repeat(False), times, starts, repeat(None))
+        fields = zip(sources, detours, emails, repeat(b""), times, starts, repeat(None))
         self.counters.lines += len(lines)
         self.counters.claims += len(lines)
         return list(map(_NEW, repeat(Claim), fields))
@@ -216,7 +264,7 @@ class Scanner:
                 taint_end = self._others(block, position, start, taint_end, claims)
             position = end + 1
             time, source, detour, email = found.groups(b"")
-            tainted = start < taint_end
+            tainted = self._author if start < taint_end else b""
             fields = (source, detour, email, tainted, time, scanned + start, None)
             claims.append(_NEW(Claim, fields))
             whole += 1
@@ -234,7 +282,8 @@ class Scanner:
         counters = self.counters
         for line in block[start:end].split(b"\n")[:-1]:
             counters.lines += 1
-            strangers, tainted = line.find(_STRANGERS_TEXT), start < taint_end
+            strangers = line.find(_STRANGERS_TEXT)
+            tainted = self._author if start < taint_end else b""
             if (
                 strangers < 0
                 and len(line) <= MAX_LINE_BYTES
@@ -249,6 +298,9 @@ class Scanner:
                 counters.masked += bool(_MASKED.match(line))
                 counters.error_log += bool(_ERROR_LOG.match(line))
                 taint_end = max(taint_end, start + max(strangers, 0) + TAINT_BYTES)
+                if not tainted:
+                    # Within reach of an earlier text, that one's author may have written this, too.
+                    self._author = found[1] if (found := _ANY_HEAD.match(line)) else NOBODY_KNOWS
                 email = None
             if head := _ACCEPTED_HEAD.match(line):
                 position = self._scanned + start

@@ -1,27 +1,39 @@
 """Whose flow is it?  The rules of trust, as one function of what is known.
 
-Proxy logs carry text that strangers chose: a forged line is well formed and may even come
-before the true one.  So neither "the first line wins" nor "the flow exists" is enough:
+Proxy logs carry text that strangers chose: a forged line is well formed and may even come before
+the true one.  So neither "the first line wins" nor "the flow exists" is enough.  Each word on a
+flow has a rank:
 
-- an untainted claim gives an unclaimed flow to its user and beats every tainted claim;
-- a tainted claim counts only if the same user had an untainted one from the same address within
-  the last hour; otherwise the flow is restricted until an untainted claim comes; so it is when
-  tainted claims disagree, because the line that a stranger's flow cannot avoid is then among them;
-- a flow has one user for life: two untainted claims of different users restrict it for good;
-- restricted flows share one class per source address, at the lowest limit that was claimed and
-  never above the default.
+- what the source of claims was *told* (a webhook) cannot be forged;
+- a *plain* line stands outside the reach of strangers' text;
+- a *weak* word is plain, but may mean another flow: of the same client's end, or an earlier one;
+- a *vouched* line is within reach of a stranger's text, but the same user had a plain one from the
+  same address within the last hour, and the stranger does not come from there;
+- where the stranger does come from there, or from nobody knows where, it is a *hint*: it takes a
+  flow that is nobody's, and stands until any other word names somebody else;
+- all others are *doubted*.
 
-The kernel's own mark is the memory of what was decided: it lives and dies with the flow.
+A higher rank beats a lower one and ends a restriction that a lower one led to.  Equal words of two
+users are a conflict, except weak ones: the later one is the more likely.  What is restricted goes
+into a class that the doubted flows of its address share.  The kernel's own mark is the memory of
+what was decided: it lives and dies with the flow.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 
-from ..htb import MINOR_MASK, TAG_MASK
+from ..flows.record import FOREIGN, MINOR, PROVISIONAL, RESTRICTED, rank
 
-#: How long an untainted claim vouches for tainted ones of the same user and address.
+#: Ranks of words, from the least to the most.
+DOUBTED, HINTED, VOUCHED, WEAK, PLAIN, TOLD = range(6)
+#: The mark was there when the agent came: it is right unless a plain word says otherwise.
+ADOPTED = WEAK
+
+#: How long a plain word vouches for the same user and address.
 VOUCH_S = 3_600
+#: Users and addresses that are vouched for, in each of two generations.
+_VOUCHES = 32_768
 
 
 class Verdict(Enum):
@@ -29,37 +41,67 @@ class Verdict(Enum):
 
     GIVE = "give it to the claiming user"
     KEEP = "leave its mark as it is"
-    RESTRICT = "into the restricted class of its address, until an untainted claim comes"
-    CONFLICT = "into the restricted class of its address, for its life"
+    RESTRICT = "into a restricted class of its address, until a better word comes"
+    CONFLICT = "the same, because equal words name two users"
     FOREIGN = "the mark is somebody else's: never touch it"
 
 
-def judge(
-    mark: int, tag: int, claimed: int | None, tainted: bool, vouched: bool, soft: bool
-) -> Verdict:
-    """The verdict on one claim for one live flow.
+def judge(record: int, claimed: int | None, word_rank: int) -> Verdict:
+    """The verdict on one word on one live flow.
 
-    ``mark`` is the flow's present mark, ``tag`` our upper half, ``claimed`` the minor of the
-    claiming user (0: the user has none yet; None: the line names nobody), ``vouched`` whether an
-    untainted claim of the same user and address is remembered, ``soft`` whether the present mark
-    comes from tainted claims only.
+    ``record`` is what is known of the flow, ``claimed`` the minor of the user that the word names
+    (0: the user has none yet; None: it names nobody, because it does not parse to its end).
     """
-    if mark and mark & TAG_MASK != tag:
+    if record & FOREIGN:
         return Verdict.FOREIGN
-    held = mark & MINOR_MASK
+    # What was given away in advance is nobody's until a word comes.
+    held = 0 if record & PROVISIONAL else record & MINOR
     if claimed is None:
-        if held:
-            return Verdict.KEEP
-        return Verdict.RESTRICT if tainted else Verdict.CONFLICT
-    if held and held == claimed:
-        return Verdict.GIVE if soft and not tainted else Verdict.KEEP
+        return Verdict.KEEP if held else Verdict.RESTRICT
     if not held:
-        return Verdict.GIVE if not tainted or vouched else Verdict.RESTRICT
-    if soft:
-        return Verdict.RESTRICT if tainted else Verdict.GIVE
-    return Verdict.KEEP if tainted else Verdict.CONFLICT
+        return Verdict.GIVE if word_rank > DOUBTED else Verdict.RESTRICT
+    if word_rank > max(rank(record), HINTED):
+        return Verdict.GIVE
+    if record & RESTRICTED:
+        return Verdict.RESTRICT
+    if held == claimed:
+        return Verdict.KEEP
+    if rank(record) == HINTED:
+        return Verdict.RESTRICT
+    if word_rank < rank(record):
+        return Verdict.KEEP
+    return Verdict.GIVE if word_rank == WEAK else Verdict.CONFLICT
 
 
 def address_key(address: bytes) -> bytes:
     """What counts as one source: an IPv4 address, or an IPv6 /64 (one customer's usual net)."""
     return address if len(address) == 4 else address[:8]
+
+
+class Vouchers:
+    """Who had a plain word from where, and when.  Times in seconds that never go back."""
+
+    def __init__(self) -> None:
+        # {minor and address: time}; the older half is forgotten when the younger one is full.
+        self._young: dict[bytes, float] = {}
+        self._old: dict[bytes, float] = {}
+        # Since when a minor has been another user's.
+        self._since: dict[int, float] = {}
+
+    def saw(self, minor: int, address: bytes, now_s: float) -> None:
+        """A plain word gave a flow from ``address`` to the user of ``minor``."""
+        if len(self._young) >= _VOUCHES:
+            self._old, self._young = self._young, {}
+        self._young[address_key(address) + minor.to_bytes(2, "big")] = now_s
+
+    def vouch(self, minor: int, address: bytes, now_s: float) -> bool:
+        """Whether a plain word vouches for this user at this address."""
+        place = address_key(address) + minor.to_bytes(2, "big")
+        seen = self._young.get(place) or self._old.get(place)
+        if seen is None or now_s - seen >= VOUCH_S:
+            return False
+        return seen >= self._since.get(minor, seen)
+
+    def passed_on(self, minor: int, now_s: float) -> None:
+        """The minor has another owner: nothing vouches for them yet."""
+        self._since[minor] = now_s

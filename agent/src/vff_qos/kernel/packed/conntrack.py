@@ -152,6 +152,39 @@ def prepare(flow: Flow, mark: int = 0) -> bytes:
     return encode_set(0, flow, mark)
 
 
+#: Our end to what stands around the client's address and port in a request.
+_around: dict[bytes, tuple[bytes, bytes, bytes]] = {}
+_MAX_AROUND = 65_536
+_AFTER_MARK = struct.pack("=HH", 8, _MARK_MASK) + _FULL_MASK
+
+
+def pack_mark(client: bytes, ours: bytes, mark: int) -> bytes:
+    """The same as ``prepare``, a third of its cost.
+
+    ``client`` is the packed address and port, ``ours`` the number of the protocol (one byte), our
+    packed address and port.
+    """
+    around = _around.get(ours)
+    if around is None:
+        if len(_around) >= _MAX_AROUND:
+            _around.clear()
+        around = _around[ours] = _surround(ours)
+    first, second, third = around
+    parts = first, client[:-2], second, client[-2:], third, mark.to_bytes(4, "big"), _AFTER_MARK
+    return b"".join(parts)
+
+
+def _surround(ours: bytes) -> tuple[bytes, bytes, bytes]:
+    size = len(ours) - 3
+    flow = Flow(ours[0], bytes(size), 0, ours[1:-2], int.from_bytes(ours[-2:], "big"))
+    request = encode_set(0, flow, 0)
+    # The nests of tuple and addresses and one attribute's header stand before the source; then its
+    # destination, the nest of the ports and the protocol's number before the source port.
+    source = HEADER.size + 4 + 12
+    port = source + size + 4 + size + 4 + 8 + 4
+    return request[:source], request[source + size : port], request[port + 2 : -12]
+
+
 def with_mark(prepared: bytes, mark: int) -> bytes:
     """A prepared request for the same flow with another mark."""
     return b"".join((prepared[:-12], mark.to_bytes(4, "big"), prepared[-8:]))

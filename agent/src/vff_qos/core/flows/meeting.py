@@ -1,0 +1,182 @@
+"""Which flow a claim means.
+
+A claim names the client's end.  Mostly one flow comes from there.  Where several do (one port to
+two of our ports or addresses, TCP and UDP, two customers behind one translated address), what is
+known of our end decides: by the claim itself, by its inbound's tag, by who has which already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..claims.accesslog import inbound_tag
+from .record import (
+    ADDRESS_SHIFT,
+    MAX_ADDRESSES,
+    MINOR,
+    PORT_SHIFT,
+    PROVISIONAL,
+    RESTRICTED,
+    REUSED,
+    UDP,
+    VAGUE,
+    birth_ms,
+    port,
+)
+
+#: A tag with more ends than this listens on a range, and says nothing about the end.
+_MAX_ENDS = 16
+#: Tags come out of text: a stranger must not fill our memory with them.
+_MAX_TAGS = 1_024
+
+#: Protocol and port of ours, as bits of a record.
+_END = UDP | 0xFFFF << PORT_SHIFT
+
+
+class Tags:
+    """What plain claims have shown: on which of our ports the inbound of a tag listens."""
+
+    def __init__(self) -> None:
+        self._ends: dict[bytes, frozenset[int]] = {}
+        # The text in a line's brackets to the tag at its beginning.
+        self._tags: dict[bytes, bytes] = {}
+
+    def learn(self, tag: bytes, record: int) -> None:
+        """A plain claim with this tag meant this flow and no other."""
+        end = record & _END
+        known = self._ends.get(tag)
+        if known is None:
+            if len(self._ends) >= _MAX_TAGS:
+                self._ends.clear()
+            self._ends[tag] = frozenset((end,))
+        elif end not in known and len(known) <= _MAX_ENDS:
+            self._ends[tag] = known | {end}
+
+    def tag(self, detour: bytes) -> bytes:
+        """The inbound's tag in what a line has in brackets."""
+        tag = self._tags.get(detour)
+        if tag is None:
+            if len(self._tags) >= _MAX_TAGS:
+                self._tags.clear()
+            tag = self._tags[detour] = inbound_tag(detour)
+        return tag
+
+    def fits(self, detour: bytes, record: int) -> bool:
+        """Whether the flow goes where flows with this tag go, as far as is known.
+
+        The first such flow teaches it.
+        """
+        tag = self.tag(detour)
+        ends = self._ends.get(tag)
+        if ends is None:
+            self.learn(tag, record)
+            return True
+        return record & _END in ends or len(ends) > _MAX_ENDS
+
+    def ends(self, tag: bytes) -> frozenset[int]:
+        """Ends of the tag's inbound; empty if they are unknown or too many to tell."""
+        known = self._ends.get(tag)
+        return known if known is not None and len(known) <= _MAX_ENDS else frozenset()
+
+    def knows_elsewhere(self, tag: bytes, record: int) -> bool:
+        """Whether the flow goes to an inbound of another tag."""
+        end = record & _END
+        return any(end in ends for other, ends in self._ends.items() if other != tag)
+
+
+class Local(NamedTuple):
+    """Our end as a claim names it: port, and the mirror's number of the address (-1: unknown)."""
+
+    port: int
+    address: int
+
+
+class Written(NamedTuple):
+    """When a claim was made: between these, in ms since the mirror began."""
+
+    since_ms: float
+    until_ms: float
+
+
+class Meeting(NamedTuple):
+    """The flow that a claim means, and whether it can mean no other."""
+
+    record: int
+    certain: bool
+
+
+def meet(
+    records: Sequence[int],
+    claimed: int,
+    tag: bytes,
+    local: Local | None,
+    tags: Tags,
+    written: Callable[[], Written],
+    slack_ms: float,
+) -> Meeting | None:
+    """The one of a client end's ``records`` that a claim of the user ``claimed`` (0: new) means.
+
+    ``local`` is our end if the claim names it, ``written`` tells when it was made (asked for only
+    where it matters).  None: the flow it means has gone.
+    """
+    found = _at_end(records, tag, local, tags)
+    certain = len(found) == 1
+    if certain and local is None and _is_elsewheres(found[0], tag, tags):
+        # Its inbound listens elsewhere, as far as is known.
+        held = 0 if found[0] & (PROVISIONAL | RESTRICTED) else found[0] & MINOR
+        if held and held != claimed:
+            return None
+        certain = held == claimed != 0
+    if any(record & REUSED for record in found):
+        time = written()
+        alive = [r for r in found if r & VAGUE or birth_ms(r) - slack_ms <= time.until_ms]
+        certain = (
+            certain
+            and len(alive) == 1
+            and not alive[0] & VAGUE
+            and (not alive[0] & REUSED or birth_ms(alive[0]) <= time.since_ms)
+        )
+        found = alive
+    if not found:
+        return None
+    if len(found) == 1:
+        return Meeting(found[0], certain)
+    return Meeting(min(found, key=lambda record: _order(record, claimed)), False)
+
+
+def _at_end(records: Sequence[int], tag: bytes, local: Local | None, tags: Tags) -> Sequence[int]:
+    """Those that go to the end that the claim or its tag knows; all if neither does."""
+    if local is not None:
+        at_port = [record for record in records if port(record) == local.port]
+        exact = [
+            record
+            for record in at_port
+            if record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == local.address
+        ]
+        # Behind DNAT (Docker) the engine's own end is not the one that the client has asked for.
+        records = exact or at_port or records
+    if len(records) > 1:
+        ends = tags.ends(tag)
+        known = [record for record in records if record & _END in ends]
+        if not known:
+            known = [record for record in records if not tags.knows_elsewhere(tag, record)]
+        records = known or records
+    return records
+
+
+def _is_elsewheres(record: int, tag: bytes, tags: Tags) -> bool:
+    ends = tags.ends(tag)
+    return bool(ends) and record & _END not in ends
+
+
+def _order(record: int, claimed: int) -> tuple[int, int]:
+    """Nobody's flows first, the oldest before: each of a client's flows has its own line."""
+    held = 0 if record & PROVISIONAL else record & MINOR
+    if not held:
+        rank = 0
+    elif held == claimed:
+        rank = 1
+    else:
+        rank = 2 if record & RESTRICTED else 3
+    return rank, birth_ms(record)

@@ -1,0 +1,518 @@
+"""The mirror: every live flow to our service ports, as the kernel's events tell of them.
+
+Text only says whose a flow is; which flows there are, the kernel says.  So a claim costs the same
+whatever our ports and addresses are, what names no flow costs next to nothing, and a flow that was
+born after a word is not meant by it.
+
+Pure: events and times come in, what is to be done to the kernel goes out.  Times are seconds of a
+clock that never goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ..claims.trust import ADOPTED, DOUBTED, WEAK, address_key
+from ..flow import Flow
+from ..htb import MINOR_MASK, TAG_MASK
+from ..htb import PROVISIONAL as PROVISIONAL_MARK
+from .ends import FlowSeen
+from .record import (
+    ADDRESS_SHIFT,
+    BIRTH_SHIFT,
+    END,
+    FOREIGN,
+    MAX_ADDRESSES,
+    MINOR,
+    PORT_SHIFT,
+    PROVISIONAL,
+    RANK_SHIFT,
+    REMEMBERED,
+    RESTRICTED,
+    REUSED,
+    UDP,
+    VAGUE,
+    birth_ms,
+    owned,
+    port,
+    unowned,
+)
+
+TCP_PROTO, UDP_PROTO = 6, 17
+#: enum tcp_conntrack of include/uapi/linux/netfilter/nf_conntrack_tcp.h: a connection that begins.
+_BEGINNING = frozenset((0, 1, 2, 9))  # NONE, SYN_SENT, SYN_RECV, SYN_SENT2
+#: Flows of which nobody has spoken are kept in two generations of this many: what a flood of
+#: spoofed SYNs can take is bounded, and a real client has spoken long before it is forgotten.
+GENERATION = 32_768
+#: A word may still be on its way when its flow has ended; so long its tuple counts as reused.
+_GRAVES, _GRAVE_S = 8_192, 30.0
+#: Flows that somebody deleted from the kernel's table come back with their next packet.
+_FALLEN, _FALLEN_S = 65_536, 120.0
+#: Ends that a scan of our ports can make us remember.
+_MAX_ENDS = 65_536
+#: Between the birth of a flow and the event lie some ms when much happens at once.
+SLACK_MS = 50
+
+_PROTO_BIT = {TCP_PROTO: 0, UDP_PROTO: UDP}
+
+
+#: The client's end and the flow's record.
+Held = tuple[bytes, int]
+
+
+@dataclass
+class Heard:
+    """What follows from events: marks to be set, and what is not true any more."""
+
+    #: Flows that have lost the mark they should have.
+    restore: list[Held] = field(default_factory=list)
+    #: New UDP flows of an address where one user lives: theirs, until a word says otherwise.
+    handed_on: list[Held] = field(default_factory=list)
+    #: New UDP flows of an address where several live.
+    ambiguous: list[Held] = field(default_factory=list)
+    #: Clients of whose words no repetition is known any more.
+    forgotten: list[bytes] = field(default_factory=list)
+    #: A flow bears a mark of other software.
+    foreign: bool = False
+
+    def add(self, later: Heard) -> None:
+        """What was heard after this."""
+        self.restore += later.restore
+        self.handed_on += later.handed_on
+        self.ambiguous += later.ambiguous
+        self.forgotten += later.forgotten
+        self.foreign |= later.foreign
+
+
+class Mirror:
+    """The live flows of this node.  ``size`` counts them."""
+
+    def __init__(self, major: int, now_s: float = 0.0, hand_on: bool = True) -> None:
+        """``hand_on``: give a new UDP flow to the only user of its address."""
+        #: When births began to be counted.
+        self.epoch_s = now_s
+        self._tag = major << 16
+        self._hand_on = hand_on
+        # The client's end to a record, or to several where one end has more than one flow.
+        self._claimed: dict[bytes, int | tuple[int, ...]] = {}
+        self._young: dict[bytes, int | tuple[int, ...]] = {}
+        self._old: dict[bytes, int | tuple[int, ...]] = {}
+        # The ports of ours that flows which have ended had, by the client's end.
+        self._graves: tuple[dict[bytes, int], dict[bytes, int]] = ({}, {})
+        self._fallen: tuple[dict[Held, int], dict[Held, int]] = ({}, {})
+        self._turn_graves_s = self._turn_fallen_s = now_s
+        self._addresses: list[bytes] = []
+        self._ends: dict[bytes, int] = {}
+        #: Who lives where: {address and our UDP port: {minor: flows}}.
+        self._neighbours: dict[bytes, dict[int, int]] = {}
+        #: Flows that were forgotten because of their number.
+        self.evicted = 0
+        #: New flows seen, and ended ones.
+        self.born = self.ended = 0
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """How many flows are known; those of one client's end count once."""
+        return len(self._claimed) + len(self._young) + len(self._old)
+
+    @property
+    def claimed(self) -> int:
+        """How many of them are somebody's."""
+        return len(self._claimed)
+
+    def find(self, client: bytes) -> tuple[int, ...]:
+        """The records of the flows from one end of a client."""
+        entry = self._claimed.get(client) or self._young.get(client) or self._old.get(client)
+        if entry is None:
+            return ()
+        return (entry,) if type(entry) is int else entry  # type: ignore[return-value]
+
+    def ours(self, record: int) -> bytes:
+        """Protocol, address and port of our end."""
+        proto = UDP_PROTO if record & UDP else TCP_PROTO
+        address = self._addresses[record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1]
+        return b"%c%b%b" % (proto, address, (record >> PORT_SHIFT & 0xFFFF).to_bytes(2, "big"))
+
+    def address_number(self, address: bytes) -> int:
+        """The number that records have for one of our addresses; -1 if none has it."""
+        try:
+            return self._addresses.index(address)
+        except ValueError:
+            return -1
+
+    def flow(self, client: bytes, record: int) -> Flow:
+        """The flow's name."""
+        ours = self.ours(record)
+        ports = int.from_bytes(client[-2:], "big"), int.from_bytes(ours[-2:], "big")
+        return Flow(ours[0], client[:-2], ports[0], ours[1:-2], ports[1])
+
+    def mark(self, record: int) -> int:
+        """The mark that a flow has or should have; 0 for nobody's."""
+        minor = record & MINOR
+        if not minor:
+            return 0
+        return self._tag | minor | (PROVISIONAL_MARK if record & PROVISIONAL else 0)
+
+    def last_port(self, client: bytes) -> int:
+        """Our port that an ended flow from a client's end had; 0 if that is not known."""
+        return self._graves[0].get(client) or self._graves[1].get(client) or 0
+
+    def born_s(self, record: int) -> float:
+        """When a flow was first seen."""
+        return self.epoch_s + birth_ms(record) / 1e3
+
+    def neighbours(self, client: bytes, record: int) -> Collection[int]:
+        """Minors of the users whose UDP flows go from a client's address to the same port."""
+        return self._neighbours.get(self._place(client, record), ())
+
+    def claimed_flows(self) -> Iterator[Held]:
+        """All flows that are somebody's."""
+        for client, entry in self._claimed.items():
+            for record in (entry,) if type(entry) is int else entry:  # type: ignore[union-attr]
+                if record & MINOR:
+                    yield client, record
+
+    # -- changing ---------------------------------------------------------------------------------
+
+    def put(self, client: bytes, record: int) -> None:
+        """The flow of ``record`` (same end) is as this says now; nothing if it has gone."""
+        for flows in (self._claimed, self._young, self._old):
+            entry = flows.get(client)
+            if entry is not None:
+                break
+        else:
+            return
+        end = record & END
+        if type(entry) is int:
+            if entry & END != end:
+                return
+            was, new = entry, record
+        else:
+            found = [r for r in entry if r & END == end]  # type: ignore[union-attr]
+            if not found:
+                return
+            was = found[0]
+            new = tuple(record if r & END == end else r for r in entry)  # type: ignore[union-attr, assignment]
+        if flows is not self._claimed and record & MINOR:
+            del flows[client]
+            flows = self._claimed
+        flows[client] = new
+        if end & UDP:
+            self._move(client, was, record)
+
+    def correct(self, client: bytes, record: int, mark: int) -> bool:
+        """A flow that was nobody's bears this mark; returns whether it is other software's."""
+        given = self._of_mark(mark)
+        self.put(client, unowned(record) | given)
+        return bool(given & FOREIGN)
+
+    def remove(self, client: bytes, record: int) -> None:
+        """The kernel does not have the flow any more."""
+        if any(r & END == record & END for r in self.find(client)):
+            self._leave(client, record)
+
+    def add(self, seen: FlowSeen, now_s: float) -> int:
+        """A flow of which no event told: it was looked up.  Returns its record, 0 if refused."""
+        end = self._end(seen.ours)
+        if end is None:
+            return 0
+        for record in self.find(seen.client):
+            if record & END == end:
+                return record
+        record = self._birth(now_s) | end | VAGUE | REUSED | self._of_mark(seen.mark)
+        self._enter(seen.client, record)
+        return record
+
+    def apply(
+        self, events: Iterable[tuple[bool, FlowSeen]], now_s: float, after_dump: bool = False
+    ) -> Heard:
+        """Take over events that were read at ``now_s``.
+
+        ``after_dump``: they were sent while the table was dumped, so that a new flow may be one
+        that the dump has shown.
+        """
+        self._turn(now_s)
+        heard = Heard()
+        birth = self._birth(now_s)
+        ends, claimed, young = self._ends, self._claimed, self._young
+        for is_new, seen in events:
+            client = seen[0]
+            end = ends.get(seen[1])
+            if end is None:
+                end = self._end(seen[1])
+                if end is None:
+                    continue
+            if not is_new:
+                self.ended += 1
+                self._end_flow(client, end, seen[5], heard)
+                continue
+            self.born += 1
+            if (
+                seen[2]
+                or end & UDP
+                or client in claimed
+                or client in young
+                or client in self._old
+                or not self._is_unheard(client, end)
+            ):
+                self._begin_flow(seen, end, birth, heard, after_dump)
+            else:
+                # The usual case: a new connection from an end that has no other.
+                if len(young) >= GENERATION:
+                    self._next_generation()
+                    young = self._young
+                young[client] = birth | end
+        return heard
+
+    def resync(
+        self,
+        table: Iterable[FlowSeen],
+        now_s: float,
+        is_restricted: Callable[[int], bool],
+        lossy: bool = True,
+        epoch_offset_s: float = 0.0,
+    ) -> Heard:
+        """Take over the kernel's whole table: at start, after lost events, and now and then.
+
+        ``lossy``: events may be missing, so that a flow may not be the one that had its tuple
+        before.  ``epoch_offset_s``: the time since the epoch less ours.
+        """
+        heard = Heard()
+        known = {client: self.find(client) for flows in self._all() for client in flows}
+        self._claimed, self._young, self._old = {}, {}, {}
+        self._neighbours = {}
+        now = self._birth(now_s)
+        stayed: dict[bytes, int] = {}
+        for seen in table:
+            end = self._end(seen.ours)
+            # The table changes while it is read: a flow may come twice.
+            if end is None or any(r & END == end for r in self.find(seen.client)):
+                continue
+            before = next((r for r in known.get(seen.client, ()) if r & END == end), 0)
+            born_ms = None
+            if seen.started_ns:
+                born_ms = round((seen.started_ns / 1e9 - epoch_offset_s - self.epoch_s) * 1e3)
+            record = self._compared(before, seen, lossy, born_ms)
+            if not record:
+                given = self._of_mark(seen.mark)
+                if given & MINOR and is_restricted(given & MINOR):
+                    given = owned(0, given & MINOR, DOUBTED, RESTRICTED)
+                record = now | end | REUSED | given
+                if born_ms is None:
+                    record |= VAGUE
+                else:
+                    record = record & (1 << BIRTH_SHIFT) - 1 | max(born_ms, 0) << BIRTH_SHIFT
+            elif not seen.mark and record & MINOR:
+                heard.restore.append((seen.client, record))
+            heard.foreign |= bool(record & FOREIGN)
+            if record & REMEMBERED:
+                stayed[seen.client] = record
+            self._enter(seen.client, record)
+        heard.forgotten = [
+            client
+            for client, records in known.items()
+            if client not in stayed and any(r & REMEMBERED for r in records)
+        ]
+        return heard
+
+    # -- one event --------------------------------------------------------------------------------
+
+    def _is_unheard(self, client: bytes, end: int) -> bool:
+        """Whether nothing is known of an earlier flow of the same name."""
+        graves, fallen = self._graves, self._fallen
+        if client in graves[0] or client in graves[1]:
+            return False
+        name = client, end
+        return name not in fallen[0] and name not in fallen[1]
+
+    def _begin_flow(
+        self, seen: FlowSeen, end: int, birth: int, heard: Heard, after_dump: bool
+    ) -> None:
+        client, _ours, mark, tcp_state, _started, _by_request = seen
+        before = next((r for r in self.find(client) if r & END == end), 0)
+        if before and after_dump:
+            # The dump has shown it; now its birth is known, too, at least to a bound.
+            self.put(client, before & (1 << BIRTH_SHIFT) - 1 & ~VAGUE | birth)
+            return
+        if before:
+            # Nobody told of its end: flows older than our socket send no event (nf_conntrack_events
+            # of 2), and lost ones were lost.
+            self._bury(client, before, False, heard)
+            lost = before
+        else:
+            lost = self._fallen[0].pop((client, end), 0) or self._fallen[1].pop((client, end), 0)
+        record = birth | end | self._of_mark(mark)
+        if client in self._graves[0] or client in self._graves[1]:
+            record |= REUSED
+        # A connection that goes on: somebody has emptied the table below it.
+        goes_on = tcp_state not in _BEGINNING or bool(end & UDP)
+        if lost & MINOR and goes_on and not mark:
+            record = owned(record | REUSED, lost & MINOR, WEAK, lost & (RESTRICTED | PROVISIONAL))
+            heard.restore.append((client, record))
+        elif end & UDP and not mark and self._hand_on:
+            users = self._neighbours.get(self._place(client, record), {})
+            if len(users) == 1:
+                record = owned(record, next(iter(users)), DOUBTED, PROVISIONAL)
+                heard.handed_on.append((client, record))
+            elif users:
+                heard.ambiguous.append((client, record))
+        heard.foreign |= bool(record & FOREIGN)
+        self._enter(client, record)
+
+    def _end_flow(self, client: bytes, end: int, by_request: bool, heard: Heard) -> None:
+        for flows in (self._claimed, self._young, self._old):
+            entry = flows.get(client)
+            if entry is None:
+                continue
+            records = (entry,) if type(entry) is int else entry
+            record = next((r for r in records if r & END == end), 0)  # type: ignore[union-attr]
+            if record:
+                self._bury(client, record, by_request, heard)
+            return
+
+    def _bury(self, client: bytes, record: int, by_request: bool, heard: Heard) -> None:
+        """A flow has ended, or somebody has deleted it."""
+        self._leave(client, record)
+        if record & REMEMBERED:
+            heard.forgotten.append(client)
+        if by_request and record & MINOR:
+            if len(self._fallen[0]) < _FALLEN:
+                self._fallen[0][client, record & END] = record
+            return
+        graves = self._graves
+        if len(graves[0]) >= _GRAVES:
+            graves = self._graves = ({}, graves[0])
+        graves[0][client] = port(record)
+
+    # -- the tables -------------------------------------------------------------------------------
+
+    def _all(self) -> tuple[dict[bytes, int | tuple[int, ...]], ...]:
+        return self._claimed, self._young, self._old
+
+    def _enter(self, client: bytes, record: int) -> None:
+        entry: int | tuple[int, ...] = record
+        for flows in self._all():
+            there = flows.get(client)
+            if there is not None:
+                entry = (*((there,) if type(there) is int else there), record)  # type: ignore[misc]
+                if record & MINOR and flows is not self._claimed:
+                    del flows[client]
+                    flows = self._claimed  # noqa: PLW2901
+                break
+        else:
+            if record & MINOR:
+                flows = self._claimed
+            else:
+                if len(self._young) >= GENERATION:
+                    self._next_generation()
+                flows = self._young
+        flows[client] = entry
+        if record & UDP:
+            self._move(client, 0, record)
+
+    def _leave(self, client: bytes, record: int) -> None:
+        end = record & END
+        for flows in self._all():
+            entry = flows.get(client)
+            if entry is None:
+                continue
+            if type(entry) is int:
+                del flows[client]
+            else:
+                left = tuple(r for r in entry if r & END != end)  # type: ignore[union-attr]
+                flows[client] = left[0] if len(left) == 1 else left
+            break
+        if record & UDP:
+            self._move(client, record, 0)
+
+    def _next_generation(self) -> None:
+        self.evicted += len(self._old)
+        self._old, self._young = self._young, {}
+
+    def _turn(self, now_s: float) -> None:
+        """Forget what has been gone for long."""
+        if now_s - self._turn_graves_s >= _GRAVE_S:
+            self._turn_graves_s = now_s
+            self._graves = ({}, self._graves[0])
+        if now_s - self._turn_fallen_s >= _FALLEN_S:
+            self._turn_fallen_s = now_s
+            self._fallen = ({}, self._fallen[0])
+
+    def _compared(self, before: int, seen: FlowSeen, lossy: bool, born_ms: int | None) -> int:
+        """The record of a flow that the table has, from what was known; 0: nothing that holds."""
+        if not before:
+            return 0
+        mark, held = seen.mark, self.mark(before)
+        if born_ms is not None and not before & VAGUE:
+            if abs(born_ms - birth_ms(before)) > 1_000:
+                return 0
+        elif lossy:
+            if held and mark != held:
+                return 0
+            before |= REUSED | VAGUE
+        if before & FOREIGN or mark == held:
+            return before
+        if mark and mark & TAG_MASK & ~PROVISIONAL_MARK == self._tag:
+            return 0
+        if mark:
+            return unowned(before) | FOREIGN
+        return before
+
+    # -- small things -----------------------------------------------------------------------------
+
+    def _birth(self, now_s: float) -> int:
+        return max(0, round((now_s - self.epoch_s) * 1e3)) << BIRTH_SHIFT
+
+    def _end(self, ours: bytes) -> int | None:
+        """Our end as bits of a record; None if it is none that can be kept."""
+        end = self._ends.get(ours)
+        if end is not None:
+            return end
+        proto = _PROTO_BIT.get(ours[0])
+        if proto is None:
+            return None
+        address = ours[1:-2]
+        try:
+            number = self._addresses.index(address)
+        except ValueError:
+            if len(self._addresses) >= MAX_ADDRESSES:
+                return None
+            number = len(self._addresses)
+            self._addresses.append(address)
+        if len(self._ends) >= _MAX_ENDS:
+            self._ends.clear()
+        number_of_port = int.from_bytes(ours[-2:], "big")
+        end = self._ends[ours] = proto | number_of_port << PORT_SHIFT | number << ADDRESS_SHIFT
+        return end
+
+    def _of_mark(self, mark: int) -> int:
+        """What a mark that was there before us says."""
+        if not mark:
+            return 0
+        if mark & TAG_MASK == self._tag | PROVISIONAL_MARK:
+            return mark & MINOR_MASK | PROVISIONAL
+        if mark & TAG_MASK == self._tag and mark & MINOR_MASK:
+            return mark & MINOR_MASK | ADOPTED << RANK_SHIFT
+        return FOREIGN
+
+    def _place(self, client: bytes, record: int) -> bytes:
+        return address_key(client[:-2]) + (record >> PORT_SHIFT & 0xFFFF).to_bytes(2, "big")
+
+    def _move(self, client: bytes, was: int, now: int) -> None:
+        """Count who lives at a client's address."""
+        place = self._place(client, was or now)
+        for record, step in ((was, -1), (now, 1)):
+            # What was only handed on says nothing new, and what is in doubt nothing at all.
+            if not record & MINOR or record & (PROVISIONAL | RESTRICTED):
+                continue
+            users = self._neighbours.setdefault(place, {})
+            count = users.get(record & MINOR, 0) + step
+            if count > 0:
+                users[record & MINOR] = count
+            else:
+                users.pop(record & MINOR, None)
+                if not users:
+                    del self._neighbours[place]

@@ -1,0 +1,241 @@
+"""The kernel's flows as the agent knows them: events, dumps and, where there are none, look-ups.
+
+Nothing here decides whose a flow is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from ..core.flows.ends import FlowSeen, ServiceEnds
+from ..core.flows.meeting import Tags, Written
+from ..core.flows.mirror import TCP_PROTO, UDP_PROTO, Heard, Held, Mirror
+from ..core.flows.record import END, PORT_SHIFT, UDP
+from ..core.settings import Settings
+from ..errors import KernelRefused
+from ..journal import NOTICE, WARNING, Journal
+from ..kernel.packed.conntrack import Conntrack, pack_mark
+from ..kernel.packed.flow_events import FlowEvents, dump_flows, events_mode
+
+#: Flows that began before us tell of no end (nf_conntrack_events of 2), and marks that others
+#: overwrite tell of nothing: so often the whole table is compared.
+_COMPARE_S = 600.0
+#: So many losses of events within this time, and look-ups take over for a while.
+_MAX_LOSSES, _LOSSES_S, _WITHOUT_S = 5, 10.0, 60.0
+#: Look-ups of flows that no event has told of, each second; one costs 6 us.
+_LOOK_UPS = 2_000
+#: Blocks of 16,384 events read at once: a flood must not keep us from claims.
+_MAX_DRAINS = 4
+#: Ends that are asked for, for one client's end.
+_MAX_ASKED = 256
+
+
+class FlowTable:
+    """The mirror and what keeps it true."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        addresses: Iterable[bytes],
+        conntrack: Conntrack,
+        journal: Journal,
+        is_restricted: Callable[[int], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``clock`` never goes back; ``is_restricted`` knows minors that flows in doubt share."""
+        self.mirror = Mirror(settings.major, clock())
+        self.tags = Tags()
+        self.look_ups = self.skipped = self.losses = 0
+        self._settings, self._conntrack, self._journal = settings, conntrack, journal
+        self._is_restricted, self._clock = is_restricted, clock
+        self._ends = ServiceEnds(settings.service_ports, addresses)
+        self._events: FlowEvents | None = None
+        self._recent_losses: list[float] = []
+        self._without_until = 0.0
+        self._next_compare = clock() + _COMPARE_S
+        self._budget, self._budget_s = float(_LOOK_UPS), clock()
+        self._evicted = 0
+        self._open()
+
+    def close(self) -> None:
+        """Release the sockets."""
+        if self._events is not None:
+            self._events.close()
+
+    def fileno(self) -> int:
+        """To be watched for reading; -1 while there are no events."""
+        return -1 if self._events is None else self._events.fileno()
+
+    @property
+    def way(self) -> str:
+        """How flows are known: ``events`` or ``look-ups``."""
+        return "look-ups" if self._events is None else "events"
+
+    def _open(self) -> None:
+        mode = events_mode()
+        if mode == 0:
+            self._journal.event(
+                "flows",
+                "net.netfilter.nf_conntrack_events is 0, so that flows are looked up one by one: "
+                f"{_LOOK_UPS:,} new ones a second at most. Set it to 2",
+                WARNING,
+            )
+            return
+        try:
+            self._events = FlowEvents(self._ends)
+        except KernelRefused as error:
+            self._journal.event(
+                "flows",
+                f"{error}; flows are looked up one by one, {_LOOK_UPS:,} new ones a second at most",
+                WARNING,
+            )
+
+    # -- keeping it true --------------------------------------------------------------------------
+
+    def set_addresses(self, addresses: Iterable[bytes]) -> Heard:
+        """Our addresses have changed."""
+        ends = ServiceEnds(self._settings.service_ports, addresses)
+        if ends == self._ends:
+            return Heard()
+        self._ends = ends
+        if self._events is not None:
+            self._events.set_ends(ends)
+        return self.compare(lossy=True)
+
+    def drain(self) -> Heard:
+        """Take over all events that have been sent until now."""
+        if self._events is None:
+            return Heard()
+        drained = self._events.drain()
+        heard = self.mirror.apply(drained.events, self._clock())
+        lost = drained.lost
+        for _more in range(_MAX_DRAINS):
+            if not drained.more:
+                break
+            drained = self._events.drain()
+            heard.add(self.mirror.apply(drained.events, self._clock()))
+            lost |= drained.lost
+        if lost:
+            heard.add(self._make_up())
+        return heard
+
+    def _make_up(self) -> Heard:
+        """Events were lost: compare, or give up for a while where it happens again and again."""
+        now = self._clock()
+        self.losses += 1
+        self._recent_losses = [t for t in self._recent_losses if now - t < _LOSSES_S] + [now]
+        if len(self._recent_losses) < _MAX_LOSSES:
+            return self.compare(lossy=True)
+        assert self._events is not None
+        self._events.close()
+        self._events = None
+        self._recent_losses.clear()
+        self._without_until = now + _WITHOUT_S
+        self._journal.limited(
+            "flows",
+            f"more new flows than can be followed: for {_WITHOUT_S:.0f} s flows are looked up one "
+            f"by one, {_LOOK_UPS:,} new ones a second at most",
+            WARNING,
+        )
+        return Heard()
+
+    def tend(self) -> Heard:
+        """Once a second: compare when it is time, listen again after a flood."""
+        now = self._clock()
+        if self._without_until and now >= self._without_until:
+            self._without_until = 0.0
+            self._open()
+            if self._events is not None:
+                self._journal.event("flows", "flows are followed by events again", NOTICE)
+            return self.compare(lossy=True)
+        if now >= self._next_compare:
+            return self.compare(lossy=self._events is None)
+        return Heard()
+
+    def compare(self, lossy: bool) -> Heard:
+        """Hold the mirror against the kernel's whole table."""
+        self._next_compare = self._clock() + (_COMPARE_S if self._events else _WITHOUT_S)
+        offset_s = time.time() - self._clock()
+        heard = self.mirror.resync(
+            dump_flows(self._ends), self._clock(), self._is_restricted, lossy, offset_s
+        )
+        if self._events is not None:
+            # Sent meanwhile; what is lost of it, the next look shows.
+            drained = self._events.drain()
+            heard.add(self.mirror.apply(drained.events, self._clock(), after_dump=True))
+        return heard
+
+    # -- marks ------------------------------------------------------------------------------------
+
+    def request(self, client: bytes, record: int, mark: int) -> bytes:
+        """The request that gives a flow the mark."""
+        return pack_mark(client, self.mirror.ours(record), mark)
+
+    def written(self, since_s: float, until_s: float) -> Written:
+        """Times of the steady clock as the mirror counts them."""
+        epoch_s = self.mirror.epoch_s
+        return Written((since_s - epoch_s) * 1e3, (until_s - epoch_s) * 1e3)
+
+    # -- look-ups ---------------------------------------------------------------------------------
+
+    @property
+    def may_miss(self) -> bool:
+        """Whether the kernel may have a flow that the mirror has not."""
+        return self._events is None or self.mirror.evicted > 0
+
+    def look_up(self, wanted: list[tuple[bytes, bytes]]) -> None:
+        """Ask the kernel for flows of (client's end, inbound's tag), as far as the budget goes."""
+        asked: list[tuple[bytes, bytes]] = []
+        now = self._clock()
+        self._budget = min(_LOOK_UPS, self._budget + (now - self._budget_s) * _LOOK_UPS)
+        self._budget_s = now
+        for client, tag in wanted:
+            ends = self._candidates(client, tag)
+            if not ends or len(ends) > self._budget:
+                self.skipped += 1
+                continue
+            self._budget -= len(ends)
+            asked += [(client, end) for end in ends]
+        self.look_ups += len(asked)
+        marks = self._conntrack.get_marks([pack_mark(client, end, 0) for client, end in asked])
+        for (client, end), mark in zip(asked, marks, strict=True):
+            if mark is not None:
+                self.mirror.add(FlowSeen(client, end, mark, 0, 0, False), now)
+
+    def _candidates(self, client: bytes, tag: bytes) -> list[bytes]:
+        """Ends of ours that a client may have reached; empty if they are too many to ask for."""
+        addresses = [a for a in self._ends.addresses if len(a) == len(client) - 2]
+        known = [
+            (UDP_PROTO if end & UDP else TCP_PROTO, end >> PORT_SHIFT & 0xFFFF)
+            for end in self.tags.ends(tag)
+        ]
+        if not known:
+            ports = self._ends.ports
+            count = sum(high - low + 1 for low, high in ports)
+            if not ports or 2 * count * len(addresses) > _MAX_ASKED:
+                return []
+            known = [
+                (proto, port)
+                for low, high in ports
+                for port in range(low, high + 1)
+                for proto in (TCP_PROTO, UDP_PROTO)
+            ]
+        return [
+            b"%c%b%b" % (proto, address, port.to_bytes(2, "big"))
+            for proto, port in known
+            for address in addresses
+        ]
+
+    def gone(self, client: bytes, record: int) -> None:
+        """The kernel does not have the flow any more."""
+        self.mirror.remove(client, record)
+
+    def name(self, held: Held) -> str:
+        """A flow, for people."""
+        return str(self.mirror.flow(*held))
+
+
+def flow_name(client: bytes, record: int) -> tuple[bytes, int]:
+    """What tells a flow from all others that live now."""
+    return client, record & END

@@ -1,0 +1,205 @@
+"""Who has which minor: the owners in memory, in the state and in the kernel's classes.
+
+What others write (gc, orders of a person) is taken over under the lock, without which none of them
+writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ..core.claims.email import decode_email
+from ..core.htb import MINOR_MASK
+from ..core.owners import ACTIVE, QUARANTINE, Minors, Owner
+from ..core.policy.model import Limits
+from ..errors import KernelRefused
+from ..journal import ERROR, Journal
+from ..lock import Lock
+from ..shaping import Classes, Listed
+from ..state import State, StateError
+
+#: Owner of a class that the kernel has and the state does not know.
+ORPHAN = "\x02"
+
+
+class Suspended(Exception):
+    """The kill switch was thrown: stop marking, end in peace."""
+
+
+class Registry:
+    """Owners and their classes.  The caller holds the lock."""
+
+    def __init__(
+        self,
+        major: int,
+        state: State,
+        lock: Lock,
+        classes: Classes,
+        journal: Journal,
+        clock: Callable[[], float],
+    ) -> None:
+        """``clock`` gives seconds since the epoch."""
+        self.minors = Minors(major)
+        self.classes = classes
+        #: The kernel has refused something.
+        self.wants_repair = False
+        #: How many users were new.
+        self.new_owners = 0
+        #: Minors that have passed to another owner, for who keeps books by minor.
+        self.displaced: list[int] = []
+        self._major = major
+        self._state, self._lock, self._journal, self._clock = state, lock, journal, clock
+        self._version = self._version_read = -1
+        self._unsaved: dict[str, Owner] = {}
+        # Until `commit`: whose class is to be made or changed, and whose record goes.
+        self._fresh: dict[int, Owner] = {}
+        self._gone: list[Owner] = []
+        self._by_email: dict[bytes, Owner] = {}
+
+    # -- finding ----------------------------------------------------------------------------------
+
+    @property
+    def users(self) -> int:
+        """How many owners are active."""
+        return [owner.state for owner in self.minors.by_minor.values()].count(ACTIVE)
+
+    def owner(self, minor: int) -> Owner | None:
+        """Who has a minor."""
+        return self.minors.by_minor.get(minor)
+
+    def of_email(self, email: bytes) -> Owner | None:
+        """The owner record of a user as the source of claims writes the email."""
+        owner = self._by_email.get(email)
+        if owner is None:
+            owner = self.minors.by_key.get(decode_email(email))
+            if owner is not None:
+                self._by_email[email] = owner
+        return owner
+
+    def is_shaped(self, owner: Owner) -> bool:
+        """Whether an owner is active and has a class, as far as is known."""
+        return owner.state == ACTIVE and self.classes.has(owner.minor)
+
+    def shaped(self, emails: Iterable[str]) -> list[Owner]:
+        """The owners among ``emails`` who have a class at the moment."""
+        owners = (self.minors.by_key.get(email) for email in emails)
+        return [owner for owner in owners if owner is not None and self.is_shaped(owner)]
+
+    def active(self) -> list[tuple[str, int]]:
+        """(email, minor) of all users who have a class."""
+        owners = self.minors.by_minor.values()
+        return [(o.key, o.minor) for o in owners if o.key >= " " and self.is_shaped(o)]
+
+    # -- giving -----------------------------------------------------------------------------------
+
+    def own(self, key: str) -> Owner:
+        """The owner record of ``key``, active; `commit` saves it and makes its class.
+
+        Raises Exhausted.
+        """
+        known = self.minors.by_key.get(key)
+        if known is not None and known.state == ACTIVE:
+            if not self.classes.has(known.minor):
+                self._fresh[known.minor] = known
+            return known
+        owner, displaced = self.minors.take(key, self._clock())
+        self._fresh[owner.minor] = owner
+        if displaced is not None:
+            self._gone.append(displaced)
+            self._by_email.clear()
+            self.displaced.append(owner.minor)
+        self.new_owners += 1
+        return owner
+
+    def own_email(self, email: bytes) -> Owner:
+        """The same for a user as the source of claims writes the email."""
+        return self.own(decode_email(email))
+
+    def limits_of(self, email: bytes) -> Limits:
+        """The limits of a user, whether they have a class or not."""
+        return self.classes.limits_of(decode_email(email))
+
+    def changed(self, owner: Owner) -> None:
+        """An owner record is not as it was saved; `commit` does that."""
+        self._fresh[owner.minor] = owner
+
+    def commit(self) -> None:
+        """Save what was given, then make the classes: a mark names no class that is not there."""
+        if not self._fresh and not self._gone:
+            return
+        fresh, gone = list(self._fresh.values()), self._gone
+        self._fresh, self._gone = {}, []
+        self.save(fresh, gone)
+        self.ensure(fresh)
+
+    def ensure(self, owners: Iterable[Owner]) -> None:
+        """Make or change the classes of ``owners`` on both devices."""
+        for error in self.classes.ensure(owners):
+            self.refused(error)
+
+    def refused(self, error: KernelRefused) -> None:
+        """The kernel has refused something: say so, and have it repaired."""
+        self.wants_repair = True
+        self._journal.limited("kernel", f"{error}; repairing", ERROR)
+
+    # -- what survives ----------------------------------------------------------------------------
+
+    def save(self, owners: Iterable[Owner], gone: Iterable[Owner] = ()) -> None:
+        """Write owners; a full disk stops nobody: they are kept and written later."""
+        self._unsaved.update((owner.key, owner) for owner in owners)
+        gone = list(gone)
+        if not self._unsaved and not gone:
+            return
+        try:
+            self._state.save_owners(self._unsaved.values(), gone)
+        except StateError as error:
+            self._journal.limited(
+                "state",
+                f"{error}; limits hold, {len(self._unsaved)} users are not saved yet",
+                ERROR,
+            )
+        else:
+            self._unsaved.clear()
+
+    def flush(self) -> None:
+        """Try again to write what could not be written."""
+        if self._unsaved:
+            with self._lock:
+                self.save([])
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no other process has written since the last `load`."""
+        return self._state.version() == self._version
+
+    def load(self) -> Listed:
+        """Read owners and classes anew; returns the classes.  `loaded` ends it."""
+        owners = {owner.key: owner for owner in self._state.owners()}
+        owners.update(self._unsaved)
+        self._version_read = self._state.version()
+        self.minors = Minors(self._major, owners.values())
+        self._by_email.clear()
+        up, down = listed = self.classes.listed()
+        now = self._clock()
+        orphans = [
+            Owner(f"{ORPHAN}{minor:x}", minor, QUARANTINE, now, now)
+            for minor in (up.keys() | down.keys()) - self.minors.by_minor.keys()
+            if 2 <= minor < 0xFFFE
+        ]
+        for orphan in orphans:
+            self.minors.by_key[orphan.key] = self.minors.by_minor[orphan.minor] = orphan
+        self.save(orphans)
+        return listed
+
+    def loaded(self) -> None:
+        """All of it is in force: what was refused on the way would have been done again."""
+        self._version = self._version_read
+
+    def is_suspended(self) -> bool:
+        """Whether the kill switch is on."""
+        return bool(self._state.get_value("suspended"))
+
+    def is_users(self, mark: int) -> bool:
+        """Whether a mark is that of an active user."""
+        owner = self.minors.by_minor.get(mark & MINOR_MASK)
+        return owner is not None and owner.state == ACTIVE and owner.key >= " "

@@ -1,0 +1,97 @@
+"""Where flows in doubt go: classes that the doubted flows of one address share.
+
+Text alone puts nobody below the lower of their own plan and the default, and lifts nobody above it:
+
+- whoever wrote the text is elsewhere, or equal words name two users: the highest that was claimed,
+  up to the default's;
+- whoever wrote the text comes from the same address, or nobody knows: the lowest that was claimed;
+- an inbound that checks no names: the lowest that any rule gives.
+
+Blocked users do not count: naming one would take a stranger's connection down.
+"""
+
+from __future__ import annotations
+
+from ..core.claims.trust import address_key
+from ..core.flows.record import MINOR, PROVISIONAL
+from ..core.owners import RESTRICTED as RESTRICTED_KEY
+from ..core.owners import Owner
+from ..core.policy.model import Limits, Policy, lowest_of
+from ..core.settings import Settings
+from .registry import Registry
+
+_Rates = tuple[int | None, int | None]
+
+
+class Restriction:
+    """Owners of restricted classes."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings, self._registry = settings, registry
+
+    def is_restricted(self, minor: int) -> bool:
+        """Whether a class is none of a user: any word frees its flows."""
+        owner = self._registry.owner(minor)
+        return owner is None or owner.key < " "
+
+    def shared(self, address: bytes) -> Owner:
+        """The class with the default's limits.  Raises Exhausted."""
+        return self._owner(address, (None, None))
+
+    def lowest(self, address: bytes) -> Owner:
+        """The class with the lowest limits that any rule gives.  Raises Exhausted."""
+        return self._owner(address, self._below_default(self._policy().lowest()))
+
+    def of(self, address: bytes, record: int, email: bytes | None, inside: bool) -> Owner:
+        """The class for a flow that ``email`` is said to have, if anybody.
+
+        ``inside``: the text may have been written by whoever has the flow.  Raises Exhausted.
+        """
+        claims: list[Limits] = []
+        if email:
+            claims.append(self._registry.limits_of(email))
+        holder = self._registry.owner(record & MINOR)
+        if record & MINOR and not record & PROVISIONAL and holder is not None:
+            claims.append(self._registry.classes.limits(holder))
+        claims = [limits for limits in claims if not limits.blocked]
+        if not claims:
+            return self.shared(address)
+        limits = lowest_of(claims) if inside else _highest_of(claims)
+        return self._owner(address, self._below_default(limits))
+
+    def _policy(self) -> Policy:
+        return self._registry.classes.policy
+
+    def _below_default(self, limits: Limits) -> _Rates:
+        """What is below the default's limits; None in place of what is not."""
+        default = self._policy().default
+        return (
+            _lower(limits.upload_bps, default.upload_bps),
+            _lower(limits.download_bps, default.download_bps),
+        )
+
+    def _owner(self, address: bytes, rates: _Rates) -> Owner:
+        key = address_key(address).hex()
+        if rates != (None, None):
+            key += f"/{rates[0] or ''}-{rates[1] or ''}"
+        owner = self._registry.own(f"{RESTRICTED_KEY}{key}")
+        if rates != (owner.up_bps, owner.down_bps):
+            owner.up_bps, owner.down_bps = rates
+            self._registry.changed(owner)
+        return owner
+
+
+def _highest_of(claims: list[Limits]) -> Limits:
+    return Limits(
+        _highest([limits.upload_bps for limits in claims]),
+        _highest([limits.download_bps for limits in claims]),
+    )
+
+
+def _highest(rates: list[int | None]) -> int | None:
+    known = [rate for rate in rates if rate is not None]
+    return None if len(known) < len(rates) else max(known)
+
+
+def _lower(rate: int | None, bound: int | None) -> int | None:
+    return rate if rate is not None and (bound is None or rate < bound) else None

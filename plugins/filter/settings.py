@@ -74,7 +74,7 @@ def settings_problems(
     if str(_AGENT) not in sys.path:
         sys.path.append(str(_AGENT))
     try:
-        from vff_qos.core.policy.model import parse_policy
+        from vff_qos.core.policy.parse import parse_policy
         from vff_qos.core.settings import parse_settings
         from vff_qos.errors import ConfigError
     except ImportError as error:

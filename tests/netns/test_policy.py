@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from vff_qos.core.owners import Owner
-from vff_qos.core.policy.model import parse_policy
+from vff_qos.core.policy.parse import parse_policy
 from vff_qos.core.settings import Settings
 from vff_qos.kernel.packed.tc import Tc
 from vff_qos.shaping import Classes
@@ -401,7 +401,9 @@ def test_guarantees_never_exceed_the_node(trees: tuple[str, str]) -> None:
     # 65 promises of 100 Mbit/s, of which the node can keep 500 Mbit/s together.
     assert sum(bare.rates()) <= 500_000_000
     assert len(set(bare.rates())) == 1
-    assert bare.change("default: {guaranteed: 100mbit, download: 1mbit, upload: 1mbit}")
+    # Whoever lowers a limit below the plan's guarantee lowers that, too.
+    lower = "plans: {p: {guaranteed: 100mbit, download: 200mbit, upload: 200mbit}}\n"
+    assert bare.change(lower + "default: {plan: p, download: 1mbit, upload: 1mbit}")
     assert set(bare.rates()) == {1_000_000}
 
 
@@ -409,7 +411,7 @@ def test_a_leaf_changes_with_the_plan(
     trees: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # bfifo stands for the leaves that not every kernel has; the way is the same.
-    monkeypatch.setattr("vff_qos.core.policy.model.LEAVES", ("pfifo", "bfifo"))
+    monkeypatch.setattr("vff_qos.core.policy.parse.LEAVES", ("pfifo", "bfifo"))
     plans = "plans: {a: {}, b: {leaf: bfifo}}\ndefault: {plan: a}\n"
     bare = Bare(plans, 3)
     changed = bare.change(f"{plans}users: {{u1@x: {{plan: b}}}}")
@@ -417,7 +419,7 @@ def test_a_leaf_changes_with_the_plan(
     for kinds in bare.tc.leaves(bare.devices, MAJOR):
         assert [kinds[owner.minor] for owner in bare.owners] == ["pfifo", "bfifo", "pfifo"]
     # Another process, which has not made the classes, sees the same.
-    fresh = Classes(SETTINGS, parse_policy(b"", "p"), Tc(), bare.devices)
+    fresh = Classes(SETTINGS, parse_policy(b"default: {}", "p"), Tc(), bare.devices)
     fresh.load(bare.owners, {owner.minor for owner in bare.owners})
     assert fresh.ensure(bare.owners) == []
     assert set(bare.tc.leaves(bare.devices, MAJOR)[1].values()) == {"pfifo"}

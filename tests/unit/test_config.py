@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vff_qos.core.rates import format_rate, format_size, parse_rate, parse_size
 from vff_qos.core.settings import merge_ranges, parse_settings
+from vff_qos.core.units import format_rate, format_size, parse_rate, parse_size
 from vff_qos.errors import ConfigError
 
 

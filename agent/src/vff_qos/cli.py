@@ -164,7 +164,7 @@ def _order(
     journal: Journal,
 ) -> str:
     from .commands.overrides import give_order
-    from .core.durations import parse_duration
+    from .core.units import parse_duration
 
     entry: dict[str, Any] | None = {"unlimit": {"unlimited": True}, "block": {"blocked": True}}.get(
         args.command

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from .core.policy.model import Policy, parse_policy
+from .core.policy.model import Policy
+from .core.policy.parse import parse_policy
 from .core.settings import Settings, parse_settings
 from .errors import ConfigError
 

@@ -12,8 +12,8 @@ from ..core.owners import Owner
 from ..core.policy.model import Layer, Limits, Policy
 from ..core.policy.overrides import Override
 from ..core.policy.usage import Level, Usage, levels
-from ..core.rates import format_rate, format_size
 from ..core.settings import Settings
+from ..core.units import format_rate, format_size
 from ..errors import Refused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack

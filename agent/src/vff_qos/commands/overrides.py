@@ -12,12 +12,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.durations import format_duration
 from ..core.owners import ACTIVE
-from ..core.policy.model import Limits, Policy, email_problem, parse_layer
+from ..core.policy.model import Limits, Policy
 from ..core.policy.overrides import OPERATOR, Override
-from ..core.rates import format_rate
+from ..core.policy.parse import email_problem, parse_layer
 from ..core.settings import Settings
+from ..core.units import format_duration, format_rate
 from ..errors import Refused
 from ..journal import NOTICE, Journal
 from ..kernel.devices import shaping_devices

@@ -13,8 +13,8 @@ from ..config import Paths, load_policy, policy_stamp, read_file
 from ..core.gc_plan import display_name
 from ..core.htb import HtbClass
 from ..core.owners import ACTIVE, Owner
-from ..core.rates import format_rate, format_size
 from ..core.settings import Settings
+from ..core.units import format_rate, format_size
 from ..errors import QosError
 from ..journal import INFO, Journal
 from ..kernel.devices import shaping_devices

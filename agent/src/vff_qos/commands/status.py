@@ -12,8 +12,8 @@ from ..core.gc_plan import display_name
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, classid, format_classid
 from ..core.owners import ACTIVE
 from ..core.policy.overrides import Override
-from ..core.rates import format_rate
 from ..core.settings import Settings
+from ..core.units import format_rate
 from ..errors import Refused
 from ..kernel.devices import shaping_devices, wan_device
 from ..kernel.packed.conntrack import Conntrack

@@ -8,7 +8,7 @@ from typing import Any
 
 from .document import Document
 from .htb import splits
-from .rates import parse_rate
+from .units import parse_rate
 
 LEAVES = ("fq_codel", "pfifo", "cake")
 UNKNOWN_UDP = ("pass", "restrict")

@@ -37,9 +37,9 @@ from ..htb import (
     classid,
     shared_class,
 )
-from ..rates import format_rate
 from ..settings import Settings
 from ..sole_users import MAX_ADDRESSES
+from ..units import format_rate
 
 TABLE = "vff_qos"
 #: Maps from a client's address to the provisional mark of its next connections.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
+from pathlib import Path
 from sys import intern
 from typing import Any
 
@@ -38,6 +41,7 @@ _UPGRADES = (
     ),
 )
 SCHEMA_VERSION = len(_UPGRADES)
+_FILE = "state.db"
 
 
 class StateError(QosError):
@@ -45,181 +49,292 @@ class StateError(QosError):
 
 
 class State:
-    """``state.db`` in the state directory.  Every method raises StateError."""
+    """``state.db`` in the state directory.  Every method raises StateError.
 
-    def __init__(self, directory: str) -> None:
+    Where that cannot be written (disk full, file system read-only), a copy in the spare directory
+    takes its place for every process, until `settle` brings it back: /run has room where /var has
+    none, and lives as long as the kernel objects that the state is about.
+    """
+
+    def __init__(self, directory: str, spare_directory: str = "") -> None:
         """Open or create; a damaged file is set aside (``moved_aside`` names it) and made anew.
 
         The kernel still knows marks and classes, so that little is lost with it.
         """
-        self.path = os.path.join(directory, "state.db")
+        self._home = os.path.join(directory, _FILE)
+        self._spare = os.path.join(spare_directory, _FILE) if spare_directory else ""
         self.moved_aside = ""
+        #: Why the state is in the spare directory; empty while it is where it belongs.
+        self.trouble = ""
+        #: How often this process has changed between the two.
+        self._moves = 0
+        if self._spare and os.path.exists(self._spare):
+            self._db = self._open_spare("cannot be written")
+            return
         try:
             os.makedirs(directory, mode=0o750, exist_ok=True)
-            self._db = self._open()
+            self.path, self._db = self._home, self._open_home()
+        except (sqlite3.Error, OSError) as error:
+            self._db = self._leave_home(error, None)
+
+    def _open_home(self) -> sqlite3.Connection:
+        try:
+            return self._open(self._home)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
-                raise self._failed(error) from error
-            self.moved_aside = f"{self.path}.damaged-{int(time.time())}"
-            os.replace(self.path, self.moved_aside)
-            try:
-                self._db = self._open()
-            except sqlite3.Error as second:
-                raise self._failed(second) from second
-        except OSError as error:
-            raise StateError(f"{directory}: {os.strerror(error.errno or 0)}") from error
+                raise
+        self.moved_aside = f"{self._home}.damaged-{int(time.time())}"
+        os.replace(self._home, self.moved_aside)
+        return self._open(self._home)
 
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=5, isolation_level=None)
+    def _open(self, path: str) -> sqlite3.Connection:
+        db = sqlite3.connect(path, timeout=5, isolation_level=None)
         # WAL readers do not block the writer; NORMAL loses nothing to a crash of ours, and to a
         # power cut only what a reboot makes void anyway.
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("PRAGMA cache_size=-1024")
-        if self._schema(db) < SCHEMA_VERSION:
+        if _schema(db, path) < SCHEMA_VERSION:
             with _Transaction(db):
                 # Another process may have been first.
-                for statements in _UPGRADES[self._schema(db) :]:
+                for statements in _UPGRADES[_schema(db, path) :]:
                     for statement in statements:
                         db.execute(statement)
                 db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         return db
 
-    def _schema(self, db: sqlite3.Connection) -> int:
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if version > SCHEMA_VERSION:
-            raise StateError(
-                f"{self.path}: schema {version} is newer than this program (knows {SCHEMA_VERSION})"
-            )
-        return version
+    # -- where it cannot be written ---------------------------------------------------------------
+
+    def _leave_home(
+        self, error: sqlite3.Error | OSError, db: sqlite3.Connection | None
+    ) -> sqlite3.Connection:
+        """Go on in the spare directory with what ``db``, or the file, still tells.
+
+        Raises StateError about ``error`` if that is no remedy.
+        """
+        failed = StateError(f"{self._home}: {_words(error)}")
+        if not self._spare or self.trouble or "locked" in str(error):
+            raise failed from error
+        made = f"{self._spare}.{os.getpid()}"
+        try:
+            os.makedirs(os.path.dirname(self._spare), mode=0o755, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(made)) as copy:
+                source = db or _open_to_read(self._home)
+                if source is not None:
+                    source.backup(copy)
+            self._hand_over(made)
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(made, self._spare)
+            os.unlink(made)
+            spare = self._open_spare(_words(error))
+        except (sqlite3.Error, OSError) as second:
+            raise failed from second
+        if source is not None:
+            source.close()
+        return spare
+
+    def _hand_over(self, path: str) -> None:
+        """Give a file to the agent's account, whoever has made it."""
+        if os.geteuid() == 0:
+            directory = os.path.dirname(self._home)
+            owner = os.stat(directory if os.path.isdir(directory) else os.path.dirname(path))
+            os.chown(path, owner.st_uid, owner.st_gid)
+        os.chmod(path, 0o640)
+
+    def _open_spare(self, why: str) -> sqlite3.Connection:
+        db = self._open(self._spare)
+        self.path, self._moves = self._spare, self._moves + 1
+        self.trouble = (
+            f"{self._home}: {why}; until it can be written, the state is in "
+            f"{os.path.dirname(self._spare)}, which a reboot empties"
+        )
+        return db
+
+    def settle(self) -> bool:
+        """Bring the state back from the spare directory; False if there is no room for it yet.
+
+        The caller holds the lock.
+        """
+        self._follow_others()
+        if not self.trouble:
+            return True
+        directory = os.path.dirname(self._home)
+        try:
+            os.makedirs(directory, mode=0o750, exist_ok=True)
+            # The file, its log and its index.
+            if shutil.disk_usage(directory).free < 3 * os.path.getsize(self._spare) + 65_536:
+                return False
+            home = self._open_home()
+        except (sqlite3.Error, OSError):
+            return False
+        try:
+            with _Transaction(home):
+                _copy_rows(self._db, home)
+        except sqlite3.Error:
+            home.close()
+            return False
+        self._db.close()
+        for end in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._spare + end)
+        self.path, self._db, self.trouble, self._moves = self._home, home, "", self._moves + 1
+        return True
+
+    def _follow_others(self) -> None:
+        """Change to the spare directory if another process has; back if it went back."""
+        if not self._spare or os.path.exists(self._spare) == bool(self.trouble):
+            return
+        self._db.close()
+        if self.trouble:
+            self.trouble, self._moves, self.path = "", self._moves + 1, self._home
+            self._db = self._open_home()
+        else:
+            self._db = self._open_spare("cannot be written")
 
     def _failed(self, error: sqlite3.Error) -> StateError:
         return StateError(f"{self.path}: {error}")
+
+    def _write(self, *work: tuple[str, Iterable[tuple[Any, ...]]]) -> None:
+        """Statements with their rows, all or nothing; in the spare directory if need be."""
+        batches = [(statement, list(rows)) for statement, rows in work]
+        try:
+            self._follow_others()
+            try:
+                self._transact(batches)
+            except sqlite3.OperationalError as error:
+                self._db = self._leave_home(error, self._db)
+                self._transact(batches)
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def _transact(self, batches: list[tuple[str, list[tuple[Any, ...]]]]) -> None:
+        with _Transaction(self._db):
+            for statement, rows in batches:
+                self._db.executemany(statement, rows)
+
+    def _read(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        try:
+            self._follow_others()
+            yield from self._db.execute(query, values)
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Close the database."""
         self._db.close()
 
+    # -- what it holds ----------------------------------------------------------------------------
+
     def owners(self) -> list[Owner]:
         """All owners of minors."""
-        try:
-            return [
-                # One string for all: 10,000 of them would take half a megabyte.
-                Owner(key, minor, intern(state), *rest)
-                for key, minor, state, *rest in self._db.execute("SELECT * FROM owners")
-            ]
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        return [
+            # One string for all: 10,000 of them would take half a megabyte.
+            Owner(key, minor, intern(state), *rest)
+            for key, minor, state, *rest in self._read("SELECT * FROM owners")
+        ]
 
     def save_owners(self, owners: Iterable[Owner], gone: Iterable[Owner] = ()) -> None:
         """Write owners and drop those that are ``gone``, all or nothing."""
-        try:
-            with self._transaction():
-                self._db.executemany(
-                    "DELETE FROM owners WHERE key=?", [(owner.key,) for owner in gone]
-                )
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO owners VALUES (?,?,?,?,?,?,?,?,?)",
-                    [astuple(owner) for owner in owners],
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        self._write(
+            ("DELETE FROM owners WHERE key=?", ((owner.key,) for owner in gone)),
+            ("INSERT OR REPLACE INTO owners VALUES (?,?,?,?,?,?,?,?,?)", map(astuple, owners)),
+        )
 
     def overrides(self) -> list[Override]:
         """All temporary overrides, those whose time is over included."""
-        try:
-            return [
-                Override(email, origin, json.loads(entry), *rest)
-                for email, origin, entry, *rest in self._db.execute(
-                    "SELECT email, origin, entry, until, who, why, created FROM overrides"
-                )
-            ]
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        return [
+            Override(email, origin, json.loads(entry), *rest)
+            for email, origin, entry, *rest in self._read(
+                "SELECT email, origin, entry, until, who, why, created FROM overrides"
+            )
+        ]
 
     def save_overrides(self, overrides: Iterable[Override]) -> None:
         """Write overrides, each in the place of the one of the same email and origin.
 
         The caller holds the lock; the agent puts them in force within a second.
         """
-        rows = [(*o[:2], json.dumps(o.entry), *o[3:]) for o in overrides]
-        try:
-            with self._transaction():
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO overrides VALUES (?,?,?,?,?,?,?)", rows
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        rows = ((*o[:2], json.dumps(o.entry), *o[3:]) for o in overrides)
+        self._write(("INSERT OR REPLACE INTO overrides VALUES (?,?,?,?,?,?,?)", rows))
 
     def delete_overrides(self, overrides: Iterable[Override]) -> None:
         """Drop overrides, by email and origin.  The caller holds the lock."""
-        try:
-            with self._transaction():
-                self._db.executemany(
-                    "DELETE FROM overrides WHERE email=? AND origin=?", [o[:2] for o in overrides]
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        rows = (override[:2] for override in overrides)
+        self._write(("DELETE FROM overrides WHERE email=? AND origin=?", rows))
 
     def usage(self, key: str | None = None) -> Iterator[tuple[str, int, int, int, Any]]:
         """(email, minor, upload and download counters, usage as JSON) of all, or of one."""
         where, values = ("", ()) if key is None else (" WHERE key=?", (key,))
-        try:
-            for row in self._db.execute(
-                f"SELECT key, minor, up_seen, down_seen, json FROM usage{where}", values
-            ):
-                yield *row[:4], json.loads(row[4])
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        query = f"SELECT key, minor, up_seen, down_seen, json FROM usage{where}"
+        for row in self._read(query, values):
+            yield row[0], row[1], row[2], row[3], json.loads(row[4])
 
     def save_usage(self, rows: Iterable[tuple[str, int, int, int, Any]]) -> None:
         """Write what ``usage`` gives."""
-        try:
-            with self._transaction():
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO usage VALUES (?,?,?,?,?)",
-                    [(*row[:4], json.dumps(row[4])) for row in rows],
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        packed = ((*row[:4], json.dumps(row[4])) for row in rows)
+        self._write(("INSERT OR REPLACE INTO usage VALUES (?,?,?,?,?)", packed))
 
     def delete_usage(self, keys: Iterable[str]) -> None:
         """Forget the usage of some users."""
-        try:
-            with self._transaction():
-                self._db.executemany("DELETE FROM usage WHERE key=?", [(key,) for key in keys])
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        self._write(("DELETE FROM usage WHERE key=?", ((key,) for key in keys)))
 
     def get_value(self, key: str) -> Any:
         """A small value by name; None if there is none."""
-        try:
-            row = self._db.execute("SELECT json FROM vals WHERE name=?", (key,)).fetchone()
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        row = next(self._read("SELECT json FROM vals WHERE name=?", (key,)), None)
         return json.loads(row[0]) if row else None
 
     def set_value(self, key: str, value: Any) -> None:
         """Write a small value (anything JSON has); None removes it."""
-        try:
-            if value is None:
-                self._db.execute("DELETE FROM vals WHERE name=?", (key,))
-            else:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO vals VALUES (?,?)", (key, json.dumps(value))
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        if value is None:
+            self._write(("DELETE FROM vals WHERE name=?", [(key,)]))
+        else:
+            self._write(("INSERT OR REPLACE INTO vals VALUES (?,?)", [(key, json.dumps(value))]))
 
     def version(self) -> int:
         """A number that changes when another process has written."""
         try:
-            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+            self._follow_others()
+            version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
         except sqlite3.Error as error:
             raise self._failed(error) from error
+        return self._moves << 32 | version
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+
+def _schema(db: sqlite3.Connection, path: str) -> int:
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > SCHEMA_VERSION:
+        raise StateError(
+            f"{path}: schema {version} is newer than this program (knows {SCHEMA_VERSION})"
+        )
+    return version
+
+
+def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Have ``target`` hold what ``source`` holds; both have the present schema."""
+    tables = source.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall()
+    for (table,) in tables:
+        rows = source.execute(f"SELECT * FROM {table}").fetchall()
+        target.execute(f"DELETE FROM {table}")
+        if rows:
+            places = ",".join("?" * len(rows[0]))
+            target.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
+
+
+def _open_to_read(path: str) -> sqlite3.Connection | None:
+    """What a file that cannot be written holds; None if there is none, or nothing can be read."""
+    # The second way ignores what stands in the log alone; where the first fails, there is none.
+    for how in ("mode=ro", "mode=ro&immutable=1"):
+        try:
+            db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?{how}", uri=True)
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except (sqlite3.Error, OSError):
+            continue
+        return db
+    return None
+
+
+def _words(error: sqlite3.Error | OSError) -> str:
+    return os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
 
 
 class _Transaction:
@@ -230,4 +345,10 @@ class _Transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: object, *_rest: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            # What fails for lack of room may have been rolled back by SQLite itself.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")

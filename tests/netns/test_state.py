@@ -1,0 +1,135 @@
+"""A state that cannot be written, on file systems that are full, read-only or somebody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vff_qos.core.owners import Owner
+from vff_qos.state import State, StateError
+
+from .conftest import run
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path) -> Iterator[None]:
+    """A file system of 256 KiB."""
+    directory.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory))
+    try:
+        yield
+    finally:
+        run("umount", "-l", str(directory))
+
+
+def fill(directory: Path) -> Path:
+    """Take all room there is; returns the file that holds it."""
+    ballast = directory / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """The state directory, on a small file system; the spare one is ``tmp_path / "run"``."""
+    with small_disk(tmp_path / "state"):
+        yield tmp_path / "state"
+
+
+def opened(home: Path) -> State:
+    return State(str(home), str(home.parent / "run"))
+
+
+def spare(home: Path) -> Path:
+    return home.parent / "run" / "state.db"
+
+
+def keys(state: State) -> list[str]:
+    return sorted(owner.key for owner in state.owners())
+
+
+def test_a_full_disk_at_the_start_is_no_reason_not_to_start(home: Path) -> None:
+    state = opened(home)
+    state.save_owners([Owner("a", 2)])
+    state.close()
+    ballast = fill(home)
+    state = opened(home)
+    assert keys(state) == ["a"]
+    assert state.trouble.startswith(f"{home}/state.db: ") and "which a reboot empties" in (
+        state.trouble
+    )
+    state.save_owners([Owner("b", 3)])
+    # Whoever comes later sees the same, and so does who was there before.
+    assert keys(opened(home)) == ["a", "b"]
+    assert not state.settle()
+    ballast.unlink()
+    assert state.settle() and state.trouble == "" and not spare(home).exists()
+    state.save_owners([Owner("c", 4)])
+    state.close()
+    assert keys(State(str(home))) == ["a", "b", "c"]
+
+
+def test_a_disk_that_fills_up_loses_nothing_and_all_processes_move(home: Path) -> None:
+    state, other = opened(home), opened(home)
+    state.save_owners([Owner("a", 2)])
+    version = other.version()
+    fill(home)
+    for number in range(3, 1_000):
+        state.save_owners([Owner(f"user{number}@example.com", number)])
+    assert "full" in state.trouble
+    assert other.version() != version
+    assert len(other.owners()) == 998 and other.trouble
+    other.set_value("suspended", {"since": 1.0})
+    assert state.get_value("suspended") == {"since": 1.0}
+
+
+def test_who_waited_while_the_state_came_back_writes_to_the_right_place(home: Path) -> None:
+    ballast = fill(home)
+    state, waiting = opened(home), opened(home)
+    ballast.unlink()
+    assert state.settle()
+    waiting.save_owners([Owner("a", 2)])
+    assert keys(state) == ["a"] and not spare(home).exists() and waiting.trouble == ""
+
+
+def test_a_read_only_file_system_is_like_a_full_one(home: Path) -> None:
+    state = opened(home)
+    state.save_owners([Owner("a", 2)])
+    state.close()
+    run("mount", "-o", "remount,ro", str(home))
+    state = opened(home)
+    state.save_owners([Owner("b", 3)])
+    assert keys(state) == ["a", "b"]
+    assert not state.settle()
+    run("mount", "-o", "remount,rw", str(home))
+    assert state.settle()
+    assert keys(State(str(home))) == ["a", "b"]
+
+
+def test_the_spare_file_belongs_to_the_agents_account(home: Path) -> None:
+    os.chown(home, 4711, 4712)
+    fill(home)
+    opened(home)
+    status = spare(home).stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (4711, 4712, 0o640)
+
+
+def test_without_a_spare_directory_it_is_an_error_that_says_why(home: Path) -> None:
+    fill(home)
+    with pytest.raises(StateError, match=r"state\.db: "):
+        State(str(home)).set_value("x", "y" * 300_000)
+
+
+def test_a_damaged_state_on_a_full_disk_begins_anew(home: Path) -> None:
+    (home / "state.db").write_bytes(b"not a database, not at all" * 100)
+    fill(home)
+    state = opened(home)
+    assert keys(state) == []
+    state.save_owners([Owner("a", 2)])
+    assert keys(opened(home)) == ["a"]

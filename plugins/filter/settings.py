@@ -14,32 +14,11 @@ from ansible.errors import AnsibleFilterError
 
 _AGENT = Path(__file__).resolve().parents[2] / "agent" / "src"
 
-#: Key in settings.yml or policy.yml -> the role's variable.
+#: Key in policy.yml -> the role's variable; a key of settings.yml is its variable without "qos_".
 _VARIABLES = {
-    "wan": "qos_if_wan",
-    "ifb": "qos_if_ifb",
-    "handle": "qos_handle",
-    "service_ports": "qos_service_ports",
-    "node_ceil": "qos_wan_ceil",
-    "unclassified.upload": "qos_unclassified_upload",
-    "unclassified.download": "qos_unclassified_download",
-    "leaf": "qos_leaf",
-    "source": "qos_identity_source",
-    "access_log": "qos_xray_access_log_path",
-    "container": "qos_container",
-    "journal_unit": "qos_journal_unit",
-    "webhook_listen": "qos_webhook_listen",
-    "webhook_token": "qos_webhook_token",
-    "free_text_ports": "qos_free_text_ports",
-    "gc.idle_s": "qos_gc_idle_sec",
-    "gc.min_age_s": "qos_gc_min_age_sec",
-    "gc.pool_max": "qos_gc_pool_max",
     "default.upload": "qos_upload_default",
     "default.download": "qos_download_default",
     "default.plan": "qos_plan_default",
-    "plans": "qos_plans",
-    "match": "qos_match",
-    "users": "qos_users",
 }
 #: systemd.time(7), as far as an operator needs it: "10min", "1h 30min", "90".
 _TIME_SPAN = re.compile(r"(?:\d+ ?(?:s|sec|min|m|h|hr|d)?(?: |$))+|(?:\d+(?:s|sec|min|m|h|hr|d))+")
@@ -47,10 +26,10 @@ _TIME_SPAN = re.compile(r"(?:\d+ ?(?:s|sec|min|m|h|hr|d)?(?: |$))+|(?:\d+(?:s|se
 
 def _variable(key: str) -> str:
     """The role's variable for a dotted key: ``users.a@x.upload`` -> ``qos_users[a@x.upload]``."""
-    if key in _VARIABLES:
-        return _VARIABLES[key]
+    if not key or key in _VARIABLES:
+        return _VARIABLES.get(key, "")
     head, _, rest = key.partition(".")
-    return f"{_VARIABLES.get(head, head)}[{rest}]" if rest else _VARIABLES.get(head, head)
+    return f"qos_{head}[{rest}]" if rest else f"qos_{head}"
 
 
 def unknown_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:

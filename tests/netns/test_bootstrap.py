@@ -273,10 +273,10 @@ def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
         patch.setattr(bootstrap, "reconcile", meanwhile)
         assert len(bootstrap.repair(low, state)) == 8
     assert ceils() == [free] * 4
-    ceil = "node_ceil: 500mbit\n" if settings.split else ""
+    ceil = "wan_ceil: 500mbit\n" if settings.split else ""
     files = [
-        ("settings", f"{ceil}unclassified: {{upload: 10mbit}}\nleaf: pfifo\nwan: wan0\n"),
-        ("policy", ""),
+        ("settings", f"{ceil}unclassified_upload: 10mbit\nleaf: pfifo\nif_wan: wan0\n"),
+        ("policy", "default: {}"),
     ]
     options = [f"--{what}-dir={tmp_path}" for what in ("state", "run")]
     for what, text in files:

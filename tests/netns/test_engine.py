@@ -110,7 +110,8 @@ class EngineNode(Node):
     def configure(self, source: str, **more: object) -> None:
         """Settings with another source."""
         low, high = VLESS_RANGE
-        settings = {"wan": "wan0", "leaf": "pfifo", "access_log": str(self.log), "source": source,
+        settings = {"if_wan": "wan0", "leaf": "pfifo", "xray_access_log_path": str(self.log),
+                    "identity_source": source,
                     "service_ports": [*PORTS.values(), f"{low}-{high}"], **more}  # fmt: skip
         (self.directory / "settings.yml").write_text(json.dumps(settings))
 

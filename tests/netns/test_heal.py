@@ -53,7 +53,7 @@ class HealingNode(Node):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         settings = directory / "settings.yml"
-        settings.write_text(settings.read_text().replace("wan: wan0", "wan: auto"))
+        settings.write_text(settings.read_text().replace("if_wan: wan0", "if_wan: auto"))
         for name, address in (("wan0", "10.9.0"), ("spare0", "10.8.0")):
             run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
             run("ip", "address", "add", f"{address}.1/24", "dev", name)

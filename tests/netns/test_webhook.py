@@ -28,7 +28,7 @@ class WebhookNode(Node):
         settings = (directory / "settings.yml").read_text()
         settings = settings.replace("[4430]", "[4430, 4431]")
         (directory / "settings.yml").write_text(
-            settings + f"source: webhook\nwebhook_listen: unix:{self.socket}\n"
+            settings + f"identity_source: webhook\nwebhook_listen: unix:{self.socket}\n"
             "free_text_ports: all\n"
         )
         for address in ("127.0.0.1", "127.0.0.2"):

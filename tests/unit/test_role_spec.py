@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vff_qos.core.policy.model import Policy
-from vff_qos.core.settings import LEAVES, SOURCES, Settings
+from vff_qos.core.settings import KEYS, LEAVES, SOURCES, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "qos"
@@ -64,6 +64,14 @@ def test_role_and_agent_have_the_same_defaults() -> None:
     assert DEFAULTS["qos_upload_default"] == f"{policy.default.upload_bps // 10**6}mbit"
     assert DEFAULTS["qos_download_default"] == f"{policy.default.download_bps // 10**6}mbit"
     assert DEFAULTS["qos_wan_ceil"] == f"{ours.node_ceil_bps // 10**9}gbit"
+
+
+def test_a_key_of_the_settings_is_its_variable_without_qos() -> None:
+    assert {f"qos_{key}" for key in KEYS} <= set(OPTIONS)
+    written: dict[str, str] = load(ROLE / "vars" / "main.yml")["__qos_settings"]
+    assert sorted(written) == sorted(KEYS)
+    for key, value in written.items():
+        assert re.fullmatch(rf"{{{{ qos_{key}( \| (int|bool))? }}}}", value), value
 
 
 def test_the_readme_lists_every_variable() -> None:

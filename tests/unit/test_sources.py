@@ -751,12 +751,12 @@ def test_many_entries_come_in_portions(files: JournalFiles) -> None:
 @pytest.mark.parametrize(
     ("text", "origin"),
     [
-        ("source: container\ncontainer: xray", "/var/log/xray/access.log in container xray"),
-        ("source: journal\njournal_unit: xray@1.service", "the journal of xray@1.service"),
-        ("source: journal\ncontainer: xray", "the journal of container xray"),
-        ("source: webhook\nwebhook_listen: unix:/run/vff-qos/w.sock",
+        ("identity_source: container\ncontainer: xray", "/var/log/xray/access.log in container xray"),
+        ("identity_source: journal\njournal_unit: xray@1.service", "the journal of xray@1.service"),
+        ("identity_source: journal\ncontainer: xray", "the journal of container xray"),
+        ("identity_source: webhook\nwebhook_listen: unix:/run/vff-qos/w.sock",
          "the webhook at unix:/run/vff-qos/w.sock"),
-        ("source: webhook\nwebhook_listen: 127.0.0.1:23080\nwebhook_token: 0123456789abcdeF",
+        ("identity_source: webhook\nwebhook_listen: 127.0.0.1:23080\nwebhook_token: 0123456789abcdeF",
          "the webhook at 127.0.0.1:23080"),
     ],
 )  # fmt: skip
@@ -767,18 +767,16 @@ def test_each_source_has_its_settings(text: str, origin: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("source: syslog", "is not one of file, container, journal, webhook"),
-        ("source: container", "container: is needed by 'source: container'"),
-        ("source: journal", "needs either journal_unit or container"),
-        ("source: journal\ncontainer: a\njournal_unit: a.service", "needs either"),
-        ("source: webhook", "webhook_listen: is needed by 'source: webhook'"),
-        ("source: webhook\nwebhook_listen: 127.0.0.1:1", "webhook_token: is needed"),
+        ("identity_source: syslog", "is not one of file, container, journal, webhook"),
+        ("identity_source: container", "container: is needed by 'identity_source: container'"),
+        ("identity_source: journal", "needs either journal_unit or container"),
+        ("identity_source: journal\ncontainer: a\njournal_unit: a.service", "needs either"),
+        ("identity_source: webhook", "webhook_listen: is needed by 'identity_source: webhook'"),
+        ("identity_source: webhook\nwebhook_listen: 127.0.0.1:1", "webhook_token: is needed"),
         ("webhook_listen: 0.0.0.0:1", "is not 'unix:/absolute/path' or '127.0.0.1:port'"),
         ("webhook_listen: unix:hook", "is not 'unix:/absolute/path'"),
-        ("source: webhook\nwebhook_listen: 127.0.0.1:70000", "70000 is not a port"),
+        ("identity_source: webhook\nwebhook_listen: 127.0.0.1:70000", "70000 is not a port"),
         ("webhook_listen: unix:/" + "x" * 107, "is not 'unix:/absolute/path'"),
-        ("webhook_mode: 0660", "is not a mode in quotes"),
-        ("webhook_mode: '0888'", "is not a mode in quotes"),
         ("webhook_token: short", "webhook_token: the value is not 16 to 256 letters"),
         ("webhook_group: 'a b'", "is not the name of a group"),
         ("container: ../x", "is not the name of a container"),
@@ -797,9 +795,11 @@ def test_what_a_source_lacks_is_said_in_one_line(text: str, message: str) -> Non
 def test_a_checkpoint_of_another_source_is_left_aside(tmp_path: Path) -> None:
     log = tmp_path / "access.log"
     log.touch()
-    settings = parse_settings(f"access_log: {log}".encode(), "s")
+    settings = parse_settings(f"xray_access_log_path: {log}".encode(), "s")
     open_source(settings, {"cursor": "x", "taint": 0}, None).close()
-    listen = parse_settings(f"source: webhook\nwebhook_listen: unix:{tmp_path}/hook".encode(), "s")
+    listen = parse_settings(
+        f"identity_source: webhook\nwebhook_listen: unix:{tmp_path}/hook".encode(), "s"
+    )
     source = open_source(listen, [{"device": 1}], 5.0)
     assert source.replaying
     assert source.read() == []

@@ -26,7 +26,7 @@ class Node:
         self._run = run_module
         self.etc = directory / "etc"
         self.etc.mkdir()
-        (self.etc / "settings.yml").write_text("wan: eth0\n")
+        (self.etc / "settings.yml").write_text("if_wan: eth0\n")
         (self.etc / "policy.yml").write_text(POLICY)
         self.file = self.etc / "policy.d" / "users.yml"
         self.command = directory / "vff-qos"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-GOOD: dict[str, Any] = {"wan": "auto", "service_ports": [443], "gc": {"idle_s": 14400}}
+GOOD: dict[str, Any] = {"if_wan": "auto", "service_ports": [443], "gc_idle_sec": 14400}
 POLICY: dict[str, Any] = {"default": {"upload": "20mbit", "download": "50mbit"}, "users": {}}
 
 
@@ -24,11 +24,11 @@ def test_good_settings_have_no_problems(settings: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("change", "start"),
     [
-        ({"wan": "a name that is too long"}, "qos_if_wan: "),
+        ({"if_wan": "a name that is too long"}, "qos_if_wan: "),
         ({"handle": "zz"}, "qos_handle: 'zz' is not a hex number"),
         ({"service_ports": [0]}, "qos_service_ports[0]: "),
-        ({"unclassified": {"upload": "1x"}}, "qos_unclassified_upload: "),
-        ({"gc": {"pool_max": -1}}, "qos_gc_pool_max: "),
+        ({"unclassified_upload": "1x"}, "qos_unclassified_upload: "),
+        ({"gc_pool_max": -1}, "qos_gc_pool_max: "),
     ],
 )
 def test_a_wrong_setting_is_named_by_its_variable(

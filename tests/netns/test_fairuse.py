@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vff_qos.config import load_policy
+from vff_qos.config import Paths, load_policy
 from vff_qos.core.claims.accesslog import Claim
 from vff_qos.core.policy.model import Policy
 from vff_qos.core.settings import parse_settings
@@ -89,7 +89,13 @@ class World:
         self.fair_use = FairUse(policy, self.state, self.assigner, Journal(), lambda: self.now)
 
     def policy(self) -> Policy:
-        return load_policy(str(self.directory / "policy.yml"), str(self.directory / "policy.d"))
+        return load_policy(
+            Paths(
+                policy=str(self.directory / "policy.yml"),
+                policy_dir=str(self.directory / "policy.d"),
+                state_dir=str(self.directory / "state"),
+            )
+        )
 
     def change(self, text: str) -> None:
         """Have another policy in force."""

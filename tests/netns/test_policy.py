@@ -140,8 +140,8 @@ def test_diff_shows_and_changes_nothing(node: Node) -> None:
     lines = node.run("policy", "diff", str(new)).splitlines()
     assert lines == [
         "alice@x: upload 5mbit -> 7mbit",
-        "new@x: upload 2mbit -> 100gbit, upload guaranteed 2mbit -> 5mbit, "
-        "download 3mbit -> 100gbit, download guaranteed 3mbit -> 5mbit",
+        "new@x: upload 2mbit -> unlimited, upload guaranteed 2mbit -> 5mbit, "
+        "download 3mbit -> unlimited, download guaranteed 3mbit -> 5mbit",
         "1 of 1 users with a class would change, and 1 without one",
     ]
     time.sleep(0.3)

@@ -17,11 +17,12 @@ from vff_qos.core.claims.trust import (
 )
 from vff_qos.core.flows import record as flags
 from vff_qos.core.flows.record import FOREIGN, PROVISIONAL, owned
-from vff_qos.core.gc_plan import display_name, plan_collection
+from vff_qos.core.gc_plan import plan_collection
 from vff_qos.core.htb import classid, format_classid, usable_minor
 from vff_qos.core.owners import ACTIVE, PARKED, QUARANTINE, RESTRICTED, Minors, Owner
 from vff_qos.core.settings import GcSettings
 from vff_qos.errors import Exhausted
+from vff_qos.render import display_name
 
 MAJOR = 0x5100
 

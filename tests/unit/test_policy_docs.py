@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from vff_qos.cli import _parser
+from vff_qos.cli import parser
 from vff_qos.core.policy.model import Policy
 from vff_qos.core.policy.parse import ENTRY_KEYS, parse_policy
 from vff_qos.core.units import parse_rate
@@ -72,7 +72,7 @@ def test_the_commands_exist() -> None:
     assert len(commands) == 10
     for command in commands:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
-        _parser().parse_args(words)
+        parser().parse_args(words)
 
 
 def test_every_key_is_explained() -> None:

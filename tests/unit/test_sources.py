@@ -751,13 +751,14 @@ def test_many_entries_come_in_portions(files: JournalFiles) -> None:
 @pytest.mark.parametrize(
     ("text", "origin"),
     [
-        ("identity_source: container\ncontainer: xray", "/var/log/xray/access.log in container xray"),
+        ("identity_source: container\ncontainer: xray",
+         "/var/log/xray/access.log in container xray"),
         ("identity_source: journal\njournal_unit: xray@1.service", "the journal of xray@1.service"),
         ("identity_source: journal\ncontainer: xray", "the journal of container xray"),
         ("identity_source: webhook\nwebhook_listen: unix:/run/vff-qos/w.sock",
          "the webhook at unix:/run/vff-qos/w.sock"),
-        ("identity_source: webhook\nwebhook_listen: 127.0.0.1:23080\nwebhook_token: 0123456789abcdeF",
-         "the webhook at 127.0.0.1:23080"),
+        ("identity_source: webhook\nwebhook_listen: 127.0.0.1:23080\n"
+         "webhook_token: 0123456789abcdeF", "the webhook at 127.0.0.1:23080"),
     ],
 )  # fmt: skip
 def test_each_source_has_its_settings(text: str, origin: str) -> None:

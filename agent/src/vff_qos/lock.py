@@ -5,6 +5,7 @@ No user may be collected between the line that revives them and their mark.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from types import TracebackType
@@ -26,9 +27,6 @@ class Lock:
         try:
             os.makedirs(run_dir, mode=0o755, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if os.fstat(self._fd).st_size < _STAMP_BYTES:
-                # Room for stamps is taken now: none can fail on a full disk later.
-                os.pwrite(self._fd, bytes(_STAMP_BYTES), 0)
         except OSError as error:
             raise QosError(f"{path}: {os.strerror(error.errno or 0)}") from error
         self._stamp = os.urandom(_STAMP_BYTES)
@@ -39,7 +37,9 @@ class Lock:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         if os.pread(self._fd, _STAMP_BYTES, 0) != self._stamp:
             self.changed_hands = True
-            os.pwrite(self._fd, self._stamp, 0)
+            # Without room for it everybody looks anew each time, which is slower and as right.
+            with contextlib.suppress(OSError):
+                os.pwrite(self._fd, self._stamp, 0)
         return self
 
     def __exit__(

@@ -68,6 +68,7 @@ class State:
         self.trouble = ""
         #: How often this process has changed between the two.
         self._moves = 0
+        self.is_forgetful = False
         if self._spare and os.path.exists(self._spare):
             self._db = self._open_spare("cannot be written")
             return
@@ -76,6 +77,17 @@ class State:
             self.path, self._db = self._home, self._open_home()
         except (sqlite3.Error, OSError) as error:
             self._db = self._leave_home(error, None)
+
+    @classmethod
+    def forgetful(cls) -> State:
+        """One that lives in this process alone, for what must work where nothing can be kept."""
+        state = cls.__new__(cls)
+        state._home = state.path = ":memory:"
+        state._spare = state.moved_aside = ""
+        state._moves, state.trouble = 0, "nothing can be kept"
+        state.is_forgetful = True
+        state._db = state._open(state.path)
+        return state
 
     def _open_home(self) -> sqlite3.Connection:
         try:

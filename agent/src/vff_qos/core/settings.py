@@ -179,6 +179,7 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         leaf=_choice(doc, "leaf", data, LEAVES, base.leaf),
         take_foreign_root=_flag(doc, "take_foreign_root", data, base.take_foreign_root),
         early_shaping=_flag(doc, "early_shaping", data, base.early_shaping),
+        unknown_udp=_choice(doc, "unknown_udp", data, UNKNOWN_UDP, base.unknown_udp),
         source=_choice(doc, "identity_source", data, SOURCES, base.source),
         access_log=log,
         container=_text(doc, "container", data, _CONTAINER, "the name of a container"),
@@ -208,7 +209,7 @@ def _check_source(doc: Document, settings: Settings) -> None:
     if settings.source == "journal" and bool(settings.journal_unit) == bool(settings.container):
         raise doc.fail(
             ("journal_unit",),
-            "'identity_source: journal' needs either journal_unit or container, to know whose entries",
+            "'identity_source: journal' needs either journal_unit or container: whose entries",
         )
     if settings.container and settings.source in ("file", "webhook"):
         raise doc.fail(
@@ -219,7 +220,8 @@ def _check_source(doc: Document, settings: Settings) -> None:
     if not settings.webhook_listen:
         raise doc.fail(
             ("webhook_listen",),
-            "is needed by 'identity_source: webhook': 'unix:/run/vff-qos/webhook.sock' or '127.0.0.1:port'",
+            "is needed by 'identity_source: webhook': 'unix:/run/vff-qos/webhook.sock' or "
+            "'127.0.0.1:port'",
         )
     found = _LISTEN.fullmatch(settings.webhook_listen)
     if found and found["port"]:

@@ -8,7 +8,6 @@ and a crash between two steps leaves nothing that the next start does not adopt.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -776,7 +775,6 @@ class Assigner:
         counts: dict[str, int | str] = {
             **vars(replace(self.counts, new_owners=self._registry.new_owners)),
             "users": self.users,
-            "pid": os.getpid(),
             "flows_known_by": flows.way,
             "flows_known": flows.mirror.size,
             "flows_claimed": flows.mirror.claimed,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..commands.overrides import describe_override
 from ..core.policy.overrides import OPERATOR, Override, changed_emails
 from ..journal import ERROR, NOTICE, WARNING, Journal
+from ..render import describe_override
 from ..state import State, StateError
 from .registry import Registry
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .core.policy.model import Policy
 from .core.policy.parse import parse_policy
@@ -145,7 +145,7 @@ def read_ours(path: str, paths: Paths) -> bytes:
         group = _name(grp.getgrgid, account[1])
         raise ConfigError(
             path,
-            f"{_whose(path)}cannot be read by the agent's account {name}; "
+            f"{_whose(path)} the agent's account {name} cannot read; "
             f"'chgrp {group} {path}' and 'chmod 0640 {path}' let it",
         )
     return read_file(path)
@@ -190,17 +190,14 @@ def _acting_as(uid: int, gid: int) -> Iterator[None]:
 
 
 def _whose(path: str) -> str:
-    """Owner, group and mode of a file; empty if they cannot be seen."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ""
+    """The beginning of a sentence about a file's owner, group and mode."""
+    status = os.stat(path)
     user, group = _name(pwd.getpwuid, status.st_uid), _name(grp.getgrgid, status.st_gid)
-    return f"({user}:{group} {status.st_mode & 0o7777:04o}) "
+    return f"is {user}:{group} {status.st_mode & 0o7777:04o}, which"
 
 
-def _name(look_up: object, number: int) -> str:
+def _name(look_up: Callable[[int], Sequence[Any]], number: int) -> str:
     try:
-        return str(look_up(number)[0])  # type: ignore[operator]
+        return str(look_up(number)[0])
     except KeyError:
         return str(number)

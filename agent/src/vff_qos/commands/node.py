@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+from dataclasses import replace
 from functools import cached_property
 
 from ..config import Paths, load_policy, load_settings, read_file
@@ -86,10 +87,12 @@ class Node:
                 return kept
             self.warn(f"{error}; what can be read of the settings is used")
         try:
-            text = read_file(self.paths.settings)
+            found = salvage_settings(read_file(self.paths.settings))
         except ConfigError:
-            text = b""
-        return salvage_settings(text)
+            found = Settings()
+        # That of the objects in the kernel, as the last bootstrap has noted it.
+        recorded = self.any_state.get_value("kernel") or {}
+        return replace(found, major=recorded.get("major", found.major))
 
     @cached_property
     def policy(self) -> Policy:

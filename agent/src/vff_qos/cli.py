@@ -6,15 +6,19 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from . import __version__
 from .commands.node import Node
 from .config import Paths, load_policy, load_settings, read_ours
-from .errors import QosError, Refused
+from .errors import ConfigError, QosError, Refused
 from .journal import INFO, Journal
 from .kept import keep_settings
+
+
+_RETRY_S = 10.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,8 +104,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(args)
     except QosError as error:
-        print(f"vff-qos {args.command}: {error}", file=sys.stderr)
+        print(f"vff-qos {args.command}: {error}", file=sys.stderr, flush=True)
+        if args.command == "follow" and isinstance(error, ConfigError):
+            _wait_before_another_start()
         return error.exit_code
+
+
+def _wait_before_another_start() -> None:
+    """systemd starts the agent again at once and for ever: a mistake that stays costs no core."""
+    if "NOTIFY_SOCKET" in os.environ:
+        time.sleep(_RETRY_S)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -142,8 +142,8 @@ def _render_trouble(status: dict[str, Any]) -> list[str]:
     if busy := [user["email"] for user in without if user["flows"]]:
         rest = f" and {len(busy) - _NAMED} more" if len(busy) > _NAMED else ""
         lines.append(
-            f"TROUBLE: {', '.join(busy[:_NAMED])}{rest} have connections and no class in the "
-            "kernel, so no limit; the agent makes it anew"
+            "TROUBLE: without a class in the kernel, so without a limit, until the agent makes it "
+            f"anew: {', '.join(busy[:_NAMED])}{rest}"
         )
     elif without:
         lines.append(f"no class: {len(without)} users get theirs with their next connection")

@@ -17,7 +17,6 @@ from .errors import ConfigError, QosError, Refused
 from .journal import INFO, Journal
 from .kept import keep_settings
 
-
 _RETRY_S = 10.0
 
 

@@ -68,10 +68,11 @@ def test_role_and_agent_have_the_same_defaults() -> None:
 
 def test_a_key_of_the_settings_is_its_variable_without_qos() -> None:
     assert {f"qos_{key}" for key in KEYS} <= set(OPTIONS)
-    written: dict[str, str] = load(ROLE / "vars" / "main.yml")["__qos_settings"]
-    assert sorted(written) == sorted(KEYS)
-    for key, value in written.items():
-        assert re.fullmatch(rf"{{{{ qos_{key}( \| (int|bool))? }}}}", value), value
+    text: str = load(ROLE / "vars" / "main.yml")["__qos_settings"]
+    written = re.findall(r"^ *'(\w+)': (\w+)(?: \| (?:string|int|bool))?,$", text, re.MULTILINE)
+    assert sorted(key for key, _variable in written) == sorted(KEYS)
+    assert text.count("\n") == len(written) + 1
+    assert all(variable == f"qos_{key}" for key, variable in written)
 
 
 def test_the_readme_lists_every_variable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -81,7 +82,7 @@ def test_suspend_works_with_a_typo_in_the_settings(node: Node) -> None:
     said, warning = warned(node, "suspend")
     assert said == "suspended: 1 flows are unlimited now\n"
     assert "settings.yml:8: leef: unknown key" in warning
-    assert warning.endswith("; the last good settings are used")
+    assert warning.endswith("; the last good settings stay in force")
     assert node.mark(alice) == 0
     ended(node)
 
@@ -118,6 +119,39 @@ def test_remove_works_with_broken_settings(
     assert "htb 5100:" not in run("tc", "qdisc", "show", "dev", "wan0")
     assert "vffqos0" not in run("ip", "link", "show")
     assert "vff_qos" not in run("nft", "list", "tables")
+
+
+def test_the_kill_switch_does_not_wait_for_an_agent_that_hangs(node: Node) -> None:
+    node.start()
+    alice = user(node, "alice@x")
+    with (node.directory / "run" / "lock").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert node.run("suspend") == "suspended: 1 flows are unlimited now\n"
+        assert node.mark(alice) == 0
+
+
+def test_the_agent_starts_with_the_last_good_settings(node: Node) -> None:
+    node.start()
+    alice = user(node, "alice@x")
+    mark = node.mark(alice)
+    node.stop()
+    misspell(node)
+    node.agent = subprocess.Popen(node.command("follow"), stderr=subprocess.PIPE, text=True)
+    assert node.agent.stderr is not None
+    line = node.agent.stderr.readline()
+    assert "leef: unknown key" in line
+    assert line.endswith("; the last good settings stay in force\n")
+    assert "follows" in node.agent.stderr.readline()
+    assert node.mark(alice) == mark
+    _said, warning = warned(node, "limit", "alice@x", "--download", "1mbit")
+    assert warning.endswith("; the last good settings stay in force")
+    assert ceils(node, alice) == (5_000_000, 1_000_000)
+
+
+def test_without_settings_that_ever_were_good_nothing_is_ordered(node: Node) -> None:
+    misspell(node)
+    done = subprocess.run(node.command("block", "a@x"), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_bootstrap_is_strict_about_settings(node: Node) -> None:

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from vff_qos.commands import bootstrap
+from vff_qos.commands.disable import UNITS
+from vff_qos.config import Paths
 from vff_qos.core.policy.model import Policy
 from vff_qos.core.settings import KEYS, LEAVES, SOURCES, Settings
+from vff_qos.state import KERNEL_RECORD
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "qos"
@@ -73,6 +77,18 @@ def test_a_key_of_the_settings_is_its_variable_without_qos() -> None:
     assert sorted(key for key, _variable in written) == sorted(KEYS)
     assert text.count("\n") == len(written) + 1
     assert all(variable == f"qos_{key}" for key, variable in written)
+
+
+def test_role_and_agent_name_the_same_units_and_places() -> None:
+    written = load(ROLE / "vars" / "main.yml")
+    assert list(UNITS) == ["vff-qos-webhook.socket", *written["__qos_own_units"]]
+    paths = Paths()
+    assert paths.settings == f"{written['__qos_etc']}/settings.yml"
+    assert paths.policy == f"{written['__qos_etc']}/policy.yml"
+    assert paths.policy_dir == f"{written['__qos_etc']}/policy.d"
+    assert paths.disabled == f"{written['__qos_etc']}/disabled-by-hand"
+    assert paths.state_dir == written["__qos_state_dir"]
+    assert bootstrap.STATE_KEY == KERNEL_RECORD
 
 
 def test_the_readme_lists_every_variable() -> None:

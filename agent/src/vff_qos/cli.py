@@ -12,7 +12,7 @@ from typing import Any
 
 from . import __version__
 from .commands.node import Node
-from .config import Paths, load_policy, load_settings, read_ours
+from .config import Paths, load_policy, load_settings
 from .errors import ConfigError, QosError, Refused
 from .journal import INFO, Journal
 from .kept import keep_settings
@@ -219,10 +219,11 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
 
     # The follower's own repairs must not end what a person has ordered.
     if args.repair:
-        _print(repair(node.settings, node.state, args.plan))
+        _print(repair(node.settings_in_force, node.state, args.plan))
         return 0
     from .commands.killswitch import resume
     from .disabled import refuse_if_disabled
+    from .runfile import read_report
 
     if not args.plan:
         refuse_if_disabled(node.paths)
@@ -230,10 +231,11 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
     _print(reconcile(node.settings, node.state, args.plan))
     if args.plan:
         return 0
-    keep_settings(node.state, read_ours(node.paths.settings, node.paths))
+    keep_settings(node.state, node.paths)
     count = resume(node.state, node.lock, node.journal)
     if count is not None:
-        print(f"resumed: {count} flows are limited again")
+        agent = "" if read_report(node.paths.run_dir) else "; the agent does not run"
+        print(f"resumed: {count} flows are limited again{agent}")
     return 0
 
 
@@ -244,7 +246,7 @@ def _remove(node: Node, args: argparse.Namespace) -> int:
         from .commands.disable import lift_limits
 
         lift_limits(node)
-    _print(remove(node.settings_in_force, node.any_state, args.plan))
+    _print(remove(node.any_settings, node.any_state, args.plan))
     return 0
 
 

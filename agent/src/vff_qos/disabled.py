@@ -11,7 +11,7 @@ from .errors import Refused
 
 
 class Record(NamedTuple):
-    """Who has disabled this node by hand; ``when`` is a local time, RFC 3339."""
+    """Who has disabled this node by hand; ``when`` is a local time."""
 
     who: str
     when: str

@@ -5,7 +5,7 @@ A running agent goes on with what it has read anyway; these are for a start, and
 
 from __future__ import annotations
 
-from .config import PolicyFile, parse_files
+from .config import Paths, PolicyFile, parse_files, read_ours
 from .core.policy.model import Policy
 from .core.settings import Settings, parse_settings
 from .errors import ConfigError
@@ -35,8 +35,13 @@ def kept_policy(state: State) -> Policy | None:
         return None
 
 
-def keep_settings(state: State, text: bytes) -> None:
-    """Remember settings that are right.  Raises StateError."""
+def keep_settings(state: State, paths: Paths) -> None:
+    """Remember the settings if they are right.  Raises StateError."""
+    try:
+        text = read_ours(paths.settings, paths)
+        parse_settings(text, paths.settings)
+    except ConfigError:
+        return
     _keep(state, _SETTINGS, text.decode(_BYTES))
 
 

@@ -42,6 +42,8 @@ _UPGRADES = (
 )
 SCHEMA_VERSION = len(_UPGRADES)
 _FILE = "state.db"
+#: Name of the value that holds what the last bootstrap made, and what was there before it.
+KERNEL_RECORD = "kernel"
 
 
 class StateError(QosError):

@@ -15,6 +15,7 @@ import time
 from ..disabled import Record, read_record, write_record
 from ..errors import QosError
 from ..journal import NOTICE
+from ..render import local_time
 from ..runfile import read_report
 from .killswitch import suspend
 from .node import Node
@@ -29,11 +30,14 @@ UNITS = (
 )
 #: The timer starts it.
 _NOT_BY_ITSELF = "vff-qos-gc.service"
+#: Whoever holds the lock for so long hangs; nobody works for that long.
+_PATIENCE_S = 2.0
 
 
 def lift_limits(node: Node) -> int | None:
     """Suspend, whatever is broken; returns how many flows are unlimited now, None if all were."""
-    count = suspend(node.settings_in_force, node.any_state, node.lock, node.journal)
+    node.lock.patience_s = _PATIENCE_S
+    count = suspend(node.any_settings, node.any_state, node.lock, node.journal)
     if node.any_state.is_forgetful and (report := read_report(node.paths.run_dir)):
         # It cannot see that it is to stop.
         os.kill(report.pid, signal.SIGTERM)
@@ -53,7 +57,7 @@ def disable(node: Node, why: str) -> str:
     problems = []
     record = read_record(node.paths)
     if record is None:
-        record = Record(node.user, time.strftime("%Y-%m-%dT%H:%M:%S%z"), why)
+        record = Record(node.user, local_time(time.time()), why)
         try:
             write_record(node.paths, record)
         except OSError as error:

@@ -1,8 +1,8 @@
 """What every command works on: this node's settings, state, lock, policy and classes.
 
-Each is opened when it is first asked for.  There are two ways to ask for what people write: the
-strict one raises ConfigError, the other (``..._in_force``) goes on with the last good one and
-says so, for commands that must work while a file holds a mistake.
+Each is opened when it is first asked for.  What people write can be asked for strictly, or as it
+is in force: with a mistake in the file that is the last good one, and a warning says so.  What
+lifts limits takes anything (``any_...``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..kernel.devices import shaping_devices
 from ..kernel.packed.tc import Tc
 from ..lock import Lock
 from ..shaping import Classes
-from ..state import State, StateError
+from ..state import KERNEL_RECORD, State, StateError
 
 
 class Node:
@@ -78,20 +78,30 @@ class Node:
 
     @cached_property
     def settings_in_force(self) -> Settings:
-        """The settings; with a mistake in them the last good ones, else what can be read."""
+        """The settings; with a mistake in them the last good ones.  Raises ConfigError if there
+        never were any."""
         try:
             return self.settings
         except ConfigError as error:
-            if kept := kept_settings(self.any_state):
-                self.warn(f"{error}; the last good settings are used")
-                return kept
+            kept = kept_settings(self.any_state)
+            if kept is None:
+                raise
+            self.warn(f"{error}; the last good settings stay in force")
+            return kept
+
+    @cached_property
+    def any_settings(self) -> Settings:
+        """The settings in force, else what can be read of the file: for what lifts limits."""
+        try:
+            return self.settings_in_force
+        except ConfigError as error:
             self.warn(f"{error}; what can be read of the settings is used")
         try:
             found = salvage_settings(read_file(self.paths.settings))
         except ConfigError:
             found = Settings()
         # That of the objects in the kernel, as the last bootstrap has noted it.
-        recorded = self.any_state.get_value("kernel") or {}
+        recorded = self.any_state.get_value(KERNEL_RECORD) or {}
         return replace(found, major=recorded.get("major", found.major))
 
     @cached_property

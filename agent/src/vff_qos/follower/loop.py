@@ -11,11 +11,12 @@ import time
 from typing import Any
 
 from .. import __version__
-from ..config import Paths, load_settings, read_ours
+from ..config import Paths, load_settings
 from ..core.policy.model import Policy
+from ..core.settings import Settings
 from ..errors import ConfigError, KernelRefused, Refused
 from ..journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
-from ..kept import keep_settings
+from ..kept import keep_settings, kept_settings
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.netlink import Netlink
@@ -41,8 +42,8 @@ class Follower:
 
     def __init__(self, paths: Paths, journal: Journal) -> None:
         self._paths, self._journal = paths, journal
-        self._settings = load_settings(paths)
         self._state = State(paths.state_dir, paths.run_dir)
+        self._settings = self._read_settings()
         if self._state.moved_aside:
             journal.event(
                 "state",
@@ -131,12 +132,23 @@ class Follower:
             if descriptor >= 0:
                 self._poll.register(descriptor, select.EPOLLIN)
 
+    def _read_settings(self) -> Settings:
+        try:
+            return load_settings(self._paths)
+        except ConfigError as error:
+            kept = kept_settings(self._state)
+            if kept is None:
+                raise
+            sentence = f"{error}; the last good settings stay in force"
+            self._journal.event("config", sentence, ERROR)
+            return kept
+
     def _keep(self) -> None:
         """Remember what is right for the day when it is not."""
         self._policy_files.keep()
         try:
-            keep_settings(self._state, read_ours(self._paths.settings, self._paths))
-        except (ConfigError, StateError) as error:
+            keep_settings(self._state, self._paths)
+        except StateError as error:
             self._journal.limited("state", f"{error}; the settings are not kept", ERROR)
 
     def _catch_signals(self) -> int:

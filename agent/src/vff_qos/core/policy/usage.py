@@ -211,11 +211,9 @@ class Ledger:
         if usage.terms is not terms:
             usage.adapt(terms)
         self.dirty.add(key)
-        changes: list[Change] = []
         # What was moved since the last round was moved under these.
         under = frozenset(usage.penalties)
-        if under:
-            self._release(key, usage, changes)
+        changes = list(self._release(key, usage)) if under else []
         for number, rule in enumerate(terms.rules):
             if under and (rule.kind == RATE or rule.text in under):
                 continue
@@ -223,12 +221,12 @@ class Ledger:
                 continue
             amount = self._amount(rule, limits, moved)
             if amount:
-                self._enter(key, usage, number, amount, changes)
+                changes += self._enter(key, usage, number, amount)
         if terms.quota:
-            self._charge(key, usage, terms.quota, moved, changes)
+            changes += self._charge(key, usage, terms.quota, moved)
         return changes
 
-    def _release(self, key: str, usage: Usage, changes: list[Change]) -> None:
+    def _release(self, key: str, usage: Usage) -> Iterator[Change]:
         """End penalties whose time is up, and those that nothing stands for any more."""
         for text, penalty in list(usage.penalties.items()):
             rule = usage.terms.rule(text)
@@ -245,11 +243,9 @@ class Ledger:
                 continue
             del usage.penalties[text]
             origin = QUOTA if text == QUOTA else rule_origin(text)
-            changes.append(Change(key, origin, False, why, penalty, rule.then if rule else ""))
+            yield Change(key, origin, False, why, penalty, rule.then if rule else "")
 
-    def _enter(
-        self, key: str, usage: Usage, number: int, amount: int, changes: list[Change]
-    ) -> None:
+    def _enter(self, key: str, usage: Usage, number: int, amount: int) -> Iterator[Change]:
         """Fill a window; a penalty begins if that is too much."""
         rule, window, now_s = usage.terms.rules[number], usage.window(number), self._now_s
         window.add(self._start_s, now_s, amount)
@@ -258,7 +254,7 @@ class Ledger:
             window.clear()
             penalty = usage.penalties[rule.text] = Penalty(now_s, now_s + rule.for_s, used)
             origin = rule_origin(rule.text)
-            changes.append(Change(key, origin, True, rule.amount(used), penalty, rule.then))
+            yield Change(key, origin, True, rule.amount(used), penalty, rule.then)
 
     def _amount(self, rule: Rule, limits: Limits, moved: tuple[int, int]) -> int:
         """What the last interval adds to a rule's window: bytes, or ms at the limit."""
@@ -271,13 +267,8 @@ class Ledger:
         return min(spent_ms, int((self._now_s - self._start_s) * 1_000))
 
     def _charge(
-        self,
-        key: str,
-        usage: Usage,
-        quota: Quota,
-        moved: tuple[int, int],
-        changes: list[Change],
-    ) -> None:
+        self, key: str, usage: Usage, quota: Quota, moved: tuple[int, int]
+    ) -> Iterator[Change]:
         """The plan's quota: reset on time, count, begin or end its penalty."""
         penalty = usage.penalties.get(QUOTA)
         start_s, end_s = self._period(quota)
@@ -297,10 +288,10 @@ class Ledger:
             now = usage.penalties[QUOTA] = Penalty(since_s, end_s, used)
             # A longer one is told, too: its override would be over before it.
             if penalty is None or penalty.until != end_s:
-                changes.append(Change(key, QUOTA, True, quota.amount(used), now, quota.then))
+                yield Change(key, QUOTA, True, quota.amount(used), now, quota.then)
         elif penalty:
             del usage.penalties[QUOTA]
-            changes.append(Change(key, QUOTA, False, why, penalty, quota.then))
+            yield Change(key, QUOTA, False, why, penalty, quota.then)
 
     def _period(self, quota: Quota) -> Period:
         found = self._periods.get(quota)

@@ -133,3 +133,17 @@ def test_a_damaged_state_on_a_full_disk_begins_anew(home: Path) -> None:
     assert keys(state) == []
     state.save_owners([Owner("a", 2)])
     assert keys(opened(home)) == ["a"]
+
+
+def test_a_spare_file_that_has_just_gone_does_not_come_back_empty(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = opened(home)
+    state.save_owners([Owner("a", 2)])
+    # Between the look and the opening the agent has brought the state home.
+    looks = iter([True])
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: next(looks, exists(path)))
+    other = opened(home)
+    monkeypatch.undo()
+    assert keys(other) == ["a"] and other.trouble == "" and not spare(home).exists()

@@ -193,7 +193,7 @@ def _gc(node: Node, args: argparse.Namespace) -> int:
 
 
 def _suspend(node: Node, _args: argparse.Namespace) -> int:
-    from .commands.disable import lift_limits
+    from .commands.suspend import lift_limits
 
     count = lift_limits(node)
     print("no change" if count is None else f"suspended: {count} flows are unlimited now")
@@ -243,7 +243,7 @@ def _remove(node: Node, args: argparse.Namespace) -> int:
     from .commands.bootstrap import remove
 
     if not args.plan:
-        from .commands.disable import lift_limits
+        from .commands.suspend import lift_limits
 
         lift_limits(node)
     _print(remove(node.any_settings, node.any_state, args.plan))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
-from pathlib import Path
 from sys import intern
 from typing import Any
 
@@ -68,11 +66,12 @@ class State:
         self.moved_aside = ""
         #: Why the state is in the spare directory; empty while it is where it belongs.
         self.trouble = ""
+        self.path = ""
         #: How often this process has changed between the two.
         self._moves = 0
         self.is_forgetful = False
-        if self._spare and os.path.exists(self._spare):
-            self._db = self._open_spare("cannot be written")
+        if (spare := self._join_spare()) is not None:
+            self._db = spare
             return
         try:
             os.makedirs(directory, mode=0o750, exist_ok=True)
@@ -88,7 +87,7 @@ class State:
         state._spare = state.moved_aside = ""
         state._moves, state.trouble = 0, "nothing can be kept"
         state.is_forgetful = True
-        state._db = state._open(state.path)
+        state._db = _prepared(sqlite3.connect(":memory:", isolation_level=None), state.path)
         return state
 
     def _open_home(self) -> sqlite3.Connection:
@@ -101,21 +100,9 @@ class State:
         os.replace(self._home, self.moved_aside)
         return self._open(self._home)
 
-    def _open(self, path: str) -> sqlite3.Connection:
-        db = sqlite3.connect(path, timeout=5, isolation_level=None)
-        # WAL readers do not block the writer; NORMAL loses nothing to a crash of ours, and to a
-        # power cut only what a reboot makes void anyway.
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
-        db.execute("PRAGMA cache_size=-1024")
-        if _schema(db, path) < SCHEMA_VERSION:
-            with _Transaction(db):
-                # Another process may have been first.
-                for statements in _UPGRADES[_schema(db, path) :]:
-                    for statement in statements:
-                        db.execute(statement)
-                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        return db
+    def _open(self, path: str, how: str = "mode=rwc") -> sqlite3.Connection:
+        uri = f"file:{_escaped(path)}?{how}"
+        return _prepared(sqlite3.connect(uri, 5, isolation_level=None, uri=True), path)
 
     # -- where it cannot be written ---------------------------------------------------------------
 
@@ -156,7 +143,8 @@ class State:
         os.chmod(path, 0o640)
 
     def _open_spare(self, why: str) -> sqlite3.Connection:
-        db = self._open(self._spare)
+        # Never made here: one that has just gone must not come back empty.
+        db = self._open(self._spare, "mode=rw")
         self.path, self._moves = self._spare, self._moves + 1
         self.trouble = (
             f"{self._home}: {why}; until it can be written, the state is in "
@@ -176,7 +164,7 @@ class State:
         try:
             os.makedirs(directory, mode=0o750, exist_ok=True)
             # The file, its log and its index.
-            if shutil.disk_usage(directory).free < 3 * os.path.getsize(self._spare) + 65_536:
+            if _free_bytes(directory) < 3 * os.path.getsize(self._spare) + 65_536:
                 return False
             home = self._open_home()
         except (sqlite3.Error, OSError):
@@ -198,15 +186,28 @@ class State:
         """Change to the spare directory if another process has; back if it went back."""
         if not self._spare or os.path.exists(self._spare) == bool(self.trouble):
             return
-        self._db.close()
         if self.trouble:
-            self.trouble, self._moves, self.path = "", self._moves + 1, self._home
-            self._db = self._open_home()
-        else:
-            self._db = self._open_spare("cannot be written")
+            home = self._open_home()
+            self._db.close()
+            self._db, self.path, self.trouble = home, self._home, ""
+            self._moves += 1
+        elif (spare := self._join_spare()) is not None:
+            self._db.close()
+            self._db = spare
+
+    def _join_spare(self) -> sqlite3.Connection | None:
+        """The state in the spare directory if another process has brought it there."""
+        if not self._spare or not os.path.exists(self._spare):
+            return None
+        try:
+            return self._open_spare("cannot be written")
+        except sqlite3.Error as error:
+            if not os.path.exists(self._spare):
+                return None  # it has gone home at this moment
+            raise self._failed(error) from error
 
     def _failed(self, error: sqlite3.Error) -> StateError:
-        return StateError(f"{self.path}: {error}")
+        return StateError(f"{self.path or self._spare}: {error}")
 
     def _write(self, *work: tuple[str, Iterable[tuple[Any, ...]]]) -> None:
         """Statements with their rows, all or nothing; in the spare directory if need be."""
@@ -314,6 +315,23 @@ class State:
         return self._moves << 32 | version
 
 
+def _prepared(db: sqlite3.Connection, path: str) -> sqlite3.Connection:
+    """A connection as all of ours are, with the present schema."""
+    # WAL readers do not block the writer; NORMAL loses nothing to a crash of ours, and to a
+    # power cut only what a reboot makes void anyway.
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=NORMAL")
+    db.execute("PRAGMA cache_size=-1024")
+    if _schema(db, path) < SCHEMA_VERSION:
+        with _Transaction(db):
+            # Another process may have been first.
+            for statements in _UPGRADES[_schema(db, path) :]:
+                for statement in statements:
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    return db
+
+
 def _schema(db: sqlite3.Connection, path: str) -> int:
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > SCHEMA_VERSION:
@@ -339,12 +357,23 @@ def _open_to_read(path: str) -> sqlite3.Connection | None:
     # The second way ignores what stands in the log alone; where the first fails, there is none.
     for how in ("mode=ro", "mode=ro&immutable=1"):
         try:
-            db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?{how}", uri=True)
+            db = sqlite3.connect(f"file:{_escaped(path)}?{how}", uri=True)
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except (sqlite3.Error, OSError):
             continue
         return db
     return None
+
+
+def _escaped(path: str) -> str:
+    """A path in a URI of SQLite."""
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _free_bytes(directory: str) -> int:
+    """What this account may still write to a file system."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
 
 
 def _words(error: sqlite3.Error | OSError) -> str:

@@ -8,7 +8,6 @@ nothing else undoes it unasked.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 
@@ -16,9 +15,8 @@ from ..disabled import Record, read_record, write_record
 from ..errors import QosError
 from ..journal import NOTICE
 from ..render import local_time
-from ..runfile import read_report
-from .killswitch import suspend
 from .node import Node
+from .suspend import lift_limits
 
 #: In the order in which they are started.
 UNITS = (
@@ -30,22 +28,6 @@ UNITS = (
 )
 #: The timer starts it.
 _NOT_BY_ITSELF = "vff-qos-gc.service"
-#: Whoever holds the lock for so long hangs; nobody works for that long.
-_PATIENCE_S = 2.0
-
-
-def lift_limits(node: Node) -> int | None:
-    """Suspend, whatever is broken; returns how many flows are unlimited now, None if all were."""
-    node.lock.patience_s = _PATIENCE_S
-    count = suspend(node.any_settings, node.any_state, node.lock, node.journal)
-    if node.any_state.is_forgetful and (report := read_report(node.paths.run_dir)):
-        # It cannot see that it is to stop.
-        os.kill(report.pid, signal.SIGTERM)
-        node.warn(
-            f"the agent (pid {report.pid}) was stopped, because the state cannot say that nobody "
-            "is to be limited; its next start limits again"
-        )
-    return count
 
 
 def disable(node: Node, why: str) -> str:

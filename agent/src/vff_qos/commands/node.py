@@ -12,6 +12,7 @@ import pwd
 import sys
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ..config import Paths, load_policy, load_settings, read_file
 from ..core.policy.model import Policy
@@ -19,11 +20,12 @@ from ..core.settings import Settings, salvage_settings
 from ..errors import ConfigError
 from ..journal import ERROR, Journal
 from ..kept import kept_policy, kept_settings
-from ..kernel.devices import shaping_devices
-from ..kernel.packed.tc import Tc
 from ..lock import Lock
-from ..shaping import Classes
 from ..state import KERNEL_RECORD, State, StateError
+
+if TYPE_CHECKING:  # the kill switch needs neither
+    from ..kernel.packed.tc import Tc
+    from ..shaping import Classes
 
 
 class Node:
@@ -68,6 +70,18 @@ class Node:
             self.journal.event("config", sentence, ERROR)
         else:
             print(f"vff-qos: warning: {sentence}", file=sys.stderr)
+
+    def stop_agent(self, why: str) -> None:
+        """End the agent if it runs; systemd does not start it again."""
+        import signal
+
+        from ..runfile import read_report
+
+        if report := read_report(self.paths.run_dir):
+            os.kill(report.pid, signal.SIGTERM)
+            self.warn(
+                f"{why}, so the agent (pid {report.pid}) was stopped; its next start limits again"
+            )
 
     # -- what people write ------------------------------------------------------------------------
 
@@ -146,8 +160,13 @@ class Node:
     @cached_property
     def tc(self) -> Tc:
         """Classes in the kernel."""
+        from ..kernel.packed.tc import Tc
+
         return Tc()
 
     def classes(self, settings: Settings, policy: Policy) -> Classes:
         """The users' classes under a policy.  Raises Refused if the node is not set up."""
+        from ..kernel.devices import shaping_devices
+        from ..shaping import Classes
+
         return Classes(settings, policy, self.tc, shaping_devices(settings))

@@ -17,7 +17,8 @@ import pytest
 from vff_qos.cli import main
 from vff_qos.commands import bootstrap
 from vff_qos.core.settings import Settings
-from vff_qos.state import SCHEMA_VERSION, State
+from vff_qos.state import State
+from vff_qos.state_file import SCHEMA_VERSION
 
 from .conftest import run
 from .test_bootstrap import Memory, net, settings  # noqa: F401

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +18,10 @@ from .conftest import run
 
 
 @contextlib.contextmanager
-def small_disk(directory: Path) -> Iterator[None]:
-    """A file system of 256 KiB."""
+def small_disk(directory: Path, size: str = "256k") -> Iterator[None]:
+    """A file system of its own."""
     directory.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory))
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory))
     try:
         yield
     finally:
@@ -135,15 +137,51 @@ def test_a_damaged_state_on_a_full_disk_begins_anew(home: Path) -> None:
     assert keys(opened(home)) == ["a"]
 
 
-def test_a_spare_file_that_has_just_gone_does_not_come_back_empty(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = opened(home)
-    state.save_owners([Owner("a", 2)])
-    # Between the look and the opening the agent has brought the state home.
-    looks = iter([True])
-    exists = os.path.exists
-    monkeypatch.setattr(os.path, "exists", lambda path: next(looks, exists(path)))
-    other = opened(home)
-    monkeypatch.undo()
-    assert keys(other) == ["a"] and other.trouble == "" and not spare(home).exists()
+def test_two_stays_away_from_home_are_told_apart(home: Path) -> None:
+    state, waiting = opened(home), opened(home)
+    ballast = fill(home)
+    state.set_value("x", "y" * 300_000)
+    assert len(waiting.get_value("x")) == 300_000
+    state.set_value("x", None)
+    ballast.unlink()
+    assert state.settle()
+    fill(home)
+    state.set_value("x", "z" * 300_000)
+    waiting.save_owners([Owner("a", 2)])
+    assert keys(state) == ["a"]
+
+
+_WRITER = """
+import sys
+from vff_qos.core.owners import Owner
+from vff_qos.state import State
+home, run, number, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+state = State(home, run)
+for turn in range(count):
+    if number % 2:  # as commands do
+        state.close()
+        state = State(home, run)
+    state.save_owners([Owner(f"{number}.{turn}", 2 + number + 4 * turn)])
+"""
+
+
+def test_nothing_is_lost_while_the_state_goes_to_and_fro(tmp_path: Path) -> None:
+    home, count = tmp_path / "state", 1_500
+    with small_disk(home, "4m"):
+        state = opened(home)
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", _WRITER, home, tmp_path / "run", str(number), str(count)]
+            )
+            for number in range(4)
+        ]
+        moves = 0
+        while any(writer.poll() is None for writer in writers):
+            ballast = fill(home)
+            state.set_value("x", "y" * 100_000)
+            ballast.unlink()
+            moves += bool(state.trouble) and state.settle()
+        assert [writer.returncode for writer in writers] == [0] * 4
+        assert moves > 3
+        wanted = {f"{number}.{turn}" for number in range(4) for turn in range(count)}
+        assert set(keys(state)) == wanted

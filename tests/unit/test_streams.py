@@ -16,7 +16,8 @@ from vff_qos.core.claims.lines import MAX_CARRY_BYTES, Assembler, Change, Identi
 from vff_qos.core.owners import Owner
 from vff_qos.errors import SourceError
 from vff_qos.sources.file import FileSource
-from vff_qos.state import _UPGRADES, State, StateError
+from vff_qos.state import State, StateError
+from vff_qos.state_file import UPGRADES
 
 
 @given(lines=st.lists(st.binary(max_size=50).map(lambda b: b.replace(b"\n", b"")), max_size=20),
@@ -148,8 +149,9 @@ def test_a_damaged_state_is_set_aside(tmp_path: Path) -> None:
 
 def test_a_newer_state_is_refused(tmp_path: Path) -> None:
     state = State(str(tmp_path))
-    state._db.execute("PRAGMA user_version=99")
     state.close()
+    with sqlite3.connect(tmp_path / "state.db") as db:
+        db.execute("PRAGMA user_version=99")
     with pytest.raises(StateError, match="newer than this program"):
         State(str(tmp_path))
 
@@ -164,7 +166,7 @@ def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_state_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "state.db")
-    for statement in _UPGRADES[0]:
+    for statement in UPGRADES[0]:
         db.execute(statement)
     db.execute("INSERT INTO owners VALUES ('a', 2, 'active', 1.0, 2.0, 3, 4)")
     db.execute("PRAGMA user_version=1")

@@ -303,9 +303,7 @@ class Follower:
         """Say where the state is, and bring it back when there is room for it."""
         if not self._state.trouble:
             return
-        with self._lock:
-            settled = self._state.settle()
-        if settled:
+        if self._state.settle():
             self._journal.event("state", f"the state is in {self._state.path} again", NOTICE)
         else:
             self._journal.limited("state", self._state.trouble, ERROR)

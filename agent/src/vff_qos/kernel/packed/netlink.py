@@ -45,11 +45,16 @@ _RCVBUF_BYTES = 4 << 20
 _RECV_BYTES = 1 << 16
 #: One answer that is no dump's: none of the kernel's is as long as a page.
 _ANSWER_BYTES = 1 << 13
-_DUMP_TRIES = 8
+#: How often a dump is begun that changes of the table interrupt.
+DUMP_TRIES = 8
 
 Encoder = Callable[[int], bytes]
 #: Index of the request, type and payload of what answers it.
 Answer = tuple[int, int, bytes]
+
+
+class Interrupted(Exception):
+    """A dump is not consistent: the table changed while it was read, or answers were lost."""
 
 
 class Reply(NamedTuple):
@@ -227,18 +232,23 @@ class Netlink:
         A dump that the kernel marks as interrupted is read again, at most 8 times.  Raises
         KernelRefused (``what`` goes into the message) for errors and when it never settles.
         """
-        for _try in range(_DUMP_TRIES):
-            entries = self._dump_once(kind, payload, what, ends)
-            if entries is not None:
-                return iter(entries)
+        for _try in range(DUMP_TRIES):
+            try:
+                return iter([m[HEADER.size :] for m in self.messages(kind, payload, what, ends)])
+            except Interrupted:
+                continue
         raise KernelRefused(errno.EINTR, what)
 
-    def _dump_once(self, kind: int, payload: bytes, what: str, ends: int) -> list[bytes] | None:
+    def messages(self, kind: int, payload: bytes, what: str, ends: int = 0) -> Iterator[bytes]:
+        """The messages of one dump with their headers, while they are read.
+
+        Must be read to the end, or the socket be closed.  Raises Interrupted at the end if the
+        list is not consistent, KernelRefused as ``dump`` does.
+        """
         seq = self._seq
         self._seq += 1
         flags = NLM_F_REQUEST | NLM_F_DUMP
         self._sock.send(HEADER.pack(16 + len(payload), kind, flags, seq, 0) + payload)
-        entries: list[bytes] = []
         interrupted = False
         while True:
             try:
@@ -257,8 +267,10 @@ class Netlink:
                         code = -_ERRNO.unpack_from(data, offset + 16)[0] if length >= 20 else 0
                         if code not in (0, ends):
                             raise KernelRefused(code, what)
-                        return None if interrupted else entries
-                    entries.append(data[offset + 16 : offset + length])
+                        if interrupted:
+                            raise Interrupted
+                        return
+                    yield data[offset : offset + length]
                 offset += (length + 3) & ~3
 
 

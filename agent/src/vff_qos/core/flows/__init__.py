@@ -1,0 +1,1 @@
+"""Live flows: which there are, whose they are."""

@@ -42,7 +42,7 @@ from .test_follow import Client, Node
 #: let the agent wait for longer than that; printed is what it took.
 WITHIN_S = 20.0
 WITHOUT_FILTERS = """
-from vff_qos.core import layout
+from vff_qos.core.plan import layout
 complete = layout.desired
 layout.desired = lambda *a: {k: v for k, v in complete(*a).items() if k[0] != "filter"}
 """

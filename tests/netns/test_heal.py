@@ -28,7 +28,7 @@ from vff_qos.journal import Journal
 from vff_qos.kernel import links
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.kernel.packed.monitor import Monitor
-from vff_qos.kernel.packed.netlink import Netlink
+from vff_qos.kernel.packed.netlink import Interrupted, Netlink
 from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State
@@ -337,11 +337,13 @@ def test_a_dump_that_changes_interrupt_is_read_again() -> None:
     interrupted = 0
 
     class Counting(Netlink):
-        def _dump_once(self, *args: object) -> list[bytes] | None:
+        def messages(self, *args: object) -> Iterator[bytes]:
             nonlocal interrupted
-            entries = super()._dump_once(*args)  # type: ignore[arg-type]
-            interrupted += entries is None
-            return entries
+            try:
+                yield from super().messages(*args)  # type: ignore[arg-type]
+            except Interrupted:
+                interrupted += 1
+                raise
 
     thread = threading.Thread(target=churn)
     thread.start()

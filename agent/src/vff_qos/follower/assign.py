@@ -233,12 +233,12 @@ class Assigner:
                     self._vouchers.saw(record & MINOR, client[:-2], now)
             self._carry_out(heard)
             # The policy may have changed, or an override ended, while nobody looked.
-            lately = {record & MINOR for _client, record in mirror.claimed_flows()}
+            wanted = mirror.wanted_minors()
             registry = self._registry
             owners = [
                 owner
                 for owner in registry.minors.by_minor.values()
-                if owner.minor in marked or owner.minor in lately or registry.is_shaped(owner)
+                if owner.minor in marked or owner.minor in wanted or registry.is_shaped(owner)
             ]
             registry.ensure(registry.classes.outdated(owners, listed))
             return sum(marked.values())

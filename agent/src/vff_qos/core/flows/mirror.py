@@ -175,6 +175,11 @@ class Mirror:
                 if record & MINOR:
                     yield client, record
 
+    def wanted_minors(self) -> set[int]:
+        """Minors whose marks flows bear, or will get back when they wake up."""
+        wanted = {record & MINOR for _client, record in self.claimed_flows()}
+        return wanted | {r & MINOR for fallen in self._fallen for r in fallen.values()}
+
     # -- changing ---------------------------------------------------------------------------------
 
     def put(self, client: bytes, record: int) -> None:

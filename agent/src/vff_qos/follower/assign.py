@@ -40,9 +40,7 @@ from ..core.flows.record import (
     END,
     FOREIGN,
     MINOR,
-    NOT_PLAIN,
     PROVISIONAL,
-    RANK_SHIFT,
     REMEMBERED,
     RESTRICTED,
     owned,
@@ -67,6 +65,7 @@ from .early import EarlyShaping
 from .flow_table import FlowTable
 from .known import KnownWords, Word
 from .orders import Orders
+from .plain_words import End, PlainWords
 from .registry import Registry, Suspended
 from .restriction import Restriction
 
@@ -96,10 +95,6 @@ class Counts:
     ambiguous_udp: int = 0
     early_confirmed: int = 0
     early_corrected: int = 0
-
-
-#: A claim and its client's packed end; None if it names no flow.
-_End = tuple[Claim, bytes | None]
 
 
 class _Given(NamedTuple):
@@ -163,6 +158,10 @@ class Assigner:
         self._known = KnownWords()
         self._vouchers = Vouchers()
         self._plain = TOLD if settings.source == "webhook" else PLAIN
+        self._plain_words = PlainWords(
+            self._plain, self._registry, self._flows, self._known, self._vouchers,
+            self._conntrack, self._early,
+        )  # fmt: skip
         # Whether lines of some inbounds hold names that the engine did not check.
         self._free_text = bool(settings.free_text_ports) and settings.source != "webhook"
         self._free_text_until = 0
@@ -385,7 +384,9 @@ class Assigner:
         self._look_at_marks(ends)
         round_ = _Round()
         if not self._free_text:
-            ends = self._give_plain(ends, round_)
+            now = self._steady_clock()
+            ends, marked = self._plain_words.give(ends, now, self._not_marked)
+            self.counts.marked += marked
         for claim, client in ends:
             try:
                 self._judge(claim, client, window, round_)
@@ -394,14 +395,14 @@ class Assigner:
                 self._journal.limited("exhausted", str(error), ERROR)
         self._finish(round_)
 
-    def _look_up(self, ends: list[_End]) -> None:
+    def _look_up(self, ends: list[End]) -> None:
         """Ask for flows that the mirror may have missed."""
         find, tag = self._flows.mirror.find, self._flows.tags.tag
         wanted = [(c, tag(claim.detour)) for claim, c in ends if c is not None and not find(c)]
         if wanted:
             self._flows.look_up(wanted)
 
-    def _look_at_marks(self, ends: list[_End]) -> None:
+    def _look_at_marks(self, ends: list[End]) -> None:
         """See which flows that are nobody's bear a mark of other software, or one in advance.
 
         Not all of a burst are looked at, unless marks have been seen here that are not ours: it
@@ -428,52 +429,6 @@ class Assigner:
             self._careful_until = now + _CAREFUL_S
             if not careful:
                 self._look_at_marks(ends)
-
-    def _give_plain(self, ends: list[_End], round_: _Round) -> list[_End]:
-        """Give away what needs no judge: plain words of known users on flows that are nobody's.
-
-        `judge` says GIVE to each of these, too; returns all other claims.
-        """
-        others: list[_End] = []
-        skip = others.append
-        find, of_email = self._flows.mirror.find, self._registry.of_email
-        has_class, given = self._registry.classes.has, round_.given
-        saw, early, now = self._vouchers.saw, self._early, self._steady_clock()
-        flags = self._plain << RANK_SHIFT
-        for end in ends:
-            claim, client = end
-            email = claim[2]
-            if client is None or claim[3] or not email:
-                skip(end)
-                continue
-            records = find(client)
-            owner = of_email(email)
-            if (
-                len(records) != 1
-                or records[0] & NOT_PLAIN
-                or owner is None
-                or owner.state != ACTIVE
-                or not has_class(owner.minor)
-            ):
-                skip(end)
-                continue
-            record = records[0]
-            name = client, record & END
-            if name in given or self._contradicts(claim, record):
-                skip(end)
-                continue
-            given[name] = _Given(client, record, record | owner.minor | flags, claim)
-            saw(owner.minor, client[:-2], now)
-            if early is not None:
-                early.users.saw(client[:-2], owner.key, now)
-        return others
-
-    def _contradicts(self, claim: Claim, record: int) -> bool:
-        """Whether something else than the client's end says that the flow is another one."""
-        local = local_end(claim)
-        if local is not None:
-            return local.port != port(record)
-        return not self._flows.tags.fits(claim.detour, record)
 
     def _judge(self, claim: Claim, client: bytes | None, window: Written, round_: _Round) -> None:
         """One claim, by the rules of trust."""

@@ -17,6 +17,7 @@ import re
 import socket
 from dataclasses import dataclass
 from itertools import accumulate, repeat
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import NamedTuple
 
 #: How far a stranger's text may reach: 2,048 bytes of name (Hysteria) and what stands before it.
@@ -158,17 +159,17 @@ def client_end(claim: Claim) -> bytes | None:
 
     IPv4-mapped IPv6 becomes IPv4, as conntrack sees it.
     """
-    text = claim[0]
-    if text.startswith((b"tcp:", b"udp:")):
+    text = claim[0].decode()
+    if text[0] in "tu":  # tcp:, udp:
         text = text[4:]
-    host, _colon, port_text = text.rpartition(b":")
+    host, _colon, port_text = text.rpartition(":")
     try:
-        if host.startswith(b"["):
-            address = socket.inet_pton(socket.AF_INET6, host[1:-1].partition(b"%")[0].decode())
+        if host[0] == "[":
+            address = inet_pton(AF_INET6, host[1:-1].partition("%")[0])
             if address.startswith(_MAPPED):
                 address = address[12:]
         else:
-            address = socket.inet_pton(socket.AF_INET, host.decode())
+            address = inet_pton(AF_INET, host)
     except OSError:
         return None
     port = int(port_text)

@@ -25,6 +25,7 @@ from .record import (
     FOREIGN,
     MAX_ADDRESSES,
     MINOR,
+    NOT_PLAIN,
     PORT_SHIFT,
     PROVISIONAL,
     RANK_SHIFT,
@@ -129,6 +130,21 @@ class Mirror:
         if entry is None:
             return ()
         return (entry,) if type(entry) is int else entry  # type: ignore[return-value]
+
+    def plain(self, client: bytes) -> int:
+        """The only flow from a client's end, if it is nobody's and there is no doubt of it."""
+        record = self._young.get(client) or self._old.get(client)
+        if record is None or type(record) is not int or record & NOT_PLAIN:
+            return 0
+        return record
+
+    def claim(self, client: bytes, record: int) -> None:
+        """What was `plain` is somebody's."""
+        if self._young.pop(client, None) is None:
+            self._old.pop(client, None)
+        self._claimed[client] = record
+        if record & UDP:
+            self._move(client, 0, record)
 
     def ours(self, record: int) -> bytes:
         """Protocol, address and port of our end."""

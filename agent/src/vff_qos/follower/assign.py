@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ..commands.overrides import describe_override
-from ..core.claims.accesslog import TAINT_BYTES, Claim, Source, inbound_tag, parse_source, spellings
+from ..core.claims.accesslog import (
+    FREE_TEXT_BYTES,
+    Claim,
+    Source,
+    inbound_tag,
+    parse_source,
+    spellings,
+)
 from ..core.claims.trust import VOUCH_S, Verdict, address_key, judge
 from ..core.flow import Flow
 from ..core.htb import MINOR_MASK, OURS_MASK, PROVISIONAL, TAG_MASK, classid
@@ -493,7 +500,7 @@ class Assigner:
         claimed = None if email is None else owner.minor if owner else 0
         if free_text:
             # What follows may be a stranger's: the line's end is what its author wrote.
-            self._free_text_until = claim.position + TAINT_BYTES
+            self._free_text_until = claim.position + FREE_TEXT_BYTES
         tainted = claim.tainted or free_text or self._behind_free_text(claim)
         vouched = not free_text and now - self._vouched.get(place, -VOUCH_S) < VOUCH_S
         verdict = judge(bare, self._tag, claimed, tainted, vouched, flow in self._soft)
@@ -530,7 +537,7 @@ class Assigner:
 
     def _behind_free_text(self, claim: Claim) -> bool:
         # Not below the window either: another file of the log counts from its own start.
-        return self._free_text_until - TAINT_BYTES <= claim.position < self._free_text_until
+        return self._free_text_until - FREE_TEXT_BYTES <= claim.position < self._free_text_until
 
     def _is_free_text(self, flow: Flow) -> bool:
         if self._settings.source == "webhook":

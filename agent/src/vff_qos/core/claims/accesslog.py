@@ -136,6 +136,7 @@ _RAW = re.compile(
     rb"|(?P<dns>[A-Za-z0-9+]{1,16}(?::|//)[!-~]{1,128} (?:got answer|cache [A-Z]{1,16}): )"
     rb")"
 )  # fmt: skip
+_REACH = {"name": NAME_BYTES, "close": CLOSE_BYTES, "dns": NAME_BYTES}
 #: An accepted line up to what was asked for.
 _ACCEPTED = re.compile(rb"^(" + _STAMP + rb") (?:from |)([!-~]{1,128}) accepted ")
 #: The same where it names a flow.
@@ -151,11 +152,13 @@ _NEXT = re.compile(rb"(?=(?<!^)" + _STAMP + rb" (?:from |)[!-~]{1,128} (?:accept
 #: What is left of a line that was cut: nothing here was a stranger's, unless names are unchecked.
 _TORN = re.compile(
     rb"(?:\d[\d/ :.]{0,26}|" + _STAMP + rb" (?:from |)(?:[!-~]{0,128}|[!-~]{1,128} (?:[a-z]{0,8}"
-    rb"|accepted (?:(?:tcp:|udp:|)[A-Za-z0-9._:-]{0,2048}|(?:tcp:|udp:|)\[[0-9A-Fa-f:.%]{0,64}"
+    rb"|accepted (?:(?:tcp:|udp:|)[A-Za-z0-9._:-]{0,2048}/?"
+    rb"|(?:tcp:|udp:|)\[[0-9A-Fa-f:.%]{0,64}(?:\](?::\d{0,5})?)?"
     rb"|(?:[a-z][a-z0-9+.-]{0,31}:|)//[!-~\x80-\xff]{0,65536}"
     rb"|" + _TARGET + rb" (?:\[" + _TEXT + rb"{0,1024}|e[mail]{0,4}|email: ?" + _TEXT
     + rb"{0,320}|))"
-    rb"|rejected ? ?" + _REASONS + rb"(?:[a-z0-9_/]{1,64}:? ?|" + _REASON + rb" ?>? ?|))))"
+    rb"|rejected ? ?" + _REASONS + rb"(?:[a-z0-9_/]{1,64}:? ?|[A-Za-z ]{0,24}|"
+    + _REASON + rb" ?>? ?))))"
 )  # fmt: skip
 
 
@@ -364,17 +367,19 @@ class Scanner:
             if _START.match(line):
                 counters.harmless += 1
                 return taint_end
-            if found := _RAW.match(line):
-                counters.strangers += 1
-                if found[1] is not None:
-                    self._tell(found[1], tainted)
-                if found["name"] or found["dns"]:
-                    return max(taint_end, start + found.end() + NAME_BYTES)
-                if found["close"]:
-                    return max(taint_end, start + found.end() + CLOSE_BYTES)
-                return max(taint_end, start + len(line) + REASON_BYTES)
-            if (rest := self._behind_torn(line, start, claims)) is not None:
+            raw = _RAW.match(line)
+            # No cut is looked for in what a stranger wrote.
+            if (raw is None or not raw.lastgroup) and (
+                rest := self._after_torn(line, start, claims)
+            ) is not None:
                 return self._rest(line[rest:], start + rest, taint_end, claims)
+            if raw is not None:
+                counters.strangers += 1
+                if raw[1] is not None:
+                    self._tell(raw[1], tainted)
+                if raw.lastgroup is None:
+                    return max(taint_end, start + len(line) + REASON_BYTES)
+                return max(taint_end, start + raw.end() + _REACH[raw.lastgroup])
         counters.unparsed += 1
         if tainted and not _STAMPED.match(line):
             return taint_end  # no message begins like this: it is of the text that went before
@@ -385,7 +390,7 @@ class Scanner:
             return max(taint_end, start + FREE_TEXT_BYTES)
         return max(taint_end, start + len(line) + MESSAGE_BYTES)
 
-    def _behind_torn(self, line: bytes, start: int, claims: list[Claim]) -> int | None:
+    def _after_torn(self, line: bytes, start: int, claims: list[Claim]) -> int | None:
         """Where the last line begins if the others in this one lack their ends; else None.
 
         A full disk takes the end of a line, newline included, and the next one follows at once.
@@ -403,7 +408,7 @@ class Scanner:
         return cuts[-1]
 
     def _rest(self, line: bytes, start: int, taint_end: int, claims: list[Claim]) -> int:
-        """A line that stands behind a torn one."""
+        """A line that follows a torn one without a newline."""
         if not (found := _CLAIM.match(line)):
             return self._other(line, start, taint_end, claims)
         time, source, detour, email = found.groups(b"")

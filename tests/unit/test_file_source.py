@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -534,8 +535,6 @@ def test_an_idle_log_is_saved_once_a_minute_and_a_busy_one_each_time(
 
 @pytest.fixture
 def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import time
-
     monkeypatch.setenv("TZ", "Asia/Kathmandu")
     time.tzset()
     yield
@@ -547,8 +546,6 @@ def test_no_strangers_last_line_moves_what_counts_as_old(
     log: Path, watch: Watch, zone: None
 ) -> None:
     """The zone was once inferred from the last line of the log, which anybody may have written."""
-    import time
-
     log.touch()
     source = FileSource(str(log), clock=watch.clock())
     source.read()

@@ -348,9 +348,7 @@ def test_whatever_lines_come_an_early_flow_ends_where_an_unmarked_one_does(scene
             scene.conntrack.set_marks([prepare(flow, mark | PROVISIONAL)])
         source = f"{socket.inet_ntoa(address)}:40000".encode()
         for email, tainted in claims:
-            scene.assigner.assign(
-                [Claim(source, b"in", email, b"?" if tainted else b"", b"", 0, None)]
-            )
+            scene.assigner.assign([Claim(source, b"in", email, tainted, b"", 0, None)])
         (found,) = scene.conntrack.get_marks([prepare(flow)])
         assert found is not None and not found & PROVISIONAL
         owners = {owner.minor: owner.key for owner in scene.state.owners()}

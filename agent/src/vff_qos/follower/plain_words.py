@@ -61,7 +61,7 @@ class PlainWords:
         requests: list[bytes] = []
         for end in ends:
             claim, client = end
-            source, detour, email, tainted, _time, _position, local = claim
+            source, detour, email, tainted, _time, _position, local, _author = claim
             if client is None or tainted or not email:
                 skip(end)
                 continue

@@ -35,6 +35,19 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
 
 
+def wait_for_route(address: str) -> None:
+    """The kernel adds the route of an IPv6 address of this host some time after the address."""
+    family = "-6" if ":" in address else "-4"
+    while f"local {address}" not in run("ip", family, "route", "show", "table", "local"):
+        time.sleep(0.01)
+
+
+def add_address(address: str) -> None:
+    """One more address of this host."""
+    run("ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
+    wait_for_route(address)
+
+
 class Peer:
     """Another namespace behind a veth pair; sockets of this process can be made there."""
 
@@ -52,6 +65,8 @@ class Peer:
         self._up("s0", US)
         with self.entered():
             self._up("c0", THEM)
+            self._wait("c0", THEM)
+        self._wait("s0", US)
 
     @staticmethod
     def _up(device: str, addresses: dict[socket.AddressFamily, str]) -> None:
@@ -60,6 +75,14 @@ class Peer:
             run("ip", "address", "add", f"{address}/64" if ":" in address else f"{address}/24",
                 "dev", device, *(["nodad"] if ":" in address else []))  # fmt: skip
         run("ip", "link", "set", device, "up")
+
+    @staticmethod
+    def _wait(device: str, addresses: dict[socket.AddressFamily, str]) -> None:
+        """Until then the device drops what it is given, and its addresses have no routes."""
+        while "state UP" not in run("ip", "link", "show", "dev", device):
+            time.sleep(0.01)
+        for address in addresses.values():
+            wait_for_route(address)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -162,6 +185,14 @@ def receive(at: socket.socket) -> None:
     assert at.recvfrom(100)[0]
 
 
+def deliver(client: socket.socket, port: int, to: str | None = None) -> None:
+    """A datagram to this host, which has come through conntrack when this returns."""
+    with socket.socket(client.family, socket.SOCK_DGRAM) as server:
+        server.bind((to or US[client.family], port))
+        client.sendto(b"x", (to or US[client.family], port))
+        receive(server)
+
+
 @BOTH
 def test_udp(peer: Peer, events: FlowEvents, family: socket.AddressFamily) -> None:
     sysctl("nf_conntrack_udp_timeout", 1)
@@ -179,6 +210,7 @@ def test_udp(peer: Peer, events: FlowEvents, family: socket.AddressFamily) -> No
     us, them = (socket.inet_pton(family, a[family]) for a in (US, THEM))
     tuple_ = Flow(UDP, them, client.getsockname()[1], us, 20100)
     assert conntrack.set_marks([prepare(tuple_, 0x5100002A)]) == {}
+    conntrack.close()
     assert drain(events) == []
     marked = flow._replace(mark=0x5100002A)
     assert list(events.dump()) == [marked]
@@ -220,7 +252,7 @@ def test_behind_dnat_the_public_end_is_named(
 ) -> None:
     inside = {socket.AF_INET: "10.97.0.1", socket.AF_INET6: "fd97::1"}[family]
     ip, text = {socket.AF_INET: ("ip", inside), socket.AF_INET6: ("ip6", f"[{inside}]")}[family]
-    run("ip", "address", "add", inside, "dev", "lo")
+    add_address(inside)
     rules = f"""table {ip} t {{
         chain c {{ type nat hook prerouting priority -100;
             {ip} daddr {US[family]} meta l4proto {{ tcp, udp }} th dport 20001 dnat to {text}:8443
@@ -336,7 +368,7 @@ def flood(peer: Peer, count: int) -> list[bytes]:
     clients = []
     for _ in range(count):
         client = peer.udp(socket.AF_INET, next(_PORTS))
-        client.sendto(b"x", (US[socket.AF_INET], 443))
+        deliver(client, 443)
         clients.append(end_of(client))
         client.close()
     return clients
@@ -462,11 +494,11 @@ def test_other_zones_are_left_out(peer: Peer, events: FlowEvents) -> None:
     }\n"""
     run("nft", "-f", "-", stdin=rules)
     client = peer.udp(socket.AF_INET, 5555)
-    client.sendto(b"x", (US[socket.AF_INET], 20007))
+    deliver(client, 20007)
     assert "zone=7" in run("conntrack", "-L", "-p", "udp")
     assert drain(events) == []
     assert list(events.dump()) == []
-    client.sendto(b"x", (US[socket.AF_INET], 443))
+    deliver(client, 443)
     assert one(events, True).client == end_of(client)
 
 
@@ -490,48 +522,47 @@ RANGES = {
 @pytest.mark.parametrize("ranges", list(RANGES))
 @BOTH
 def test_what_is_let_through(peer: Peer, ranges: str, family: socket.AddressFamily) -> None:
-    run("ip", "address", "add", "10.96.0.1/32", "dev", "lo")
-    run("ip", "address", "add", "fd96::1/128", "dev", "lo")
     stranger = {socket.AF_INET: "10.96.0.1", socket.AF_INET6: "fd96::1"}[family]
+    add_address(stranger)
     with peer.entered():
         run("ip", "route", "add", stranger, "via", US[family])
     events = FlowEvents(ends_of(RANGES[ranges]))
     assert events.filtered is (ranges != "too many ranges")
     us, them = US[family], THEM[family]
 
-    def packet(source: socket.socket, to: str, port: int) -> None:
-        source.sendto(b"x", (to, port))
-
-    def ours(address: str, port: int) -> socket.socket:
-        made = socket.socket(family, socket.SOCK_DGRAM)
-        made.bind((address, port))
-        return made
-
     every = ranges == "all ports"
+    # from whom, to whom, whether it is worth an event
     cases = [
-        (peer.udp(family, 5001), us, 443, True),
-        (peer.udp(family, 5002), us, 20500, True),
-        (peer.udp(family, 5003), us, 20503, True),
-        (peer.udp(family, 5004), us, 20504, every),
-        (peer.udp(family, 5005), us, 444, every),
+        ((them, 5001), (us, 443), True),
+        ((them, 5002), (us, 20500), True),
+        ((them, 5003), (us, 20503), True),
+        ((them, 5004), (us, 20504), every),
+        ((them, 5005), (us, 444), every),
         # To an address of this host that is none of ours (a container's, say).
-        (peer.udp(family, 5006), stranger, 443, False),
+        ((them, 5006), (stranger, 443), False),
         # The proxy's own connections: a remote port is no service of ours.
-        (ours(us, 5007), them, 443, every),
-        (ours(stranger, 5008), them, 443, False),
-        (ours(stranger, 443), them, 5009, False),
+        ((us, 5007), (them, 443), every),
+        ((stranger, 5008), (them, 443), False),
+        ((stranger, 443), (them, 5009), False),
         # Our side speaks first.
-        (ours(us, 443), them, 5010, True),
-        (ours(us, 20503), them, 5011, True),
-        (ours(us, 20504), them, 5012, every),
+        ((us, 443), (them, 5010), True),
+        ((us, 20503), (them, 5011), True),
+        ((us, 20504), (them, 5012), every),
     ]
-    for source, to, port, wanted in cases:
-        packet(source, to, port)
-        seen = [flow for _, flow in drain(events)]
-        here, there = packed(family, *source.getsockname()[:2]), packed(family, to, port)
-        client, end = (here, there) if to in (us, stranger) else (there, here)
-        expected = [FlowSeen(client, bytes((UDP,)) + end, 0, 0, 0, False)]
-        assert seen == (expected if wanted else []), (to, port)
+    for source, to, wanted in cases:
+        if to[0] == them:
+            with socket.socket(family, socket.SOCK_DGRAM) as ours:
+                ours.bind(source)
+                ours.sendto(b"x", to)
+            client, end = to, source
+        else:
+            with peer.udp(family, source[1]) as theirs:
+                deliver(theirs, to[1], to[0])
+            client, end = source, to
+        expected = FlowSeen(
+            packed(family, *client), bytes((UDP,)) + packed(family, *end), 0, 0, 0, False
+        )
+        assert drain(events) == ([(True, expected)] if wanted else []), (source, to)
     run("conntrack", "-F")
     count = heard(events)
     if events.filtered:
@@ -546,7 +577,7 @@ def test_a_filter_is_replaced_while_listening(peer: Peer, events: FlowEvents) ->
 
     def send() -> list[bytes]:
         for client, port in zip(clients, (443, 30000), strict=True):
-            client.sendto(b"x", (US[socket.AF_INET], port))
+            deliver(client, port)
         found = [flow.client for _, flow in drain(events)]
         run("conntrack", "-F")
         drain(events)
@@ -582,8 +613,8 @@ def test_a_filter_for_which_there_is_no_memory_is_left_out(peer: Peer) -> None:
     first, second = peer.udp(socket.AF_INET), peer.udp(socket.AF_INET)
 
     def send() -> list[bytes]:
-        first.sendto(b"x", (US[socket.AF_INET], 443))
-        second.sendto(b"x", (US[socket.AF_INET], 444))
+        deliver(first, 443)
+        deliver(second, 444)
         run("conntrack", "-F")
         return [flow.client for new, flow in drain(events) if new]
 

@@ -647,3 +647,17 @@ def test_a_dump_may_be_left_in_the_middle(peer: Peer, events: FlowEvents) -> Non
     clients = flood(peer, 500)
     assert next(iter(events.dump())).client in clients
     assert sorted(flow.client for flow in events.dump()) == sorted(clients)
+
+
+def test_every_loopback_address_is_ours(namespace: None) -> None:
+    events = FlowEvents(ServiceEnds(((443, 443),), [socket.inet_aton("127.0.0.1")]))
+    assert events.filtered
+    for address in "127.0.0.1", "127.9.9.9":
+        with socket.create_server((address, 443)), socket.create_connection((address, 443)) as made:
+            client = packed(socket.AF_INET, *made.getsockname())
+            assert one(events, True)[:2] == (
+                client, bytes((TCP,)) + packed(socket.AF_INET, address, 443),
+            )  # fmt: skip
+            run("conntrack", "-F")
+            assert one(events, False).client == client
+    events.close()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import os
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,17 +20,15 @@ from vff_qos.kernel.packed import flow_events
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.kernel.packed.flow_events import FlowEvents, events_mode
 
-from .conftest import run
+from .harness import CLIENT, CLIENT6, CLONE_NEWNET, LIBC, NODE, NODE6, Network, run
 
-US = {socket.AF_INET: "10.98.0.1", socket.AF_INET6: "fd98::1"}
-THEM = {socket.AF_INET: "10.98.0.2", socket.AF_INET6: "fd98::2"}
+US = {socket.AF_INET: NODE, socket.AF_INET6: NODE6}
+THEM = {socket.AF_INET: CLIENT, socket.AF_INET6: CLIENT6}
 PORTS = ((443, 443), (20000, 20100))
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
 BOTH = pytest.mark.parametrize("family", FAMILIES, ids=["ipv4", "ipv6"])
 # enum tcp_conntrack
 SYN_SENT, ESTABLISHED = 1, 3
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWNET = 0x40000000
 
 
 def wait_for_route(address: str) -> None:
@@ -48,55 +44,34 @@ def add_address(address: str) -> None:
     wait_for_route(address)
 
 
-class Peer:
-    """Another namespace behind a veth pair; sockets of this process can be made there."""
+class Peer(Network):
+    """Sockets of this process can be made at the client's."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(["unshare", "-n", "sleep", "600"])
+        super().__init__()
+        while "state UP" not in self.on_client("ip", "link", "show", "dev", "c0"):
+            time.sleep(0.01)
         self.home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        there = f"/proc/{self.process.pid}/ns/net"
-        while os.stat(there).st_ino == os.fstat(self.home).st_ino:
-            time.sleep(0.01)
+        there = f"/proc/{self.client.pid}/ns/net"
         self.there = os.open(there, os.O_RDONLY | os.O_CLOEXEC)
-        for name in "all", "default":
-            # No router will answer, and its solicitations are no flows of ours.
-            Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").write_text("0")
-        run("ip", "link", "add", "s0", "type", "veth", "peer", "c0", "netns", str(self.process.pid))
-        self._up("s0", US)
-        with self.entered():
-            self._up("c0", THEM)
-            self._wait("c0", THEM)
-        self._wait("s0", US)
-
-    @staticmethod
-    def _up(device: str, addresses: dict[socket.AddressFamily, str]) -> None:
-        run("ip", "link", "set", "lo", "up")
-        for address in addresses.values():
-            run("ip", "address", "add", f"{address}/64" if ":" in address else f"{address}/24",
-                "dev", device, *(["nodad"] if ":" in address else []))  # fmt: skip
-        run("ip", "link", "set", device, "up")
-
-    @staticmethod
-    def _wait(device: str, addresses: dict[socket.AddressFamily, str]) -> None:
-        """Until then the device drops what it is given, and its addresses have no routes."""
-        while "state UP" not in run("ip", "link", "show", "dev", device):
-            time.sleep(0.01)
-        for address in addresses.values():
+        for address in US.values():
             wait_for_route(address)
+        with self.entered():
+            for address in THEM.values():
+                wait_for_route(address)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """What is opened within is there."""
-        assert _LIBC.setns(self.there, _CLONE_NEWNET) == 0
+        assert LIBC.setns(self.there, CLONE_NEWNET) == 0
         try:
             yield
         finally:
-            assert _LIBC.setns(self.home, _CLONE_NEWNET) == 0
+            assert LIBC.setns(self.home, CLONE_NEWNET) == 0
 
     def close(self) -> None:
         """End it."""
-        self.process.kill()
-        self.process.wait()
+        super().close()
         os.close(self.home)
         os.close(self.there)
 

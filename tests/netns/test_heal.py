@@ -33,9 +33,7 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
-from .conftest import run
-from .test_bootstrap import _missing, root_of
-from .test_follow import Client, Node
+from .harness import Client, Node, missing_filters, root_of, run
 
 #: The goal is one second, and an idle machine needs less.  One that is busy with other things may
 #: let the agent wait for longer than that; printed is what it took.
@@ -112,7 +110,7 @@ class HealingNode(Node):
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HealingNode]:
-    if _missing():
+    if missing_filters():
         (tmp_path / "sitecustomize.py").write_text(WITHOUT_FILTERS)
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
     made = HealingNode(tmp_path)

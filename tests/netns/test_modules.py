@@ -13,10 +13,7 @@ from typing import Any
 
 import pytest
 
-from .test_fairuse import Pipe
-from .test_follow import Client, Node, eventually, node
-
-__all__ = ["node"]  # a fixture
+from .harness import Client, Node, Pipe, eventually
 
 MODULES = Path(__file__).resolve().parents[2] / "plugins" / "modules"
 

@@ -361,9 +361,8 @@ class Scanner:
             return None
         times, sources, detours, emails = zip(*found, strict=True)
         starts = accumulate(map(len, lines), initial=self._scanned)
-        fields = zip(
-            sources, detours, emails, repeat(False), times, starts, repeat(None), repeat(b"")
-        )
+        none, author = repeat(None), repeat(NOBODY_KNOWS)
+        fields = zip(sources, detours, emails, repeat(False), times, starts, none, author)
         self.counters.lines += len(lines)
         self.counters.claims += len(lines)
         return list(map(_NEW, repeat(Claim), fields))

@@ -24,7 +24,7 @@ PLAY = ansible-playbook -i '$(INVENTORY)' vff.qos.site $(if $(LIMIT),--limit '$(
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\nVariables\n  LIMIT=node         only these hosts\n  INVENTORY=FILE     default inventory.yml\n  EXTRA="..."        more arguments for ansible-playbook\n'
 
 ##@ On your nodes
@@ -70,6 +70,10 @@ molecule: build ## Only the molecule scenario
 .PHONY: test-unit
 test-unit: build ## Only what needs neither root nor a lab node
 	$(PY) -m pytest tests/unit
+
+.PHONY: test-platforms
+test-platforms: build ## What `make test` runs on one version, on all: ansible-core 2.16 to the newest
+	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/plugins/test_ansible_cores.py
 
 .PHONY: lint
 lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog

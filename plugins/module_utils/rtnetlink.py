@@ -67,7 +67,7 @@ _DUMP_TRIES = 8
 class Link(NamedTuple):
     """A network device; ``kind`` is empty for hardware, ``alias`` a text that somebody set."""
 
-    index: int
+    ifindex: int
     name: str
     kind: str
     alias: str
@@ -90,10 +90,10 @@ class Link(NamedTuple):
         return self.hardware != _ARPHRD_ETHER
 
 
-class Qdisc(NamedTuple):
+class TopQdisc(NamedTuple):
     """A qdisc that is nobody's child: ``hook`` is root, or ingress (clsact and ingress)."""
 
-    index: int
+    ifindex: int
     kind: str
     major: int
     hook: str
@@ -101,7 +101,7 @@ class Qdisc(NamedTuple):
 
 def find_link(name: str) -> Link | None:
     """The device with this name or alternative name; None if there is none.  Raises OSError."""
-    raw = os.fsencode(name)
+    raw = name.encode("utf-8", "surrogateescape")
     if not 0 < len(raw) < _ALTIFNAMSIZ or b"\0" in raw:
         return None
     # The kernel finds alternative names under both attributes (from 5.5 on), but refuses a long one
@@ -137,7 +137,7 @@ def uplink() -> Link | None:
     return None
 
 
-def top_qdiscs() -> list[Qdisc]:
+def top_qdiscs() -> list[TopQdisc]:
     """Root and ingress qdiscs of all devices.  Raises OSError."""
     hooks = {_TC_H_ROOT: "root", _TC_H_INGRESS: "ingress"}
     found = []
@@ -145,8 +145,22 @@ def top_qdiscs() -> list[Qdisc]:
         _family, index, handle, parent, _info = _TC.unpack_from(answer)
         if parent in hooks:
             kind = _text(dict(_attributes(answer[_TC.size :])).get(_TCA_KIND, b""))
-            found.append(Qdisc(index, kind, handle >> 16, hooks[parent]))
+            found.append(TopQdisc(index, kind, handle >> 16, hooks[parent]))
     return found
+
+
+def tree_majors(alias: str, links: list[Link], qdiscs: list[TopQdisc]) -> set[int]:
+    """Major numbers of the trees on IFB devices with an alias.
+
+    The agent knows its own IFB by that, whatever its name and the handle were when it was made.
+    """
+    ifbs = {link.ifindex for link in links if link.kind == "ifb" and link.alias == alias}
+    # A tbf is what splits packets above a tree, and has one more than its major.
+    return {
+        qdisc.major - (qdisc.kind == "tbf")
+        for qdisc in qdiscs
+        if qdisc.ifindex in ifbs and qdisc.hook == "root" and qdisc.kind in ("htb", "tbf")
+    }
 
 
 def nfnetlink_answers(subsystem: int, message: int) -> bool:
@@ -193,7 +207,8 @@ def _link(answer: bytes) -> Link:
 
 
 def _text(raw: bytes) -> str:
-    return os.fsdecode(raw.rstrip(b"\0"))
+    # A name need not be UTF-8; whatever it is, people can be told of it.
+    return raw.rstrip(b"\0").decode("utf-8", "backslashreplace")
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -234,7 +249,8 @@ def _exchange(
         head = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), number)
         body += head + value + b"\0" * (-len(value) & 3)
     message = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, 1, 0) + body
-    answers, whole = [], True
+    answers: list[bytes] = []
+    whole = True
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as channel:
         channel.bind((0, 0))
         channel.send(message)

@@ -186,21 +186,7 @@ def system_family(fields):
     return family, None
 
 
-def our_majors(configured, links, qdiscs):
-    """Major numbers of trees that are ours: the configured one, and that of the tree on our IFB.
-
-    Our IFB is known by its alias, whatever its name and the handle were when it was made.
-    """
-    ifbs = {link.index for link in links if link.kind == "ifb" and link.alias == ALIAS}
-    majors = {configured}
-    for qdisc in qdiscs:
-        if qdisc.index in ifbs and qdisc.hook == "root" and qdisc.kind in ("htb", "tbf"):
-            # A tbf is what splits packets above the tree, and has one more than its major.
-            majors.add(qdisc.major - (qdisc.kind == "tbf"))
-    return majors
-
-
-def foreign_qdiscs(qdiscs, index, majors):
+def foreign_qdiscs(qdiscs, ifindex, majors):
     """(root, ingress): somebody else's qdiscs on a device, for people; None if there is none.
 
     The kernel gives its own defaults the handle 0; whatever bears another one was put there.
@@ -208,9 +194,9 @@ def foreign_qdiscs(qdiscs, index, majors):
     ours = {0, *majors, *(major + 1 for major in majors)}
     root = ingress = None
     for qdisc in qdiscs:
-        if qdisc.index == index and qdisc.hook == "root" and qdisc.major not in ours:
+        if qdisc.ifindex == ifindex and qdisc.hook == "root" and qdisc.major not in ours:
             root = f"{qdisc.kind} {qdisc.major:x}:"
-        if qdisc.index == index and qdisc.kind == "ingress":
+        if qdisc.ifindex == ifindex and qdisc.kind == "ingress":
             ingress = "ingress"
     return root, ingress
 
@@ -249,7 +235,8 @@ def check_wan(module, problems, notes):
             return None
     qdiscs = rtnetlink.top_qdiscs()
     configured = int(module.params["handle"].rstrip(":"), 16)
-    root, ingress = foreign_qdiscs(qdiscs, wan.index, our_majors(configured, links, qdiscs))
+    majors = {configured} | rtnetlink.tree_majors(ALIAS, links, qdiscs)
+    root, ingress = foreign_qdiscs(qdiscs, wan.ifindex, majors)
     if root and not module.params["take_foreign_root"]:
         problems.append(
             f"{wan.name} has a root qdisc that somebody else configured ({root}); "

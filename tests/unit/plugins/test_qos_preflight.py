@@ -109,7 +109,7 @@ def test_what_has_a_handle_was_put_there_by_somebody(
     hook: str,
     expected: tuple[str | None, str | None],
 ) -> None:
-    qdisc = plugin("module_utils/rtnetlink").Qdisc(2, kind, major, hook)
+    qdisc = plugin("module_utils/rtnetlink").TopQdisc(2, kind, major, hook)
     assert preflight.foreign_qdiscs([qdisc], 2, {0x5100}) == expected
     assert preflight.foreign_qdiscs([qdisc], 3, {0x5100}) == (None, None)
 

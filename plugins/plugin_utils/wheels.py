@@ -145,7 +145,7 @@ def _run(root: Path, command: list[str], environment: Mapping[str, str]) -> None
 def _cannot(root: Path, why: str) -> WheelsError:
     return WheelsError(
         f"This copy of vff.qos has no wheels of the agent ({wheel_dir(root)}), as it came from "
-        f"git, and they could not be built on this machine: {why}. That needs pip and internet, once; "
+        f"git, and they could not be built on this machine: {why}. That needs pip and internet; "
         "without internet, install the tarball that `make build` makes where there is one, or copy "
         "that directory from there"
     )

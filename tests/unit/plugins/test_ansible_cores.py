@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from ansible_cores import OLDEST, RELEASES, bin_of
-from vff_qos.core.policy import parse_policy
+from vff_qos.core.policy.model import parse_policy
 from vff_qos.core.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,6 +102,7 @@ def play(directory: Path) -> list[dict[str, Any]]:
             "modules": "{{ __qos_kernel_modules }}",
             "restart": "{{ __qos_restart_needed }}",
             "units": "{{ __qos_units }}",
+            "advice": "{{ __qos_webhook_advice }}",
         }
     }
     written = {"__qos_written": {"paths": ["/etc/vff-qos/policy.yml"]}}
@@ -168,6 +169,9 @@ def test_the_role_writes_and_refuses_the_same_on_every_release(
     assert {"ifb", "sch_htb", "sch_fq_codel"} <= set(found["modules"])
     assert found["restart"] in (False, "False")
     assert found["units"][0] == "vff-qos-bootstrap.service"
+    rule = '{"type": "field", "network": "tcp,udp", "outboundTag": "(your default)", "webhook": '
+    assert '"webhook": {"url": "/run/vff-qos-webhook.sock:/"};' in found["advice"]
+    assert rule in found["advice"]
     for name in TEMPLATES:
         unit = (tmp_path / name.removesuffix(".j2")).read_text()
         assert re.search(r"^\[(Service|Timer|Socket)\]$", unit, re.MULTILINE)

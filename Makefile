@@ -88,6 +88,10 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 bench: build ## Measure the agent natively, shaping natively and on lab nodes (QUICK=1: fewer runs); build/bench/report.json
 	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: bump
+bump: setup ## Set VERSION=x.y.z in all its places
+	@$(PY) tests/bump.py '$(VERSION)'
+
 .PHONY: soak
 soak: setup ## Ten minutes of rotations, restarts, kills, flushes and forged lines
 	VFF_QOS_SOAK_S=600 $(PY) -m pytest tests/netns/test_soak.py -s

@@ -34,7 +34,7 @@ wheels:
   description: SHA-256 by file name.
   type: dict
   returned: success
-  sample: {vff_qos-0.1.0-py3-none-any.whl: 0123456789abcdef}
+  sample: {example-1.0-py3-none-any.whl: 0123456789abcdef}
 built:
   description: Whether they had to be built.
   type: bool

@@ -82,3 +82,17 @@ def test_one_version_for_collection_and_agent() -> None:
     galaxy = load(ROOT / "galaxy.yml")["version"]
     project = (ROOT / "agent/pyproject.toml").read_text()
     assert f'version = "{galaxy}"' in project
+
+
+def test_what_modprobe_says_does_not_decide_whether_a_unit_starts() -> None:
+    """Where all is built in it finds nothing, and nothing is missing."""
+    lines = [
+        line
+        for path in (ROLE / "templates").glob("*.j2")
+        for line in path.read_text().splitlines()
+        if "modprobe" in line and line.startswith("Exec")
+    ]
+    assert lines
+    for line in lines:
+        prefixes = line.partition("=")[2].partition("/")[0]
+        assert set(prefixes) == {"-", "+"}  # ignore its end; as root

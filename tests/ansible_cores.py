@@ -29,7 +29,7 @@ OLDEST = next(iter(RELEASES))
 @cache
 def interpreters() -> dict[tuple[int, int], str]:
     """Interpreters of this machine that start, by version; the distribution's before others."""
-    names = [f"python3.{minor}" for minor in range(10, 15)]
+    names = [f"python3.{minor}" for minor in range(8, 15)]
     candidates = ["/usr/bin/python3", *(shutil.which(name) or "" for name in names)]
     root = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
     candidates += sorted(glob.glob(f"{root}/versions/3.*/bin/python3"))
@@ -41,6 +41,12 @@ def interpreters() -> dict[tuple[int, int], str]:
             major, minor = json.loads(done.stdout)
             found.setdefault((major, minor), python)
     return found
+
+
+def oldest_target(release: str) -> str:
+    """The oldest interpreter of this machine on which a release runs modules (3.8 is our floor)."""
+    floor = (3, 8) if release < "2.20" else (3, 9)
+    return min((v, python) for v, python in interpreters().items() if v >= floor)[1]
 
 
 def bin_of(release: str) -> Path | None:

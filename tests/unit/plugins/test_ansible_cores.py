@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_cores import OLDEST, RELEASES, bin_of
+from ansible_cores import OLDEST, RELEASES, bin_of, oldest_target
 from vff_qos.core.policy.model import parse_policy
 from vff_qos.core.settings import parse_settings
 
@@ -86,7 +86,20 @@ REFUSED = {
 TEMPLATES = sorted(path.name for path in (ROLE / "templates").glob("vff-qos-*.j2"))
 
 
-def play(directory: Path) -> list[dict[str, Any]]:
+#: What the preflight needs; in this machine it always finds something to refuse, be it this.
+PREFLIGHT = {
+    "wan": "no-such-device",
+    "ifb": "vffqos0",
+    "handle": "5100",
+    "kernel_modules": ["sch_htb"],
+    "python": "/usr/bin/python3",
+    "access_log": "",
+    "wheel_dir": "/nonexistent",
+    "user": "nobody",
+}
+
+
+def play(directory: Path, target: str) -> list[dict[str, Any]]:
     """Writes what the role writes, and collects what it refuses."""
     include = {"name": "vff.qos.qos", "tasks_from": "settings.yml"}
     tasks: list[dict[str, Any]] = [
@@ -128,6 +141,12 @@ def play(directory: Path) -> list[dict[str, Any]]:
                 "rescue": [{"ansible.builtin.copy": note}],
             }
         )
+    look = {
+        "vff.qos.qos_preflight": PREFLIGHT,
+        "vars": {"ansible_python_interpreter": target},
+    }
+    note = {"dest": str(directory / "preflight"), "content": "{{ ansible_failed_result.msg }}"}
+    tasks.append({"block": [look], "rescue": [{"ansible.builtin.copy": note}]})
     user = {"vff.qos.qos_user": {"name": 5.1}}
     note = {"dest": str(directory / "user"), "content": "{{ ansible_failed_result.msg }}"}
     tasks.append({"block": [user], "rescue": [{"ansible.builtin.copy": note}]})
@@ -142,7 +161,9 @@ def test_the_role_writes_and_refuses_the_same_on_every_release(
     directory = bin_of(release)
     if directory is None:
         pytest.skip(f"no Python here for ansible-core {release}")
-    (tmp_path / "play.yml").write_text(yaml.safe_dump(play(tmp_path), sort_keys=False))
+    (tmp_path / "play.yml").write_text(
+        yaml.safe_dump(play(tmp_path, oldest_target(release)), sort_keys=False)
+    )
     done = subprocess.run(
         [directory / "ansible-playbook", "play.yml"],
         cwd=tmp_path,
@@ -180,6 +201,8 @@ def test_the_role_writes_and_refuses_the_same_on_every_release(
         note = tmp_path / f"refused-{number}"
         assert note.exists(), f"{text} was accepted"
         assert sentence in note.read_text()
+    said = (tmp_path / "preflight").read_text()
+    assert "there is no interface no-such-device (qos_if_wan); there are " in said
     assert (tmp_path / "user").read_text().startswith("name is the number 5.1 to YAML")
 
 

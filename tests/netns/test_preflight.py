@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -273,6 +274,18 @@ def test_what_the_kernel_can_do_is_tried_where_no_list_says_it(
     notes: list[str] = []
     qos_preflight.check_kernel(Module(kernel_modules=["sch_htb", "ifb"]), problems, notes)
     assert (problems, notes) == ([], [])
+
+
+def test_where_no_namespace_can_be_made_nobody_can_tell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a container that may not: that is no reason to refuse the node."""
+    forbidden = tmp_path / "unshare"
+    forbidden.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
+    forbidden.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    names = ["sch_htb", "act_ctinfo"]
+    assert qos_preflight.try_features(Module(), names) == ([], names)
 
 
 def test_what_the_kernel_lacks_is_named_once() -> None:

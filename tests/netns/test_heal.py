@@ -171,6 +171,21 @@ def test_the_default_route_moves_to_another_device(node: HealingNode) -> None:
     node.wait(node.is_whole)
 
 
+def test_the_way_out_moves_by_halves_of_a_default_route_and_by_rules(node: HealingNode) -> None:
+    via = ("via", "10.8.0.2", "dev", "spare0")
+    for half in ("0.0.0.0/1", "128.0.0.0/1"):
+        run("ip", "route", "add", half, *via)
+    node.wait(lambda: node.is_whole("spare0"))
+    for half in ("0.0.0.0/1", "128.0.0.0/1"):
+        run("ip", "route", "del", half)
+    node.wait(node.is_whole)
+    run("ip", "route", "add", "default", *via, "table", "77")
+    run("ip", "rule", "add", "not", "fwmark", "0xca6c", "lookup", "77")
+    node.wait(lambda: node.is_whole("spare0"))
+    run("ip", "rule", "del", "not", "fwmark", "0xca6c", "lookup", "77")
+    node.wait(node.is_whole)
+
+
 def test_what_is_broken_during_a_repair_is_healed_too(node: HealingNode) -> None:
     for _ in range(4):
         run("nft", "flush", "chain", "inet", "vff_qos", "post")

@@ -15,7 +15,7 @@ from ..core.policy.overrides import Override
 from ..core.rates import format_rate
 from ..core.settings import Settings
 from ..errors import Refused
-from ..kernel.devices import shaping_devices, wan_device
+from ..kernel.devices import shaping_devices, wan_link
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.tc import Tc
 from ..kernel.tcpmem import TcpMemory, read_tcp_memory
@@ -41,7 +41,7 @@ def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any
     }
     try:
         devices = shaping_devices(settings)
-        status["wan"], status["ifb"] = wan_device(settings), settings.ifb
+        status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb
     except Refused as error:
         status["trouble"] = f"not set up: {error}"
         return status

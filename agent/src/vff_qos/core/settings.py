@@ -14,8 +14,10 @@ LEAVES = ("fq_codel", "pfifo", "cake")
 UNKNOWN_UDP = ("pass", "restrict")
 SOURCES = ("file", "container", "journal", "webhook")
 
-#: Linux: IFNAMSIZ is 16 with the terminating zero; '/' and white space are not allowed.
-_IFNAME = re.compile(r"[^\s/:]{1,15}")
+#: Linux: '/', ':' and white space are not allowed.
+_IFNAME = re.compile(r"[^\s/:]+")
+#: IFNAMSIZ and ALTIFNAMSIZ, of alternative names, without the terminating zero: bytes, not letters.
+_IFNAME_BYTES, _ALTNAME_BYTES = 15, 127
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 #: What Docker and Podman accept.
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
@@ -146,8 +148,8 @@ def parse_settings(text: bytes, where: str) -> Settings:
             ("webhook_mode",), f"{webhook_mode!r} is not a mode in quotes such as '0660'"
         )
     settings = Settings(
-        wan=_ifname(doc, "wan", data, base.wan),
-        ifb=_ifname(doc, "ifb", data, base.ifb),
+        wan=_ifname(doc, "wan", data, base.wan, _ALTNAME_BYTES),
+        ifb=_ifname(doc, "ifb", data, base.ifb, _IFNAME_BYTES),
         major=_major(doc, data, base.major),
         service_ports=_ports(doc, "service_ports", data, base.service_ports),
         free_text_ports=_ports(doc, "free_text_ports", data, ()),
@@ -238,11 +240,13 @@ def _rate(doc: Document, path: tuple[str, ...], data: dict[str, Any], default: i
         raise doc.fail(path, str(error)) from error
 
 
-def _ifname(doc: Document, key: str, data: dict[str, Any], default: str) -> str:
+def _ifname(doc: Document, key: str, data: dict[str, Any], default: str, most: int) -> str:
+    """The name of an interface of at most so many bytes."""
     value = data.get(key, default)
-    if not isinstance(value, str) or not _IFNAME.fullmatch(value) or value in (".", ".."):
-        raise doc.fail((key,), f"{value!r} is not an interface name (1 to 15 characters)")
-    return value
+    known = isinstance(value, str) and _IFNAME.fullmatch(value) and value not in (".", "..")
+    if not known or len(value.encode(errors="surrogateescape")) > most:
+        raise doc.fail((key,), f"{value!r} is not an interface name (1 to {most} bytes)")
+    return str(value)
 
 
 def _major(doc: Document, data: dict[str, Any], default: int) -> int:

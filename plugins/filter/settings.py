@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.vff.qos.plugins.module_utils.yaml_names import not_text
 
 _AGENT = Path(__file__).resolve().parents[2] / "agent" / "src"
 
@@ -40,6 +41,37 @@ def unknown_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:
         near = difflib.get_close_matches(name, allowed, 1)
         hint = f"did you mean {near[0]}?" if near else "see ansible-doc -t role vff.qos.qos"
         problems.append(f"{name} is not a variable of the role vff.qos.qos; {hint}")
+    return problems
+
+
+def unquoted_names(variables: Mapping[str, Any]) -> list[str]:
+    """One sentence for each name among ``variables`` that YAML did not read as text.
+
+    The text that the operator wrote is gone by then, so that it cannot be put right here.
+    """
+    problems = []
+
+    def check(value: object, where: str) -> None:
+        if problem := not_text(value, where):
+            problems.append(problem)
+
+    def check_plan(entry: object, where: str) -> None:
+        if isinstance(entry, Mapping) and "plan" in entry:
+            check(entry["plan"], f"{where}: the plan")
+
+    for name, value in variables.items():
+        if name in ("qos_users", "qos_plans"):
+            # What is no mapping is refused with all else.
+            for key, entry in value.items() if isinstance(value, Mapping) else ():
+                check(key, f"{name}: a name")
+                check_plan(entry, f"{name}[{key}]")
+        elif name == "qos_match":
+            for number, entry in enumerate(value if isinstance(value, (list, tuple)) else ()):
+                if isinstance(entry, Mapping) and "pattern" in entry:
+                    check(entry["pattern"], f"{name}[{number}]: the pattern")
+                check_plan(entry, f"{name}[{number}]")
+        else:
+            check(value, name)
     return problems
 
 
@@ -75,4 +107,8 @@ class FilterModule:
     """Filters of this file."""
 
     def filters(self) -> dict[str, Any]:
-        return {"settings_problems": settings_problems, "unknown_variables": unknown_variables}
+        return {
+            "settings_problems": settings_problems,
+            "unknown_variables": unknown_variables,
+            "unquoted_names": unquoted_names,
+        }

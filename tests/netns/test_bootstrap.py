@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from vff_qos.cli import main
 from vff_qos.commands import bootstrap
 from vff_qos.commands.killswitch import resume, suspend
 from vff_qos.core.htb import PROVISIONAL, user_class
-from vff_qos.core.plan import layout
-from vff_qos.core.plan.layout import Filter, Key
+from vff_qos.core.plan.layout import Filter
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 from vff_qos.journal import Journal
@@ -35,134 +33,29 @@ from vff_qos.kernel.packed.netlink import Netlink
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
-from .conftest import run
-
-WAN = "wan0"
-NODE, CLIENT, NODE6, CLIENT6 = "10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2"
-MARK = 0x5100002A
-
-
-class Memory:
-    """A state without a file; what goes in must be JSON."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-
-    def get_value(self, key: str) -> Any:
-        return json.loads(self.values.get(key, "null"))
-
-    def set_value(self, key: str, value: Any) -> None:
-        self.values[key] = json.dumps(value)
-
-
-class Network:
-    """The node is this namespace, a client another one, between them a veth pair."""
-
-    def __init__(self) -> None:
-        self.client = subprocess.Popen(["unshare", "-n", "sleep", "600"])
-        while self._same_namespace():
-            time.sleep(0.01)
-        run("ip", "link", "add", WAN, "type", "veth", "peer", "c0", "netns", str(self.client.pid))
-        for address, peer, options in ((NODE, CLIENT, ()), (NODE6, CLIENT6, ("nodad",))):
-            plen = "64" if ":" in address else "24"
-            run("ip", "address", "add", f"{address}/{plen}", "dev", WAN, *options)
-            self.on_client("ip", "address", "add", f"{peer}/{plen}", "dev", "c0", *options)
-        run("ip", "link", "set", WAN, "up")
-        self.on_client("ip", "link", "set", "c0", "up")
-        while "LOWER_UP" not in run("ip", "link", "show", "dev", WAN):
-            time.sleep(0.01)
-
-    def _same_namespace(self) -> bool:
-        names = [run("readlink", f"/proc/{p}/ns/net") for p in ("self", self.client.pid)]
-        return names[0] == names[1]
-
-    def enter(self, *command: str) -> list[str]:
-        return ["nsenter", "-t", str(self.client.pid), "-n", *command]
-
-    def on_client(self, *command: str) -> str:
-        return run(*self.enter(*command))
-
-
-@pytest.fixture
-def net(namespace: None) -> Iterator[Network]:
-    network = Network()
-    yield network
-    network.client.kill()
-    network.client.wait()
-
-
-def _missing() -> str:
-    """What this kernel cannot do for us, found by trying."""
-    run("ip", "link", "add", "probe0", "type", "ifb")
-    names = {index: name for index, name in socket.if_nameindex()}
-    indices = {name: index for index, name in names.items()}
-    netlink = Netlink(socket.NETLINK_ROUTE)
-    missing = []
-    try:
-        filters.set_tree(netlink, indices["probe0"], 0x5100, 1)
-        try:
-            filters.add_clsact(netlink, indices["probe0"])
-        except KernelRefused as error:
-            missing.append(f"clsact ({error})")
-        wanted = layout.desired(replace(SETTINGS, ifb="probe0"), "probe0")
-        everything = layout.desired(replace(SETTINGS, ifb="probe0", service_ports=()), "probe0")
-        for key, spec in (wanted | everything).items():
-            if key[0] == "filter":
-                try:
-                    filters.add_filter(netlink, key, spec, 0x5100, indices)
-                except KernelRefused:
-                    missing.append(" ".join([spec.kind, *(action[0] for action in spec.actions)]))
-    finally:
-        netlink.close()
-        run("ip", "link", "del", "probe0")
-    return ", ".join(dict.fromkeys(missing))
-
-
-SETTINGS = Settings(
-    wan=WAN, service_ports=((443, 443), (20000, 20100)), node_ceil_bps=10**9, leaf="pfifo"
+from .harness import (
+    CLIENT,
+    CLIENT6,
+    MARK,
+    NODE,
+    NODE6,
+    SETTINGS,
+    WAN,
+    Memory,
+    Network,
+    missing_filters,
+    root_of,
+    run,
+    snapshot,
 )
-
-
-@pytest.fixture(params=[False, True], ids=["whole", "split"])
-def settings(
-    request: pytest.FixtureRequest, net: Network, monkeypatch: pytest.MonkeyPatch
-) -> Settings:
-    """Settings; in a kernel without our filters, plans are made without them."""
-    if _missing():
-        complete = layout.desired
-
-        def desired(settings: Settings, wan: str, mtu: int) -> dict[Key, Any]:
-            return {k: v for k, v in complete(settings, wan, mtu).items() if k[0] != "filter"}
-
-        monkeypatch.setattr(layout, "desired", desired)
-    return replace(SETTINGS, split=request.param)
 
 
 @pytest.fixture
 def full(net: Network) -> Settings:
     """Settings for tests that cannot do without filters."""
-    if missing := _missing():
+    if missing := missing_filters():
         pytest.skip(f"this kernel lacks: {missing}")
     return SETTINGS
-
-
-def snapshot() -> dict[str, str]:
-    """Everything that could be left behind."""
-    links = json.loads(run("ip", "-j", "-d", "link"))
-    names = [link["ifname"] for link in links]
-    return {
-        "links": run("ip", "-br", "link"),
-        "addresses": run("ip", "-br", "address"),
-        "qdiscs": "\n".join(sorted(run("tc", "qdisc", "show").splitlines())),
-        "ingress": "".join(run("tc", "filter", "show", "dev", n, "ingress") for n in names),
-        "egress": "".join(run("tc", "filter", "show", "dev", n, "egress") for n in names),
-        "nft": run("nft", "list", "tables").replace("table inet track\n", ""),
-    }
-
-
-def root_of(dev: str) -> str:
-    found = json.loads(run("tc", "-j", "qdisc", "show", "dev", dev, "root"))
-    return f"{found[0]['kind']} {found[0]['handle']}" if found else ""
 
 
 def ours(settings: Settings) -> str:

@@ -7,8 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,17 +16,7 @@ from vff_qos.config import Paths
 from vff_qos.journal import Journal
 from vff_qos.state import State
 
-from .conftest import run
-from .test_emergencies import ceils, user
-from .test_follow import Node, eventually
-
-
-@pytest.fixture
-def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Node]:
-    made = Node(tmp_path)
-    yield made
-    made.stop()
-
+from .harness import Node, ceils, eventually, run, user
 
 # -- a change that touches everybody --------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -21,6 +20,8 @@ import pytest
 
 from vff_qos.errors import SourceError
 from vff_qos.sources.container import Books, ContainerSource, Found, find_container
+
+from .harness import cgroup_mount
 
 #: Names a cgroup of this machine, which other runs of these tests share.
 ID = os.urandom(32).hex()
@@ -51,15 +52,6 @@ for line in sys.stdin:
         os.rename(path, text)
     print("done", flush=True)
 """
-
-
-def cgroup_mount() -> Path:
-    """Where cgroup2 is mounted; skips the test if it is not."""
-    mounts = Path("/proc/self/mounts").read_text()
-    found = re.search(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)
-    if found is None:
-        pytest.skip("needs cgroup2")
-    return Path(found[1])
 
 
 class Container:

@@ -9,7 +9,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,34 +20,9 @@ from vff_qos.core.settings import Settings
 from vff_qos.state import State
 from vff_qos.state_file import SCHEMA_VERSION
 
-from .conftest import run
-from .test_bootstrap import Memory, net, settings  # noqa: F401
-from .test_follow import Client, Node, eventually
-from .test_state import fill, small_disk
+from .harness import Memory, Node, ceils, eventually, fill, run, small_disk, user
 
 TYPO = "leef: pfifo\n"
-
-
-@pytest.fixture
-def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Node]:
-    made = Node(tmp_path)
-    yield made
-    made.stop()
-
-
-def user(node: Node, email: str) -> Client:
-    """A live flow of a user who has a class."""
-    client = Client("127.0.0.1", 4430)
-    node.write(client.line(email))
-    eventually(lambda: node.mark(client))
-    return client
-
-
-def ceils(node: Node, client: Client) -> tuple[int | None, int | None]:
-    """(upload, download) limits of the class of a client's flow."""
-    minor = (node.mark(client) or 0) & 0xFFFF
-    up, down = node.classes()
-    return up.get(minor), down.get(minor)
 
 
 def misspell(node: Node) -> None:
@@ -100,9 +75,21 @@ def test_suspend_works_where_there_never_were_good_settings(node: Node) -> None:
     assert node.mark(alice) == 0
 
 
+def test_suspend_finds_the_handle_in_the_kernel(settings: Settings, tmp_path: Path) -> None:
+    limited = replace(settings, major=0x4711, unclassified_upload_bps=10**7)
+    bootstrap.reconcile(limited, Memory())  # the state is lost, too
+    assert "rate 10Mbit" in run("tc", "class", "show", "dev", "vffqos0")
+    path = tmp_path / "settings.yml"
+    path.write_text("handle: [\n")
+    options = [f"--{what}-dir={tmp_path / what}" for what in ("state", "run")]
+    assert main(["suspend", f"--settings={path}", *options]) == 0
+    assert "rate 10Mbit" not in run("tc", "class", "show", "dev", "vffqos0")
+    assert "class htb 4711:fffe" in run("tc", "class", "show", "dev", "vffqos0")
+
+
 @pytest.mark.parametrize("text", [TYPO, "if_ifb: [\n", None])
 def test_remove_works_with_broken_settings(
-    settings: Settings,  # noqa: F811
+    settings: Settings,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     text: str | None,

@@ -31,9 +31,7 @@ from lab.users import MBIT, PORTS, VLESS_RANGE, Device, User, devices, role_vari
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.conntrack import decode_tuple
 
-from .conftest import run
-from .test_container import cgroup_mount
-from .test_follow import Node, eventually
+from .harness import Node, cgroup_mount, eventually, run
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"

@@ -28,14 +28,12 @@ from vff_qos.journal import Journal
 from vff_qos.kernel import links
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.kernel.packed.monitor import Monitor
-from vff_qos.kernel.packed.netlink import Netlink
+from vff_qos.kernel.packed.netlink import Interrupted, Netlink
 from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
-from .conftest import run
-from .test_bootstrap import _missing, root_of
-from .test_follow import Client, Node
+from .harness import Client, Node, missing_filters, root_of, run
 
 #: The goal is one second, and an idle machine needs less.  One that is busy with other things may
 #: let the agent wait for longer than that; printed is what it took.
@@ -112,7 +110,7 @@ class HealingNode(Node):
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HealingNode]:
-    if _missing():
+    if missing_filters():
         (tmp_path / "sitecustomize.py").write_text(WITHOUT_FILTERS)
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
     made = HealingNode(tmp_path)
@@ -170,6 +168,21 @@ def test_the_default_route_moves_to_another_device(node: HealingNode) -> None:
     assert "clsact" not in run("tc", "qdisc", "show", "dev", "wan0")
     # Away and back within one repair.
     run("ip", "route", "replace", "default", "via", "10.9.0.2", "dev", "wan0")
+    node.wait(node.is_whole)
+
+
+def test_the_way_out_moves_by_halves_of_a_default_route_and_by_rules(node: HealingNode) -> None:
+    via = ("via", "10.8.0.2", "dev", "spare0")
+    for half in ("0.0.0.0/1", "128.0.0.0/1"):
+        run("ip", "route", "add", half, *via)
+    node.wait(lambda: node.is_whole("spare0"))
+    for half in ("0.0.0.0/1", "128.0.0.0/1"):
+        run("ip", "route", "del", half)
+    node.wait(node.is_whole)
+    run("ip", "route", "add", "default", *via, "table", "77")
+    run("ip", "rule", "add", "not", "fwmark", "0xca6c", "lookup", "77")
+    node.wait(lambda: node.is_whole("spare0"))
+    run("ip", "rule", "del", "not", "fwmark", "0xca6c", "lookup", "77")
     node.wait(node.is_whole)
 
 
@@ -337,11 +350,13 @@ def test_a_dump_that_changes_interrupt_is_read_again() -> None:
     interrupted = 0
 
     class Counting(Netlink):
-        def _dump_once(self, *args: object) -> list[bytes] | None:
+        def messages(self, *args: object) -> Iterator[bytes]:
             nonlocal interrupted
-            entries = super()._dump_once(*args)  # type: ignore[arg-type]
-            interrupted += entries is None
-            return entries
+            try:
+                yield from super().messages(*args)  # type: ignore[arg-type]
+            except Interrupted:
+                interrupted += 1
+                raise
 
     thread = threading.Thread(target=churn)
     thread.start()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import selectors
 import signal
 import socket
 import stat
@@ -24,8 +22,7 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.shaping import Classes
 from vff_qos.state import State
 
-from .conftest import run
-from .test_follow import MAJOR, Client, Node, eventually
+from .harness import MAJOR, Flood, Node, ceils, eventually, run, user
 
 
 @pytest.fixture
@@ -42,21 +39,6 @@ def refuse(node: Node, *words: str) -> str:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     return done.stderr
-
-
-def ceils(node: Node, client: Client) -> tuple[int | None, int | None]:
-    """(upload, download) limits of the class of a client's flow."""
-    minor = (node.mark(client) or 0) & 0xFFFF
-    up, down = node.classes()
-    return up.get(minor), down.get(minor)
-
-
-def user(node: Node, email: str) -> Client:
-    """A live flow of a user who has a class."""
-    client = Client("127.0.0.1", 4430)
-    node.write(client.line(email))
-    eventually(lambda: node.mark(client))
-    return client
 
 
 def sent_bytes(minor: int) -> int:
@@ -430,49 +412,6 @@ def test_a_leaf_that_is_gone_comes_back(trees: tuple[str, str]) -> None:
     run("tc", "qdisc", "del", "dev", "wan0", "parent", "5100:3", "handle", "3:")
     assert [owner.minor for owner in bare.change("default: {}")] == [3]
     assert bare.tc.leaves(bare.devices, MAJOR)[1] == {2: "pfifo", 3: "pfifo", 4: "pfifo"}
-
-
-_SO_SNDBUFFORCE = 32
-
-
-class Flood:
-    """Users who always have something to send, each from a number of sockets, into the WAN tree.
-
-    SO_PRIORITY names the class, so that no filter is needed; a full socket waits for its packets
-    to leave the queue, as a real sender does.
-    """
-
-    FRAME = b"\xff" * 12 + b"\x88\xb5" + b"x" * 1_500
-
-    def __init__(self, users: dict[int, int]) -> None:
-        """``users``: {minor: number of sockets}."""
-        self.selector = selectors.DefaultSelector()
-        for minor, count in users.items():
-            for _ in range(count):
-                sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
-                # Together somewhat less than the 1,000 packets that the queue holds.
-                sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 800_000 // count)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, MAJOR << 16 | minor)
-                sock.bind(("wan0", 0))
-                self.selector.register(sock, selectors.EVENT_WRITE)
-
-    def send(self, seconds: float) -> None:
-        """Keep the queues full for a while."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for key, _events in self.selector.select(0.01):
-                assert isinstance(key.fileobj, socket.socket)
-                try:
-                    while True:
-                        key.fileobj.send(self.FRAME)
-                except OSError as error:  # the socket is full, or the queue
-                    assert error.errno in (errno.EAGAIN, errno.ENOBUFS)
-
-    def close(self) -> None:
-        for key in list(self.selector.get_map().values()):
-            assert isinstance(key.fileobj, socket.socket)
-            key.fileobj.close()
-        self.selector.close()
 
 
 def _shares(bare: Bare, sockets: dict[int, int], seconds: float) -> dict[int, float]:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import run
-from .test_follow import Client, Node, eventually
+from .harness import Client, Node, eventually, run
 
 #: The agent's account; it has no name here.
 ACCOUNT = 4711

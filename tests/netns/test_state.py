@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -14,27 +13,7 @@ import pytest
 from vff_qos.core.owners import Owner
 from vff_qos.state import State, StateError
 
-from .conftest import run
-
-
-@contextlib.contextmanager
-def small_disk(directory: Path, size: str = "256k") -> Iterator[None]:
-    """A file system of its own."""
-    directory.mkdir()
-    run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory))
-    try:
-        yield
-    finally:
-        run("umount", "-l", str(directory))
-
-
-def fill(directory: Path) -> Path:
-    """Take all room there is; returns the file that holds it."""
-    ballast = directory / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return ballast
+from .harness import fill, run, small_disk
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ import pytest
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.conntrack import prepare
 
-from .conftest import run
-from .test_follow import Client, Node, eventually
+from .harness import Client, Node, eventually, run
 
 
 class WebhookNode(Node):

@@ -107,3 +107,31 @@ def test_one_version_for_collection_and_agent() -> None:
     galaxy = load(ROOT / "galaxy.yml")["version"]
     project = (ROOT / "agent/pyproject.toml").read_text()
     assert f'version = "{galaxy}"' in project
+
+
+def test_the_preflight_and_the_agent_ask_for_the_same_python() -> None:
+    project = (ROOT / "agent/pyproject.toml").read_text()
+    module = (ROOT / "plugins/modules/qos_preflight.py").read_text()
+    floor = re.search(r"^PYTHON_FLOOR = \((\d+), (\d+)\)$", module, re.M)
+    assert floor
+    assert f'requires-python = ">={floor[1]}.{floor[2]}"' in project
+
+
+def test_the_agent_and_the_preflight_read_the_kernels_answers_with_one_file() -> None:
+    """A link, so that a checkout, an installed collection and a wheel all have the same."""
+    link = ROOT / "agent/src/vff_qos/kernel/rtnetlink.py"
+    assert link.resolve() == ROOT / "plugins/module_utils/rtnetlink.py"
+
+
+def test_what_modprobe_says_does_not_decide_whether_a_unit_starts() -> None:
+    """Where all is built in it finds nothing, and nothing is missing."""
+    lines = [
+        line
+        for path in (ROLE / "templates").glob("*.j2")
+        for line in path.read_text().splitlines()
+        if "modprobe" in line and line.startswith("Exec")
+    ]
+    assert lines
+    for line in lines:
+        prefixes = line.partition("=")[2].partition("/")[0]
+        assert set(prefixes) == {"-", "+"}  # ignore its end; as root

@@ -11,17 +11,29 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..core.htb import CEIL_MINOR, ROOT_MINOR, TARGET_US, UNCLASSIFIED_MINOR, classid
+from ..core.htb import (
+    CEIL_MINOR,
+    MINOR_MASK,
+    OURS_MASK,
+    PROVISIONAL,
+    ROOT_MINOR,
+    TARGET_US,
+    UNCLASSIFIED_MINOR,
+    classid,
+    usable_minor,
+)
 from ..core.plan import layout
 from ..core.plan.layout import Observed, Operation, Plan, Qdisc
 from ..core.settings import Settings
 from ..errors import KernelRefused, QosError
-from ..kernel import filters, links, nft
+from ..kernel import filters, links, nft, rtnetlink
 from ..kernel.devices import default_route_device
 from ..kernel.packed import tc
+from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.netlink import Netlink
 
 Recorded = dict[str, Any]
+_ACTION_MODULES = {"ctinfo": "act_ctinfo", "mark": "act_skbedit", "redirect": "act_mirred"}
 #: Under this key the state holds what `remove` must know of the time before us.
 STATE_KEY = "kernel"
 
@@ -95,7 +107,7 @@ def remove(settings: Settings, state: Memory, dry_run: bool = False) -> list[str
 def _run(
     settings: Settings, make: Callable[[Recorded], Plan], state: Memory, dry_run: bool
 ) -> list[str]:
-    recorded: Recorded = state.get_value(STATE_KEY) or {}
+    recorded: Recorded = state.get_value(STATE_KEY) or _recorded_by_the_kernel(settings)
     plan = make(recorded)
     lines = [step.text for step in plan.operations]
     if dry_run:
@@ -103,11 +115,49 @@ def _run(
     if plan.before != recorded:
         state.set_value(STATE_KEY, plan.before)
     notes = _apply(settings, plan.operations) if lines else []
+    notes += _move_marks(int(recorded.get("major", settings.major)), settings.major, state)
     if plan.after != plan.before:
         state.set_value(STATE_KEY, plan.after or None)
     if lines and (left := make(plan.after).operations):
         raise QosError(f"after all steps this still differs: {'; '.join(s.text for s in left)}")
     return lines + notes
+
+
+def _recorded_by_the_kernel(settings: Settings) -> Recorded:
+    """Where the state is lost: the handle of the tree on our IFB, which has our alias.
+
+    Without it a tree of ours would look like somebody else's after a change of the handle.
+    """
+    majors = rtnetlink.tree_majors(layout.ALIAS, rtnetlink.all_links(), rtnetlink.top_qdiscs())
+    others = sorted(majors - {settings.major})
+    return {"major": others[0]} if others else {}
+
+
+def _move_marks(old: int, new: int, state: Memory) -> list[str]:
+    """After the handle has changed: open connections keep their users, under the new tag.
+
+    Otherwise they would look like other software's, and be unlimited until they end.  Also done
+    for those that wait in the state for the end of a suspension.
+    """
+    if old == new:
+        return []
+
+    def moved(mark: int) -> int:
+        minor = mark & MINOR_MASK
+        return mark & PROVISIONAL | classid(new, minor) if usable_minor(new, minor) else 0
+
+    if waiting := state.get_value("suspended"):
+        for flow in waiting["flows"]:
+            if flow[2] & OURS_MASK == classid(old, 0):
+                flow[2] = moved(flow[2])
+        state.set_value("suspended", waiting)
+    conntrack = Conntrack()
+    try:
+        entries = list(conntrack.dump(classid(old, 0), OURS_MASK))
+        count = conntrack.set_entries([(entry, moved(entry.mark)) for entry in entries])
+    finally:
+        conntrack.close()
+    return [f"move the marks of {count} connections from {old:x}: to {new:x}:"] if count else []
 
 
 def _apply(settings: Settings, operations: list[Operation]) -> list[str]:
@@ -121,12 +171,37 @@ def _apply(settings: Settings, operations: list[Operation]) -> list[str]:
             except KernelRefused as error:
                 done = "; ".join(s.text for s in operations[:number]) or "nothing"
                 left = "; ".join(s.text for s in operations[number:])
-                what = f"{error.what} (done: {done}. Not done: {left})"
+                what = f"{_lacking(error.code, step)}{error.what} (done: {done}. Not done: {left})"
                 raise KernelRefused(error.code, what) from error
         return notes
     finally:
         netlink.close()
         classes.close()
+
+
+def _lacking(code: int, step: Operation) -> str:
+    """What a kernel that has never heard of an object lacks; empty if it refused for another
+    reason.
+
+    Only here it shows: lists of modules do not tell what is built in or loaded by a host.
+    """
+    if step.verb != "add" or code not in (errno.ENOENT, errno.EOPNOTSUPP):
+        return ""
+    kind, spec = step.key[0], step.spec
+    if kind == "root":
+        modules = ["sch_htb", *(["sch_tbf"] if spec[2] else [])]
+    elif kind == "leaf":
+        modules = [f"sch_{spec}"]
+    elif kind == "filter":
+        modules = [f"cls_{spec.kind}", *(_ACTION_MODULES[action[0]] for action in spec.actions)]
+    else:
+        modules = {"link": ["ifb"], "ingress": ["sch_ingress"]}.get(kind, [])
+    if not modules:
+        return ""
+    return (
+        f"the kernel lacks {' or '.join(modules)}, or cannot load it (install the distribution's "
+        "full kernel; in a container, have the host load it): "
+    )
 
 
 def _step(netlink: Netlink, classes: tc.Tc, major: int, step: Operation) -> list[str]:

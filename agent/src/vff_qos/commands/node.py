@@ -114,9 +114,18 @@ class Node:
             found = salvage_settings(read_file(self.paths.settings))
         except ConfigError:
             found = Settings()
-        # That of the objects in the kernel, as the last bootstrap has noted it.
+        return replace(found, major=self._major_in_use(found.major))
+
+    def _major_in_use(self, wanted: int) -> int:
+        """The handle of our tree in the kernel: what was read may not be what is there."""
+        from ..core.plan.layout import ALIAS
+        from ..kernel import rtnetlink
+
         recorded = self.any_state.get_value(KERNEL_RECORD) or {}
-        return replace(found, major=recorded.get("major", found.major))
+        if "major" in recorded:
+            return int(recorded["major"])
+        majors = rtnetlink.tree_majors(ALIAS, rtnetlink.all_links(), rtnetlink.top_qdiscs())
+        return wanted if wanted in majors or not majors else min(majors)
 
     @cached_property
     def policy(self) -> Policy:

@@ -10,7 +10,7 @@ from ..core.owners import ACTIVE
 from ..core.policy.overrides import Override
 from ..disabled import read_record
 from ..errors import Refused
-from ..kernel.devices import shaping_devices, wan_device
+from ..kernel.devices import shaping_devices, wan_link
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.tcpmem import TcpMemory, read_tcp_memory
 from ..render import describe_override, display_name, limit
@@ -42,7 +42,7 @@ def read_status(node: Node) -> dict[str, Any]:
     }
     try:
         devices = shaping_devices(settings)
-        status["wan"], status["ifb"] = wan_device(settings), settings.ifb
+        status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb
         status["ceil_bps"] = settings.node_ceil_bps
     except Refused as error:
         status["trouble"] = f"not set up: {error}"

@@ -54,7 +54,9 @@ class Minors:
         self._parked: dict[int, None] = {}
         self._next = FIRST_USER_MINOR
         for owner in sorted(owners, key=lambda owner: owner.moved):
-            self._enter(owner)
+            # After a change of the handle one or two minors cannot be had any more.
+            if usable_minor(major, owner.minor):
+                self._enter(owner)
 
     def _enter(self, owner: Owner) -> None:
         self.by_key[owner.key] = owner

@@ -17,8 +17,10 @@ UNKNOWN_UDP = ("pass", "restrict")
 UNLIMITED_BPS = 100_000_000_000
 SOURCES = ("file", "container", "journal", "webhook")
 
-#: Linux: IFNAMSIZ is 16 with the terminating zero; '/' and white space are not allowed.
-_IFNAME = re.compile(r"[^\s/:]{1,15}")
+#: Linux: '/', ':' and white space are not allowed.
+_IFNAME = re.compile(r"[^\s/:]+")
+#: IFNAMSIZ and ALTIFNAMSIZ, of alternative names, without the terminating zero: bytes, not letters.
+_IFNAME_BYTES, _ALTNAME_BYTES = 15, 127
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 #: What Docker and Podman accept.
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
@@ -167,8 +169,8 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
     if not isinstance(log, str) or not log.startswith("/"):
         raise doc.fail(("xray_access_log_path",), f"{log!r} is not an absolute path")
     return Settings(
-        wan=_ifname(doc, "if_wan", data, base.wan),
-        ifb=_ifname(doc, "if_ifb", data, base.ifb),
+        wan=_ifname(doc, "if_wan", data, base.wan, _ALTNAME_BYTES),
+        ifb=_ifname(doc, "if_ifb", data, base.ifb, _IFNAME_BYTES),
         major=_major(doc, data, base.major),
         service_ports=_ports(doc, "service_ports", data, base.service_ports),
         free_text_ports=_ports(doc, "free_text_ports", data, ()),
@@ -257,11 +259,13 @@ def _rate(doc: Document, key: str, data: dict[str, Any], default: int) -> int:
         raise doc.fail((key,), str(error)) from error
 
 
-def _ifname(doc: Document, key: str, data: dict[str, Any], default: str) -> str:
+def _ifname(doc: Document, key: str, data: dict[str, Any], default: str, most: int) -> str:
+    """The name of an interface of at most so many bytes."""
     value = data.get(key, default)
-    if not isinstance(value, str) or not _IFNAME.fullmatch(value) or value in (".", ".."):
-        raise doc.fail((key,), f"{value!r} is not an interface name (1 to 15 characters)")
-    return value
+    known = isinstance(value, str) and _IFNAME.fullmatch(value) and value not in (".", "..")
+    if not known or len(value.encode(errors="surrogateescape")) > most:
+        raise doc.fail((key,), f"{value!r} is not an interface name (1 to {most} bytes)")
+    return str(value)
 
 
 def _major(doc: Document, data: dict[str, Any], default: int) -> int:

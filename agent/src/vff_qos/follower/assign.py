@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..core.claims.accesslog import (
-    TAINT_BYTES,
+    FREE_TEXT_BYTES,
     Claim,
     client_end,
     local_end,
     spellings_of,
     taint_author,
 )
+from ..core.claims.stamp import written
 from ..core.claims.trust import (
     DOUBTED,
     HINTED,
@@ -39,9 +40,7 @@ from ..core.flows.record import (
     END,
     FOREIGN,
     MINOR,
-    NOT_PLAIN,
     PROVISIONAL,
-    RANK_SHIFT,
     REMEMBERED,
     RESTRICTED,
     owned,
@@ -66,6 +65,7 @@ from .early import EarlyShaping
 from .flow_table import FlowTable
 from .known import KnownWords, Word
 from .orders import Orders
+from .plain_words import End, PlainWords
 from .registry import Registry, Suspended
 from .restriction import Restriction
 
@@ -95,10 +95,6 @@ class Counts:
     ambiguous_udp: int = 0
     early_confirmed: int = 0
     early_corrected: int = 0
-
-
-#: A claim and its client's packed end; None if it names no flow.
-_End = tuple[Claim, bytes | None]
 
 
 class _Given(NamedTuple):
@@ -162,10 +158,16 @@ class Assigner:
         self._known = KnownWords()
         self._vouchers = Vouchers()
         self._plain = TOLD if settings.source == "webhook" else PLAIN
+        self._plain_words = PlainWords(
+            self._plain, self._registry, self._flows, self._known, self._vouchers,
+            self._conntrack, self._early,
+        )  # fmt: skip
         # Whether lines of some inbounds hold names that the engine did not check.
         self._free_text = bool(settings.free_text_ports) and settings.source != "webhook"
         self._free_text_until = 0
         self._careful_until = 0.0
+        self._window: tuple[float, float] = (0.0, 0.0)
+        self._epoch_offset_s: float | None = None
 
     def close(self) -> None:
         """Release sockets."""
@@ -232,12 +234,12 @@ class Assigner:
                     self._vouchers.saw(record & MINOR, client[:-2], now)
             self._carry_out(heard)
             # The policy may have changed, or an override ended, while nobody looked.
-            lately = {record & MINOR for _client, record in mirror.claimed_flows()}
+            wanted = mirror.wanted_minors()
             registry = self._registry
             owners = [
                 owner
                 for owner in registry.minors.by_minor.values()
-                if owner.minor in marked or owner.minor in lately or registry.is_shaped(owner)
+                if owner.minor in marked or owner.minor in wanted or registry.is_shaped(owner)
             ]
             registry.ensure(registry.classes.outdated(owners, listed))
             return sum(marked.values())
@@ -328,15 +330,19 @@ class Assigner:
     # -- claims -----------------------------------------------------------------------------------
 
     def assign(
-        self, claims: Iterable[Claim], since_s: float | None = None, until_s: float | None = None
+        self,
+        claims: Iterable[Claim],
+        window: tuple[float, float] | None = None,
+        epoch_offset_s: float | None = None,
     ) -> None:
         """Mark the flows of ``claims``.  Raises Suspended; kernel refusals are counted and told.
 
-        They were made between ``since_s`` and ``until_s`` of the steady clock (by default: within
-        the last second).
+        They were made within ``window`` of the steady clock (by default within the last second),
+        and their stamps count with ``epoch_offset_s``, see `stamp.written`.
         """
-        until = self._steady_clock() if until_s is None else until_s
-        window = self._flows.written(until - 1.0 if since_s is None else since_s, until)
+        now = self._steady_clock()
+        self._window = window or (now - 1.0, now)
+        self._epoch_offset_s = epoch_offset_s
         with self._lock:
             if self._lock.changed_hands:
                 self._refresh()
@@ -358,7 +364,7 @@ class Assigner:
             if repeated:
                 others += self._repeat(repeated)
             for start in range(0, len(others), MAX_BATCH):
-                self._give(others[start : start + MAX_BATCH], window)
+                self._give(others[start : start + MAX_BATCH])
 
     def _repeat(self, repeated: dict[Word, Claim]) -> list[Claim]:
         """Set marks of known words again; returns the claims whose flow is not there."""
@@ -376,7 +382,7 @@ class Assigner:
                 self._registry.refused(KernelRefused(code, what))
         return [claims[index] for index in errors]
 
-    def _give(self, claims: list[Claim], window: Written) -> None:
+    def _give(self, claims: list[Claim]) -> None:
         """One round: each claim meets its flow, is judged, and the marks are set."""
         ends = [(claim, client_end(claim)) for claim in claims]
         if self._flows.may_miss:
@@ -384,23 +390,25 @@ class Assigner:
         self._look_at_marks(ends)
         round_ = _Round()
         if not self._free_text:
-            ends = self._give_plain(ends, round_)
+            now = self._steady_clock()
+            ends, marked = self._plain_words.give(ends, now, self._not_marked)
+            self.counts.marked += marked
         for claim, client in ends:
             try:
-                self._judge(claim, client, window, round_)
+                self._judge(claim, client, round_)
             except Exhausted as error:
                 self.counts.exhausted += 1
                 self._journal.limited("exhausted", str(error), ERROR)
         self._finish(round_)
 
-    def _look_up(self, ends: list[_End]) -> None:
+    def _look_up(self, ends: list[End]) -> None:
         """Ask for flows that the mirror may have missed."""
         find, tag = self._flows.mirror.find, self._flows.tags.tag
         wanted = [(c, tag(claim.detour)) for claim, c in ends if c is not None and not find(c)]
         if wanted:
             self._flows.look_up(wanted)
 
-    def _look_at_marks(self, ends: list[_End]) -> None:
+    def _look_at_marks(self, ends: list[End]) -> None:
         """See which flows that are nobody's bear a mark of other software, or one in advance.
 
         Not all of a burst are looked at, unless marks have been seen here that are not ours: it
@@ -428,53 +436,7 @@ class Assigner:
             if not careful:
                 self._look_at_marks(ends)
 
-    def _give_plain(self, ends: list[_End], round_: _Round) -> list[_End]:
-        """Give away what needs no judge: plain words of known users on flows that are nobody's.
-
-        `judge` says GIVE to each of these, too; returns all other claims.
-        """
-        others: list[_End] = []
-        skip = others.append
-        find, of_email = self._flows.mirror.find, self._registry.of_email
-        has_class, given = self._registry.classes.has, round_.given
-        saw, early, now = self._vouchers.saw, self._early, self._steady_clock()
-        flags = self._plain << RANK_SHIFT
-        for end in ends:
-            claim, client = end
-            email = claim[2]
-            if client is None or claim[3] or not email:
-                skip(end)
-                continue
-            records = find(client)
-            owner = of_email(email)
-            if (
-                len(records) != 1
-                or records[0] & NOT_PLAIN
-                or owner is None
-                or owner.state != ACTIVE
-                or not has_class(owner.minor)
-            ):
-                skip(end)
-                continue
-            record = records[0]
-            name = client, record & END
-            if name in given or self._contradicts(claim, record):
-                skip(end)
-                continue
-            given[name] = _Given(client, record, record | owner.minor | flags, claim)
-            saw(owner.minor, client[:-2], now)
-            if early is not None:
-                early.users.saw(client[:-2], owner.key, now)
-        return others
-
-    def _contradicts(self, claim: Claim, record: int) -> bool:
-        """Whether something else than the client's end says that the flow is another one."""
-        local = local_end(claim)
-        if local is not None:
-            return local.port != port(record)
-        return not self._flows.tags.fits(claim.detour, record)
-
-    def _judge(self, claim: Claim, client: bytes | None, window: Written, round_: _Round) -> None:
+    def _judge(self, claim: Claim, client: bytes | None, round_: _Round) -> None:
         """One claim, by the rules of trust."""
         counts, mirror = self.counts, self._flows.mirror
         if client is None:
@@ -496,7 +458,7 @@ class Assigner:
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,
-            lambda: self._when(claim, window), SLACK_MS,
+            lambda: self._when(claim), SLACK_MS,
         )  # fmt: skip
         if meeting is None:
             counts.stale += 1
@@ -559,8 +521,9 @@ class Assigner:
         author = taint_author(claim)
         return author is None or address_key(author) == address_key(client[:-2])
 
-    def _when(self, claim: Claim, window: Written) -> Written:
-        return window
+    def _when(self, claim: Claim) -> Written:
+        """When a claim was made."""
+        return self._flows.written(*written(claim.time, *self._window, self._epoch_offset_s))
 
     def _witness(self, client: bytes, owner: Owner) -> None:
         """A plain word stands: it vouches for its user at this address."""
@@ -633,11 +596,11 @@ class Assigner:
     def _taint_after(self, claim: Claim, our_port: int) -> None:
         """What follows a line of such an inbound (0: nobody knows which) may be a stranger's."""
         if not our_port or self._is_free_text(our_port):
-            self._free_text_until = claim.position + TAINT_BYTES
+            self._free_text_until = claim.position + FREE_TEXT_BYTES
 
     def _is_after_free_text(self, claim: Claim) -> bool:
         # Not below the window either: another file of the log counts from its own start.
-        return self._free_text_until - TAINT_BYTES < claim.position < self._free_text_until
+        return self._free_text_until - FREE_TEXT_BYTES < claim.position < self._free_text_until
 
     # -- carrying out -----------------------------------------------------------------------------
 

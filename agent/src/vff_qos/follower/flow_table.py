@@ -15,7 +15,7 @@ from ..core.flows.record import END, PORT_SHIFT, UDP
 from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..journal import NOTICE, WARNING, Journal
-from ..kernel.packed.conntrack import Conntrack, pack_mark
+from ..kernel.packed.conntrack import Conntrack, pack_mark, surround
 from ..kernel.packed.flow_events import FlowEvents, dump_flows, events_mode
 
 #: Flows that began before us tell of no end (nf_conntrack_events of 2), and marks that others
@@ -25,6 +25,8 @@ _COMPARE_S = 600.0
 _MAX_LOSSES, _LOSSES_S, _WITHOUT_S = 5, 10.0, 60.0
 #: Look-ups of flows that no event has told of, each second; one costs 6 us.
 _LOOK_UPS = 2_000
+#: Requests that are kept half packed, one for each of our ends.
+_MAX_AROUND = 4_096
 #: Blocks of 16,384 events read at once: a flood must not keep us from claims.
 _MAX_DRAINS = 4
 #: Ends that are asked for, for one client's end.
@@ -54,6 +56,7 @@ class FlowTable:
         self._recent_losses: list[float] = []
         self._without_until = 0.0
         self._next_compare = clock() + _COMPARE_S
+        self._around: dict[int, tuple[bytes, bytes, bytes]] = {}
         self._budget, self._budget_s = float(_LOOK_UPS), clock()
         self._evicted = 0
         self._open()
@@ -171,6 +174,15 @@ class FlowTable:
     def request(self, client: bytes, record: int, mark: int) -> bytes:
         """The request that gives a flow the mark."""
         return pack_mark(client, self.mirror.ours(record), mark)
+
+    def around(self, end: int) -> tuple[bytes, bytes, bytes]:
+        """What stands around a client's end in the request that marks its flow to one of ours."""
+        parts = self._around.get(end)
+        if parts is None:
+            if len(self._around) >= _MAX_AROUND:
+                self._around.clear()
+            parts = self._around[end] = surround(self.mirror.ours(end))
+        return parts
 
     def written(self, since_s: float, until_s: float) -> Written:
         """Times of the steady clock as the mirror counts them."""

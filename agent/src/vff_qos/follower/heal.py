@@ -18,7 +18,7 @@ from ..core.settings import Settings
 from ..errors import KernelRefused, Refused
 from ..journal import ERROR, WARNING, Journal
 from ..kernel import links
-from ..kernel.devices import device_index, wan_device
+from ..kernel.devices import wan_link
 from ..kernel.filters import stop_redirecting
 from ..kernel.packed.monitor import Monitor
 from ..kernel.packed.netlink import Netlink
@@ -161,7 +161,7 @@ class Healer:
     def _wan_moved(self) -> bool:
         """Whether the default route has found another device; without any there is none to go."""
         try:
-            return device_index(wan_device(self._settings)) != self._devices[1]
+            return wan_link(self._settings).ifindex != self._devices[1]
         except Refused:
             return False
 

@@ -196,7 +196,7 @@ class Follower:
         replaying = self._source.replaying
         claims = self._source.read()
         if claims:
-            self._assigner.assign(claims)
+            self._assigner.assign(claims, self._source.window, self._source.epoch_offset_s)
         if replaying and not self._source.replaying:
             self._state.set_value("replay_since", None)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..core.claims.email import decode_email
-from ..core.htb import MINOR_MASK
 from ..core.owners import ACTIVE, QUARANTINE, Minors, Owner
 from ..core.policy.model import Limits
 from ..errors import KernelRefused
 from ..journal import ERROR, Journal
+from ..kernel.packed.conntrack import mark_part
 from ..lock import Lock
 from ..shaping import Classes, Listed
 from ..state import State, StateError
@@ -55,6 +55,7 @@ class Registry:
         self._fresh: dict[int, Owner] = {}
         self._gone: list[Owner] = []
         self._by_email: dict[bytes, Owner] = {}
+        self._mark_parts: dict[int, bytes] = {}
 
     # -- finding ----------------------------------------------------------------------------------
 
@@ -199,7 +200,9 @@ class Registry:
         """Whether the kill switch is on."""
         return bool(self._state.get_value("suspended"))
 
-    def is_users(self, mark: int) -> bool:
-        """Whether a mark is that of an active user."""
-        owner = self.minors.by_minor.get(mark & MINOR_MASK)
-        return owner is not None and owner.state == ACTIVE and owner.key >= " "
+    def tag(self, minor: int) -> bytes:
+        """The part of a request that gives a flow the mark of ``minor``."""
+        part = self._mark_parts.get(minor)
+        if part is None:
+            part = self._mark_parts[minor] = mark_part(self._major << 16 | minor)
+        return part

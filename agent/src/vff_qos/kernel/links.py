@@ -45,7 +45,8 @@ def send(netlink: Netlink, kind: int, flags: int, payload: bytes, what: str) -> 
 
 
 def _text(data: bytes) -> str:
-    return data.rstrip(b"\0").decode(errors="replace")
+    # As rtnetlink.py has it: the same device must have the same name in both.
+    return data.rstrip(b"\0").decode(errors="backslashreplace")
 
 
 def links(netlink: Netlink) -> dict[str, Link]:

@@ -17,7 +17,7 @@ import select
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.claims.accesslog import Claim, Counters
+from ..core.claims.accesslog import Claim, Counters, Stranger
 from ..errors import SourceError
 from .file import FileSource
 
@@ -212,6 +212,9 @@ class ContainerSource:
         """
         self.name, self.path = name, path
         self.counters = Counters()
+        self.window = 0.0, 0.0
+        self.epoch_offset_s: float | None = None
+        self.strangers: list[Stranger] = []
         self._books = books or Books()
         self._checkpoint = checkpoint
         self._retired = Counters()
@@ -272,6 +275,7 @@ class ContainerSource:
     def read(self) -> list[Claim]:
         """Claims from the log; after the end of the process up to the log's last line."""
         self._first = False
+        self.strangers = []
         if self._file is None or self._process is None:
             return []
         ended = self._process.ended
@@ -279,6 +283,8 @@ class ContainerSource:
             claims = self._file.read()
         except SourceError as error:
             raise self._translated(error, self._file.path) from error
+        self.window, self.epoch_offset_s = self._file.window, self._file.epoch_offset_s
+        self.strangers = self._file.strangers
         if ended and not self._file.more:
             self._leave()
         return claims

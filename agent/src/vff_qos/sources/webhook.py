@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..core.claims.accesslog import Claim, Counters
+from ..core.claims.accesslog import Claim, Counters, Stranger
 from ..core.claims.webhook_event import Nothing, read_event
 from ..core.http import BadRequest, Parser, Request, answer
 from ..errors import SourceError
@@ -80,6 +80,10 @@ class WebhookSource:
         #: Nothing of the past is kept here; the first read ends the follower's replay.
         self.replaying = True
         self.more = False
+        self.window = 0.0, 0.0
+        #: An event is told when it happens, and no text of strangers can leave its place.
+        self.epoch_offset_s: float | None = None
+        self.strangers: list[Stranger] = []
         self._listen, self._clock = listen, clock
         self._authorization = f"Bearer {token}".encode() if token else b""
         self._unlink = ""

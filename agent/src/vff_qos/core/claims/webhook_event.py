@@ -76,7 +76,7 @@ def read_event(body: bytes, now_s: float) -> Claim | Nothing:
         {"tcp": tcp, "udp": udp}.get((source_text or "")[:3], bare),
         tag.encode("utf-8", "replace")[:_MAX_TAG_BYTES],
         email_bytes,
-        b"",
+        False,
         b"",
         local=None if local is None else spellings(local)[0],
     )

@@ -24,11 +24,13 @@ class FlowSeen(NamedTuple):
     ours: bytes
     #: The conntrack mark, 0 without one.
     mark: int
-    #: enum tcp_conntrack; 0 for UDP, and where the message has none.
+    #: enum tcp_conntrack; 0 for UDP, and where the message has none.  A flow that begins has 1
+    #: (SYN_SENT) if it began with a SYN, 3 (ESTABLISHED) if conntrack picked it up later.
     tcp_state: int
-    #: Nanoseconds of CLOCK_REALTIME when the flow began, 0 where the kernel does not say.
+    #: Nanoseconds of CLOCK_REALTIME when the flow began, 0 where the kernel does not say (see
+    #: net.netfilter.nf_conntrack_timestamp).  The first event may differ by microseconds.
     started_ns: int
-    #: An ended flow: somebody deleted the entry by netlink (``conntrack -D``, ``-F``).
+    #: An ended flow whose entry somebody deleted by netlink (``conntrack -D``, ``-F``).
     by_request: bool
 
 
@@ -41,9 +43,13 @@ class ServiceEnds:
         self.ports = merge_ranges(list(ports))
         #: No flow has the unspecified address.
         self.addresses = frozenset(map(unmapped, addresses)) - _UNSPECIFIED
+        self._loops = any(map(is_loopback, self.addresses))
         self._serves = bytearray(1 if not ports else 0 for _ in range(1 << 16))
         for low, high in self.ports:
             self._serves[low : high + 1] = b"\1" * (high + 1 - low)
+
+    def _is_ours(self, address: bytes) -> bool:
+        return address in self.addresses or (self._loops and is_loopback(address))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ServiceEnds):
@@ -63,11 +69,16 @@ class ServiceEnds:
         taken for a client.
         """
         src, dst = unmapped(src), unmapped(dst)
-        if dst in self.addresses and self._serves[dport[0] << 8 | dport[1]]:
+        if self._is_ours(dst) and self._serves[dport[0] << 8 | dport[1]]:
             return src + sport, bytes((proto,)) + dst + dport
-        if src in self.addresses and self._serves[sport[0] << 8 | sport[1]]:
+        if self._is_ours(src) and self._serves[sport[0] << 8 | sport[1]]:
             return dst + dport, bytes((proto,)) + src + sport
         return None
+
+
+def is_loopback(address: bytes) -> bool:
+    """Whether an address is one of 127.0.0.0/8, all of which are a host's own (RFC 1122)."""
+    return len(address) == 4 and address[0] == 127
 
 
 def unmapped(address: bytes) -> bytes:

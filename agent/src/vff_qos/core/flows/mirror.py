@@ -25,6 +25,7 @@ from .record import (
     FOREIGN,
     MAX_ADDRESSES,
     MINOR,
+    NOT_PLAIN,
     PORT_SHIFT,
     PROVISIONAL,
     RANK_SHIFT,
@@ -130,6 +131,21 @@ class Mirror:
             return ()
         return (entry,) if type(entry) is int else entry  # type: ignore[return-value]
 
+    def plain(self, client: bytes) -> int:
+        """The only flow from a client's end, if it is nobody's and there is no doubt of it."""
+        record = self._young.get(client) or self._old.get(client)
+        if record is None or type(record) is not int or record & NOT_PLAIN:
+            return 0
+        return record
+
+    def claim(self, client: bytes, record: int) -> None:
+        """What was `plain` is somebody's."""
+        if self._young.pop(client, None) is None:
+            self._old.pop(client, None)
+        self._claimed[client] = record
+        if record & UDP:
+            self._move(client, 0, record)
+
     def ours(self, record: int) -> bytes:
         """Protocol, address and port of our end."""
         proto = UDP_PROTO if record & UDP else TCP_PROTO
@@ -174,6 +190,11 @@ class Mirror:
             for record in (entry,) if type(entry) is int else entry:  # type: ignore[union-attr]
                 if record & MINOR:
                     yield client, record
+
+    def wanted_minors(self) -> set[int]:
+        """Minors whose marks flows bear, or will get back when they wake up."""
+        wanted = {record & MINOR for _client, record in self.claimed_flows()}
+        return wanted | {r & MINOR for fallen in self._fallen for r in fallen.values()}
 
     # -- changing ---------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ BIRTH_SHIFT = 54
 #: All that a claim may change.
 OWNED = MINOR | RANK | RESTRICTED | PROVISIONAL | REMEMBERED
 #: A flow with none of these is nobody's, is certain, and may be given away without a second look.
-NOT_PLAIN = MINOR | FOREIGN | REUSED | VAGUE
+NOT_PLAIN = MINOR | FOREIGN | REUSED | VAGUE | RESTRICTED | PROVISIONAL
 
 
 def rank(record: int) -> int:

@@ -168,13 +168,18 @@ def pack_mark(client: bytes, ours: bytes, mark: int) -> bytes:
     if around is None:
         if len(_around) >= _MAX_AROUND:
             _around.clear()
-        around = _around[ours] = _surround(ours)
+        around = _around[ours] = surround(ours)
     first, second, third = around
-    parts = first, client[:-2], second, client[-2:], third, mark.to_bytes(4, "big"), _AFTER_MARK
-    return b"".join(parts)
+    return b"".join((first, client[:-2], second, client[-2:], third, mark_part(mark)))
 
 
-def _surround(ours: bytes) -> tuple[bytes, bytes, bytes]:
+def mark_part(mark: int) -> bytes:
+    """The end of a request, with its mark."""
+    return mark.to_bytes(4, "big") + _AFTER_MARK
+
+
+def surround(ours: bytes) -> tuple[bytes, bytes, bytes]:
+    """What stands in a request before the client's address, its port, and the mark's part."""
     size = len(ours) - 3
     flow = Flow(ours[0], bytes(size), 0, ours[1:-2], int.from_bytes(ours[-2:], "big"))
     request = encode_set(0, flow, 0)

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ...core.flows.ends import ServiceEnds
+from ...core.flows.ends import ServiceEnds, is_loopback
 from ...core.settings import PortRange
 
 #: BPF_MAXINSNS of include/uapi/linux/bpf_common.h.
@@ -102,25 +102,27 @@ class _Program:
     def has_address(self, v4: int, v6: int, addresses: Sequence[bytes], yes: str, no: str) -> None:
         """Whether the address in the attribute ``v4`` or ``v6`` of the tuple is one of these.
 
-        Of an IPv6 address only the words that tell hosts and networks apart are compared: who
-        shares both with us is let through, and sorted out by the reader.
+        An IPv6 address is compared word by word with the words of all: an address that mixes the
+        words of several of ours is let through, and sorted out by the reader.
         """
-        six, last = self.new_label(), self.new_label()
+        four, six = self.new_label(), self.new_label()
         self.add(_LD_BYTE_AT, _FAMILY_AT)
-        four = self.new_label()
         self.add(_JEQ, socket.AF_INET, four)
         self.jump(six)
         self.label(four)
         self._load_address(v4, no)
-        self.add(_LD_WORD_X, 4)
-        self._equals_one(addresses, 4, 0, yes, no)
+        if any(is_loopback(address) for address in addresses):
+            loopback, other = self.new_label(), self.new_label()
+            self.add(_LD_BYTE_X, 4)
+            self.add(_JEQ, 127, loopback)
+            self.jump(other)
+            self.label(loopback)
+            self.jump(yes)
+            self.label(other)
+        self._has_words(addresses, 4, yes, no)
         self.label(six)
         self._load_address(v6, no)
-        self.add(_LD_WORD_X, 4 + 4)
-        self._equals_one(addresses, 16, 4, last, no)
-        self.label(last)
-        self.add(_LD_WORD_X, 4 + 12)
-        self._equals_one(addresses, 16, 12, yes, no)
+        self._has_words(addresses, 16, yes, no)
 
     def _load_address(self, kind: int, no: str) -> None:
         """X = offset of the attribute ``kind`` of CTA_TUPLE_IP."""
@@ -132,11 +134,14 @@ class _Program:
         self.label(found)
         self.add(_TAX)
 
-    def _equals_one(
-        self, addresses: Sequence[bytes], size: int, at: int, yes: str, no: str
-    ) -> None:
-        words = {int.from_bytes(a[at : at + 4], "big") for a in addresses if len(a) == size}
-        self.any_of(sorted(words), lambda word, hit, _: self.add(_JEQ, word, hit), yes, no)
+    def _has_words(self, addresses: Sequence[bytes], size: int, yes: str, no: str) -> None:
+        for at in range(0, size, 4):
+            words = {int.from_bytes(a[at : at + 4], "big") for a in addresses if len(a) == size}
+            hit = yes if at + 4 == size else self.new_label()
+            self.add(_LD_WORD_X, 4 + at)
+            self.any_of(sorted(words), lambda word, found, _: self.add(_JEQ, word, found), hit, no)
+            if hit != yes:
+                self.label(hit)
 
     def has_port(self, kind: int, ranges: Sequence[PortRange], yes: str, no: str) -> None:
         """Whether the port in the attribute ``kind`` of CTA_TUPLE_PROTO is in a range."""

@@ -1,0 +1,107 @@
+"""The usual first claim: a plain word of a known user on a flow that is nobody's.
+
+`judge` says GIVE to each of these; a test holds it to that.  Thousands come at once when a node
+restarts, so each costs no more than it must: nothing is looked up, packed or made twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..core.claims.accesslog import Claim, local_end
+from ..core.claims.trust import Vouchers
+from ..core.flows.record import END, RANK_SHIFT, REMEMBERED, port
+from ..core.owners import ACTIVE
+from ..kernel.packed.conntrack import Conntrack
+from .flow_table import FlowTable
+from .known import KnownWords
+from .registry import Registry
+
+if TYPE_CHECKING:
+    from .early import EarlyShaping
+
+#: A claim and its client's packed end; None if it names no flow.
+End = tuple[Claim, bytes | None]
+
+
+class PlainWords:
+    """Gives away what needs no judge."""
+
+    def __init__(
+        self,
+        rank: int,
+        registry: Registry,
+        flows: FlowTable,
+        known: KnownWords,
+        vouchers: Vouchers,
+        conntrack: Conntrack,
+        early: EarlyShaping | None,
+    ) -> None:
+        """``rank`` is that of a plain word of the source of claims."""
+        self._flags = rank << RANK_SHIFT
+        self._registry, self._flows, self._known = registry, flows, known
+        self._vouchers, self._conntrack, self._early = vouchers, conntrack, early
+
+    def give(
+        self, ends: list[End], now_s: float, failed: Callable[[bytes, int, int], None]
+    ) -> tuple[list[End], int]:
+        """Mark the flows of plain words; returns all other claims, and how many were marked.
+
+        ``failed`` is told (client's end, record, errno) of each mark that the kernel refused.
+        """
+        others: list[End] = []
+        skip = others.append
+        mirror, tag = self._flows.mirror, self._registry.tag
+        plain, claim_flow = mirror.plain, mirror.claim
+        of_email, has_class = self._registry.of_email, self._registry.classes.has
+        saw, early, learn = self._vouchers.saw, self._early, self._known.learn
+        fits, around = self._flows.tags.fits, self._flows.around
+        held: list[tuple[bytes, int]] = []
+        requests: list[bytes] = []
+        for end in ends:
+            claim, client = end
+            source, detour, email, tainted, _time, _position, local, _author = claim
+            if client is None or tainted or not email:
+                skip(end)
+                continue
+            record = plain(client)
+            if not record:
+                skip(end)
+                continue
+            owner = of_email(email)
+            if owner is None or owner.state is not ACTIVE or not has_class(owner.minor):
+                skip(end)
+                continue
+            if local is None:
+                if not fits(detour, record):
+                    skip(end)
+                    continue
+            elif not _is_at(claim, record):
+                skip(end)
+                continue
+            minor = owner.minor
+            first, second, third = around(record & END)
+            request = b"".join((first, client[:-2], second, client[-2:], third, tag(minor)))
+            record |= minor | self._flags
+            if local is None:
+                learn(source, email, request, client)
+                record |= REMEMBERED
+            claim_flow(client, record)
+            requests.append(request)
+            held.append((client, record))
+            saw(minor, client[:-2], now_s)
+            if early is not None:
+                early.users.saw(client[:-2], owner.key, now_s)
+        if requests:
+            errors = self._conntrack.set_marks(requests)
+            for index, code in errors.items():
+                failed(*held[index], code)
+            return others, len(requests) - len(errors)
+        return others, 0
+
+
+def _is_at(claim: Claim, record: int) -> bool:
+    """Whether the flow goes where the claim says."""
+    local = local_end(claim)
+    return local is not None and local.port == port(record)

@@ -18,7 +18,6 @@ from ..core.claims.accesslog import (
     FREE_TEXT_BYTES,
     Claim,
     client_end,
-    local_end,
     spellings_of,
     taint_author,
 )
@@ -379,7 +378,8 @@ class Assigner:
                 self._flows.mirror.remove(words[index].client, record)
             self._forget(words[index].client)
             if code != errno.ENOENT:
-                what = f"setting the mark of {claims[index].source.decode('ascii', 'replace')}"
+                name = spellings_of(words[index].client)[0].decode()
+                what = f"setting the mark of {name}"
                 self._registry.refused(KernelRefused(code, what))
         return [claims[index] for index in errors]
 
@@ -455,7 +455,7 @@ class Assigner:
             given.after if (given := round_.given.get((client, r & END))) else r for r in records
         )
         named = self._registry.of_email(claim.email) if claim.email else None
-        end = local_end(claim)
+        end = claim.local
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,

@@ -34,6 +34,7 @@ _VARIABLES = {
     "free_text_ports": "qos_free_text_ports",
     "gc.idle_s": "qos_gc_idle_sec",
     "gc.min_age_s": "qos_gc_min_age_sec",
+    "gc.pool_min": "qos_gc_pool_min",
     "gc.pool_max": "qos_gc_pool_max",
     "default.upload": "qos_upload_default",
     "default.download": "qos_download_default",

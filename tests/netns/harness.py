@@ -83,7 +83,7 @@ class Node:
             self.listeners.append(listener)
         (directory / "settings.yml").write_text(
             f"wan: wan0\nleaf: pfifo\nservice_ports: [4430]\naccess_log: {self.log}\n"
-            "gc: {idle_s: 3600, min_age_s: 0, pool_max: 4}\n"
+            "gc: {idle_s: 3600, min_age_s: 0, pool_min: 0, pool_max: 4}\n"
         )
         self.write_policy("users:\n  alice@x: {upload: 5mbit, download: 10mbit}\n")
         self.agent: subprocess.Popen[str] | None = None

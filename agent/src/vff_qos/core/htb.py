@@ -12,7 +12,9 @@ from typing import NamedTuple
 ROOT_MINOR = 0x0000
 CEIL_MINOR = 0x0001
 FIRST_USER_MINOR = 0x0002
-LAST_USER_MINOR = 0xFFFD
+LAST_USER_MINOR = 0xFFFB
+#: Classes that many share: restricted flows, newcomers when all minors are taken.
+RESTRICTED_MINOR, SHARED_MINOR = 0xFFFC, 0xFFFD
 UNCLASSIFIED_MINOR = 0xFFFE
 
 TAG_MASK = 0xFFFF0000

@@ -33,12 +33,16 @@ PortRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class GcSettings:
-    """When an idle user is collected; times in seconds, ``pool_max`` in parked classes."""
+    """When an idle user is collected; times in seconds.
+
+    ``pool_min`` and ``pool_max``: how many parked classes there shall be, and may be.
+    """
 
     idle_s: int = 14_400
     min_age_s: int = 600
     check_conntrack: bool = True
-    pool_max: int = 256
+    pool_min: int = 1_024
+    pool_max: int = 2_048
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,12 @@ def parse_settings(text: bytes, where: str) -> Settings:
         ("unclassified",), data.get("unclassified", {}), ("upload", "download")
     )
     gc = doc.check_keys(
-        ("gc",), data.get("gc", {}), ("idle_s", "min_age_s", "check_conntrack", "pool_max")
+        ("gc",),
+        data.get("gc", {}),
+        ("idle_s", "min_age_s", "check_conntrack", "pool_min", "pool_max"),
     )
+    pool_max = _whole(doc, ("gc", "pool_max"), gc, base.gc.pool_max, 0, 65_000)
+    pool_min = min(base.gc.pool_min, pool_max)
     access_log = data.get("access_log", base.access_log)
     if not isinstance(access_log, str) or not access_log.startswith("/"):
         raise doc.fail(("access_log",), f"{access_log!r} is not an absolute path")
@@ -179,7 +187,8 @@ def parse_settings(text: bytes, where: str) -> Settings:
             idle_s=_whole(doc, ("gc", "idle_s"), gc, base.gc.idle_s, 1, 10**9),
             min_age_s=_whole(doc, ("gc", "min_age_s"), gc, base.gc.min_age_s, 0, 10**9),
             check_conntrack=_flag(doc, ("gc", "check_conntrack"), gc, base.gc.check_conntrack),
-            pool_max=_whole(doc, ("gc", "pool_max"), gc, base.gc.pool_max, 0, 65_000),
+            pool_min=_whole(doc, ("gc", "pool_min"), gc, pool_min, 0, pool_max),
+            pool_max=pool_max,
         ),
     )
     _check_source(doc, settings)

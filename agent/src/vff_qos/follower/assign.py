@@ -66,6 +66,7 @@ from .flow_table import FlowTable
 from .known import KnownWords, Word
 from .orders import Orders
 from .plain_words import End, PlainWords
+from .pool import Pool
 from .registry import Registry, Suspended
 from .restriction import Restriction
 
@@ -145,7 +146,11 @@ class Assigner:
         self._tag = settings.major << 16
         self._conntrack, self._tc = Conntrack(), Tc()
         classes = Classes(settings, policy, self._tc, devices, clock)
-        self._registry = Registry(settings.major, state, lock, classes, journal, clock)
+        pool_min = settings.gc.pool_min
+        self._registry = Registry(
+            settings.major, state, lock, classes, journal, clock, pool_min // 2
+        )
+        self._pool, self._clock = Pool(self._registry, pool_min, steady_clock), clock
         self._orders = Orders(state, self._registry, journal, clock)
         self._restriction = Restriction(settings, self._registry)
         self._flows = FlowTable(
@@ -639,6 +644,20 @@ class Assigner:
         self._journal.limited(
             "foreign", f"{flow} bears a mark of other software; left as it is", NOTICE
         )
+
+    # -- classes in advance -----------------------------------------------------------------------
+
+    @property
+    def pool_due(self) -> float | None:
+        """When to `fill_pool` if no claims come, by the steady clock; None: not soon."""
+        return self._pool.due
+
+    def fill_pool(self) -> None:
+        """Make some classes before they are needed.  Raises Suspended."""
+        if self._pool.has_work:
+            with self._lock:
+                self._refresh()
+                self._pool.work(self._clock())
 
     # -- early shaping ----------------------------------------------------------------------------
 

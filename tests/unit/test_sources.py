@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import os
+import select
 import socket
 import stat
 import subprocess
@@ -450,6 +451,28 @@ def test_half_open_connections_keep_nobody_out(
     refused = vars(server.source.counters)["refused"]
     assert set(refused) == {"silent"}
     assert refused["silent"] >= 400 - 256
+    for sock in half:
+        sock.close()
+
+
+def test_who_has_to_wait_for_room_wakes_the_loop(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now)
+    half = _halves(server, 256, b"")
+    server.read(6)
+    assert len(server.source._connections) == 256
+    with server.raw() as late:
+        late.sendall(_post(_event()))
+        poll = select.poll()
+        poll.register(server.source.descriptors()[0], select.POLLIN)
+        # Nobody is old enough to go, and nothing but time will change that.
+        for _ in range(3):
+            assert server.read(1) == []
+            assert poll.poll(0)
+        now += 0.03
+        assert len(server.read(1)) == 1
     for sock in half:
         sock.close()
 

@@ -14,12 +14,9 @@ the peer (on a unix socket a user and a process) that has the most.
 
 from __future__ import annotations
 
-import errno
-import grp
 import os
 import select
 import socket
-import stat
 import struct
 import time
 from collections import Counter
@@ -32,9 +29,9 @@ from ..core.claims.accesslog import Claim, Counters, Stranger
 from ..core.claims.webhook_event import Event, Nothing, read_event
 from ..core.http import BadRequest, Parser, answer
 from ..errors import SourceError
+from .listener import is_loopback, open_listener
 
 _MAX_CONNECTIONS = 256
-_BACKLOG = 1_024
 _ACCEPTS_PER_READ = 64
 #: A request must be whole within the time after which the engine gives it up.
 _REQUEST_S = 5.0
@@ -45,7 +42,6 @@ _MAX_PIECES = 64
 _STRANGER_S, _SETTLED_S = 0.02, 1.0
 #: After this without any event an operator should look at the engine's rules.
 _QUIET_S = 60.0
-_FIRST_INHERITED_FD = 3
 #: struct ucred of unix(7): pid, uid, gid.
 _UCRED = struct.Struct("=iII")
 
@@ -127,41 +123,12 @@ class WebhookSource:
         self.strangers: list[Stranger] = []
         self._listen, self._clock = listen, clock
         self._authorization = f"Bearer {token}".encode() if token else b""
-        self._unlink = ""
-        self._listener = _inherited(listen) or self._open(group, mode)
-        self._listener.setblocking(False)
-        self._paused = False
+        self._listener, self._unlink = open_listener(listen, group, mode)
         self._connections: dict[int, _Connection] = {}
         self._epoll = select.epoll()
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         self._quiet_until: float | None = time.monotonic() + _QUIET_S
         self._problem = ""
-
-    # -- opening --------------------------------------------------------------------------------
-
-    def _open(self, group: str, mode: int) -> socket.socket:
-        try:
-            if not self._listen.startswith("unix:"):
-                return _listen_tcp(self._listen)
-            path = self._listen[5:]
-            _remove_stale(path)
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(path)
-            self._unlink = path
-            if group:
-                os.chown(path, -1, grp.getgrnam(group).gr_gid)
-            os.chmod(path, mode)
-            listener.listen(_BACKLOG)
-        except KeyError as error:
-            raise SourceError(f"{self._listen}: there is no group {group}") from error
-        except OSError as error:
-            hint = ""
-            if self._unlink and error.errno == errno.EPERM:
-                hint = f"; the agent's user must be a member of {group}"
-            raise SourceError(
-                f"{self._listen}: cannot listen: {os.strerror(error.errno or 0)}{hint}"
-            ) from error
-        return listener
 
     # -- the interface --------------------------------------------------------------------------
 
@@ -187,7 +154,6 @@ class WebhookSource:
                 self._serve(self._connections[descriptor], claims)
         if knock:
             self._accept(claims)
-        self._resume()
         if self._spans:
             since, until = zip(*self._spans, strict=True)
             self.window = min(since), max(until)
@@ -200,7 +166,6 @@ class WebhookSource:
             if not connection.parser.idle and now - connection.began > _REQUEST_S:
                 self._refuse(Refusal.SLOW, "a request that was not whole within 5 s")
                 self._close(connection)
-        self._resume()
         if self._problem:
             sentence = f"the webhook refused a request: {self._problem}"
             self._problem = ""
@@ -236,10 +201,7 @@ class WebhookSource:
     def _accept(self, claims: list[Claim]) -> None:
         for _ in range(_ACCEPTS_PER_READ):
             if len(self._connections) >= _MAX_CONNECTIONS and not self._make_room():
-                # The rest waits in the kernel's queue.
-                self._epoll.unregister(self._listener.fileno())
-                self._paused = True
-                return
+                return  # the rest waits in the kernel's queue, and we are woken again
             try:
                 sock, peer = self._listener.accept()
             except BlockingIOError:
@@ -251,7 +213,7 @@ class WebhookSource:
                     f"{self._listen}: accept: {os.strerror(error.errno or 0)}"
                 ) from error
             self._counts.connections += 1
-            if sock.family != socket.AF_UNIX and not _is_loopback(peer[0]):
+            if sock.family != socket.AF_UNIX and not is_loopback(peer[0]):
                 self._refuse(
                     Refusal.STRANGER, f"a connection from {peer[0]}, which is not this host"
                 )
@@ -283,11 +245,6 @@ class WebhookSource:
                 self._close(connection)
                 return True
         return False
-
-    def _resume(self) -> None:
-        if self._paused and (len(self._connections) < _MAX_CONNECTIONS or self._make_room()):
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-            self._paused = False
 
     def _close(self, connection: _Connection) -> None:
         del self._connections[connection.sock.fileno()]
@@ -396,56 +353,9 @@ class WebhookSource:
         self._problem = problem or self._problem
 
 
-def _listen_tcp(listen: str) -> socket.socket:
-    host, _colon, port = listen.rpartition(":")
-    host = host.strip("[]")
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, int(port)))
-    listener.listen(_BACKLOG)
-    return listener
-
-
-def _remove_stale(path: str) -> None:
-    """Take away the socket of a run that was killed.  Raises SourceError if it is in use."""
-    try:
-        mode = os.stat(path, follow_symlinks=False).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise SourceError(f"{path}: is not a socket; remove it or name another path")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise SourceError(f"{path}: another process listens there")
-
-
-def _inherited(listen: str) -> socket.socket | None:
-    """The listening socket that systemd has opened for us (sd_listen_fds(3)), if it has."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
-        return None
-    listener = socket.socket(fileno=_FIRST_INHERITED_FD)
-    listener.set_inheritable(False)
-    name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        have = f"unix:{name}"
-    else:
-        have = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-    if have != listen:
-        raise SourceError(f"systemd listens at {have}, the settings say {listen}")
-    return listener
-
-
 def _peer(sock: socket.socket) -> _Peer:
     if sock.family != socket.AF_UNIX:
         return _Peer(-1, -1)
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, _gid = _UCRED.unpack(data)
     return _Peer(uid, pid)
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"

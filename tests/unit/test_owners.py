@@ -140,6 +140,15 @@ def test_a_user_of_before_keeps_a_minor_that_is_set_apart_now() -> None:
     assert minors.take("a", 1.0)[0].minor == 3
 
 
+def test_a_class_set_apart_whose_owner_was_lost_is_given_to_no_user() -> None:
+    minors = Minors(MAJOR, [Owner("\x02fffd", 0xFFFD, PARKED)])
+    assert minors.take("a", 1.0)[0].minor == 2
+    shared = minors.overflow(1.0)
+    assert (shared.key, shared.minor) == (DEFAULT_SHARED, 0xFFFD)
+    assert minors.by_minor[0xFFFD] is shared
+    assert len(minors.by_key) == 2
+
+
 def test_what_is_missing_is_made_in_the_order_of_need() -> None:
     owners = [
         Owner("long ago", 2, moved=1.0),

@@ -94,7 +94,7 @@ class Minors:
     def _enter(self, owner: Owner) -> None:
         self.by_key[owner.key] = owner
         self.by_minor[owner.minor] = owner
-        if owner.state == PARKED:
+        if owner.state == PARKED and owner.minor <= LAST_USER_MINOR:
             pool = self._spare if owner.key.startswith(SPARE) else self._parked
             pool[owner.minor] = None
         elif owner.key.startswith(RESTRICTED) and not owner.is_common:
@@ -160,9 +160,12 @@ class Minors:
     def _common(self, key: str, minor: int, now_s: float) -> Owner:
         owner = self.by_key.get(key)
         if owner is None:
-            # Before these minors were set apart a user may have got one; they keep it.
-            if minor in self.by_minor:
+            holder = self.by_minor.get(minor)
+            if holder is not None and holder.is_user:
+                # Before these minors were set apart a user may have got one; they keep it.
                 minor = self._fresh()
+            elif holder is not None:
+                self._drop(holder)  # the kernel had this class, and the state was lost
             owner = Owner(key, minor, ACTIVE, now_s, now_s)
             self._enter(owner)
         return owner

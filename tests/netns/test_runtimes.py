@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 
 from vff_qos.errors import SourceError
+from vff_qos.sources.container import ContainerSource
 from vff_qos.sources.runtimes import Books, Finder, Found, bears_id, find_container
 
-from .test_container import ID, LOG, ContainerSource, Host, _ports, host
-
-__all__ = ["host"]
+from .containers import ID, LOG, Host, ports
 
 OTHER = "0123456789abcdef" * 4
 NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
@@ -130,9 +129,9 @@ def test_a_shim_leads_to_dockers_books_wherever_they_are(host: Host, parents: Pa
     assert find_container("xray", host.books) is None
     parents.shim(_bundle(host, moved.books.docker))
     source = _source(host)
-    assert _ports(source) == [1]
+    assert ports(source) == [1]
     container.log(2)
-    assert _ports(source) == [2]
+    assert ports(source) == [2]
     assert source.tick() is None
     source.close()
 
@@ -172,7 +171,7 @@ def test_conmon_says_it_all(host: Host, parents: Parents) -> None:
     parents.conmon(pidfile)
     assert find_container("xray", host.books) == Found(ID, container.pid)
     source = _source(host)
-    assert _ports(source) == [1]
+    assert ports(source) == [1]
     source.close()
 
 
@@ -207,7 +206,7 @@ def test_the_books_of_a_user_are_read_through_the_users_own_mounts(
     parents.conmon(place / "pidfile", wrap=wrap)
     assert not (place / "pidfile").exists()
     source = _source(host)
-    assert _ports(source) == [1]
+    assert ports(source) == [1]
     source.close()
 
 

@@ -72,6 +72,7 @@ gc: {idle_s: 5, min_age_s: 6, check_conntrack: false, pool_min: 3, pool_max: 7}
     assert settings.unclassified_download_bps == 10**9
     assert (settings.gc.idle_s, settings.gc.pool_min, settings.gc.pool_max) == (5, 3, 7)
     assert parse_settings(b"service_ports: all", "s").service_ports == ()
+    assert parse_settings(b"gc: {pool_max: 64}", "s").gc.pool_min == 64
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ gc: {idle_s: 5, min_age_s: 6, check_conntrack: false, pool_min: 3, pool_max: 7}
         (b"wan: eth0\nlief: cake", "s:2: lief: unknown key; did you mean 'leaf'"),
         (b"leaf: red", "s:1: leaf: 'red' is not one of fq_codel, pfifo, cake"),
         (b"\n\ngc:\n  idle_s: soon", "s:4: gc.idle_s: 'soon' is not a whole number"),
-        (b"gc: {pool_min: 9, pool_max: 8}", "gc.pool_min: 9 is not a whole number from 0 to 8"),
+        (b"gc: {pool_min: -1}", "gc.pool_min: -1 is not a whole number from 0 to 65000"),
         (b"service_ports: [443, 99999]", "s:1: service_ports.1: 99999 is not a port"),
         (b"service_ports: [20-10]", "is not a port"),
         (b"service_ports: []", "must be 'all' or a list"),

@@ -144,7 +144,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
         ("idle_s", "min_age_s", "check_conntrack", "pool_min", "pool_max"),
     )
     pool_max = _whole(doc, ("gc", "pool_max"), gc, base.gc.pool_max, 0, 65_000)
-    pool_min = min(base.gc.pool_min, pool_max)
+    pool_min = _whole(doc, ("gc", "pool_min"), gc, base.gc.pool_min, 0, 65_000)
     access_log = data.get("access_log", base.access_log)
     if not isinstance(access_log, str) or not access_log.startswith("/"):
         raise doc.fail(("access_log",), f"{access_log!r} is not an absolute path")
@@ -187,7 +187,8 @@ def parse_settings(text: bytes, where: str) -> Settings:
             idle_s=_whole(doc, ("gc", "idle_s"), gc, base.gc.idle_s, 1, 10**9),
             min_age_s=_whole(doc, ("gc", "min_age_s"), gc, base.gc.min_age_s, 0, 10**9),
             check_conntrack=_flag(doc, ("gc", "check_conntrack"), gc, base.gc.check_conntrack),
-            pool_min=_whole(doc, ("gc", "pool_min"), gc, pool_min, 0, pool_max),
+            # Who has made the pool small gets no larger one by a default.
+            pool_min=min(pool_min, pool_max),
             pool_max=pool_max,
         ),
     )

@@ -81,7 +81,7 @@ node:
     - The rest of what C(vff-qos status --json) says, such as C(wan) and C(suspended).
   type: dict
   returned: always
-  sample: {suspended: false, wan: eth0, ifb: vffqos0, parked: 3}
+  sample: {suspended: false, wan: eth0, ifb: vffqos0, parked: 3, spare: 1024}
 """
 
 import json

@@ -210,13 +210,14 @@ class Agent:
 
 
 @contextmanager
-def agent() -> Iterator[Agent]:
-    """Fresh trees, an empty state, and an agent that is running."""
+def agent(start: bool = True) -> Iterator[Agent]:
+    """Fresh trees, an empty state, and an agent that is running, or will be."""
     make_trees()
     directory = Path(tempfile.mkdtemp(prefix="vff-qos-bench-"))
     made = Agent(directory)
     try:
-        made.start()
+        if start:
+            made.start()
         yield made
     finally:
         made.stop(signal.SIGKILL)

@@ -16,6 +16,7 @@ from vff_qos.core.plan import layout
 from vff_qos.core.plan.layout import Key
 from vff_qos.core.settings import Settings
 
+from .containers import Host
 from .harness import CLONE_NEWNET, LIBC, SETTINGS, Network, Node, missing_filters, run
 from .hostile import Scene
 
@@ -89,6 +90,14 @@ def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Node]:
     made = Node(tmp_path)
     yield made
     made.stop()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    for container in made.containers:
+        container.kill()
 
 
 @pytest.fixture

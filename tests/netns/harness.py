@@ -84,7 +84,7 @@ class Node:
             self.listeners.append(listener)
         (directory / "settings.yml").write_text(
             f"if_wan: wan0\nleaf: pfifo\nservice_ports: [4430]\nxray_access_log_path: {self.log}\n"
-            "gc_idle_sec: 3600\ngc_min_age_sec: 0\ngc_pool_max: 4\n"
+            "gc_idle_sec: 3600\ngc_min_age_sec: 0\ngc_pool_min: 0\ngc_pool_max: 4\n"
         )
         self.write_policy("users:\n  alice@x: {upload: 5mbit, download: 10mbit}\n")
         self.agent: subprocess.Popen[str] | None = None

@@ -65,6 +65,7 @@ xray_access_log_path: /a
 gc_idle_sec: 5
 gc_min_age_sec: 6
 gc_check_conntrack: false
+gc_pool_min: 3
 gc_pool_max: 7
 """,
         "s",
@@ -73,8 +74,9 @@ gc_pool_max: 7
     assert settings.service_ports == ((443, 443), (8443, 8443), (20000, 20100))
     assert settings.unclassified_upload_bps == 10**10
     assert settings.unclassified_download_bps == 10**9
-    assert (settings.gc.idle_s, settings.gc.pool_max) == (5, 7)
+    assert (settings.gc.idle_s, settings.gc.pool_min, settings.gc.pool_max) == (5, 3, 7)
     assert parse_settings(b"service_ports: all", "s").service_ports == ()
+    assert parse_settings(b"gc_pool_max: 64", "s").gc.pool_min == 64
 
 
 @pytest.mark.parametrize(

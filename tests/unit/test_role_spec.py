@@ -64,6 +64,7 @@ def test_role_and_agent_have_the_same_defaults() -> None:
     assert DEFAULTS["qos_gc_idle_sec"] == ours.gc.idle_s
     assert DEFAULTS["qos_gc_min_age_sec"] == ours.gc.min_age_s
     assert DEFAULTS["qos_gc_check_conntrack"] == ours.gc.check_conntrack
+    assert DEFAULTS["qos_gc_pool_min"] == ours.gc.pool_min
     assert DEFAULTS["qos_gc_pool_max"] == ours.gc.pool_max
     assert DEFAULTS["qos_upload_default"] == f"{policy.default.upload_bps // 10**6}mbit"
     assert DEFAULTS["qos_download_default"] == f"{policy.default.download_bps // 10**6}mbit"

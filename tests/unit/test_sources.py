@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import os
+import select
 import socket
 import stat
 import subprocess
@@ -18,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.claims.accesslog import Claim, parse_source
-from vff_qos.core.claims.webhook_event import Nothing, read_event
+from vff_qos.core.claims.accesslog import Claim, Scanner, client_end, parse_source
+from vff_qos.core.claims.webhook_event import Event, Nothing, read_event
 from vff_qos.core.http import MAX_BODY_BYTES, MAX_HEAD_BYTES, BadRequest, Parser, Request
 from vff_qos.errors import SourceError
 from vff_qos.sources.webhook import WebhookSource
@@ -29,14 +30,19 @@ SAMPLES = (Path(__file__).parents[1] / "samples" / "webhook.ndjson").read_bytes(
 THEN = 1_795_191_107.0
 
 #: source, inbound tag, email and our end of each sample; None where nobody is named.
-EXPECTED: list[tuple[bytes, bytes, bytes, bytes] | None] = [
-    (b"127.0.0.5:48625", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
-    (b"127.0.0.5:41497", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
-    (b"127.0.0.6:57517", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
-    (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
-    (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
-    (b"127.0.0.1:57738", b"socks-in", b"sockuser", b"127.0.0.1:21006"),
-    None,
+EXPECTED = [
+    None
+    if expected is None
+    else (parse_source(expected[0]), *expected[1:3], parse_source(expected[3]))
+    for expected in (
+        (b"127.0.0.5:48625", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
+        (b"127.0.0.5:41497", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
+        (b"127.0.0.6:57517", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
+        (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
+        (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
+        (b"127.0.0.1:57738", b"socks-in", b"sockuser", b"127.0.0.1:21006"),
+        None,
+    )
 ]
 
 
@@ -47,9 +53,14 @@ def _event(**fields: object) -> bytes:
 
 
 def _claim(**fields: object) -> Claim:
-    claim = read_event(_event(**fields), THEN)
-    assert isinstance(claim, Claim)
-    return claim
+    event = read_event(_event(**fields), THEN)
+    assert isinstance(event, Event)
+    return event.claim
+
+
+def _ends(claim: Claim) -> tuple[object, ...]:
+    """What a claim says, as `EXPECTED` has it."""
+    return claim.end, claim.detour, claim.email, claim.local
 
 
 def eventually(check: Callable[[], object], within_s: float = 5.0) -> None:
@@ -69,9 +80,9 @@ def test_each_sample_gives_the_claim_of_its_connection() -> None:
         if expected is None:
             assert got is Nothing.NO_USER
             continue
-        assert isinstance(got, Claim)
-        assert (got.source, got.detour, got.email, got.local) == expected
-        assert not got.tainted
+        assert isinstance(got, Event)
+        assert _ends(got.claim) == expected
+        assert not got.claim.tainted
 
 
 @pytest.mark.parametrize(
@@ -83,8 +94,24 @@ def test_each_sample_gives_the_claim_of_its_connection() -> None:
         ("[::ffff:192.0.2.5]:7", b"192.0.2.5:7"),
     ],
 )
-def test_a_source_gets_the_spelling_of_the_log(text: str, source: bytes) -> None:
-    assert _claim(source=text).source == source
+def test_the_end_is_that_of_a_log_line(text: str, source: bytes) -> None:
+    assert _claim(source=text).end == parse_source(source)
+
+
+def test_the_key_of_a_claim_tells_flows_apart() -> None:
+    sources = ("192.0.2.5:1", "192.0.2.5:256", "192.0.2.1:5", "[2001:db8::7]:1",
+               "[::192.0.2.5]:1")  # fmt: skip
+    locals_ = (None, "198.51.100.1:443", "198.51.100.1:444", "198.51.100.2:443",
+               "[2001:db8::1]:443")  # fmt: skip
+    claims = {
+        (claim.end, claim.local): claim.source
+        for claim in (_claim(source=s, inboundLocal=own) for s in sources for own in locals_)
+    }
+    assert len(set(claims.values())) == len(claims) > len(sources)
+    assert _claim().source == _claim(email="bob@x", source="udp:192.0.2.5:1234").source
+    # Without our end it is what the assigner remembers a client's flows by.
+    alone = _claim(inboundLocal=None)
+    assert alone.source == client_end(alone) == client_end(_claim())
 
 
 @pytest.mark.parametrize(
@@ -105,11 +132,20 @@ def test_a_local_end_that_cannot_be_the_flows_is_left_out(local: str | None) -> 
 
 @pytest.mark.parametrize(
     "email",
-    ["", "a\nb", "a\x00", "a\x7f", "a\x85b", "a\u2028b", "\ud800", "a" * 321, "\u00e9" * 161,
+    ["", "a\nb", "a\x00", "a\x7f", "a\ufffdb", "\ud800", "a" * 321, "\u00e9" * 161,
      "\x01restricted"],
 )  # fmt: skip
 def test_an_email_that_no_log_could_hold_is_dropped(email: str) -> None:
     assert read_event(_event(email=email), THEN) is Nothing.BAD_EMAIL
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\ufffd"),
+               max_size=330))  # fmt: skip
+def test_the_webhook_and_the_log_hold_the_same_emails(email: str) -> None:
+    line = f"2026/11/20 15:48:00 from 192.0.2.5:1 accepted tcp:a:1 [i >> o] email: {email}\n"
+    logged = [claim.email for claim in Scanner().scan(line.encode()) if claim.email]
+    event = read_event(_event(email=email), THEN)
+    assert logged == ([event.claim.email] if isinstance(event, Event) else [])
 
 
 @pytest.mark.parametrize("email", ["1", "a b | c: ]", "\u0438\u0432\u0430\u043d", "x" * 320])
@@ -119,7 +155,9 @@ def test_emails_of_panels_are_kept_as_they_are(email: str) -> None:
 
 def test_an_event_that_waited_for_more_than_a_minute_is_stale() -> None:
     assert read_event(_event(ts=THEN - 61), THEN) is Nothing.STALE
-    assert _claim(ts=THEN - 59).email == b"alice@x"
+    event = read_event(_event(ts=THEN - 59), THEN)
+    assert isinstance(event, Event)
+    assert event.age_s == 59
 
 
 @pytest.mark.parametrize(
@@ -152,11 +190,11 @@ def test_garbage_gives_no_claim_that_is_not_whole(body: bytes) -> None:
         got = read_event(body, THEN)
     except ValueError:
         return
-    if isinstance(got, Claim):
+    if isinstance(got, Event):
         event = json.loads(body)
-        assert got.email is not None
-        assert got.email.decode() == event["email"]
-        assert parse_source(got.source) is not None
+        assert got.claim.email is not None
+        assert got.claim.email.decode() == event["email"]
+        assert got.claim.end is not None
 
 
 # -- HTTP ---------------------------------------------------------------------------------------
@@ -167,10 +205,10 @@ def _post(body: bytes, *lines: str) -> bytes:
     return "\r\n".join(head).encode() + body
 
 
-def _feed(data: bytes, cuts: list[int]) -> tuple[list[Request], int]:
+def _feed(data: bytes, cuts: list[int], authorization: bytes = b"") -> tuple[list[Request], int]:
     """The requests and the status of the refusal (0: none)."""
     edges = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-    parser, requests, start = Parser(), [], 0
+    parser, requests, start = Parser(authorization), [], 0
     for end in edges:
         while start < end:
             piece = data[start : min(end, start + parser.room)]
@@ -191,10 +229,11 @@ _LINE = b"POST / HTTP/1.1\r\n"
        cuts=st.lists(st.integers(0, 1500), max_size=12))  # fmt: skip
 def test_requests_survive_any_cut(bodies: list[bytes], cuts: list[int]) -> None:
     data = b"".join(_post(body, "Authorization: Bearer x") for body in bodies)
-    requests, status = _feed(data, cuts)
-    assert [request.body for request in requests] == bodies
-    assert all(request.authorization == b"Bearer x" for request in requests)
-    assert status == 0
+    for authorization in (b"", b"Bearer x"):
+        requests, status = _feed(data, cuts, authorization)
+        assert [request.body for request in requests] == bodies
+        assert status == 0
+    assert _feed(data, cuts, b"Bearer y") == ([], 403 if bodies else 0)
 
 
 @given(data=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400), max_size=5),
@@ -306,10 +345,11 @@ def test_every_sample_that_is_posted_becomes_its_claim(server: Server) -> None:
     for body, expected in zip(SAMPLES, EXPECTED, strict=True):
         status, claims = server.post(client, body)
         assert status == 200
-        have = [(c.source, c.detour, c.email, c.local) for c in claims]
-        assert have == ([expected] if expected else [])
+        assert [_ends(claim) for claim in claims] == ([expected] if expected else [])
     counters = server.source.counters
     assert (counters.lines, counters.claims, counters.harmless) == (7, 6, 1)
+    assert vars(counters)["connections"] == 1
+    assert vars(counters)["last_event_s"] == THEN
     assert server.source.tick() is None
     client.close()
 
@@ -374,23 +414,127 @@ def test_a_token_is_asked_for(tmp_path: Path) -> None:
     server.source.close()
 
 
-def test_a_flood_of_connections_keeps_none_out_for_long(
+def test_a_body_is_not_kept_for_who_has_no_token() -> None:
+    parser = Parser(b"Bearer x")
+    with pytest.raises(BadRequest) as caught:
+        parser.feed(_LINE + b"Content-Length: 60000\r\nAuthorization: Bearer y\r\n\r\n")
+    assert caught.value.status == 403
+
+
+def _halves(server: Server, count: int, text: bytes = b"POST / HT") -> list[socket.socket]:
+    """Connections that have begun to say something, or nothing."""
+    made = [server.raw() for _ in range(count)]
+    for sock in made:
+        sock.sendall(text)
+    return made
+
+
+@pytest.mark.parametrize("text", [b"", b"POST / HT"])
+def test_half_open_connections_keep_nobody_out(
+    server: Server, monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    clock = itertools.count(time.monotonic(), 0.003)
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: next(clock))
+    engine = Client(server.path)
+    assert server.post(engine, _event())[0] == 200
+    half = _halves(server, 400, text)
+    server.read(10)
+    with server.raw() as late:
+        late.sendall(_post(_event(email="bob@x")))
+        assert [claim.email for claim in server.read(3)] == [b"bob@x"]
+        assert late.recv(1000).startswith(b"HTTP/1.1 200")
+    assert len(server.source._connections) <= 256
+    # Who has spoken well before is not among those who went.
+    sock = engine.sock
+    assert [len(got) for _status, got in (server.post(engine, _event()),)] == [1]
+    assert engine.sock is sock
+    refused = vars(server.source.counters)["refused"]
+    assert set(refused) == {"silent"}
+    assert refused["silent"] >= 400 - 256
+    for sock in half:
+        sock.close()
+
+
+def test_who_has_to_wait_for_room_wakes_the_loop(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle = [server.raw() for _ in range(200)]
-    server.read(5)
-    assert len(server.source._connections) == 128
+    now = time.monotonic()
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now)
+    half = _halves(server, 256, b"")
+    server.read(6)
+    assert len(server.source._connections) == 256
     with server.raw() as late:
         late.sendall(_post(_event()))
-        assert server.read(5) == []
-        now = time.monotonic()
-        monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 2)
-        server.source.tick()
-        claims = server.read(5)
-        assert [claim.email for claim in claims] == [b"alice@x"]
-        assert len(server.source._connections) <= 128
-    for sock in idle:
+        poll = select.poll()
+        poll.register(server.source.descriptors()[0], select.POLLIN)
+        # Nobody is old enough to go, and nothing but time will change that.
+        for _ in range(3):
+            assert server.read(1) == []
+            assert poll.poll(0)
+        now += 0.03
+        assert len(server.read(1)) == 1
+    for sock in half:
         sock.close()
+
+
+def test_of_two_processes_the_one_with_many_connections_makes_room(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(time.monotonic(), 0.003)
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: next(clock))
+    program = (
+        "import socket, sys, time\n"
+        "made = [socket.socket(socket.AF_UNIX) for _ in range(300)]\n"
+        "for sock in made: sock.connect(sys.argv[1])\n"
+        "print('there', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    ours = _halves(server, 3)
+    server.read(1)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, server.path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        assert other.stdout.readline() == "there\n"
+        server.read(10)
+        for sock in ours:
+            sock.sendall(_post(_event())[len("POST / HT") :])
+        assert len(server.read(3)) == 3
+        other.communicate("")
+    for sock in ours:
+        sock.close()
+
+
+def test_a_request_byte_by_byte_is_ended(server: Server) -> None:
+    with server.raw() as slow, server.raw() as quick:
+        data = _post(_event())
+        for number in range(65):
+            slow.sendall(data[number : number + 1])
+            server.read(1)
+        assert slow.recv(1) == b""
+        assert "in more than 64 pieces" in (server.source.tick() or "")
+        assert vars(server.source.counters)["refused"] == {"slow": 1}
+        quick.sendall(data)
+        assert len(server.read()) == 1
+
+
+def test_the_window_says_when_the_claims_were_made(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: 1000.0)
+    with server.raw() as sock:
+        for ages, window in (
+            ([0.25], (999.75, 1000.0)),
+            ([7], (993.0, 994.0)),
+            ([3, 0, 30], (970.0, 1000.0)),
+            # The clock was set back since: as old as the engine's patience.
+            ([-30], (995.0, 1000.0)),
+            ([], (1000.0, 1000.0)),
+        ):
+            sock.sendall(b"".join(_post(_event(ts=THEN - age)) for age in ages))
+            assert len(server.source.read()) == len(ages)
+            assert server.source.window == window
 
 
 def test_half_requests_are_ended_after_five_seconds(
@@ -415,8 +559,18 @@ def test_silence_of_the_engine_is_told_once(
     now = time.monotonic()
     assert server.source.tick() is None
     monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 61)
-    assert "no event has come" in (server.source.tick() or "")
+    assert "nobody has connected" in (server.source.tick() or "")
     assert server.source.tick() is None
+
+
+def test_a_silence_with_connections_is_another_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    with server.raw():
+        server.read()
+        monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 61)
+        assert "no event has come" in (server.source.tick() or "")
 
 
 def test_a_client_that_reads_no_answers_is_let_go(server: Server) -> None:
@@ -435,6 +589,7 @@ def test_a_client_that_reads_no_answers_is_let_go(server: Server) -> None:
         else:
             pytest.fail("it is still connected")
     assert not server.source._connections
+    assert vars(server.source.counters)["refused"]["deaf"] == 1
 
 
 def test_the_socket_has_the_mode_and_the_group_of_the_settings(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .core.owners import RESTRICTED
+from .core.owners import DEFAULT_SHARED, RESTRICTED, SPARE
 from .core.policy.model import Limits
 from .core.policy.overrides import OPERATOR, Override
 from .core.units import format_duration, format_rate, format_size
@@ -14,10 +14,17 @@ UNLIMITED = "unlimited"
 
 def display_name(key: str) -> str:
     """An owner's key as people read it."""
+    if key == RESTRICTED:
+        return "(restricted) all further addresses"
     if key.startswith(RESTRICTED):
-        raw = bytes.fromhex(key[1:])
+        # What stands after the address are the limits.
+        raw = bytes.fromhex(key[1:].partition("/")[0])
         text = ".".join(map(str, raw)) if len(raw) == 4 else _ipv6_net(raw)
         return f"(restricted) {text}"
+    if key.startswith(SPARE):
+        return "(spare)"
+    if key == DEFAULT_SHARED:
+        return "(newcomers without a class of their own)"
     return "(unknown)" if key[:1] < " " else key
 
 

@@ -67,6 +67,7 @@ SETTINGS: dict[str, Any] = {
     "gc_idle_sec": 900,
     "gc_min_age_sec": 600,
     "gc_check_conntrack": False,
+    "gc_pool_min": 1024,
     "gc_pool_max": 64,
 }
 POLICY: dict[str, Any] = {

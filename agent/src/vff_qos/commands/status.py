@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, classid, format_classid
-from ..core.owners import ACTIVE
+from ..core.owners import ACTIVE, SPARE
 from ..core.policy.overrides import Override
 from ..disabled import read_record
 from ..errors import Refused
@@ -73,7 +73,8 @@ def read_status(node: Node) -> dict[str, Any]:
                 "drops": (u.drops if u else 0) + (d.drops if d else 0),
             }
         )
-    status["parked"] = sum(owner.state != ACTIVE for owner in owners)
+    spare = [owner.key.startswith(SPARE) for owner in owners if owner.state != ACTIVE]
+    status["parked"], status["spare"] = len(spare) - sum(spare), sum(spare)
     conntrack.close()
     return status
 
@@ -100,7 +101,7 @@ def render(status: dict[str, Any]) -> str:
     if "wan" in status:
         lines.append(
             f"download on {status['wan']}, upload on {status['ifb']}, "
-            f"{status.get('parked', 0)} classes parked"
+            f"{status.get('parked', 0)} classes parked, {status.get('spare', 0)} made in advance"
         )
     if status["users"]:
         lines.append(

@@ -70,7 +70,9 @@ def _active(
 ) -> None:
     seen = (up.get(owner.minor, 0), down.get(owner.minor, 0))
     # A clock that was set back must not make anybody idle, nor immortal.
-    if seen != (owner.up_seen, owner.down_seen) or owner.moved > now_s:
+    if owner.is_common:
+        plan.kept.append((owner, "many share it"))
+    elif seen != (owner.up_seen, owner.down_seen) or owner.moved > now_s:
         plan.moved.append(owner)
     elif now_s - owner.since < settings.min_age_s:
         plan.kept.append((owner, f"younger than {settings.min_age_s} s"))

@@ -36,12 +36,16 @@ PortRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class GcSettings:
-    """When an idle user is collected; times in seconds, ``pool_max`` in parked classes."""
+    """When an idle user is collected; times in seconds.
+
+    ``pool_min`` and ``pool_max``: how many parked classes there shall be, and may be.
+    """
 
     idle_s: int = 14_400
     min_age_s: int = 600
     check_conntrack: bool = True
-    pool_max: int = 256
+    pool_min: int = 1_024
+    pool_max: int = 2_048
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ KEYS = (
     "gc_idle_sec",
     "gc_min_age_sec",
     "gc_check_conntrack",
+    "gc_pool_min",
     "gc_pool_max",
 )
 
@@ -164,6 +169,8 @@ def _mapping(text: bytes) -> list[tuple[str, Any]]:
 
 def _read(doc: Document, data: dict[str, Any]) -> Settings:
     base = Settings()
+    pool_max = _whole(doc, "gc_pool_max", data, base.gc.pool_max, 0, 65_000)
+    pool_min = _whole(doc, "gc_pool_min", data, base.gc.pool_min, 0, 65_000)
     ceil_bps = _rate(doc, "wan_ceil", data, base.node_ceil_bps)
     log = data.get("xray_access_log_path", base.access_log)
     if not isinstance(log, str) or not log.startswith("/"):
@@ -197,7 +204,9 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
             idle_s=_whole(doc, "gc_idle_sec", data, base.gc.idle_s, 1, 10**9),
             min_age_s=_whole(doc, "gc_min_age_sec", data, base.gc.min_age_s, 0, 10**9),
             check_conntrack=_flag(doc, "gc_check_conntrack", data, base.gc.check_conntrack),
-            pool_max=_whole(doc, "gc_pool_max", data, base.gc.pool_max, 0, 65_000),
+            # Who has made the pool small gets no larger one by a default.
+            pool_min=min(pool_min, pool_max),
+            pool_max=pool_max,
         ),
     )
 

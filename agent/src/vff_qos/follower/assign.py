@@ -17,7 +17,6 @@ from ..core.claims.accesslog import (
     FREE_TEXT_BYTES,
     Claim,
     client_end,
-    local_end,
     spellings_of,
     taint_author,
 )
@@ -66,6 +65,7 @@ from .flow_table import FlowTable
 from .known import KnownWords, Word
 from .orders import Orders
 from .plain_words import End, PlainWords
+from .pool import Pool
 from .registry import Registry, Suspended
 from .restriction import Restriction
 
@@ -145,7 +145,11 @@ class Assigner:
         self._tag = settings.major << 16
         self._conntrack, self._tc = Conntrack(), Tc()
         classes = Classes(settings, policy, self._tc, devices, clock)
-        self._registry = Registry(settings.major, state, lock, classes, journal, clock)
+        pool_min = settings.gc.pool_min
+        self._registry = Registry(
+            settings.major, state, lock, classes, journal, clock, pool_min // 2
+        )
+        self._pool, self._clock = Pool(self._registry, pool_min, steady_clock), clock
         self._orders = Orders(state, self._registry, journal, clock)
         self._restriction = Restriction(settings, self._registry)
         self._flows = FlowTable(
@@ -378,7 +382,8 @@ class Assigner:
                 self._flows.mirror.remove(words[index].client, record)
             self._forget(words[index].client)
             if code != errno.ENOENT:
-                what = f"setting the mark of {claims[index].source.decode('ascii', 'replace')}"
+                name = spellings_of(words[index].client)[0].decode()
+                what = f"setting the mark of {name}"
                 self._registry.refused(KernelRefused(code, what))
         return [claims[index] for index in errors]
 
@@ -454,7 +459,7 @@ class Assigner:
             given.after if (given := round_.given.get((client, r & END))) else r for r in records
         )
         named = self._registry.of_email(claim.email) if claim.email else None
-        end = local_end(claim)
+        end = claim.local
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,
@@ -638,6 +643,20 @@ class Assigner:
         self._journal.limited(
             "foreign", f"{flow} bears a mark of other software; left as it is", NOTICE
         )
+
+    # -- classes in advance -----------------------------------------------------------------------
+
+    @property
+    def pool_due(self) -> float | None:
+        """When to `fill_pool` if no claims come, by the steady clock; None: not soon."""
+        return self._pool.due
+
+    def fill_pool(self) -> None:
+        """Make some classes before they are needed.  Raises Suspended."""
+        if self._pool.has_work:
+            with self._lock:
+                self._refresh()
+                self._pool.work(self._clock())
 
     # -- early shaping ----------------------------------------------------------------------------
 

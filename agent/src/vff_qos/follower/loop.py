@@ -162,9 +162,10 @@ class Follower:
         """One round of the loop."""
         now = time.monotonic()
         timeout = 0.0 if self._source.more else max(0.0, self._next_tick - now)
-        heal_due = self._healer.due()
-        if heal_due is not None:
-            timeout = min(timeout, max(0.0, heal_due - now))
+        heal_due, pool_due = self._healer.due(), self._assigner.pool_due
+        for due in (heal_due, pool_due):
+            if due is not None:
+                timeout = min(timeout, max(0.0, due - now))
         ready = {descriptor for descriptor, _events in self._poll.poll(timeout)}
         if wake in ready:
             os.read(wake, 512)
@@ -180,6 +181,8 @@ class Follower:
             self._read()
         elif self._flow_fd in ready:
             self._assigner.listen()
+        elif pool_due is not None and pool_due <= time.monotonic():
+            self._assigner.fill_pool()
         if time.monotonic() >= self._next_tick:
             self._tick()
 
@@ -226,6 +229,9 @@ class Follower:
         self._assigner.tend_flows()
         self._watch_flows()
         self._assigner.tend_early()
+        pool_due = self._assigner.pool_due
+        if pool_due is None or pool_due <= now:
+            self._assigner.fill_pool()
         self._save_checkpoint()
         self._heal()
         notify("WATCHDOG=1")

@@ -168,18 +168,27 @@ _TORN = re.compile(
 NOBODY_KNOWS = b"?"
 
 
+class Source(NamedTuple):
+    """Where a flow comes from: 0, TCP or UDP as the line's prefix says; packed address; port."""
+
+    proto: int
+    address: bytes
+    port: int
+
+
 class Claim(NamedTuple):
     """One line's word on a flow.
 
-    ``source`` is the text before `` accepted`` (``tcp:1.2.3.4:5``; see ``parse_source``),
+    ``source`` is the text before `` accepted`` (``tcp:1.2.3.4:5``; see ``parse_source``); where
+    the source of claims is no text, it is a key of the flow's known ends, and ``end`` the client's.
     ``detour`` the text in brackets, empty if there is none.  ``email`` is empty when the line
     names no user, and None when it begins as an accepted one but does not parse to its end:
     somebody moved bytes there, and the flow is real.
     ``tainted``: a stranger's text reaches the line; ``author`` is then the source of the line that
     bears that text, or `NOBODY_KNOWS`.  ``time`` is the line's stamp (see ``stamp.written``).
     ``position`` counts the stream's bytes up to the line; no two streams of a source share a
-    position.  ``local`` is our end of the flow (``192.0.2.1:443``) where the source of claims
-    knows it; no access log does.
+    position.  ``local`` is our end of the flow where the source of claims knows it; no access log
+    does.
     """
 
     source: bytes
@@ -188,20 +197,13 @@ class Claim(NamedTuple):
     tainted: bool
     time: bytes
     position: int = 0
-    local: bytes | None = None
+    local: Source | None = None
     author: bytes = NOBODY_KNOWS
+    end: Source | None = None
 
 
 #: Half the cost of Claim(...).
 _NEW = tuple.__new__
-
-
-class Source(NamedTuple):
-    """Where a flow comes from: 0, TCP or UDP as the line's prefix says; packed address; port."""
-
-    proto: int
-    address: bytes
-    port: int
 
 
 @dataclass
@@ -254,6 +256,9 @@ def client_end(claim: Claim) -> bytes | None:
 
     IPv4-mapped IPv6 becomes IPv4, as conntrack sees it.
     """
+    end = claim[8]
+    if end is not None:
+        return pack_end(end)
     text = claim[0].decode()
     if text[0] in "tu":  # tcp:, udp:
         text = text[4:]
@@ -271,9 +276,9 @@ def client_end(claim: Claim) -> bytes | None:
     return address + port.to_bytes(2, "big") if 0 < port < 65_536 else None
 
 
-def local_end(claim: Claim) -> Source | None:
-    """Our end of the flow, where the source of claims knows it."""
-    return None if claim.local is None else parse_source(claim.local)
+def pack_end(end: Source) -> bytes:
+    """Address and port of an end as one key."""
+    return end.address + end.port.to_bytes(2, "big")
 
 
 def taint_author(claim: Claim) -> bytes | None:
@@ -362,7 +367,7 @@ class Scanner:
         times, sources, detours, emails = zip(*found, strict=True)
         starts = accumulate(map(len, lines), initial=self._scanned)
         none, author = repeat(None), repeat(NOBODY_KNOWS)
-        fields = zip(sources, detours, emails, repeat(False), times, starts, none, author)
+        fields = zip(sources, detours, emails, repeat(False), times, starts, none, author, none)
         self.counters.lines += len(lines)
         self.counters.claims += len(lines)
         return list(map(_NEW, repeat(Claim), fields))
@@ -385,7 +390,7 @@ class Scanner:
             position = end + 1
             tainted = start < taint_end
             author = self._author if tainted else NOBODY_KNOWS
-            fields = (source, detour, email, tainted, time, scanned + start, None, author)
+            fields = (source, detour, email, tainted, time, scanned + start, None, author, None)
             claims.append(_NEW(Claim, fields))
             whole += 1
         self.counters.lines += whole

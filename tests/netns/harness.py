@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import json
+import os
 import re
 import selectors
 import signal
@@ -356,3 +357,24 @@ def cgroup_mount() -> Path:
     if found is None:
         pytest.skip("needs cgroup2")
     return Path(found[1])
+
+
+class Module:
+    """As much of AnsibleModule as the functions of qos_preflight use."""
+
+    def __init__(self, **params: object) -> None:
+        self.params: dict[str, Any] = {
+            "wan": "auto",
+            "ifb": "vffqos0",
+            "handle": "5100",
+            "take_foreign_root": False,
+            **params,
+        }
+
+    def run_command(
+        self, command: list[str], environ_update: dict[str, str] | None = None
+    ) -> tuple[int, str, str]:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, **(environ_update or {})}
+        )
+        return done.returncode, done.stdout, done.stderr

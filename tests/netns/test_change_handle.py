@@ -13,11 +13,7 @@ from vff_qos.core.plan import layout
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 
-from .conftest import run
-from .test_bootstrap import WAN, Memory, net, root_of, settings, snapshot
-from .test_preflight import Module
-
-__all__ = ["net", "settings"]  # fixtures
+from .harness import WAN, Memory, Module, root_of, run, snapshot
 
 OLD, NEW = 0x5100, 0x6200
 

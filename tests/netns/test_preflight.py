@@ -5,34 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ansible_collections.vff.qos.plugins.module_utils import kernel_features, rtnetlink
 from ansible_collections.vff.qos.plugins.modules import qos_preflight
 
-from .conftest import run
-
-
-class Module:
-    """As much of AnsibleModule as the functions use."""
-
-    def __init__(self, **params: object) -> None:
-        self.params: dict[str, Any] = {
-            "wan": "auto",
-            "ifb": "vffqos0",
-            "handle": "5100",
-            "take_foreign_root": False,
-            **params,
-        }
-
-    def run_command(
-        self, command: list[str], environ_update: dict[str, str] | None = None
-    ) -> tuple[int, str, str]:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, **(environ_update or {})}
-        )
-        return done.returncode, done.stdout, done.stderr
+from .harness import Module, run
 
 
 def wan(**params: object) -> tuple[str | None, list[str], list[str]]:

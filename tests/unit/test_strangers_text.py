@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from vff_qos.core.claims.accesslog import (
     CLOSE_BYTES,
     FREE_TEXT_BYTES,
+    MAX_AUTHORS,
     MAX_STRANGERS,
     MESSAGE_BYTES,
     NAME_BYTES,
@@ -23,6 +25,7 @@ from vff_qos.core.claims.accesslog import (
     Counters,
     Scanner,
     Stranger,
+    taint_authors,
 )
 from vff_qos.sources.file import FileSource
 
@@ -34,6 +37,7 @@ FORGERS = b"203.0.113.9:4444"
 ATTACKER = b"198.51.100.6:6000"
 
 HEAD = TIME + b" from " + ATTACKER
+STARTED_TEXT = TIME + b" [Warning] core: Xray 26.10.10 started\n"
 #: What an engine prints before a stranger's text and after it, how long that text can be, and how
 #: far it is distrusted.
 RAW = {
@@ -87,7 +91,6 @@ HONEST = st.one_of(
         TIME + b" from DNS accepted udp:1.1.1.1:53 [dns >> out]\n",
         TIME + b" from 192.0.2.7:0 accepted tcp:a.example:443 [ws >> out] email: alice@x\n",
         "2026/11/20 15:48:00 Using config from env: /etc/прокси/x.json\n".encode(),
-        TIME + b" [Warning] core: Xray 26.10.10 started\n",
     ]),
 )  # fmt: skip
 PIECES = st.sampled_from(
@@ -98,6 +101,14 @@ MORE_PIECES = st.one_of(
     PIECES,
     st.sampled_from([TIME + b" ", b"\n" + TIME + b" [Info] a\n", b"\n" + RAW["trojan"][0] + b"\n",
                      HEAD + b" accepted tcp:", b" email: victim@x", b":443 [in >> out]", b"\xff"]),
+)  # fmt: skip
+
+
+#: These look like the start of a message of another kind.
+OTHER_PIECES = st.one_of(
+    PIECES,
+    st.sampled_from([b"\n" + TIME + b" ", b"\n" + TIME + b" [Info] a\n", b"\n" + TIME + b" x" * 30,
+                     b"\n" + HEAD + b" accepted tcp:a b", b"\n" + STARTED_TEXT]),
 )  # fmt: skip
 
 
@@ -117,9 +128,18 @@ def raw_message(kind: str, parts: list[bytes]) -> Message:
     return Message(before + text + after, len(before), len(before) + len(text), reach)
 
 
-def messages(pieces: st.SearchStrategy[bytes]) -> st.SearchStrategy[list[Message]]:
-    raw = st.builds(raw_message, st.sampled_from(sorted(RAW)), st.lists(pieces, max_size=12))
-    return st.lists(st.one_of(HONEST.map(Message), HONEST.map(Message), raw), max_size=30)
+#: An engine whose error log shares the stream says so at its start.
+STARTED = Message(STARTED_TEXT)
+MIXED = "path in the error log"
+OWN = sorted(kind for kind in RAW if kind != MIXED)
+
+
+def messages(
+    pieces: st.SearchStrategy[bytes], kinds: list[str]
+) -> st.SearchStrategy[list[Message]]:
+    raw = st.builds(raw_message, st.sampled_from(kinds), st.lists(pieces, max_size=12))
+    stream = st.lists(st.one_of(HONEST.map(Message), HONEST.map(Message), raw), max_size=30)
+    return stream.map(lambda rest: [STARTED, *rest] if MIXED in kinds else rest)
 
 
 def forged_and_reach(stream: list[Message]) -> tuple[bytes, set[int], list[tuple[int, int]]]:
@@ -132,11 +152,15 @@ def forged_and_reach(stream: list[Message]) -> tuple[bytes, set[int], list[tuple
             if message.data[at : at + 1] == b"\n":
                 forged.add(start + at + 1)
         if message.text_start:
-            reach.append((start + message.text_start, start + message.text_start + message.reach))
+            far = message.reach
+            if stream[0] is STARTED and b"\n" + TIME[:4] in message.data:
+                far += len(message.data) + MESSAGE_BYTES  # it may be another message's beginning
+            reach.append((start + message.text_start, start + message.text_start + far))
     return data, forged, reach
 
 
-@given(stream=messages(MORE_PIECES), cuts=st.lists(st.integers(0, 40_000), max_size=8),
+@given(stream=st.one_of(messages(MORE_PIECES, sorted(RAW)), messages(MORE_PIECES, OWN)),
+       cuts=st.lists(st.integers(0, 40_000), max_size=8),
        restarts=st.sets(st.integers(0, 7)))  # fmt: skip
 @settings(max_examples=400, deadline=None)
 def test_no_forged_line_is_trusted_however_the_stream_is_cut(
@@ -147,7 +171,8 @@ def test_no_forged_line_is_trusted_however_the_stream_is_cut(
         assert claim.tainted or position not in forged, data[position : position + 200]
 
 
-@given(stream=messages(PIECES), cuts=st.lists(st.integers(0, 40_000), max_size=8),
+@given(stream=st.one_of(messages(PIECES, sorted(RAW)), messages(OTHER_PIECES, OWN)),
+       cuts=st.lists(st.integers(0, 40_000), max_size=8),
        restarts=st.sets(st.integers(0, 7)))  # fmt: skip
 @settings(max_examples=400, deadline=None)
 def test_no_honest_line_out_of_reach_is_doubted(
@@ -373,3 +398,84 @@ def test_sources_out_of_headers_are_counted_and_claim_nothing() -> None:
             assert not claims[0].tainted
     assert counters.no_port == 16
     assert counters.unparsed == 0
+
+
+# -- a log that holds more than accesses --------------------------------------------------------
+
+
+def test_a_stranger_cannot_say_that_the_error_log_is_here(tmp_path: Path) -> None:
+    """Else one refused name would taint 16,896 bytes."""
+    before, after, _most, _reach = RAW["trojan"]
+    text = b"\n" + TIME + b" [Info] x\n" + TIME + b" x\n" + STARTED_TEXT + HEAD + b" accepted x"
+    scanner = Scanner()
+    claims = scanner.scan(before + text + after + GOOD * 3)
+    assert not claims[-1].tainted
+    assert scanner.counters.error_log == 0
+    assert not scanner.mixed
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("rotate", [False, True])
+def test_what_a_log_holds_is_known_over_restarts_and_rotations(
+    tmp_path: Path, restart: bool, rotate: bool
+) -> None:
+    log = tmp_path / "access.log"
+    log.write_bytes(STARTED_TEXT + GOOD)
+    source = FileSource(str(log))
+    assert [claim.tainted for claim in source.read()] == [False]
+    if rotate:
+        log.rename(tmp_path / "access.log.1")
+        log.touch()
+    if restart:
+        place = source.checkpoint()
+        source.close()
+        source = FileSource(str(log), place)
+    source.tick()
+    source.read()
+    path = RAW[MIXED][0] + b"q" * 500 + b"\n" + FORGED
+    with log.open("ab") as file:
+        file.write(RAW["trojan"][0] + b"a b\n" + path + RAW[MIXED][1])
+    claims = source.read()
+    assert [claim.tainted for claim in claims] == [True]
+    assert source.tick() is None
+    assert source.counters.error_log >= 1
+
+
+# -- whose text taints --------------------------------------------------------------------------
+
+
+def _authors(data: bytes) -> list[list[bytes]]:
+    return [taint_authors(claim) for claim in Scanner().scan(data) if claim.tainted and claim.email]
+
+
+def _at(kind: str, source: bytes, text: bytes = b"a b") -> bytes:
+    before, after, _most, _reach = RAW[kind]
+    return before.replace(ATTACKER, source) + text + after
+
+
+ONE, TWO = socket.inet_aton("198.51.100.6"), socket.inet_aton("192.0.2.77")
+
+
+def test_whoever_may_have_written_a_text_is_among_its_authors() -> None:
+    """A forger could hide after a text of another address of theirs."""
+    two = _at("trojan", b"tcp:192.0.2.77:7")
+    assert _authors(_at("trojan", ATTACKER) + GOOD)[0] == [ONE]
+    assert _authors(_at("trojan", ATTACKER) + two + GOOD)[0] == [ONE, TWO]
+    # The same one again and again is one; the next one alone is known again.
+    flood = _at("trojan", ATTACKER) * 20
+    assert _authors(flood + GOOD)[0] == [ONE]
+    assert _authors(flood + GOOD * 4 + two + GOOD)[-1] == [TWO]
+    many = b"".join(_at("close", b"192.0.2.%d:7" % n) for n in range(MAX_AUTHORS + 1))
+    assert _authors(many + GOOD)[0] == []
+
+
+def test_no_message_without_a_source_hides_who_wrote_a_text() -> None:
+    """Nor does a text that looks like one make everybody doubtful."""
+    name = _at("dnsLog", b"")
+    assert _authors(name + GOOD)[0] == []
+    assert _authors(name + GOOD * 4 + _at("trojan", ATTACKER) + name + GOOD)[-1] == []
+    assert _authors(_at("trojan", ATTACKER, b"\n" + name[:-1]) + GOOD)[0] == [ONE]
+    assert _authors(_at("trojan", ATTACKER, b"\n" + TIME + b" [Info] x") + GOOD)[0] == [ONE]
+    mixed = _at("trojan", ATTACKER) + _at(MIXED, b"")
+    assert _authors(STARTED_TEXT + mixed + GOOD)[0] == []
+    assert _authors(_at("trojan", b"unix:@") + GOOD)[0] == []

@@ -18,7 +18,7 @@ from ..core.claims.accesslog import (
     Claim,
     client_end,
     spellings_of,
-    taint_author,
+    taint_authors,
 )
 from ..core.claims.stamp import written
 from ..core.claims.trust import (
@@ -523,8 +523,8 @@ class Assigner:
     @staticmethod
     def _is_inside(claim: Claim, client: bytes) -> bool:
         """Whether who wrote the text that taints a claim may have the flow that it names."""
-        author = taint_author(claim)
-        return author is None or address_key(author) == address_key(client[:-2])
+        authors = taint_authors(claim)
+        return not authors or address_key(client[:-2]) in map(address_key, authors)
 
     def _when(self, claim: Claim) -> Written:
         """When a claim was made."""

@@ -17,7 +17,7 @@ from typing import Any
 from inotify_simple import Event, INotify
 from inotify_simple import flags as inotify_flags
 
-from ..core.claims.accesslog import MESSAGE_BYTES, Claim, Counters, Scanner, Stranger
+from ..core.claims.accesslog import Claim, Counters, Scanner, Stranger
 from ..core.claims.lines import Assembler
 from ..core.claims.rotation import FINGERPRINT_BYTES, Change, Identity, judge_change
 from ..errors import SourceError
@@ -74,13 +74,13 @@ class _Tail:
         """Begin where a checkpoint says."""
         self.offset = int(saved["offset"])
         self.assembler.dropping = bool(saved.get("dropping"))
-        self.scanner.taint(int(saved.get("taint", MESSAGE_BYTES)))
+        self.scanner.restore(saved)
 
     def skip_to(self, offset: int) -> None:
         """Begin in the middle: what stands before may be of a stranger's text."""
         self.offset = offset
         self.assembler.dropping = True
-        self.scanner.taint()
+        self.scanner.begin_within()
 
     def read(self, now: float) -> list[Claim]:
         """Claims of the next block; none at the end."""
@@ -146,9 +146,6 @@ class _Tail:
 
     def checkpoint(self, clock: Clock) -> dict[str, Any]:
         """Where to go on."""
-        taint = self.scanner.taint_left
-        if self.after is not None:
-            taint = max(taint, self.after.scanner.taint_left)
         offset = self.offset - self.assembler.pending
         if self.since_s > self._saved_s and (
             offset != self._saved_offset or self.since_s > self._saved_s + _IDLE_SAVE_S
@@ -160,8 +157,8 @@ class _Tail:
             "inode": self.inode,
             "offset": offset,
             "fingerprint": self.fingerprint.hex(),
-            "taint": taint,
             "dropping": self.assembler.dropping,
+            **self.scanner.save(),
             **self._saved,
         }
 
@@ -195,8 +192,8 @@ class FileSource:
             self._first_look = REPLAY_BYTES
         #: What appears at the path was written after this.
         self._looked_s = -math.inf
-        #: How much of what appears there may still be of a stranger's text.
-        self._taint_left = 0
+        #: What the log was when it was saved, if that file is gone.
+        self._gone: dict[str, Any] = {}
         self._opened = 0
         self._starting = True
         self._inotify = INotify(nonblocking=True)
@@ -222,13 +219,13 @@ class FileSource:
                 if self._matches(candidate, saved):
                     tail = self._open(candidate, since_s)
                     tail.go_on(saved)
-                    if not tail.offset and len(self._tails) > 1:
-                        tail.after = self._tails[-2]
+                    if not tail.offset:
+                        self._follows(tail)
                     self._bound(tail, REPLAY_BYTES)
-                    self._taint_left = 0
+                    self._gone = {}
                     break
             else:
-                self._taint_left = int(saved.get("taint", MESSAGE_BYTES))
+                self._gone = saved
 
     @staticmethod
     def _candidates(directory: str, name: str) -> list[str]:
@@ -272,6 +269,14 @@ class FileSource:
         self._tails.append(tail)
         return tail
 
+    def _follows(self, tail: _Tail) -> None:
+        """A file that began when another one ended."""
+        if self._gone:
+            tail.scanner.restore(self._gone)
+            self._gone = {}
+        elif len(self._tails) > 1:
+            tail.after = self._tails[-2]
+
     @staticmethod
     def _bound(tail: _Tail, most: int) -> None:
         """Leave out what is older than the last ``most`` bytes."""
@@ -301,7 +306,7 @@ class FileSource:
                 if not tail.after.at_end:
                     self.more = True
                     continue
-                tail.scanner.taint(tail.after.scanner.taint_left)
+                tail.scanner.follow(tail.after.scanner)
                 tail.after = None
             tail_since_s, offset = tail.since_s, tail.offset
             claims += tail.read(now)
@@ -393,9 +398,7 @@ class FileSource:
         if any((tail.device, tail.inode) == (status.st_dev, status.st_ino) for tail in self._tails):
             return True
         tail = self._open(path, self._looked_s)
-        tail.after = self._tails[-2] if len(self._tails) > 1 else None
-        tail.scanner.taint(self._taint_left)
-        self._taint_left = 0
+        self._follows(tail)
         # A file that appears after the first look is new: everything in it counts.
         if self._starting:
             self._bound(tail, self._first_look)

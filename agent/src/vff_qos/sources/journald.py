@@ -17,7 +17,6 @@ from systemd import journal
 
 from ..core.claims.accesslog import (
     MAX_LINE_BYTES,
-    MESSAGE_BYTES,
     Claim,
     Counters,
     Scanner,
@@ -83,8 +82,8 @@ class JournalSource:
         self._cursor: str | None = None
         #: By stream, the one that was silent for longest first.
         self._scanners: dict[bytes, Scanner] = {}
-        #: What a stream that is not among them begins with: distrust, if its start was not seen.
-        self._unseen = 0
+        #: Whether the start of a stream that is not among them was before what we see.
+        self._within = False
         self._streams = 0
         if checkpoint:
             self._cursor = str(checkpoint["cursor"])
@@ -103,10 +102,10 @@ class JournalSource:
     def _restore(self, taint: Any) -> None:
         """How far distrust reaches in each stream."""
         if not isinstance(taint, dict):
-            self._unseen = MESSAGE_BYTES
+            self._within = True
             return
-        for stream, left in taint.items():
-            self._scanner(stream.encode()).taint(int(left))
+        for stream, saved in taint.items():
+            self._scanner(stream.encode()).restore(saved)
 
     def _open(self) -> None:
         """Open the journal and stand before the first entry to read."""
@@ -156,13 +155,15 @@ class JournalSource:
     def _distrust(self) -> None:
         """What comes now may be the rest of what was not seen, in whichever stream."""
         self._scanners.clear()
-        self._unseen = MESSAGE_BYTES
+        self._within = True
 
     def _scanner(self, stream: bytes) -> Scanner:
         scanner = self._scanners.pop(stream, None)
         if scanner is None:
             self._streams += 1
-            scanner = Scanner(self.counters, self._streams << 48, self._unseen)
+            scanner = Scanner(self.counters, self._streams << 48)
+            if self._within:
+                scanner.begin_within()
             if len(self._scanners) >= _MAX_STREAMS:
                 quiet = (key for key, one in self._scanners.items() if not one.taint_left)
                 del self._scanners[next(quiet, next(iter(self._scanners)))]
@@ -219,7 +220,7 @@ class JournalSource:
         self.more = self._held or count == _ENTRIES_PER_READ
         if not self.more:
             self.replaying = False
-            self._unseen = 0  # whatever stream comes now begins now
+            self._within = False  # whatever stream comes now begins now
         return claims
 
     def _cursor_before(self) -> str:
@@ -270,9 +271,9 @@ class JournalSource:
         if self._cursor is None:
             return None
         taint = {
-            stream.decode("ascii", "replace"): scanner.taint_left
+            stream.decode("ascii", "replace"): scanner.save()
             for stream, scanner in self._scanners.items()
-            if scanner.taint_left
+            if scanner.taint_left or scanner.mixed or scanner.dns_log
         }
         return {"cursor": self._cursor, "taint": taint}
 

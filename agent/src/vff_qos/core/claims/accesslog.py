@@ -32,7 +32,7 @@ import socket
 from dataclasses import dataclass
 from itertools import accumulate, repeat
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: A domain has one byte for its length.
 NAME_BYTES = 255
@@ -48,6 +48,8 @@ MESSAGE_BYTES = 16_896
 MAX_LINE_BYTES = 65_536
 #: So many strangers are told of in one go.
 MAX_STRANGERS = 4_096
+#: So many may be the author of a text; of more, nobody knows.
+MAX_AUTHORS = 8
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
@@ -124,7 +126,7 @@ _START = re.compile(
     rb"^(?:Xray \d[ -~]{0,256}|A unified platform for anti-censorship\.|" + _STAMP + rb" (?:"
     rb"Using conf(?:ig|dir) from " + _TEXT + rb"{1,2048}"
     rb"|Using default config: " + _TEXT + rb"{1,2048}"
-    rb"|\[Warning\] core: Xray [0-9.]{1,32} started"
+    rb"|(\[Warning\] core: Xray [0-9.]{1,32} started)"  # of the error log
     rb"|\[(?:Info|Warning)\] (?:infra/conf[a-z/]{0,64}: |common/errors: Th(?:e|is) feature )"
     + _TEXT + rb"{1,2048}))$"
 )  # fmt: skip
@@ -142,6 +144,7 @@ _REACH = {"name": NAME_BYTES, "close": CLOSE_BYTES, "dns": NAME_BYTES}
 #: An accepted line up to what was asked for.
 _ACCEPTED = re.compile(rb"^(" + _STAMP + rb") (?:from |)([!-~]{1,128}) accepted ")
 #: The same where it names a flow.
+_SOURCES = re.compile(_SOURCE)
 _ACCEPTED_FLOW = re.compile(_HEAD + rb"accepted ")
 _STAMPED = re.compile(_STAMP + rb" ")
 _MASKED = re.compile(
@@ -185,7 +188,8 @@ class Claim(NamedTuple):
     names no user, and None when it begins as an accepted one but does not parse to its end:
     somebody moved bytes there, and the flow is real.
     ``tainted``: a stranger's text reaches the line; ``author`` is then the source of the line that
-    bears that text, or `NOBODY_KNOWS`.  ``time`` is the line's stamp (see ``stamp.written``).
+    bears that text, several with spaces between if one stands in reach of another, or
+    `NOBODY_KNOWS`.  ``time`` is the line's stamp (see ``stamp.written``).
     ``position`` counts the stream's bytes up to the line; no two streams of a source share a
     position.  ``local`` is our end of the flow where the source of claims knows it; no access log
     does.
@@ -281,10 +285,15 @@ def pack_end(end: Source) -> bytes:
     return end.address + end.port.to_bytes(2, "big")
 
 
-def taint_author(claim: Claim) -> bytes | None:
-    """The packed address of who wrote the text that taints a claim; None if nobody knows."""
-    author = parse_source(claim.author) if claim.tainted and claim.author != NOBODY_KNOWS else None
-    return None if author is None else author.address
+def taint_authors(claim: Claim) -> list[bytes]:
+    """Packed addresses of who may have written the text that taints a claim; empty: anybody."""
+    if not claim.tainted or claim.author == NOBODY_KNOWS:
+        return []
+    authors = [_SOURCES.fullmatch(text) for text in claim.author.split(b" ")]
+    sources = [found and parse_source(found[0]) for found in authors]
+    addresses = [source.address for source in sources if source]
+    # Who is not at an address may be anywhere.
+    return addresses if len(addresses) == len(authors) else []
 
 
 def spellings_of(client: bytes) -> tuple[bytes, bytes, bytes]:
@@ -317,23 +326,45 @@ class Stranger(NamedTuple):
 class Scanner:
     """Claims out of blocks of whole lines; remembers across blocks how far taint reaches."""
 
-    def __init__(
-        self, counters: Counters | None = None, position: int = 0, taint_left: int = 0
-    ) -> None:
+    def __init__(self, counters: Counters | None = None, position: int = 0) -> None:
         """``counters`` may be shared, ``position`` is where the stream's bytes count from."""
         self.counters = Counters() if counters is None else counters
         #: Who sent strangers' text; the caller takes them away.
         self.strangers: list[Stranger] = []
-        self._taint_left = taint_left
-        # Who had the text written that taints what follows.
+        #: Whether messages of an error log, and answers of the engine's DNS, have been seen here.
+        #: Else what looks like one within a stranger's text is of that text and its author.
+        self.mixed = self.dns_log = False
+        self._taint_left = 0
+        # Who may have had the text written that taints what follows.
         self._author = NOBODY_KNOWS
         self._scanned = position
         self._plain = True
 
     def taint(self, length: int = MESSAGE_BYTES) -> None:
-        """Distrust the next bytes at least: the stream was cut, or a stranger's text went by."""
+        """Distrust the next bytes at least: a stranger's text may have gone by."""
         self._taint_left = max(self._taint_left, length)
         self._author = NOBODY_KNOWS
+
+    def begin_within(self) -> None:
+        """The stream's beginning is not seen: it may hold anything, and have held it already."""
+        self.taint()
+        self.mixed = self.dns_log = True
+
+    def follow(self, before: Scanner) -> None:
+        """The stream goes on from where another one ended, in the middle of a text perhaps."""
+        self.taint(before.taint_left)
+        self.mixed |= before.mixed
+        self.dns_log |= before.dns_log
+
+    def save(self) -> dict[str, Any]:
+        """What a checkpoint must keep, as JSON."""
+        return {"taint": self._taint_left, "mixed": self.mixed, "dns_log": self.dns_log}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on as ``save`` said; as with an unseen beginning if it did not."""
+        self.taint(int(saved.get("taint", MESSAGE_BYTES)))
+        self.mixed = bool(saved.get("mixed", True))
+        self.dns_log = bool(saved.get("dns_log", True))
 
     @property
     def taint_left(self) -> int:
@@ -421,8 +452,11 @@ class Scanner:
                 counters.no_port += found[1] is not None
                 self._accepted(line, start, b"", tainted, claims)
                 return taint_end
-            if _START.match(line):
+            if found := _START.match(line):
                 counters.harmless += 1
+                if found[1] is not None and not tainted:
+                    counters.error_log += 1
+                    self.mixed = True
                 return taint_end
             raw = _RAW.match(line)
             # No cut is looked for in what a stranger wrote.
@@ -432,19 +466,27 @@ class Scanner:
                 return self._rest(line[rest:], start + rest, taint_end, claims)
             if raw is not None:
                 counters.strangers += 1
-                self._tell(raw[1], tainted)
+                self.dns_log |= bool(raw["dns"]) and not tainted
+                if not raw["dns"] or self.dns_log:
+                    self._tell(raw[1], tainted)
                 if raw.lastgroup is None:
                     return max(taint_end, start + len(line) + REASON_BYTES)
                 return max(taint_end, start + raw.end() + _REACH[raw.lastgroup])
         counters.unparsed += 1
-        if tainted and not _STAMPED.match(line):
-            return taint_end  # no message begins like this: it is of the text that went before
-        counters.error_log += bool(_ERROR_LOG.match(line))
-        found = _ACCEPTED.match(line)
-        self._tell(found and found[2], tainted)
-        if found:
+        accepted = _ACCEPTED.match(line)
+        # Each message begins with a stamp; what does not is of the text that went before.
+        stamped = _STAMPED.match(line) is not None
+        known = tainted and not (stamped and self.mixed)
+        if accepted is not None or not known:
+            self._tell(accepted and accepted[2], tainted)
+        if accepted is not None:
             self._accepted(line, start, None, tainted, claims)
+        if known:
+            return taint_end
+        if accepted is not None:
             return max(taint_end, start + FREE_TEXT_BYTES)
+        counters.error_log += bool(_ERROR_LOG.match(line))
+        self.mixed |= stamped
         return max(taint_end, start + len(line) + MESSAGE_BYTES)
 
     def _after_torn(self, line: bytes, start: int, claims: list[Claim]) -> int | None:
@@ -486,10 +528,17 @@ class Scanner:
             claims.append(Claim(head[2], b"", email, tainted, head[1], position, None, author))
 
     def _tell(self, source: bytes | None, tainted: bool) -> None:
-        """A stranger's text was written by whoever is at ``source``, if a line says who."""
-        if not tainted:
-            # Within reach of an earlier text, that one's author may have written this, too.
+        """A stranger's text was written by whoever is at ``source``, if a line says who.
+
+        Within reach of an earlier text, that one's author may have written this, too.
+        """
+        if not tainted or source is None:
             self._author = source or NOBODY_KNOWS
+        elif self._author != NOBODY_KNOWS:
+            hosts = [author.rpartition(b":")[0] for author in self._author.split(b" ")]
+            if source.rpartition(b":")[0] not in hosts:
+                authors = self._author + b" " + source
+                self._author = authors if len(hosts) < MAX_AUTHORS else NOBODY_KNOWS
         if source is None:
             return
         if len(self.strangers) < MAX_STRANGERS:

@@ -520,11 +520,15 @@ class Assigner:
             return DOUBTED
         return HINTED if self._is_inside(claim, client) else VOUCHED
 
-    @staticmethod
-    def _is_inside(claim: Claim, client: bytes) -> bool:
+    def _is_inside(self, claim: Claim, client: bytes) -> bool:
         """Whether who wrote the text that taints a claim may have the flow that it names."""
         authors = taint_authors(claim)
-        return not authors or address_key(client[:-2]) in map(address_key, authors)
+        place, mirror = address_key(client[:-2]), self._flows.mirror
+        return not authors or any(
+            address_key(author[:-2]) == place
+            and (author is authors[0] or bool(mirror.find(author) or mirror.last_port(author)))
+            for author in authors
+        )
 
     def _when(self, claim: Claim) -> Written:
         """When a claim was made."""

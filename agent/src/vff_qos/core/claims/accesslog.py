@@ -286,14 +286,18 @@ def pack_end(end: Source) -> bytes:
 
 
 def taint_authors(claim: Claim) -> list[bytes]:
-    """Packed addresses of who may have written the text that taints a claim; empty: anybody."""
+    """Packed ends of who may have written the text that taints a claim; empty: anybody.
+
+    The first is that of a line which nothing else has tainted, so that it is true.  The others
+    may be forged themselves: they count if such a flow is known.
+    """
     if not claim.tainted or claim.author == NOBODY_KNOWS:
         return []
     authors = [_SOURCES.fullmatch(text) for text in claim.author.split(b" ")]
     sources = [found and parse_source(found[0]) for found in authors]
-    addresses = [source.address for source in sources if source]
-    # Who is not at an address may be anywhere.
-    return addresses if len(addresses) == len(authors) else []
+    if not sources[0]:
+        return []  # who is not at an address may be anywhere
+    return [source.address + source.port.to_bytes(2, "big") for source in sources if source]
 
 
 def spellings_of(client: bytes) -> tuple[bytes, bytes, bytes]:
@@ -537,8 +541,9 @@ class Scanner:
         elif self._author != NOBODY_KNOWS:
             hosts = [author.rpartition(b":")[0] for author in self._author.split(b" ")]
             if source.rpartition(b":")[0] not in hosts:
-                authors = self._author + b" " + source
-                self._author = authors if len(hosts) < MAX_AUTHORS else NOBODY_KNOWS
+                authors = [*self._author.split(b" "), source]
+                # The first is certain, the last ones are the nearest.
+                self._author = b" ".join([authors[0], *authors[1:][1 - MAX_AUTHORS :]])
         if source is None:
             return
         if len(self.strangers) < MAX_STRANGERS:

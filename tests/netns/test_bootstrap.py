@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
 
 from vff_qos.cli import main
 from vff_qos.commands import bootstrap
 from vff_qos.commands.killswitch import resume, suspend
 from vff_qos.core.htb import PROVISIONAL, user_class
-from vff_qos.core.plan import layout
-from vff_qos.core.plan.layout import Filter, Key
+from vff_qos.core.plan import plan as planner
+from vff_qos.core.plan.objects import Filter, KernelObject, OtherAction, OtherMatch, Record
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 from vff_qos.journal import Journal
-from vff_qos.kernel import filters
+from vff_qos.kernel import filters, route
 from vff_qos.kernel.packed import tc
 from vff_qos.kernel.packed.early_maps import EarlyMaps
-from vff_qos.kernel.packed.netlink import Netlink
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
@@ -94,27 +94,26 @@ def net(namespace: None) -> Iterator[Network]:
 def _missing() -> str:
     """What this kernel cannot do for us, found by trying."""
     run("ip", "link", "add", "probe0", "type", "ifb")
-    names = {index: name for index, name in socket.if_nameindex()}
-    indices = {name: index for index, name in names.items()}
-    netlink = Netlink(socket.NETLINK_ROUTE)
+    indices = {name: index for index, name in socket.if_nameindex()}
     missing = []
-    try:
-        filters.set_tree(netlink, indices["probe0"], 0x5100, 1)
+    with IPRoute() as ipr:
+        route.put_tree(ipr, indices["probe0"], 0x5100, 1)
         try:
-            filters.add_clsact(netlink, indices["probe0"])
+            route.add_clsact(ipr, indices["probe0"])
         except KernelRefused as error:
             missing.append(f"clsact ({error})")
-        wanted = layout.desired(replace(SETTINGS, ifb="probe0"), "probe0")
-        everything = layout.desired(replace(SETTINGS, ifb="probe0", service_ports=()), "probe0")
-        for key, spec in (wanted | everything).items():
-            if key[0] == "filter":
+        wanted = planner.desired(replace(SETTINGS, ifb="probe0"), "probe0")
+        wanted += planner.desired(replace(SETTINGS, ifb="probe0", service_ports=()), "probe0")
+        done = []
+        for item in wanted:
+            if isinstance(item, Filter) and item.key not in done:
+                done.append(item.key)
                 try:
-                    filters.add_filter(netlink, key, spec, 0x5100, indices)
+                    filters.add_filter(ipr, item, 0x5100, indices)
                 except KernelRefused:
-                    missing.append(" ".join([spec.kind, *(action[0] for action in spec.actions)]))
-    finally:
-        netlink.close()
-        run("ip", "link", "del", "probe0")
+                    actions = [type(action).__name__ for action in item.actions]
+                    missing.append(" ".join([item.classifier, *actions]))
+    run("ip", "link", "del", "probe0")
     return ", ".join(dict.fromkeys(missing))
 
 
@@ -129,12 +128,12 @@ def settings(
 ) -> Settings:
     """Settings; in a kernel without our filters, plans are made without them."""
     if _missing():
-        complete = layout.desired
+        complete = planner.desired
 
-        def desired(settings: Settings, wan: str, mtu: int) -> dict[Key, Any]:
-            return {k: v for k, v in complete(settings, wan, mtu).items() if k[0] != "filter"}
+        def desired(settings: Settings, wan: str, mtu: int) -> list[KernelObject]:
+            return [o for o in complete(settings, wan, mtu) if not isinstance(o, Filter)]
 
-        monkeypatch.setattr(layout, "desired", desired)
+        monkeypatch.setattr(planner, "desired", desired)
     return replace(SETTINGS, split=request.param)
 
 
@@ -481,7 +480,7 @@ def test_a_step_that_fails_says_what_was_done(
     def refuse(*_args: object) -> None:
         raise KernelRefused(2, "adding clsact")
 
-    monkeypatch.setattr(filters, "add_clsact", refuse)
+    monkeypatch.setattr(route, "add_clsact", refuse)
     with pytest.raises(KernelRefused, match="Not done: add ingress qdisc clsact") as caught:
         bootstrap.reconcile(settings, Memory())
     assert caught.value.code == 2
@@ -676,11 +675,11 @@ def test_uploads_pass_without_the_ifb_once_nothing_leads_there(
     theirs = ["dev", WAN, "ingress", "pref", "9", "protocol", "ip", "u32"]
     run("tc", "filter", "add", *theirs, "match", "u32", "0", "0", "flowid", "1:1")
     run("ip", "link", "del", "vffqos0")
-    netlink = Netlink(socket.NETLINK_ROUTE)
+    classes = tc.Tc()
     index = socket.if_nametoindex(WAN)
-    assert filters.stop_redirecting(netlink, index, 0x5100) == 8
-    assert filters.stop_redirecting(netlink, index, 0x5100) == 0
-    netlink.close()
+    assert classes.stop_redirecting(index, 0x5100) == 8
+    assert classes.stop_redirecting(index, 0x5100) == 0
+    classes.close()
     for address in (NODE, NODE6):
         exchange(net, address, 443)
     assert "u32" in run("tc", "filter", "show", "dev", WAN, "ingress")
@@ -799,9 +798,11 @@ def test_a_decoded_filter_that_is_not_ours_is_unlike_ours(full: Settings) -> Non
         WAN,
         "ingress",
         "pref",
-        "5",
+        "20736",
         "protocol",
         "ip",
+        "handle",
+        "7",
         "flower",
         "src_ip",
         "10.0.0.0/8",
@@ -812,7 +813,8 @@ def test_a_decoded_filter_that_is_not_ours_is_unlike_ours(full: Settings) -> Non
         "action",
         "drop",
     )
-    seen = bootstrap.observe(full, {}).filters
-    (theirs,) = [spec for key, spec in seen.items() if key[4] == 5]
-    assert theirs != Filter("flower", (6, 443, 443), (("gact", "?"),))
-    assert theirs.match[:3] == (6, 443, 443) and theirs.actions == (("gact", "?"),)
+    (theirs,) = [f for f in bootstrap.observe(full, Record()).filters if f.place.pref == 20736]
+    assert theirs.match == OtherMatch(
+        "flower", "TCA_FLOWER_KEY_IPV4_SRC TCA_FLOWER_KEY_IPV4_SRC_MASK"
+    )
+    assert theirs.actions == (OtherAction("gact"),)

@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute, NetlinkDumpInterrupted
 
 from vff_qos.config import Paths
 from vff_qos.core.claims.accesslog import Scanner
@@ -41,9 +43,9 @@ from .test_follow import Client, Node
 #: let the agent wait for longer than that; printed is what it took.
 WITHIN_S = 20.0
 WITHOUT_FILTERS = """
-from vff_qos.core.plan import layout
-complete = layout.desired
-layout.desired = lambda *a: {k: v for k, v in complete(*a).items() if k[0] != "filter"}
+from vff_qos.core.plan import objects, plan
+complete = plan.desired
+plan.desired = lambda *a: [o for o in complete(*a) if not isinstance(o, objects.Filter)]
 """
 
 
@@ -318,14 +320,16 @@ def test_answers_that_do_not_fit_the_receive_buffer(tmp_path: Path, trees: tuple
     assert all(marks) and len(set(marks)) == 200
     for index in devices:
         assert len(tc.classes(index, 0x5100)) == 200 + 2
-    for closing in (assigner, conntrack, tc, listener):
-        closing.close()
+    for each in (assigner, conntrack, tc, listener):
+        each.close()
 
 
-def test_a_dump_that_changes_interrupt_is_read_again() -> None:
+@pytest.mark.parametrize("through", ["packed", "pyroute2"])
+def test_a_dump_that_changes_interrupt_is_read_again(through: str) -> None:
     """Links come and go while they are listed; no list misses one that was there all the time."""
     for number in range(60):
         run("ip", "link", "add", f"stay{number}", "type", "ifb")
+    stay = {f"stay{number}" for number in range(60)}
     script = "".join(f"link add come{n} type ifb\nlink del come{n}\n" for n in range(20))
     going = threading.Event()
     going.set()
@@ -345,16 +349,27 @@ def test_a_dump_that_changes_interrupt_is_read_again() -> None:
                 interrupted += 1
                 raise
 
+    class CountingRoute(IPRoute):  # type: ignore[misc]
+        def link(self, *args: object, **options: object) -> Iterator[object]:
+            nonlocal interrupted
+            try:
+                yield from super().link(*args, **options)
+            except NetlinkDumpInterrupted:
+                interrupted += 1
+                raise
+
     thread = threading.Thread(target=churn)
     thread.start()
-    netlink = Counting(socket.NETLINK_ROUTE)
     try:
-        deadline = time.monotonic() + 60
-        while interrupted < 5 and time.monotonic() < deadline:
-            found = links.links(netlink)
-            assert {f"stay{number}" for number in range(60)} <= found.keys()
+        with closing(Counting(socket.NETLINK_ROUTE)) as netlink, CountingRoute() as ipr:
+            deadline = time.monotonic() + 60
+            while interrupted < 5 and time.monotonic() < deadline:
+                if through == "packed":
+                    found = b"".join(netlink.dump(18, bytes(16), "links"))  # RTM_GETLINK
+                    assert all(name.encode() + b"\0" in found for name in stay)
+                else:
+                    assert stay <= links.read_links(ipr).keys()
     finally:
         going.clear()
         thread.join()
-        netlink.close()
     assert interrupted >= 5

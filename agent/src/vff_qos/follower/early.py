@@ -12,7 +12,7 @@ import errno
 from collections.abc import Callable
 
 from ..core.htb import PROVISIONAL, TAG_MASK
-from ..core.plan.layout import EARLY_TIMEOUT_S
+from ..core.plan.nft_table import EARLY_TIMEOUT_S
 from ..core.sole_users import SoleUsers
 from ..errors import KernelRefused
 from ..kernel.packed.conntrack import Conntrack

@@ -1,7 +1,7 @@
 """Elements of our nft maps: nf_tables packed by hand, because libnftables costs the agent memory.
 
 Source of the numbers: include/uapi/linux/netfilter/nf_tables.h.  The maps themselves are
-bootstrap's (core/plan/layout.py).  Keys are packed addresses, an IPv6 one only its upper eight
+bootstrap's (core/plan/nft_table.py).  Keys are packed addresses, an IPv6 one only its upper eight
 bytes.
 """
 
@@ -11,24 +11,12 @@ import errno
 import struct
 from collections.abc import Iterable, Mapping
 
-from ...core.plan.layout import EARLY4, EARLY6, TABLE
+from ...core.plan.nft_table import EARLY4, EARLY6, TABLE
 from ...errors import KernelRefused
-from .netlink import (
-    HEADER,
-    NETLINK_NETFILTER,
-    NLM_F_ACK,
-    NLM_F_CREATE,
-    NLM_F_REQUEST,
-    Encoder,
-    Netlink,
-    attr,
-    nest,
-)
+from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_CREATE, Encoder, Netlink, attr, nest
+from .nftables import encode, transact
 
-_BATCH_BEGIN, _BATCH_END = 16, 17
 _NEWSETELEM, _DELSETELEM = 10 << 8 | 12, 10 << 8 | 14
-_NFGENMSG = struct.Struct(">BBH")  # family, version, res_id
-_SUBSYS_NFTABLES, _NFPROTO_INET = 10, 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM, _ELEM_KEY, _ELEM_DATA, _DATA_VALUE = 1, 1, 2, 1
 # In the kernel a mark is a number of the machine's own byte order.
@@ -42,8 +30,7 @@ def encode_elements(
     seq: int, name: str, marks: Mapping[bytes, int] | None, delete: bool = False
 ) -> bytes:
     """Request to add elements to map ``name``, or to delete them (None: all there are)."""
-    body = _NFGENMSG.pack(_NFPROTO_INET, 0, 0)
-    body += attr(_LIST_TABLE, TABLE.encode() + b"\0") + attr(_LIST_SET, name.encode() + b"\0")
+    body = attr(_LIST_TABLE, TABLE.encode() + b"\0") + attr(_LIST_SET, name.encode() + b"\0")
     if marks is not None:
         elements = []
         for key, mark in marks.items():
@@ -54,13 +41,7 @@ def encode_elements(
             elements.append(nest(_LIST_ELEM, element))
         body += nest(_LIST_ELEMENTS, *elements)
     kind, flags = (_DELSETELEM, 0) if delete else (_NEWSETELEM, NLM_F_CREATE)
-    flags |= NLM_F_REQUEST | NLM_F_ACK
-    return HEADER.pack(HEADER.size + len(body), kind, flags, seq, 0) + body
-
-
-def _edge(kind: int) -> Encoder:
-    body = _NFGENMSG.pack(0, 0, _SUBSYS_NFTABLES)
-    return lambda seq: HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST, seq, 0) + body
+    return encode(seq, kind, flags | NLM_F_ACK, body)
 
 
 class EarlyMaps:
@@ -112,11 +93,8 @@ class EarlyMaps:
         return requests
 
     def _transact(self, requests: list[Encoder]) -> None:
-        if not requests:
-            return
-        code = self._netlink.transact([_edge(_BATCH_BEGIN), *requests, _edge(_BATCH_END)])
-        if code:
-            raise KernelRefused(code, f"changing the maps of nft table inet {TABLE}")
+        if requests:
+            transact(self._netlink, requests, f"changing the maps of nft table inet {TABLE}")
 
 
 def clear_early_maps() -> None:

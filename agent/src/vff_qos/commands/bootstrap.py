@@ -44,6 +44,7 @@ from ..errors import KernelRefused, QosError
 from ..kernel import filters, links, nft, route
 from ..kernel.devices import default_route_device
 from ..kernel.packed import tc
+from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
 from ..kernel.packed.nftables import delete_table, table_flags
 from ..kernel.sysctls import read_sysctl, write_sysctl
@@ -67,7 +68,7 @@ def observe(settings: Settings, record: Record, with_rules: bool = True) -> Obse
     with ExitStack() as stack:
         netlink = stack.enter_context(closing(Netlink(socket.NETLINK_ROUTE)))
         classes = stack.enter_context(closing(tc.Tc()))
-        found = links.read_links(stack.enter_context(IPRoute()))
+        found = read_links(netlink)
         names = {link.ifindex: name for name, link in found.items()}
         majors = {settings.major, settings.major if record.major is None else record.major}
         seen = Observed(
@@ -202,7 +203,7 @@ class _Steps:
     def _put(self, item: KernelObject, is_new: bool) -> None:
         match item:
             case Ifb():
-                links.put_ifb(self._ipr, item)
+                links.put_ifb(self._ipr, self._classes.netlink, item)
             case NftTable():
                 nft.replace_table(item)
             case Tree():

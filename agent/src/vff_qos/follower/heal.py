@@ -17,8 +17,9 @@ from ..core.settings import Settings
 from ..errors import KernelRefused, Refused
 from ..journal import ERROR, WARNING, Journal
 from ..kernel.devices import device_index, wan_device
+from ..kernel.packed.links import is_link_up
 from ..kernel.packed.monitor import Monitor
-from ..kernel.packed.tc import Tc, is_link_up
+from ..kernel.packed.tc import Tc
 
 #: A break comes in several messages; so long they are gathered.
 _SETTLE_S = 0.05

@@ -1,68 +1,33 @@
-"""Interfaces through pyroute2."""
+"""Interfaces, made and set up through pyroute2."""
 
 from __future__ import annotations
 
 import errno
-import os
 
-from pyroute2 import IPRoute, NetlinkDumpInterrupted, NetlinkError
-from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP, ifinfmsg
+from pyroute2 import IPRoute, NetlinkError
 
-from ..core.plan.objects import Ifb, Link
-from ..errors import KernelRefused
+from ..core.plan.objects import Ifb
+from .packed.links import read_links
+from .packed.netlink import Netlink
 from .route import refusing
 
-_SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS
 _IN6_ADDR_GEN_MODE_NONE = 1
 _NO_ADDRESS = {
     "attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE]]}]]
 }
-_DUMP_TRIES = 8
 
 
-def read_links(ipr: IPRoute) -> dict[str, Link]:
-    """{name: interface} of this network namespace."""
-    what = "reading interfaces"
-    for _try in range(_DUMP_TRIES):
-        try:
-            with refusing(what):
-                return dict(map(_decode, ipr.link("dump", ext_mask=_SKIP_STATS)))
-        except KernelRefused as error:
-            if not isinstance(error.__cause__, NetlinkDumpInterrupted):
-                raise
-    raise KernelRefused(errno.EINTR, what)
-
-
-def _text(value: str | bytes | None) -> str:
-    # pyroute2 leaves bytes what is not UTF-8.
-    return os.fsdecode(value or "")
-
-
-def _decode(message: ifinfmsg) -> tuple[str, Link]:
-    properties = message.get_attr("IFLA_PROP_LIST")
-    info = message.get_attr("IFLA_LINKINFO")
-    return _text(message.get_attr("IFLA_IFNAME")), Link(
-        ifindex=message["index"],
-        kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
-        alias=_text(message.get_attr("IFLA_IFALIAS")),
-        up=bool(message["flags"] & IFF_UP),
-        txqlen=message.get_attr("IFLA_TXQLEN") or 0,
-        altnames=tuple(map(_text, properties.altnames())) if properties else (),
-        mtu=message.get_attr("IFLA_MTU") or 0,
-    )
-
-
-def put_ifb(ipr: IPRoute, ifb: Ifb) -> None:
+def put_ifb(ipr: IPRoute, netlink: Netlink, ifb: Ifb) -> None:
     """Make an IFB device, or finish one that is there, and set it up."""
-    before = read_links(ipr)
+    before = read_links(netlink)
     if ifb.dev not in before:
         with refusing(f"adding {ifb}"):
             ipr.link("add", ifname=ifb.dev, kind="ifb", num_tx_queues=1)
         # Loading the module makes two devices of its own (numifbs=2), which nobody asked for.
-        for other, link in read_links(ipr).items():
+        for other, link in read_links(netlink).items():
             if other not in before and other != ifb.dev and link.kind == "ifb" and not link.up:
                 delete_link(ipr, other)
-    settings = {"index": read_links(ipr)[ifb.dev].ifindex, "ifalias": ifb.alias}
+    settings = {"index": read_links(netlink)[ifb.dev].ifindex, "ifalias": ifb.alias}
     settings["txqlen"] = ifb.txqlen
     with refusing(f"setting up {ifb}"):
         try:

@@ -38,8 +38,6 @@ from .netlink import (
     nest,
 )
 
-_GETLINK, _IFF_UP = 18, 1
-_IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _NEWTCLASS, _DELTCLASS, _GETTCLASS = 40, 41, 42
 _DELTFILTER, _GETTFILTER = 45, 46
@@ -321,15 +319,6 @@ def read_qdiscs(netlink: Netlink, names: Mapping[int, str], majors: Collection[i
             limit = _splitter_limit(options)
         found.append(Qdisc(names[index], kind, handle, parent, options, default, limit))
     return found
-
-
-def is_link_up(netlink: Netlink, ifindex: int) -> bool:
-    """Whether there is such an interface and it is up."""
-    body = _IFINFO.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0)
-    _errors, replies = netlink.batch(
-        [lambda seq: HEADER.pack(16 + len(body), _GETLINK, NLM_F_REQUEST, seq, 0) + body]
-    )
-    return any(_IFINFO.unpack_from(reply.payload)[3] & _IFF_UP for reply in replies)
 
 
 def tree_options(default: int, rate2quantum: int = 10) -> bytes:

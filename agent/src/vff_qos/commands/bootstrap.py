@@ -23,6 +23,7 @@ from ..core.plan.objects import (
     INGRESS_PARENT,
     ROOT,
     ROOT_PARENT,
+    STATE_KEY,
     Clsact,
     Filter,
     Ifb,
@@ -48,9 +49,6 @@ from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
 from ..kernel.packed.nftables import delete_table, table_flags
 from ..kernel.sysctls import read_sysctl, write_sysctl
-
-#: Under this key the state holds what `remove` must know of the time before us.
-STATE_KEY = "kernel"
 
 
 class Memory(Protocol):

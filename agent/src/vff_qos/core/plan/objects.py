@@ -42,6 +42,9 @@ INGRESS, EGRESS, ROOT = "ingress", "egress", "root"
 #: Their classes and filters are not recorded.
 _CLASSFUL = ("htb", "hfsc", "drr", "qfq", "cbq", "ets")
 
+#: Under this key the state holds a `Record`.
+STATE_KEY = "kernel"
+
 Key = tuple[str | int, ...]
 
 

@@ -296,7 +296,7 @@ def read_filters(ifindex: int, hook: str, major: int) -> Iterator[TcFilter]:
 
 def read_qdiscs(netlink: Netlink, names: Mapping[int, str], majors: Collection[int]) -> list[Qdisc]:
     """The qdiscs of all devices; of the leaves below roots with ``majors`` only the shared one's,
-    because there may be thousands: 10,000 users' take 30 ms here and 3 s in pyroute2."""
+    because there may be thousands: 5,000 take 5 ms here, and 0.3 s in pyroute2."""
     found = []
     for data in netlink.dump(_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0), "reading qdiscs"):
         _family, index, handle, parent, _info = _TCMSG.unpack_from(data)

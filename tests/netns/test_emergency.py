@@ -44,9 +44,11 @@ def hide(monkeypatch: pytest.MonkeyPatch, directory: Path, module: str) -> None:
     monkeypatch.setenv("PYTHONPATH", path)
 
 
-def vff_qos(directory: Path, *words: str, within: Sequence[str] = ()) -> tuple[int, str]:
+def vff_qos(
+    directory: Path, *words: str, within: Sequence[str] = (), more: str = ""
+) -> tuple[int, str]:
     """Exit code and all output of a command with files in ``directory``."""
-    (directory / "settings.yml").write_text(f"wan: {WAN}\nleaf: pfifo\n")
+    (directory / "settings.yml").write_text(f"wan: {WAN}\nleaf: pfifo\n{more}")
     (directory / "policy.yml").write_text("")
     options = [f"--{what}={directory}/{what}.yml" for what in ("settings", "policy")]
     options += [f"--{what}-dir={directory}" for what in ("state", "run")]

@@ -90,3 +90,14 @@ def test_a_sysctl_that_cannot_be_set_is_a_note_and_no_error(
         code, output = vff_qos(tmp_path, *words, within=read_only)
         assert code == 0 and output.endswith(said)
     assert _TIMESTAMP.read_text() == "0\n"
+
+
+def test_a_node_that_has_no_names_of_protocols_has_the_same_rules(
+    net: Network,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Debian without netbase: libnftables then lists 6 and 17 for tcp and udp."""
+    nameless = ["unshare", "-m", "sh", "-ec", 'mount --bind /dev/null /etc/protocols; exec "$@"']
+    for within in ([*nameless, "sh"], []):
+        code, output = vff_qos(tmp_path, "bootstrap", within=within, more="early_shaping: true\n")
+        assert code == 0 and (output == "no change\n") == (not within)

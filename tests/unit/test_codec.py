@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import socket
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from vff_qos.core.plan.plan import desired
 from vff_qos.core.settings import Settings
 from vff_qos.kernel import filters, route
 from vff_qos.kernel.packed import conntrack, tc
-from vff_qos.kernel.packed.netlink import attrs
+from vff_qos.kernel.packed.netlink import NLA_F_NESTED
 
 V4 = Flow(6, socket.inet_aton("198.51.100.7"), 5555, socket.inet_aton("203.0.113.1"), 443)
 V6 = Flow(
@@ -193,16 +194,37 @@ FILTERS = {
 }
 
 
-def _tree(data: bytes) -> str:
+#: Nested attributes that pyroute2 packs without NLA_F_NESTED and the kernel takes so, because their
+#: parsers are older than the flag (nla_parse_nested_deprecated): all actions of a filter, one of
+#: them, skbedit's options, fw's.
+_UNFLAGGED = ("fw", "fw/4", "fw/4/*", "flower/3", "flower/3/*", "flower/3/*/skbedit")
+
+
+def _tree(data: bytes, path: str = "") -> str:
     """Attributes by number, as the kernel takes them (nla_parse): their order does not count, nor
-    does the flag NLA_F_NESTED."""
-    try:
-        found = [(kind, data[start:end]) for kind, start, end in attrs(data)]
-    except ValueError:
-        return data.hex()
-    if not found or sum(4 + len(body) + -len(body) % 4 for _kind, body in found) != len(data):
-        return data.hex()
-    return "{" + ", ".join(f"{kind}: {_tree(body)}" for kind, body in sorted(found)) + "}"
+    does the flag NLA_F_NESTED where it must not be there."""
+    found = []
+    at, kind = 0, ""
+    while at < len(data):
+        length, number = struct.unpack_from("=HH", data, at)
+        body = data[at + 4 : at + length]
+        nested = bool(number & NLA_F_NESTED)
+        number &= ~NLA_F_NESTED
+        where = f"{path}/{number}"
+        if number == 1 and body.endswith(b"\0") and body[:-1].isalnum() and not kind:
+            kind = body[:-1].decode()  # TCA_KIND, TCA_ACT_KIND
+        elif kind and number == 2:
+            where = f"{path}/{kind}"
+        elif "/" in path and path.rsplit("/", 1)[1] in "34":
+            where = f"{path}/*"
+        where = where.lstrip("/")
+        if nested or where in _UNFLAGGED:
+            flag = "" if where in _UNFLAGGED else "nested "
+            found.append((number, f"{flag}{_tree(body, where)}"))
+        else:
+            found.append((number, body.hex()))
+        at += (length + 3) & ~3
+    return "{" + ", ".join(f"{number}: {text}" for number, text in sorted(found)) + "}"
 
 
 def _same(payload: bytes, golden: str) -> None:

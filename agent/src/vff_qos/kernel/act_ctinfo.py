@@ -19,13 +19,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyroute2.netlink import nla
+from pyroute2.netlink import NLA_F_NESTED, nla
 from pyroute2.netlink.rtnl.tcmsg.common import tc_actions
 
 
 class options(nla):  # type: ignore[misc]
-    """TCA_ACT_OPTIONS of the action."""
+    """TCA_ACT_OPTIONS of the action; the kernel refuses them without the flag (EINVAL)."""
 
+    nla_flags = NLA_F_NESTED
     nla_map = (
         ("TCA_CTINFO_UNSPEC", "none"),
         ("TCA_CTINFO_PAD", "hex"),

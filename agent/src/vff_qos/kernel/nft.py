@@ -31,6 +31,8 @@ def libnftables() -> Nftables:
             "install the package python3-nftables"
         ) from error
     nft.set_json_output(True)
+    # Or it depends on the node's /etc/protocols what our rules look like.
+    nft.set_numeric_proto_output(True)
     # Elements of maps are the agent's, and many.
     nft.set_terse_output(True)
     return nft

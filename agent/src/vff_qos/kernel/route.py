@@ -49,7 +49,7 @@ class _RawTcmsg(nlmsg):  # type: ignore[misc]
 
     prefix = "TCA_"
     fields = tcmsg.fields
-    nla_map = ((1, "TCA_KIND", "asciiz"), (2, "TCA_OPTIONS", "cdata"))
+    nla_map = ((1, "TCA_KIND", "asciiz"), (2, "TCA_OPTIONS", "cdata | nested"))
 
 
 @contextmanager

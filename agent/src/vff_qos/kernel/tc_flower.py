@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from socket import htons
 from typing import Any
 
-from pyroute2.netlink import nla
+from pyroute2.netlink import NLA_F_NESTED, nla
 from pyroute2.netlink.rtnl.tcmsg.common_act import get_tca_action
 from pyroute2.netlink.rtnl.tcmsg.common_act import tca_act_prio as _tca_act_prio
 from pyroute2.protocols import ETH_P_ALL
@@ -34,6 +34,7 @@ _PORT_KEYS = {6: "TCA_FLOWER_KEY_TCP_DST", 17: "TCA_FLOWER_KEY_UDP_DST"}
 class options(nla):  # type: ignore[misc]
     """TCA_OPTIONS of the classifier."""
 
+    nla_flags = NLA_F_NESTED
     nla_map = (
         (1, "TCA_FLOWER_CLASSID", "uint32"),
         (3, "TCA_FLOWER_ACT", "tca_act_prio"),

@@ -59,8 +59,8 @@ def table(settings: Settings) -> Listing:
 
 
 def _service_ports(settings: Settings) -> list[Json]:
-    """What matches a packet to the service ports."""
-    found = [_match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]})]
+    """What matches a packet to the service ports, of TCP (6) or UDP (17)."""
+    found = [_match({"meta": {"key": "l4proto"}}, {"set": [6, 17]})]
     if settings.service_ports:
         ports: list[Json] = [
             low if low == high else {"range": [low, high]} for low, high in settings.service_ports

@@ -31,7 +31,7 @@ from vff_qos.errors import KernelRefused, Refused
 from vff_qos.journal import Journal
 from vff_qos.kernel import filters, route
 from vff_qos.kernel.packed import tc
-from vff_qos.kernel.packed.early_maps import EarlyMaps
+from vff_qos.kernel.packed.nft_elements import EarlyMaps
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
@@ -117,6 +117,7 @@ def _missing() -> str:
     return ", ".join(dict.fromkeys(missing))
 
 
+PORTS = "service_ports: [443, 20000-20100]\n"
 SETTINGS = Settings(
     wan=WAN, service_ports=((443, 443), (20000, 20100)), node_ceil_bps=10**9, leaf="pfifo"
 )
@@ -223,9 +224,14 @@ def test_early_maps_come_and_go_and_keep_their_elements(settings: Settings) -> N
     assert caught.value.code == errno.ENOENT
     assert f"{CLIENT} expires" in run("nft", "list", "table", "inet", "vff_qos")  # all or nothing
     maps.change({}, [client4])
-    maps.replace({bytes([10, 1, i >> 8, i & 255]): MARK + i for i in range(3_000)})
+    many = {bytes([10, 1, i >> 8, i & 255]): MARK + i for i in range(3_000)}
+    maps.replace(many)
     shown = run("nft", "list", "table", "inet", "vff_qos")
     assert shown.count("expires") == 3_000 and CLIENT not in shown
+    maps.change({client4: MARK}, many)
+    assert run("nft", "list", "table", "inet", "vff_qos").count("expires") == 1
+    maps.change(many, [])
+    assert run("nft", "list", "table", "inet", "vff_qos").count("expires") == 3_001
     assert bootstrap.reconcile(settings, memory)
     assert "early" not in run("nft", "list", "table", "inet", "vff_qos")
     maps.clear()  # nothing to clear is no error
@@ -274,7 +280,7 @@ def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
     assert ceils() == [free] * 4
     ceil = "node_ceil: 500mbit\n" if settings.split else ""
     files = [
-        ("settings", f"{ceil}unclassified: {{upload: 10mbit}}\nleaf: pfifo\nwan: wan0\n"),
+        ("settings", f"{ceil}{PORTS}unclassified: {{upload: 10mbit}}\nleaf: pfifo\nwan: wan0\n"),
         ("policy", ""),
     ]
     options = [f"--{what}-dir={tmp_path}" for what in ("state", "run")]

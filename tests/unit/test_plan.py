@@ -147,9 +147,10 @@ def test_live_classes_of_users_are_not_touched() -> None:
 def test_other_ports_are_added_before_old_ones_go() -> None:
     seen = after(SETTINGS, "eth0", plain())
     lines = texts(present(replace(SETTINGS, service_ports=((8443, 8443),)), seen))
+    assert lines.pop(0) == "change nft table inet vff_qos"
     assert [line.split()[0] for line in lines] == ["add"] * 4 + ["remove"] * 8
     lines = texts(present(replace(SETTINGS, service_ports=()), seen))
-    assert lines[:2] == [
+    assert lines[1:3] == [
         "add ingress filter 20740 of eth0: ip all ports",
         "add ingress filter 20741 of eth0: ipv6 all ports",
     ]
@@ -306,12 +307,16 @@ def test_wan_is_found_or_named_in_one_sentence() -> None:
 
 def test_listings_of_nft_versions_are_the_same_table() -> None:
     want = nft_table.normal_table(nft_table.table(SETTINGS))
-    listing: list[dict[str, Any]] = json.loads(json.dumps(list(reversed(want))))
+    listing: list[dict[str, Any]] = json.loads(json.dumps(want))
+    listing.sort(key=lambda item: "rule" in item, reverse=True)  # rules stay in their order
     for item in listing:
         for body in item.values():
             body["handle"] = 4
+        if "counter" in item:
+            item["counter"] |= {"packets": 3, "bytes": 180}
         for statement in item.get("rule", {}).get("expr", []):
-            if match := statement.get("match"):
+            match = statement.get("match")
+            if match and match["right"] == 0x51000000:
                 match["left"] = match["left"]["&"][0]
                 match["right"] = {"prefix": {"addr": 0x51000000, "len": 16}}
     listing.insert(0, {"metainfo": {"version": "1.0.6"}})
@@ -335,6 +340,16 @@ def test_early_shaping_changes_the_table_and_what_is_copied_of_a_mark() -> None:
         if "map" in item:
             item["map"] |= {"flags": "timeout", "elem": [["192.0.2.1", 0xD1000002]], "handle": 7}
     assert nft_table.normal_table(listing) == table.objects
+
+
+def test_floods_are_paced_only_where_the_service_has_ports_of_its_own() -> None:
+    """Among all ports there is SSH."""
+    for settings, guarded in (
+        (SETTINGS, True),
+        (replace(SETTINGS, flood_guard=False), False),
+        (replace(SETTINGS, service_ports=()), False),
+    ):
+        assert ("flood" in json.dumps(nft_table.table(settings))) == guarded
 
 
 def test_rules_that_are_there_twice_are_not_the_table() -> None:

@@ -55,6 +55,8 @@ def test_role_and_agent_have_the_same_defaults() -> None:
     assert DEFAULTS["qos_vpn_port"] == ours.service_ports[0][0]
     assert DEFAULTS["qos_leaf"] == ours.leaf
     assert DEFAULTS["qos_take_foreign_root"] == ours.take_foreign_root
+    assert DEFAULTS["qos_early_shaping"] == ours.early_shaping
+    assert DEFAULTS["qos_flood_guard"] == ours.flood_guard
     assert DEFAULTS["qos_identity_source"] == ours.source
     assert DEFAULTS["qos_xray_access_log_path"] == ours.access_log
     assert DEFAULTS["qos_gc_idle_sec"] == ours.gc.idle_s

@@ -14,7 +14,7 @@ from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
-from ..kernel.packed.early_maps import clear_early_maps
+from ..kernel.packed.nft_elements import EarlyMaps, clear_elements
 from ..kernel.packed.tc import (
     ClassKey,
     ClassState,
@@ -125,7 +125,7 @@ class Collector:
         if plan.park or plan.delete:
             # Nobody's next connection may go into a class that waits for another owner; the
             # follower sees the new state and fills the maps again.
-            clear_early_maps()
+            clear_elements(EarlyMaps)
         # First the state: if we die now, the follower revives whom it meets.
         self._state.save_owners([*plan.moved, *plan.park, *plan.release])
         requests = []

@@ -24,8 +24,8 @@ from ..core.plan.objects import is_tree
 from ..core.settings import Settings
 from ..journal import NOTICE, Journal
 from ..kernel.packed.conntrack import Conntrack, Entry
-from ..kernel.packed.early_maps import clear_early_maps
 from ..kernel.packed.netlink import Netlink
+from ..kernel.packed.nft_elements import EarlyMaps, FloodSets, clear_elements
 from ..kernel.packed.tc import ClassKey, Tc, change_class, read_qdiscs
 from ..lock import Lock
 from ..state import State
@@ -43,7 +43,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         saved = earlier or {"since": time.time(), "flows": []}
         # Before anything that may fail: a follower that still runs must see it and stop.
         state.set_value("suspended", saved)
-        clear_early_maps()
+        clear_elements(EarlyMaps, FloodSets)
         entries = list(conntrack.dump(settings.major << 16, OURS_MASK))
         if entries:
             saved["flows"] += [

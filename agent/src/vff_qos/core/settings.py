@@ -60,6 +60,8 @@ class Settings:
     take_foreign_root: bool = False
     #: Mark connections from addresses of one user at their first packet.
     early_shaping: bool = False
+    #: Pace new connections from addresses that flood the node with them.
+    flood_guard: bool = True
     #: What becomes of a new UDP flow of an address where several users live: ``pass`` or
     #: ``restrict``, until a word on it comes.
     unknown_udp: str = "pass"
@@ -115,6 +117,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
             "leaf",
             "take_foreign_root",
             "early_shaping",
+            "flood_guard",
             "unknown_udp",
             "source",
             "access_log",
@@ -161,6 +164,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
         take_foreign_root=_flag(doc, ("take_foreign_root",), data, base.take_foreign_root),
         unknown_udp=_choice(doc, "unknown_udp", data, UNKNOWN_UDP, base.unknown_udp),
         early_shaping=_flag(doc, ("early_shaping",), data, base.early_shaping),
+        flood_guard=_flag(doc, ("flood_guard",), data, base.flood_guard),
         source=source,
         access_log=access_log,
         container=_text(doc, "container", data, _CONTAINER, "the name of a container"),

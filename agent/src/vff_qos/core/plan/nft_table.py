@@ -3,6 +3,7 @@
 See libnftables-json(5).  ``post`` gives packets of a marked flow their flow's mark.  ``pre`` takes
 our mark away that a packet carried through the IFB, before routing can see it.  ``early`` gives new
 flows to the service ports a provisional mark if their source is known; the agent fills the maps.
+``flood`` paces new flows to the service ports from addresses that the agent has put into its sets.
 """
 
 from __future__ import annotations
@@ -17,11 +18,19 @@ EARLY4, EARLY6 = "early4", "early6"
 #: Elements go by themselves if the agent does not renew them (it does so three times as often):
 #: without it nobody corrects what they do.
 EARLY_TIMEOUT_S = 300
+#: Sets of addresses that flood the node with new connections; their elements bear limits.
+FLOOD4, FLOOD6 = "flood4", "flood6"
+#: Counts the packets that `flood` has dropped.
+FLOOD_COUNTER = "flood_dropped"
+FLOOD_TIMEOUT_S = 60
+MAX_FLOODERS = 4_096
 
 Json = str | int | None | list["Json"] | dict[str, "Json"]
 #: What libnftables lists: one object an item, ``{"chain": {...}}``.
 Listing = list[dict[str, Json]]
 
+#: What is not ours to say, of a chain, map or counter.
+_VARIES = ("handle", "elem", "packets", "bytes")
 _CT_MARK: Json = {"ct": {"key": "mark"}}
 _SOURCE4: Json = {"payload": {"protocol": "ip", "field": "saddr"}}
 _SOURCE6: Json = {
@@ -38,6 +47,7 @@ def table(settings: Settings) -> Listing:
         _chain("post", "postrouting", -150),
         _mangle("pre", [_tagged("meta", TAG_MASK, tag)], "meta", 0),
     ]
+    objects += _flood_guard(settings)
     if not settings.early_shaping:
         return [*objects, _mangle("post", [_tagged("ct", TAG_MASK, tag)], "meta", _CT_MARK)]
     new = [
@@ -56,6 +66,43 @@ def table(settings: Settings) -> Listing:
         _mangle("early", new, "ct", {"map": {"key": _SOURCE4, "data": f"@{EARLY4}"}}),
         _mangle("early", new, "ct", {"map": {"key": _SOURCE6, "data": f"@{EARLY6}"}}),
     ]
+
+
+def _flood_guard(settings: Settings) -> Listing:
+    """What paces the addresses in the sets: never those of this host, whose packets come by lo,
+    never established flows, and nothing where all ports are the service's, SSH's among them."""
+    if not settings.flood_guard or not settings.service_ports:
+        return []
+    new = [
+        _match({"meta": {"key": "iifname"}}, "lo", "!="),
+        _match({"ct": {"key": "state"}}, "new", "in"),
+        *_service_ports(settings),
+    ]
+    # An element that is below its limit is not found.
+    drop: list[Json] = [{"counter": FLOOD_COUNTER}, {"drop": None}]
+    return [
+        # After conntrack (-200), before DNAT (-100): the ports are those that clients use.
+        _chain("flood", "prerouting", -150),
+        {"counter": {"family": "inet", "table": TABLE, "name": FLOOD_COUNTER}},
+        _flood_set(FLOOD4, "ipv4_addr"),
+        _flood_set(FLOOD6, "ipv6_addr"),
+        _rule("flood", [*new, _match(_SOURCE4, f"@{FLOOD4}"), *drop]),
+        _rule("flood", [*new, _match(_SOURCE6, f"@{FLOOD6}"), *drop]),
+    ]
+
+
+def _flood_set(name: str, kind: str) -> dict[str, Json]:
+    return {
+        "set": {
+            "family": "inet",
+            "table": TABLE,
+            "name": name,
+            "type": kind,
+            "flags": ["timeout"],
+            "timeout": FLOOD_TIMEOUT_S,
+            "size": MAX_FLOODERS,
+        }
+    }
 
 
 def _service_ports(settings: Settings) -> list[Json]:
@@ -121,7 +168,7 @@ def _early_map(name: str, kind: str) -> dict[str, Json]:
 def normal_table(listing: Listing) -> Listing:
     """A listing of libnftables without what differs between runs and versions.
 
-    Handles and elements of maps go; ``mark & 0xffff0000 == X``, which may be listed as the prefix
+    Handles, elements and counts go; ``mark & 0xffff0000 == X``, which may be listed as the prefix
     ``X/16``, becomes the former; rules stay in their order, the rest is sorted.
     """
     items: list[tuple[str, dict[str, Json]]] = []
@@ -129,7 +176,7 @@ def normal_table(listing: Listing) -> Listing:
         for kind, body in item.items():
             if kind == "metainfo" or not isinstance(body, dict):
                 continue
-            plain = {k: _plain(v) for k, v in body.items() if k not in ("handle", "elem")}
+            plain = {k: _plain(v) for k, v in body.items() if k not in _VARIES}
             if isinstance(plain.get("flags"), str):
                 plain["flags"] = [plain["flags"]]  # so newer versions list a single one
             items.append((kind, plain))

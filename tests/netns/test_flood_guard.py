@@ -103,7 +103,12 @@ def test_only_new_connections_of_a_flooding_address_to_the_service_are_paced(
         assert [server.recv(100) for _ in range(60)] == [b"old"] * 60
     # What differs by elements and counts is no difference.
     assert bootstrap.reconcile(settings, memory) == []
-    assert "limit rate over 5/second burst 10 packets" in run("nft", "list", "ruleset")
+    saved = run("nft", "list", "ruleset")
+    assert saved.count("limit rate over 5/second burst 10 packets") == 4
+    # Somebody's `nft list ruleset >file; nft -f file` goes well while addresses are paced.
+    run("nft", "-f", "-", stdin=f"flush ruleset\n{saved}")
+    assert bootstrap.reconcile(settings, memory) == []
+    assert passed(net, address, 443, 60) < 60
     floods.pace([], keys())
     assert passed(net, address, 443, 60) == 60
 

@@ -352,6 +352,19 @@ def test_floods_are_paced_only_where_the_service_has_ports_of_its_own() -> None:
         assert ("flood" in json.dumps(nft_table.table(settings))) == guarded
 
 
+def test_a_libnftables_that_cannot_write_limits_of_sets_does_without_the_flood_guard() -> None:
+    old = plain()
+    old.nft_version = (1, 0, 2)
+    made = present(SETTINGS, old)
+    (table,) = [step.target for step in made.operations if isinstance(step.target, NftTable)]
+    assert "flood" not in json.dumps(table.objects)
+    assert made.notes == ("floods of connections are not paced: that needs libnftables 1.0.6",)
+    unguarded = replace(SETTINGS, flood_guard=False)
+    assert present(unguarded, old).notes == ()
+    seen = replace(after(unguarded, "eth0", plain()), nft_version=(1, 0, 2))
+    assert present(SETTINGS, seen).operations == []
+
+
 def test_rules_that_are_there_twice_are_not_the_table() -> None:
     """So it is after `nft list ruleset >file; nft -f file`."""
     seen = after(SETTINGS, "eth0", plain())

@@ -74,6 +74,7 @@ def observe(settings: Settings, record: Record, with_rules: bool = True) -> Obse
             default_route_device(),
             tc.read_qdiscs(netlink, names, majors),
             nft=nft.read_table() if with_rules else _table_alone(),
+            nft_version=nft.version() if with_rules else (),
             sysctls={item.name: read_sysctl(item.name) for item in planner.SYSCTLS},
         )
         for qdisc in seen.qdiscs:
@@ -102,7 +103,6 @@ def reconcile(settings: Settings, state: Memory, dry_run: bool = False) -> list[
     is changed and the lines say what would be.  Raises Refused (nothing was changed) or
     KernelRefused (the message says which steps were done and which not).
     """
-    nft.libnftables()  # before anything is changed
 
     def plan(record: Record) -> Plan:
         return planner.present(settings, observe(settings, record), record)

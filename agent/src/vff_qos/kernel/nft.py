@@ -6,6 +6,7 @@ Only what reads or writes rules comes here: `packed.nftables` finds and deletes 
 from __future__ import annotations
 
 import errno
+import re
 from typing import TYPE_CHECKING
 
 from ..core.plan.nft_table import TABLE, Json, Listing
@@ -45,6 +46,16 @@ def _run(commands: Listing, what: str) -> Listing:
         number = errno.EPERM if "not permitted" in error else errno.EINVAL
         raise KernelRefused(number, f"{what} ({' '.join(error.split())[:200]})")
     return output["nftables"] if isinstance(output, dict) else []
+
+
+def version() -> tuple[int, ...]:
+    """The library's version, such as (1, 0, 6)."""
+    what = "asking libnftables for its version"
+    for item in _run([{"list": {"flowtables": {}}}], what):  # the shortest list
+        about = item.get("metainfo")
+        if isinstance(about, dict):
+            return tuple(map(int, re.findall(r"\d+", str(about.get("version")))))
+    raise KernelRefused(errno.EPROTO, what)
 
 
 def read_table() -> NftTable | None:

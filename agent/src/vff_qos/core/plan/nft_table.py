@@ -24,8 +24,12 @@ FLOOD4, FLOOD6 = "flood4", "flood6"
 FLOOD_COUNTER = "flood_dropped"
 FLOOD_TIMEOUT_S = 60
 MAX_FLOODERS = 4_096
+#: New connections a second that one flooding address may have, and how many at once.
+FLOOD_PER_S, FLOOD_BURST = 5, 10
+#: From this libnftables on JSON has the statements of a set; earlier ones leave them out.
+SETS_WITH_LIMITS = (1, 0, 6)
 
-Json = str | int | None | list["Json"] | dict[str, "Json"]
+Json = str | int | bool | None | list["Json"] | dict[str, "Json"]
 #: What libnftables lists: one object an item, ``{"chain": {...}}``.
 Listing = list[dict[str, Json]]
 
@@ -101,6 +105,17 @@ def _flood_set(name: str, kind: str) -> dict[str, Json]:
             "flags": ["timeout"],
             "timeout": FLOOD_TIMEOUT_S,
             "size": MAX_FLOODERS,
+            # Elements bear it, too; without it here nobody could load a saved ruleset again.
+            "stmt": [
+                {
+                    "limit": {
+                        "rate": FLOOD_PER_S,
+                        "burst": FLOOD_BURST,
+                        "per": "second",
+                        "inv": True,
+                    }
+                }
+            ],
         }
     }
 

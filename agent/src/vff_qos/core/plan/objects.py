@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..htb import CEIL_MINOR, UNCLASSIFIED_MINOR, HtbClass, classid
 from ..rates import format_rate
-from .nft_table import TABLE, Listing
+from .nft_table import SETS_WITH_LIMITS, TABLE, Listing
 
 #: IFLA_IFALIAS by which we know our own IFB device.
 ALIAS = "vff-qos"
@@ -435,6 +435,8 @@ class Observed:
     filters: list[Filter] = field(default_factory=list)
     classes: dict[tuple[str, int], dict[int, HtbClass]] = field(default_factory=dict)
     nft: NftTable | None = None
+    #: Of libnftables.
+    nft_version: tuple[int, ...] = SETS_WITH_LIMITS
     sysctls: dict[str, SysctlState] = field(default_factory=dict)
 
     def root(self, dev: str) -> Qdisc | None:

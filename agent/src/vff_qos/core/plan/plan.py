@@ -14,6 +14,7 @@ not turn up in policy routing, where it was not before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from ...errors import Refused
@@ -27,7 +28,7 @@ from ..htb import (
     shared_class,
 )
 from ..settings import Settings
-from .nft_table import normal_table, table
+from .nft_table import SETS_WITH_LIMITS, normal_table, table
 from .objects import (
     ALIAS,
     EGRESS,
@@ -281,11 +282,15 @@ def present(settings: Settings, observed: Observed, record: Record) -> Plan:
     wan = find_wan(settings, observed)
     if reasons := refusals(settings, observed, record, wan):
         raise Refused("; ".join(reasons))
+    notes = []
+    if settings.flood_guard and observed.nft_version < SETS_WITH_LIMITS:
+        settings = replace(settings, flood_guard=False)
+        notes.append("floods of connections are not paced: that needs libnftables 1.0.6")
     entry = _remember(settings, observed, record, wan)
     have = observed_objects(settings, observed, record)
     want = desired(settings, wan, observed.links[wan].mtu)
     operations = _diff(want, have, observed, record)
-    sysctls, notes = dict(record.sysctls), []
+    sysctls = dict(record.sysctls)
     for item in SYSCTLS:
         now = observed.sysctls.get(item.name)
         if now is None or now.value is None:

@@ -11,7 +11,7 @@ import errno
 import struct
 from collections.abc import Collection, Iterable, Mapping
 
-from ...core.plan.nft_table import EARLY4, EARLY6, FLOOD4, FLOOD6, TABLE
+from ...core.plan.nft_table import EARLY4, EARLY6, FLOOD4, FLOOD6, FLOOD_BURST, FLOOD_PER_S, TABLE
 from ...errors import KernelRefused
 from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_CREATE, Encoder, Netlink, attr, nest
 from .nftables import encode, transact
@@ -30,9 +30,6 @@ _PER_MESSAGE = 512
 #: Messages of one transaction: they must fit into the socket's send buffer.
 _MESSAGES = 4
 
-#: New connections a second that one flooding address may have, and how many at once.
-FLOOD_PER_S, FLOOD_BURST = 5, 10
-
 
 def mark_of(mark: int) -> bytes:
     """What an element of a map from addresses to marks has beside its key."""
@@ -42,7 +39,8 @@ def mark_of(mark: int) -> bytes:
 def limit_of(per_s: int, burst: int) -> bytes:
     """What an element of a set has beside its key, so that a rule finds it only above a limit.
 
-    Each element counts for itself (nft_set_elem_update_expr, kernel 5.7).
+    Each element counts for itself (nft_set_elem_update_expr, kernel 5.7).  It bears the limit of
+    its set: kernels before 5.16 do not give it that by themselves.
     """
     data = attr(_LIMIT_RATE, _BE64.pack(per_s)) + attr(_LIMIT_UNIT, _BE64.pack(1))
     data += attr(_LIMIT_BURST, _BE32.pack(burst)) + attr(_LIMIT_FLAGS, _BE32.pack(_LIMIT_F_INV))

@@ -24,7 +24,7 @@ PLAY = ansible-playbook -i '$(INVENTORY)' vff.qos.site $(if $(LIMIT),--limit '$(
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\nVariables\n  LIMIT=node         only these hosts\n  INVENTORY=FILE     default inventory.yml\n  EXTRA="..."        more arguments for ansible-playbook\n'
 
 ##@ On your nodes
@@ -71,6 +71,10 @@ molecule: build ## Only the molecule scenario
 test-unit: build ## Only what needs neither root nor a lab node
 	$(PY) -m pytest tests/unit
 
+.PHONY: test-platforms
+test-platforms: build ## What `make test` runs on one version, on all: ansible-core 2.16 to the newest
+	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/plugins/test_ansible_cores.py
+
 .PHONY: lint
 lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 	yamllint -s .
@@ -84,6 +88,10 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 bench: build ## Measure the agent natively, shaping natively and on lab nodes (QUICK=1: fewer runs); build/bench/report.json
 	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: bump
+bump: setup ## Set VERSION=x.y.z in all its places
+	@$(PY) tests/bump.py '$(VERSION)'
+
 .PHONY: soak
 soak: setup ## Ten minutes of rotations, restarts, kills, flushes and forged lines
 	VFF_QOS_SOAK_S=600 $(PY) -m pytest tests/netns/test_soak.py -s
@@ -95,8 +103,9 @@ AGENT_FILES := agent/pyproject.toml $(shell find agent/src -name '*.py')
 ROLE_FILES := $(shell find galaxy.yml meta roles plugins playbooks docs README.md LICENSE \
   -type f -not -path 'roles/qos/files/wheels/*' -not -name '*.pyc')
 
-roles/qos/files/wheels/SHA256SUMS: tests/wheels.sh roles/qos/files/requirements.txt $(AGENT_FILES) | setup
-	bash tests/wheels.sh
+roles/qos/files/wheels/SHA256SUMS: plugins/plugin_utils/wheels.py roles/qos/files/requirements.txt $(AGENT_FILES) | setup
+	$(PY) plugins/plugin_utils/wheels.py
+	@touch $@
 
 build/collection.stamp: roles/qos/files/wheels/SHA256SUMS $(ROLE_FILES)
 	rm -f build/vff-qos-*.tar.gz

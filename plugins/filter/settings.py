@@ -11,35 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.vff.qos.plugins.module_utils.yaml_names import not_text
 
 _AGENT = Path(__file__).resolve().parents[2] / "agent" / "src"
 
-#: Key in settings.yml or policy.yml -> the role's variable.
+#: Key in policy.yml -> the role's variable; a key of settings.yml is its variable without "qos_".
 _VARIABLES = {
-    "wan": "qos_if_wan",
-    "ifb": "qos_if_ifb",
-    "handle": "qos_handle",
-    "service_ports": "qos_service_ports",
-    "node_ceil": "qos_wan_ceil",
-    "unclassified.upload": "qos_unclassified_upload",
-    "unclassified.download": "qos_unclassified_download",
-    "leaf": "qos_leaf",
-    "source": "qos_identity_source",
-    "access_log": "qos_xray_access_log_path",
-    "container": "qos_container",
-    "journal_unit": "qos_journal_unit",
-    "webhook_listen": "qos_webhook_listen",
-    "webhook_token": "qos_webhook_token",
-    "free_text_ports": "qos_free_text_ports",
-    "gc.idle_s": "qos_gc_idle_sec",
-    "gc.min_age_s": "qos_gc_min_age_sec",
-    "gc.pool_max": "qos_gc_pool_max",
     "default.upload": "qos_upload_default",
     "default.download": "qos_download_default",
     "default.plan": "qos_plan_default",
-    "plans": "qos_plans",
-    "match": "qos_match",
-    "users": "qos_users",
 }
 #: systemd.time(7), as far as an operator needs it: "10min", "1h 30min", "90".
 _TIME_SPAN = re.compile(r"(?:\d+ ?(?:s|sec|min|m|h|hr|d)?(?: |$))+|(?:\d+(?:s|sec|min|m|h|hr|d))+")
@@ -47,10 +27,10 @@ _TIME_SPAN = re.compile(r"(?:\d+ ?(?:s|sec|min|m|h|hr|d)?(?: |$))+|(?:\d+(?:s|se
 
 def _variable(key: str) -> str:
     """The role's variable for a dotted key: ``users.a@x.upload`` -> ``qos_users[a@x.upload]``."""
-    if key in _VARIABLES:
-        return _VARIABLES[key]
+    if not key or key in _VARIABLES:
+        return _VARIABLES.get(key, "")
     head, _, rest = key.partition(".")
-    return f"{_VARIABLES.get(head, head)}[{rest}]" if rest else _VARIABLES.get(head, head)
+    return f"qos_{head}[{rest}]" if rest else f"qos_{head}"
 
 
 def unknown_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:
@@ -64,6 +44,37 @@ def unknown_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:
     return problems
 
 
+def unquoted_names(variables: Mapping[str, Any]) -> list[str]:
+    """One sentence for each name among ``variables`` that YAML did not read as text.
+
+    The text that the operator wrote is gone by then, so that it cannot be put right here.
+    """
+    problems = []
+
+    def check(value: object, where: str) -> None:
+        if problem := not_text(value, where):
+            problems.append(problem)
+
+    def check_plan(entry: object, where: str) -> None:
+        if isinstance(entry, Mapping) and "plan" in entry:
+            check(entry["plan"], f"{where}: the plan")
+
+    for name, value in variables.items():
+        if name in ("qos_users", "qos_plans"):
+            # What is no mapping is refused with all else.
+            for key, entry in value.items() if isinstance(value, Mapping) else ():
+                check(key, f"{name}: a name")
+                check_plan(entry, f"{name}[{key}]")
+        elif name == "qos_match":
+            for number, entry in enumerate(value if isinstance(value, (list, tuple)) else ()):
+                if isinstance(entry, Mapping) and "pattern" in entry:
+                    check(entry["pattern"], f"{name}[{number}]: the pattern")
+                check_plan(entry, f"{name}[{number}]")
+        else:
+            check(value, name)
+    return problems
+
+
 def settings_problems(
     settings: Mapping[str, Any], policy: Mapping[str, Any], interval: str
 ) -> list[str]:
@@ -74,7 +85,7 @@ def settings_problems(
     if str(_AGENT) not in sys.path:
         sys.path.append(str(_AGENT))
     try:
-        from vff_qos.core.policy.model import parse_policy
+        from vff_qos.core.policy.parse import parse_policy
         from vff_qos.core.settings import parse_settings
         from vff_qos.errors import ConfigError
     except ImportError as error:
@@ -96,4 +107,8 @@ class FilterModule:
     """Filters of this file."""
 
     def filters(self) -> dict[str, Any]:
-        return {"settings_problems": settings_problems, "unknown_variables": unknown_variables}
+        return {
+            "settings_problems": settings_problems,
+            "unknown_variables": unknown_variables,
+            "unquoted_names": unquoted_names,
+        }

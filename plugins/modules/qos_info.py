@@ -20,9 +20,11 @@ attributes:
     description: There is nothing to compare.
 options:
   names:
-    description: Emails of the users to tell of; all if empty.
+    description:
+      - Emails of the users to tell of; all if empty.
+      - What YAML takes for a number must be in quotes.
     type: list
-    elements: str
+    elements: raw
     default: []
   interval:
     description:
@@ -79,7 +81,7 @@ node:
     - The rest of what C(vff-qos status --json) says, such as C(wan) and C(suspended).
   type: dict
   returned: always
-  sample: {suspended: false, wan: eth0, ifb: vffqos0, parked: 3}
+  sample: {suspended: false, wan: eth0, ifb: vffqos0, parked: 3, spare: 1024}
 """
 
 import json
@@ -87,6 +89,7 @@ import os
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vff.qos.plugins.module_utils.yaml_names import not_text
 
 
 def read_status(module):
@@ -133,13 +136,16 @@ def by_email(status, names):
 def main():
     module = AnsibleModule(
         argument_spec={
-            "names": {"type": "list", "elements": "str", "default": []},
+            "names": {"type": "list", "elements": "raw", "default": []},
             "interval": {"type": "float", "default": 1.0},
             "command": {"type": "path", "default": "/usr/local/sbin/vff-qos"},
         },
         supports_check_mode=True,
     )
     names, interval = module.params["names"], module.params["interval"]
+    problems = [not_text(name, f"names: {name!r}") for name in names]
+    if any(problems):
+        module.fail_json(msg=" | ".join(problem for problem in problems if problem))
     status = read_status(module)
     users = by_email(status, names)
     if interval > 0:

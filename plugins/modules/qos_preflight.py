@@ -12,6 +12,8 @@ author: vff.qos contributors
 description:
   - Fails with one sentence for each thing that is missing or in the way.
   - Changes nothing, and works on a host on which nothing of vff-qos is installed.
+  - Where the lists of modules do not tell what the kernel has (no module tree, containers), each
+    part is used once in a network namespace of its own.
 attributes:
   check_mode:
     support: full
@@ -21,7 +23,9 @@ attributes:
     description: Changes nothing.
 options:
   wan:
-    description: Interface that faces the clients; V(auto) is the device of the default route.
+    description:
+      - Interface that faces the clients, by its name or an alternative name.
+      - V(auto) is the device through which an unmarked packet to the Internet leaves.
     type: str
     required: true
   ifb:
@@ -79,7 +83,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 wan:
-  description: The interface that V(auto) stands for, or the given one.
+  description: Name of the interface that V(auto) or an alternative name stands for.
   type: str
   returned: success
   sample: eth0
@@ -94,7 +98,7 @@ python_version:
   returned: success
   sample: "3.11"
 missing_imports:
-  description: Which of O(imports) the interpreter does not find.
+  description: Which of O(imports) the interpreter cannot import.
   type: list
   elements: str
   returned: success
@@ -124,8 +128,11 @@ import pwd
 import re
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vff.qos.plugins.module_utils import kernel_features, rtnetlink
 
 PYTHON_FLOOR = (3, 10)
+#: By this alias (`ip link`) the agent knows its own IFB device.
+ALIAS = "vff-qos"
 
 #: ID in os-release -> (kind, lowest VERSION_ID).
 SYSTEMS = {
@@ -138,6 +145,22 @@ SYSTEMS = {
     "ol": ("redhat", (9,)),
 }
 SUPPORTED = "Debian 12 and later, Ubuntu 22.04 and later, the RHEL 9 family"
+
+#: The interpreters for which distributions make their packages; the first that is there counts.
+DISTRIBUTION_PYTHONS = ("/usr/libexec/platform-python", "/usr/bin/python3")
+#: Import name -> name on PyPI, for an interpreter that is not the distribution's.
+PYPI = {"nftables": "pip-nftables", "systemd.journal": "systemd-python", "yaml": "PyYAML"}
+#: Really imports: a package for another version of Python may lie there without its compiled half.
+LOOK = """
+import importlib, json, sys
+missing = []
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception:
+        missing.append(name)
+print("\\n" + json.dumps([sys.version_info[:2], missing, sys.path]))
+"""
 
 
 def parse_os_release(text):
@@ -155,69 +178,25 @@ def system_family(fields):
     name, version = fields.get("ID", "unknown"), fields.get("VERSION_ID", "")
     family, floor = SYSTEMS.get(name, (None, ()))
     numbers = tuple(int(part) for part in re.findall(r"\d+", version))
-    if family is None or numbers < floor:
-        return None, f"{' '.join((name, version)).strip()} is not one of {SUPPORTED}"
+    # Debian's testing and sid have no VERSION_ID: they are later than every release.
+    newer = name == "debian" and not version
+    if family is None or (numbers < floor and not newer):
+        said = f"{name} {version}" if version else f"{name} without a VERSION_ID (/etc/os-release)"
+        return None, f"{said} is not one of {SUPPORTED}"
     return family, None
 
 
-def default_route_v4(text):
-    """Device of the best default route in /proc/net/route, or None."""
-    best = None
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        # Flags: RTF_UP 1, RTF_REJECT 0x200.  Destination and mask 0 are the default route.
-        if len(fields) < 8 or fields[1] != "00000000" or fields[7] != "00000000":
-            continue
-        flags, metric = int(fields[3], 16), int(fields[6])
-        if flags & 1 and not flags & 0x200 and (best is None or metric < best[0]):
-            best = (metric, fields[0])
-    return best[1] if best else None
-
-
-def default_route_v6(text):
-    """Device of the best default route in /proc/net/ipv6_route, or None."""
-    best = None
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) < 10 or fields[0] != "0" * 32 or fields[1] != "00":
-            continue
-        flags, metric = int(fields[8], 16), int(fields[5], 16)
-        if (
-            flags & 1
-            and not flags & 0x200
-            and fields[9] != "lo"
-            and (best is None or metric < best[0])
-        ):
-            best = (metric, fields[9])
-    return best[1] if best else None
-
-
-def missing_modules(wanted, loaded, builtin, on_disk):
-    """Those of ``wanted`` that the running kernel neither has nor can load.
-
-    ``loaded`` is /proc/modules, ``builtin`` and ``on_disk`` are modules.builtin and modules.dep of
-    the running kernel.
-    """
-    have = {line.split()[0] for line in loaded.splitlines() if line}
-    for text in (builtin, on_disk):
-        for line in text.splitlines():
-            file = line.partition(":")[0].rpartition("/")[2]
-            have.add(file.partition(".ko")[0].replace("-", "_"))
-    return [name for name in wanted if name not in have]
-
-
-def foreign_qdiscs(qdiscs, major):
-    """(root, ingress): somebody else's qdiscs in the output of ``tc -j qdisc show dev X``.
+def foreign_qdiscs(qdiscs, ifindex, majors):
+    """(root, ingress): somebody else's qdiscs on a device, for people; None if there is none.
 
     The kernel gives its own defaults the handle 0; whatever bears another one was put there.
     """
+    ours = {0, *majors, *(major + 1 for major in majors)}
     root = ingress = None
     for qdisc in qdiscs:
-        handle = int(qdisc.get("handle", "0:").rstrip(":") or "0", 16)
-        # One more than the major is the handle of what splits packets above our tree.
-        if qdisc.get("root") and handle not in (0, major, major + 1):
-            root = f"{qdisc['kind']} {qdisc['handle']}"
-        if qdisc.get("kind") == "ingress":
+        if qdisc.ifindex == ifindex and qdisc.hook == "root" and qdisc.major not in ours:
+            root = f"{qdisc.kind} {qdisc.major:x}:"
+        if qdisc.ifindex == ifindex and qdisc.kind == "ingress":
             ingress = "ingress"
     return root, ingress
 
@@ -231,75 +210,129 @@ def read(path):
         return ""
 
 
-def check_wan(module, problems):
-    """The interface, after a look at its root qdisc."""
-    wan = module.params["wan"]
-    if wan == "auto":
-        wan = default_route_v4(read("/proc/net/route")) or default_route_v6(
-            read("/proc/net/ipv6_route")
-        )
-        if not wan:
+def check_wan(module, problems, notes):
+    """Name of the interface, after a look at its root qdisc; None if there is none."""
+    wanted, links = module.params["wan"], rtnetlink.all_links()
+    there = ", ".join(sorted(link.name for link in links if link.leads_out)) or "none"
+    if wanted == "auto":
+        wan = rtnetlink.uplink()
+        if wan is None:
             problems.append(
-                "qos_if_wan is auto but there is no default route; set qos_if_wan to an interface"
+                "qos_if_wan is auto but there is no default route; set qos_if_wan to an interface; "
+                f"there are {there}"
             )
             return None
-    if not os.path.exists(f"/sys/class/net/{wan}"):
-        there = ", ".join(sorted(set(os.listdir("/sys/class/net")) - {"lo"}))
-        problems.append(f"there is no interface {wan} (qos_if_wan); there are {there}")
-        return wan
-    tc = module.get_bin_path("tc", opt_dirs=["/usr/sbin", "/sbin"])
-    if not tc:
-        problems.append("the command tc is missing; install iproute2")
-        return wan
-    _rc, out, _err = module.run_command([tc, "-j", "qdisc", "show", "dev", wan], check_rc=True)
-    root, ingress = foreign_qdiscs(
-        json.loads(out or "[]"), int(module.params["handle"].rstrip(":"), 16)
-    )
+        if wan.is_tunnel:
+            notes.append(
+                f"qos_if_wan is auto, and packets to the Internet leave through {wan.name}, a "
+                "tunnel; if clients come by another interface, set qos_if_wan to that one; "
+                f"there are {there}"
+            )
+    else:
+        wan = rtnetlink.find_link(wanted)
+        if wan is None:
+            problems.append(f"there is no interface {wanted} (qos_if_wan); there are {there}")
+            return None
+    qdiscs = rtnetlink.top_qdiscs()
+    configured = int(module.params["handle"].rstrip(":"), 16)
+    majors = {configured} | rtnetlink.tree_majors(ALIAS, links, qdiscs)
+    root, ingress = foreign_qdiscs(qdiscs, wan.ifindex, majors)
     if root and not module.params["take_foreign_root"]:
         problems.append(
-            f"{wan} has a root qdisc that somebody else configured ({root}); "
+            f"{wan.name} has a root qdisc that somebody else configured ({root}); "
             "set qos_take_foreign_root to true if vff-qos may replace it"
         )
     if ingress:
         problems.append(
-            f"{wan} has an ingress qdisc of somebody else, which leaves no room for clsact; remove "
-            f"it with `tc qdisc del dev {wan} ingress`"
+            f"{wan.name} has an ingress qdisc of somebody else, which leaves no room for clsact; "
+            f"remove it with `tc qdisc del dev {wan.name} ingress`"
         )
-    return wan
+    return wan.name
 
 
-def check_ifb(module, problems):
-    """A device of that name that is no IFB is somebody else's."""
+def check_ifb(module, wan, problems):
+    """A device of that name that is no IFB of ours is somebody else's."""
     name = module.params["ifb"]
-    if not os.path.exists(f"/sys/class/net/{name}"):
-        return
-    ip = module.get_bin_path("ip", required=True, opt_dirs=["/usr/sbin", "/sbin"])
-    _rc, out, _err = module.run_command([ip, "-j", "-d", "link", "show", name], check_rc=True)
-    kind = json.loads(out)[0].get("linkinfo", {}).get("info_kind", "physical")
-    if kind != "ifb":
+    link = rtnetlink.find_link(name)
+    if name == wan:
+        problems.append(
+            f"qos_if_ifb is {name}, the interface that faces the clients; choose another"
+        )
+    elif link is not None and link.kind != "ifb":
+        kind = link.kind or "physical"
         problems.append(f"{name} (qos_if_ifb) exists and is a {kind} device, not an IFB")
+    # One without an alias that is down is what a creation of ours that was cut short leaves.
+    elif link is not None and link.alias != ALIAS and (link.alias or link.is_up):
+        problems.append(
+            f"{name} (qos_if_ifb) exists and is somebody else's IFB (its alias is not {ALIAS}); "
+            "choose another name, or remove it"
+        )
 
 
-def check_kernel(module, problems):
-    """Modules, of the kernel that runs now."""
+def check_kernel(module, problems, notes):
+    """Parts of the kernel that runs now."""
     release = os.uname().release
     tree = f"/lib/modules/{release}"
-    missing = missing_modules(
-        module.params["kernel_modules"],
+    listed = kernel_features.listed_modules(
         read("/proc/modules"),
+        os.listdir("/sys/module") if os.path.isdir("/sys/module") else [],
         read(f"{tree}/modules.builtin"),
         read(f"{tree}/modules.dep"),
     )
-    if missing and not os.path.isdir(tree):
-        problems.append(
-            f"the modules of the running kernel {release} are not on the disk; "
-            "if it was updated, reboot"
-        )
-    elif missing:
+    missing = [name for name in module.params["kernel_modules"] if name not in listed]
+    if not missing:
+        return
+    if os.path.exists(f"{tree}/modules.dep"):
         problems.append(
             f"the kernel {release} has no module {', '.join(missing)}; install the distribution's "
             "full kernel (Debian: linux-image-amd64, RHEL: kernel-modules-extra)"
         )
+        return
+    lacking, unknown = try_features(module, missing)
+    if lacking:
+        problems.append(
+            f"the kernel {release} cannot do what {', '.join(lacking)} does (tried), and its "
+            "modules are not on the disk; if it was updated, reboot; in a container, the host must "
+            "load them; otherwise take a kernel that has them"
+        )
+    if unknown:
+        notes.append(
+            f"whether the kernel {release} has {', '.join(unknown)} shows when vff-qos starts: "
+            "its modules are not on the disk, and what would try it is not installed"
+        )
+
+
+def try_features(module, names):
+    """(what this kernel lacks, what nobody can tell) of ``names``, by doing."""
+    lacking, unknown, by_script = [], [], []
+    for name in names:
+        if name in kernel_features.NETFILTER:
+            if not rtnetlink.nfnetlink_answers(*kernel_features.NETFILTER[name]):
+                lacking.append(name)
+        elif name in kernel_features.ATTEMPTS:
+            by_script.append(name)
+        else:
+            unknown.append(name)
+    if by_script:
+        shell = ["/bin/sh", "-c", kernel_features.attempt_script(by_script)]
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin:/bin"
+        _rc, out, _err = module.run_command(shell, environ_update={"PATH": path})
+        found = kernel_features.read_attempts(out)
+        verdicts = {name: found.get(name, ("tool", ""))[0] for name in by_script}
+        lacking += [name for name in by_script if verdicts[name] == "no"]
+        unknown += [name for name in by_script if verdicts[name] == "tool"]
+    return lacking, unknown
+
+
+def look_at_python(module, python):
+    """(version, missing imports, module path) of an interpreter; None if it is none."""
+    # -I: what the user's own directories hold must not count.
+    _rc, out, _err = module.run_command([python, "-I", "-c", LOOK, *module.params["imports"]])
+    try:
+        version, missing, path = json.loads(out.strip().rpartition("\n")[2])
+        return tuple(version), missing, path
+    except (ValueError, TypeError):
+        return None
 
 
 def check_python(module, problems):
@@ -308,16 +341,11 @@ def check_python(module, problems):
     if not os.access(python, os.X_OK):
         problems.append(f"there is no interpreter {python} (qos_python)")
         return None, []
-    # -I: what the user's own directories hold must not count.
-    code = (
-        "import sys; from importlib.util import find_spec; print(*sys.version_info[:2]); "
-        "print(*[name for name in sys.argv[1:] if find_spec(name) is None])"
-    )
-    _rc, out, _err = module.run_command(
-        [python, "-I", "-c", code, *module.params["imports"]], check_rc=True
-    )
-    first, _, second = out.partition("\n")
-    version = tuple(int(part) for part in first.split())
+    found = look_at_python(module, python)
+    if found is None:
+        problems.append(f"{python} (qos_python) is no Python interpreter")
+        return None, []
+    version, missing, path = found
     text = ".".join(str(part) for part in version)
     if version < PYTHON_FLOOR:
         floor = ".".join(str(part) for part in PYTHON_FLOOR)
@@ -325,7 +353,33 @@ def check_python(module, problems):
             f"{python} is Python {text}, the agent needs {floor} or newer; "
             "install one and set qos_python"
         )
-    return text, second.split()
+    elif missing:
+        useless = packages_do_not_help(module, python, missing, path)
+        if useless:
+            problems.append(
+                f"{python} (qos_python, Python {text}) cannot import {', '.join(missing)}, and the "
+                f"distribution's packages are made for {useless}: set qos_python to that one if it "
+                f"is {'.'.join(str(part) for part in PYTHON_FLOOR)} or newer, or give {python} its "
+                f"own (`{python} -m pip install {' '.join(PYPI.get(n, n) for n in missing)}`)"
+            )
+    return text, missing
+
+
+def packages_do_not_help(module, python, missing, path):
+    """The interpreter for which packages of the distribution are made, with its version, if
+    ``python`` would not see what they bring; empty if it would."""
+    base = next((name for name in DISTRIBUTION_PYTHONS if os.access(name, os.X_OK)), None)
+    if base is None or os.path.realpath(base) == os.path.realpath(python):
+        return ""
+    found = look_at_python(module, base)
+    if found is None:
+        return ""
+    version, base_missing, base_path = found
+    packages = ("dist-packages", "site-packages")
+    shared = {entry for entry in base_path if entry.endswith(packages)} & set(path)
+    if shared and set(missing) <= set(base_missing):
+        return ""
+    return f"{base} (Python {'.'.join(str(part) for part in version)})"
 
 
 def account(name):
@@ -374,9 +428,9 @@ def main():
     if not os.path.isdir("/run/systemd/system"):
         problems.append("systemd does not run here; vff-qos is started and watched by systemd")
     version, missing = check_python(module, problems)
-    check_kernel(module, problems)
-    wan = check_wan(module, problems)
-    check_ifb(module, problems)
+    check_kernel(module, problems, notes)
+    wan = check_wan(module, problems, notes)
+    check_ifb(module, wan, problems)
     log = module.params["access_log"]
     if log and not os.path.exists(log):
         notes.append(

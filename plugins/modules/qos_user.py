@@ -27,8 +27,10 @@ requirements:
   - PyYAML on the node, which the agent needs, too
 options:
   name:
-    description: The user's email, exactly as the proxy logs it.
-    type: str
+    description:
+      - The user's email, exactly as the proxy logs it.
+      - What YAML takes for a number (V(5.100), V(007)) is refused; put it in quotes.
+    type: raw
     required: true
     aliases: [email]
   state:
@@ -41,8 +43,8 @@ options:
     choices: [present, absent, limit, reset]
     default: present
   plan:
-    description: Name of a plan of the policy.
-    type: str
+    description: Name of a plan of the policy; text, as O(name).
+    type: raw
   upload:
     description: Upload limit, such as V(5mbit).
     type: str
@@ -134,6 +136,7 @@ import time
 import traceback
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible_collections.vff.qos.plugins.module_utils.yaml_names import not_text
 
 try:
     import yaml
@@ -159,17 +162,27 @@ def seconds_of(text):
     return sum(int(number) * SECONDS[unit] for number, unit in DURATION.findall(text))
 
 
+def text_keys_loader():
+    """A loader that takes keys as they are spelt, as the agent does: 5.100 is no number there."""
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        def construct_mapping(self, node, deep=False):
+            self.flatten_mapping(node)
+            return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+
+    return Loader
+
+
 def load_users(text, path):
     """Entries by email from the text of the drop-in; ValueError with one sentence."""
     try:
-        data = yaml.safe_load(text) or {}
+        data = yaml.load(text, Loader=text_keys_loader()) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     users = (data.get("users") or {}) if isinstance(data, dict) else None
     if not isinstance(users, dict) or set(data) - {"users"}:
         raise ValueError(f"{path}: must be a mapping with users; move it away")
-    # An email that is a number to YAML.
-    return {str(email): entry for email, entry in users.items()}
+    return users
 
 
 def dump_users(users):
@@ -379,13 +392,13 @@ def order_words(module, email, entry):
 def main():
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str", "required": True, "aliases": ["email"]},
+            "name": {"type": "raw", "required": True, "aliases": ["email"]},
             "state": {
                 "type": "str",
                 "choices": ["present", "absent", "limit", "reset"],
                 "default": "present",
             },
-            "plan": {"type": "str"},
+            "plan": {"type": "raw"},
             "upload": {"type": "str"},
             "download": {"type": "str"},
             "unlimited": {"type": "bool"},
@@ -400,6 +413,11 @@ def main():
     if yaml is None:
         module.fail_json(msg=missing_required_lib("PyYAML"), exception=YAML_ERROR)
     params = module.params
+    for option in ("name", "plan"):
+        value = params[option]
+        problem = not_text(value, option) if value is not None or option == "name" else None
+        if problem:
+            module.fail_json(msg=problem)
     state, email = params["state"], params["name"]
     entry = {key: params[key] for key in LIMITS if params[key] is not None}
     if entry and state in ("absent", "reset"):

@@ -48,6 +48,13 @@ options:
     type: list
     elements: str
     default: []
+  imports:
+    description:
+      - Python modules, from outside of the wheels, that the environment must be able to import.
+      - If it cannot, the module fails and the old environment stays in place.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -170,6 +177,16 @@ def build(module, directory, text):
     module.run_command(
         [f"{new}/bin/python", "-I", "-m", "compileall", "-q", "-j", "0", site], check_rc=True
     )
+    if params["imports"]:
+        code = "import " + ", ".join(params["imports"])
+        rc, _out, err = module.run_command([f"{new}/bin/python", "-I", "-c", code])
+        if rc != 0:
+            why, names = err.strip().rpartition("\n")[2], ", ".join(params["imports"])
+            remove_tree(new)
+            module.fail_json(
+                msg=f"{params['python']} (qos_python) cannot import all of {names}, although their "
+                f"packages are installed: {why}; the packages are made for another Python"
+            )
     for stale in [name for name in os.listdir(f"{new}/bin") if not name.startswith("python")]:
         os.unlink(f"{new}/bin/{stale}")
     for name in params["commands"]:
@@ -215,6 +232,7 @@ def main():
             "wheel_dir": {"type": "path", "required": True},
             "wheels": {"type": "dict", "required": True},
             "commands": {"type": "list", "elements": "str", "default": []},
+            "imports": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

@@ -15,9 +15,12 @@ from typing import NamedTuple
 
 from lab.machine import Load
 from vff_qos.core.htb import PARKED_PRIO
+from vff_qos.core.owners import Owner
+from vff_qos.core.settings import GcSettings
 from vff_qos.kernel.packed.conntrack import Conntrack, decode, decode_tuple, prepare
 from vff_qos.kernel.packed.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
 from vff_qos.kernel.packed.tc import ClassState, Tc
+from vff_qos.state import State
 
 from .rows import Report
 from .world import (
@@ -37,6 +40,7 @@ _LINES = 400_000
 _FLOWS = 10_000
 _MARGIN = 10  # flows behind them, whose marks tell that a run is over
 _MANY_USERS, _MANY_FLOWS = 10_000, 50_000
+_NEWCOMERS = 1_000
 _RATES = (10, 1_000, 10_000)
 _NFNLGRP_CONNTRACK_UPDATE = 2
 _CONNTRACK_U = "conntrack -U -p tcp -s {} --sport {} -d {} --dport {} --mark {}"
@@ -67,6 +71,7 @@ def measure(report: Report, effort: Effort) -> None:
         policy(report, follower, effort.runs)
         restart(report, follower, effort.runs)
         collection(report, follower, effort.runs)
+    newcomers(report, effort.runs)
     baselines(report, effort.runs)
 
 
@@ -204,6 +209,7 @@ def memory_and_idle(report: Report, follower: Agent, seconds: float) -> None:
     lines = [line(n, _MANY_USERS) for n in range(_MANY_FLOWS)]
     _push(follower, lines, _MANY_FLOWS - 1)
     time.sleep(2)
+    wait_for_the_pool()
     report.add(f"follow.rss_mib.users_{_MANY_USERS}", [follower.rss_mib()], "MiB")
     cpu, start = follower.cpu_s(), time.perf_counter()
     time.sleep(seconds)
@@ -245,6 +251,47 @@ def restart(report: Report, follower: Agent, runs: int) -> None:
     report.add(f"follow.restart_cpu_s.flows_{_FLOWS}", cpu, "s")
 
 
+def newcomers(report: Report, runs: int) -> None:
+    """A reboot of a node with 10,000 users, and 1,000 new users at once on it."""
+    spent: list[float] = []
+    with agent(start=False) as follower:
+        report.progress(f"a reboot with {_MANY_USERS:,} users, {runs} times 1,000 new ones")
+        owners = [Owner(f"user{n}@x", n + 2, since=1.0, moved=float(n)) for n in range(_MANY_USERS)]
+        State(str(follower.directory / "state")).save_owners(owners)
+        start = time.perf_counter()
+        follower.start()
+        wait_until("everybody's class", lambda: _count(_is_user) >= _MANY_USERS, 240, 1.0)
+        report.add(f"follow.reboot_s.users_{_MANY_USERS}", [time.perf_counter() - start], "s")
+        cpu = [follower.cpu_s()]
+        report.add(f"follow.reboot_cpu_s.users_{_MANY_USERS}", cpu, "s")
+        for number in range(runs):
+            wait_for_the_pool()
+            first = _MANY_USERS + number * _NEWCOMERS
+            numbers = range(first, first + _NEWCOMERS)
+            make_flows(0)
+            make_some_flows([flow(n) for n in numbers])
+            lines = [line(n, 10**9) for n in numbers]
+            start = time.perf_counter()
+            follower.append(lines)
+            wait_until("their marks", lambda: marked() >= _NEWCOMERS, 60)
+            spent.append(time.perf_counter() - start)
+    report.add(f"follow.new_users_s.users_{_NEWCOMERS}_of_{_MANY_USERS}", spent, "s")
+
+
+def _is_parked(state: ClassState) -> bool:
+    return state.params.prio == PARKED_PRIO
+
+
+def _is_user(state: ClassState) -> bool:
+    return state.params.prio == 0
+
+
+def wait_for_the_pool() -> None:
+    """Until as many classes wait for new users as there should."""
+    spare = GcSettings().pool_min
+    wait_until("a full pool", lambda: _count(_is_parked) >= spare, 240, 1.0)
+
+
 def collection(report: Report, follower: Agent, runs: int) -> None:
     """One run of ``vff-qos gc`` that parks 10,000 users."""
     report.progress(f"{runs} collections of {_MANY_USERS:,} users")
@@ -261,7 +308,7 @@ def collection(report: Report, follower: Agent, runs: int) -> None:
         start = time.perf_counter()
         run(*follower.command("gc"))
         spent.append(time.perf_counter() - start)
-        parked = _count(lambda state: state.params.prio == PARKED_PRIO)
+        parked = _count(_is_parked)
         if parked < _MANY_USERS:
             raise SystemExit(f"bench: gc parked only {parked} of {_MANY_USERS} users")
     report.add(f"gc.collect_s.users_{_MANY_USERS}", spent, "s")

@@ -152,8 +152,8 @@ class Agent:
         self.etc = directory / "etc"
         self.etc.mkdir()
         (self.etc / "settings.yml").write_text(
-            f"wan: wan0\nleaf: pfifo\naccess_log: {self.log}\n"
-            "gc: {idle_s: 1, min_age_s: 0, check_conntrack: false, pool_max: 65000}\n"
+            f"if_wan: wan0\nleaf: pfifo\nxray_access_log_path: {self.log}\n"
+            "gc_idle_sec: 1\ngc_min_age_sec: 0\ngc_check_conntrack: false\ngc_pool_max: 65000\n"
         )
         self.write_policy("")
         self.log.touch()
@@ -210,13 +210,14 @@ class Agent:
 
 
 @contextmanager
-def agent() -> Iterator[Agent]:
-    """Fresh trees, an empty state, and an agent that is running."""
+def agent(start: bool = True) -> Iterator[Agent]:
+    """Fresh trees, an empty state, and an agent that is running, or will be."""
     make_trees()
     directory = Path(tempfile.mkdtemp(prefix="vff-qos-bench-"))
     made = Agent(directory)
     try:
-        made.start()
+        if start:
+            made.start()
         yield made
     finally:
         made.stop(signal.SIGKILL)

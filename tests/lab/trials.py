@@ -76,7 +76,7 @@ class Fairness(NamedTuple):
 
 def fairness(lab: Lab, direction: Direction) -> Fairness:
     """Fill the node with users of two plans, who have 1 to 64 flows each."""
-    ceil = {"node_ceil": f"{FAIR_CEIL // MBIT}mbit"}
+    ceil = {"wan_ceil": f"{FAIR_CEIL // MBIT}mbit"}
     with settings_by_hand(lab, ceil, _RESTART), kernel_settings(lab, _FAIR_KERNEL):
         # First: whoever has had the node alone must not pay for it afterwards.
         alone = lab.measure(direction, 8, users=FAIR_USERS[:1], idle_s=0.5)

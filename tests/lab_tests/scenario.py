@@ -268,7 +268,7 @@ def gc() -> None:
     """An idle user goes, an active one stays; the dry run says what the real run does."""
     lab = attach()
     before = classes(lab)
-    soon = {"idle_s": "5", "min_age_s": "0", "check_conntrack": "false"}
+    soon = {"gc_idle_sec": "5", "gc_min_age_sec": "0", "gc_check_conntrack": "false"}
     with settings_by_hand(lab, soon, "vff-qos check-config"):
         run = lab.start_traffic("download", LONG_S, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
         time.sleep(4)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import vff_qos
+from vff_qos.core.plan import plan as planner
+from vff_qos.core.plan.objects import Filter, KernelObject
+from vff_qos.core.settings import Settings
+
+from .containers import Host
+from .harness import CLONE_NEWNET, LIBC, SETTINGS, Network, Node, missing_filters, run
+from .hostile import Scene
 
 # Commands run from the checkout, as the imports do.
 _AGENT = os.path.dirname(os.path.dirname(vff_qos.__file__))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_AGENT, os.environ.get("PYTHONPATH"))))
-
-_CLONE_NEWNET = 0x40000000
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 # Conntrack sees nothing in a namespace until a rule there uses it.
 _TRACK = """
@@ -27,27 +32,20 @@ table inet track {
 """
 
 
-def run(*command: str, stdin: str | None = None) -> str:
-    """Output of a command that must succeed."""
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
     """Move this process into a new namespace; children follow."""
     if os.geteuid() != 0:
         pytest.skip("needs root for network namespaces")
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    if _LIBC.unshare(_CLONE_NEWNET) != 0:
+    if LIBC.unshare(CLONE_NEWNET) != 0:
         pytest.skip(f"unshare: {os.strerror(ctypes.get_errno())}")
     try:
         run("ip", "link", "set", "lo", "up")
         run("nft", "-f", "-", stdin=_TRACK)
         yield
     finally:
-        assert _LIBC.setns(home, _CLONE_NEWNET) == 0
+        assert LIBC.setns(home, CLONE_NEWNET) == 0
         os.close(home)
 
 
@@ -84,3 +82,47 @@ def trees() -> tuple[str, str]:
                 "60000",
             )
     return "vffqos0", "wan0"
+
+
+@pytest.fixture
+def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    for container in made.containers:
+        container.kill()
+
+
+@pytest.fixture
+def net(namespace: None) -> Iterator[Network]:
+    network = Network()
+    yield network
+    network.close()
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "split"])
+def settings(
+    request: pytest.FixtureRequest, net: Network, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """Settings; in a kernel without our filters, plans are made without them."""
+    if missing_filters():
+        complete = planner.desired
+
+        def desired(settings: Settings, wan: str, mtu: int) -> list[KernelObject]:
+            return [o for o in complete(settings, wan, mtu) if not isinstance(o, Filter)]
+
+        monkeypatch.setattr(planner, "desired", desired)
+    return replace(SETTINGS, split=request.param)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Scene]:
+    made = Scene(tmp_path)
+    yield made
+    made.assigner.close()

@@ -12,157 +12,52 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyroute2 import IPRoute
 
 from vff_qos.cli import main
 from vff_qos.commands import bootstrap
 from vff_qos.commands.killswitch import resume, suspend
 from vff_qos.core.htb import PROVISIONAL, user_class
-from vff_qos.core.plan import plan as planner
-from vff_qos.core.plan.objects import Filter, KernelObject, OtherAction, OtherMatch, Record
+from vff_qos.core.plan.objects import KernelRecord, OtherAction, OtherMatch
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 from vff_qos.journal import Journal
-from vff_qos.kernel import filters, route
+from vff_qos.kernel import route
 from vff_qos.kernel.packed import tc
 from vff_qos.kernel.packed.nft_elements import EarlyMaps
 from vff_qos.lock import Lock
-from vff_qos.state import State
+from vff_qos.state import KERNEL_RECORD, State
 
-from .conftest import run
-
-WAN = "wan0"
-NODE, CLIENT, NODE6, CLIENT6 = "10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2"
-MARK = 0x5100002A
-
-
-class Memory:
-    """A state without a file; what goes in must be JSON."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-
-    def get_value(self, key: str) -> Any:
-        return json.loads(self.values.get(key, "null"))
-
-    def set_value(self, key: str, value: Any) -> None:
-        self.values[key] = json.dumps(value)
-
-
-class Network:
-    """The node is this namespace, a client another one, between them a veth pair."""
-
-    def __init__(self) -> None:
-        self.client = subprocess.Popen(["unshare", "-n", "sleep", "600"])
-        while self._same_namespace():
-            time.sleep(0.01)
-        run("ip", "link", "add", WAN, "type", "veth", "peer", "c0", "netns", str(self.client.pid))
-        for address, peer, options in ((NODE, CLIENT, ()), (NODE6, CLIENT6, ("nodad",))):
-            plen = "64" if ":" in address else "24"
-            run("ip", "address", "add", f"{address}/{plen}", "dev", WAN, *options)
-            self.on_client("ip", "address", "add", f"{peer}/{plen}", "dev", "c0", *options)
-        run("ip", "link", "set", WAN, "up")
-        self.on_client("ip", "link", "set", "c0", "up")
-        while "LOWER_UP" not in run("ip", "link", "show", "dev", WAN):
-            time.sleep(0.01)
-
-    def _same_namespace(self) -> bool:
-        names = [run("readlink", f"/proc/{p}/ns/net") for p in ("self", self.client.pid)]
-        return names[0] == names[1]
-
-    def enter(self, *command: str) -> list[str]:
-        return ["nsenter", "-t", str(self.client.pid), "-n", *command]
-
-    def on_client(self, *command: str) -> str:
-        return run(*self.enter(*command))
-
-
-@pytest.fixture
-def net(namespace: None) -> Iterator[Network]:
-    network = Network()
-    yield network
-    network.client.kill()
-    network.client.wait()
-
-
-def _missing() -> str:
-    """What this kernel cannot do for us, found by trying."""
-    run("ip", "link", "add", "probe0", "type", "ifb")
-    indices = {name: index for index, name in socket.if_nameindex()}
-    missing = []
-    with IPRoute() as ipr:
-        route.put_tree(ipr, indices["probe0"], 0x5100, 1)
-        try:
-            route.add_clsact(ipr, indices["probe0"])
-        except KernelRefused as error:
-            missing.append(f"clsact ({error})")
-        wanted = planner.desired(replace(SETTINGS, ifb="probe0"), "probe0")
-        wanted += planner.desired(replace(SETTINGS, ifb="probe0", service_ports=()), "probe0")
-        done = []
-        for item in wanted:
-            if isinstance(item, Filter) and item.key not in done:
-                done.append(item.key)
-                try:
-                    filters.add_filter(ipr, item, 0x5100, indices)
-                except KernelRefused:
-                    actions = [type(action).__name__ for action in item.actions]
-                    missing.append(" ".join([item.classifier, *actions]))
-    run("ip", "link", "del", "probe0")
-    return ", ".join(dict.fromkeys(missing))
-
-
-PORTS = "service_ports: [443, 20000-20100]\n"
-SETTINGS = Settings(
-    wan=WAN, service_ports=((443, 443), (20000, 20100)), node_ceil_bps=10**9, leaf="pfifo"
+from .harness import (
+    CLIENT,
+    CLIENT6,
+    MARK,
+    NODE,
+    NODE6,
+    SETTINGS,
+    WAN,
+    Memory,
+    Network,
+    missing_filters,
+    root_of,
+    run,
+    snapshot,
 )
 
-
-@pytest.fixture(params=[False, True], ids=["whole", "split"])
-def settings(
-    request: pytest.FixtureRequest, net: Network, monkeypatch: pytest.MonkeyPatch
-) -> Settings:
-    """Settings; in a kernel without our filters, plans are made without them."""
-    if _missing():
-        complete = planner.desired
-
-        def desired(settings: Settings, wan: str, mtu: int) -> list[KernelObject]:
-            return [o for o in complete(settings, wan, mtu) if not isinstance(o, Filter)]
-
-        monkeypatch.setattr(planner, "desired", desired)
-    return replace(SETTINGS, split=request.param)
+#: As in SETTINGS.
+PORTS = "service_ports: [443, 20000-20100]\n"
 
 
 @pytest.fixture
 def full(net: Network) -> Settings:
     """Settings for tests that cannot do without filters."""
-    if missing := _missing():
+    if missing := missing_filters():
         pytest.skip(f"this kernel lacks: {missing}")
     return SETTINGS
-
-
-def snapshot() -> dict[str, str]:
-    """Everything that could be left behind."""
-    links = json.loads(run("ip", "-j", "-d", "link"))
-    names = [link["ifname"] for link in links]
-    return {
-        "links": run("ip", "-br", "link"),
-        "addresses": run("ip", "-br", "address"),
-        "qdiscs": "\n".join(sorted(run("tc", "qdisc", "show").splitlines())),
-        "ingress": "".join(run("tc", "filter", "show", "dev", n, "ingress") for n in names),
-        "egress": "".join(run("tc", "filter", "show", "dev", n, "egress") for n in names),
-        "nft": run("nft", "list", "tables").replace("table inet track\n", ""),
-    }
-
-
-def root_of(dev: str) -> str:
-    found = json.loads(run("tc", "-j", "qdisc", "show", "dev", dev, "root"))
-    return f"{found[0]['kind']} {found[0]['handle']}" if found else ""
 
 
 def ours(settings: Settings) -> str:
@@ -192,7 +87,7 @@ def test_present_twice_then_absent_leaves_what_was_before(settings: Settings) ->
     assert bootstrap.remove(settings, memory) == planned
     assert snapshot() == before
     assert bootstrap.remove(settings, memory) == []
-    assert memory.get_value(bootstrap.STATE_KEY) is None
+    assert memory.get_value(KERNEL_RECORD) is None
 
 
 def test_live_classes_survive(settings: Settings) -> None:
@@ -278,10 +173,10 @@ def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
         patch.setattr(bootstrap, "reconcile", meanwhile)
         assert len(bootstrap.repair(low, state)) == 8
     assert ceils() == [free] * 4
-    ceil = "node_ceil: 500mbit\n" if settings.split else ""
+    ceil = "wan_ceil: 500mbit\n" if settings.split else ""
     files = [
-        ("settings", f"{ceil}{PORTS}unclassified: {{upload: 10mbit}}\nleaf: pfifo\nwan: wan0\n"),
-        ("policy", ""),
+        ("settings", f"{ceil}{PORTS}unclassified_upload: 10mbit\nleaf: pfifo\nif_wan: wan0\n"),
+        ("policy", "default: {}"),
     ]
     options = [f"--{what}-dir={tmp_path}" for what in ("state", "run")]
     for what, text in files:
@@ -819,7 +714,9 @@ def test_a_decoded_filter_that_is_not_ours_is_unlike_ours(full: Settings) -> Non
         "action",
         "drop",
     )
-    (theirs,) = [f for f in bootstrap.observe(full, Record()).filters if f.place.pref == 20736]
+    (theirs,) = [
+        f for f in bootstrap.observe(full, KernelRecord()).filters if f.place.pref == 20736
+    ]
     assert theirs.match == OtherMatch(
         "flower", "TCA_FLOWER_KEY_IPV4_SRC TCA_FLOWER_KEY_IPV4_SRC_MASK"
     )

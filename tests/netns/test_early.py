@@ -32,8 +32,7 @@ from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
-from .conftest import run
-from .test_follow import Client, Node, eventually, node  # noqa: F401
+from .harness import Client, Node, eventually, run
 
 SETTINGS = Settings(
     wan="wan0",
@@ -310,7 +309,7 @@ def test_collection_and_the_kill_switch_take_the_elements_along(scene: Scene) ->
 
 
 def test_the_agent_empties_the_maps_of_its_predecessor_and_tells_its_counts(
-    node: Node,  # noqa: F811
+    node: Node,
 ) -> None:
     path = node.directory / "settings.yml"
     path.write_text(path.read_text() + "early_shaping: true\n")
@@ -349,9 +348,7 @@ def test_whatever_lines_come_an_early_flow_ends_where_an_unmarked_one_does(scene
             scene.conntrack.set_marks([prepare(flow, mark | PROVISIONAL)])
         source = f"{socket.inet_ntoa(address)}:40000".encode()
         for email, tainted in claims:
-            scene.assigner.assign(
-                [Claim(source, b"in", email, b"?" if tainted else b"", b"", 0, None)]
-            )
+            scene.assigner.assign([Claim(source, b"in", email, tainted, b"", 0, None)])
         (found,) = scene.conntrack.get_marks([prepare(flow)])
         assert found is not None and not found & PROVISIONAL
         owners = {owner.minor: owner.key for owner in scene.state.owners()}

@@ -31,9 +31,7 @@ from lab.users import MBIT, PORTS, VLESS_RANGE, Device, User, devices, role_vari
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.conntrack import decode_tuple
 
-from .conftest import run
-from .test_container import cgroup_mount
-from .test_follow import Node, eventually
+from .harness import Node, cgroup_mount, eventually, run
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
@@ -110,7 +108,8 @@ class EngineNode(Node):
     def configure(self, source: str, **more: object) -> None:
         """Settings with another source."""
         low, high = VLESS_RANGE
-        settings = {"wan": "wan0", "leaf": "pfifo", "access_log": str(self.log), "source": source,
+        settings = {"if_wan": "wan0", "leaf": "pfifo", "xray_access_log_path": str(self.log),
+                    "identity_source": source,
                     "service_ports": [*PORTS.values(), f"{low}-{high}"], **more}  # fmt: skip
         (self.directory / "settings.yml").write_text(json.dumps(settings))
 

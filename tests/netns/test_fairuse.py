@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vff_qos.config import load_policy
+from vff_qos.config import Paths, load_policy
 from vff_qos.core.claims.accesslog import Claim
 from vff_qos.core.policy.model import Policy
 from vff_qos.core.settings import parse_settings
@@ -26,10 +26,7 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State, StateError
 
-from .conftest import run
-from .test_follow import MAJOR, Client, Node, eventually, node
-
-__all__ = ["node"]  # a fixture
+from .harness import MAJOR, Client, Node, Pipe, eventually, run
 
 POLICY = """
 default: {plan: basic}
@@ -40,29 +37,6 @@ plans:
     fair_use: [{more_than: 5MB, within: 1min, then: slow, for: 1h}]
   slow: {upload: 4mbit, download: 4mbit}
 """
-
-
-class Pipe:
-    """Sends datagrams out of the WAN device, as a user's downloads leave it."""
-
-    def __init__(self) -> None:
-        run("ip", "address", "add", "192.0.2.1/24", "dev", "wan0")
-        run("ip", "neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:02", "dev", "wan0")
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
-
-    def send(self, minor: int, size: int, within_s: float = 10.0) -> int:
-        """Send ``size`` bytes through a class, or what it lets through in the time."""
-        # HTB takes the priority of a packet for its class, without any filter.
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, MAJOR << 16 | minor)
-        self._sock.settimeout(0.2)
-        sent, until = 0, time.monotonic() + within_s
-        while sent < size and time.monotonic() < until:
-            try:
-                sent += self._sock.sendto(bytes(1400), ("192.0.2.2", 9))
-            except TimeoutError:
-                continue
-        return sent
 
 
 class World:
@@ -89,7 +63,13 @@ class World:
         self.fair_use = FairUse(policy, self.state, self.assigner, Journal(), lambda: self.now)
 
     def policy(self) -> Policy:
-        return load_policy(str(self.directory / "policy.yml"), str(self.directory / "policy.d"))
+        return load_policy(
+            Paths(
+                policy=str(self.directory / "policy.yml"),
+                policy_dir=str(self.directory / "policy.d"),
+                state_dir=str(self.directory / "state"),
+            )
+        )
 
     def change(self, text: str) -> None:
         """Have another policy in force."""

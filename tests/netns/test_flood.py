@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import run
-from .test_trust import AWAY, FORMATS, STAMP, VLESS, Scene, text, true_line
+from .harness import run
+from .hostile import AWAY, FORMATS, STAMP, VLESS, Scene, text, true_line
 
 LINES = 1_000_000
 _BLOCK = 5_000
@@ -58,13 +57,6 @@ def _block(source: random.Random, victims: list[bytes]) -> bytes:
         else:
             lines.append(_malicious(source, source.choice(victims)))
     return b"".join(lines)
-
-
-@pytest.fixture
-def scene(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Scene]:
-    made = Scene(tmp_path)
-    yield made
-    made.assigner.close()
 
 
 def test_a_million_hostile_lines_change_nothing(

@@ -23,8 +23,7 @@ from vff_qos.kernel.packed.nft_elements import FLOOD_BURST, FLOOD_PER_S, FloodSe
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
-from .conftest import run
-from .test_bootstrap import CLIENT, CLIENT6, NODE, NODE6, Memory, Network, net, settings  # noqa: F401
+from .harness import CLIENT, CLIENT6, NODE, NODE6, Memory, Network, run
 
 #: Sends one datagram from each of so many ports.
 _FLOOD = """
@@ -38,12 +37,12 @@ for _ in range(count):
 
 
 @pytest.fixture
-def floods(net: Network) -> Iterator[FloodSets]:  # noqa: F811
+def floods(net: Network) -> Iterator[FloodSets]:
     with closing(FloodSets()) as sets:
         yield sets
 
 
-def passed(net: Network, address: str, port: int, count: int, local: bool = False) -> int:  # noqa: F811
+def passed(net: Network, address: str, port: int, count: int, local: bool = False) -> int:
     """How many of ``count`` new flows reach the node."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.bind(("::", port))
@@ -70,8 +69,8 @@ def keys() -> list[bytes]:
 
 @pytest.mark.parametrize("address", [NODE, NODE6])
 def test_only_new_connections_of_a_flooding_address_to_the_service_are_paced(
-    net: Network,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    net: Network,
+    settings: Settings,
     floods: FloodSets,
     address: str,
 ) -> None:
@@ -129,8 +128,8 @@ for _ in range(60):
 
 
 def test_the_kill_switch_ends_it_and_without_a_table_there_is_an_error(
-    net: Network,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    net: Network,
+    settings: Settings,
     floods: FloodSets,
     tmp_path: Path,
 ) -> None:
@@ -147,7 +146,7 @@ def test_the_kill_switch_ends_it_and_without_a_table_there_is_an_error(
 
 
 def test_the_sets_have_room_for_4096_addresses(
-    settings: Settings,  # noqa: F811
+    settings: Settings,
     floods: FloodSets,
 ) -> None:
     bootstrap.reconcile(settings, Memory())

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import os
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,58 +20,58 @@ from vff_qos.kernel.packed import flow_events
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.kernel.packed.flow_events import FlowEvents, events_mode
 
-from .conftest import run
+from .harness import CLIENT, CLIENT6, CLONE_NEWNET, LIBC, NODE, NODE6, Network, run
 
-US = {socket.AF_INET: "10.98.0.1", socket.AF_INET6: "fd98::1"}
-THEM = {socket.AF_INET: "10.98.0.2", socket.AF_INET6: "fd98::2"}
+US = {socket.AF_INET: NODE, socket.AF_INET6: NODE6}
+THEM = {socket.AF_INET: CLIENT, socket.AF_INET6: CLIENT6}
 PORTS = ((443, 443), (20000, 20100))
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
 BOTH = pytest.mark.parametrize("family", FAMILIES, ids=["ipv4", "ipv6"])
 # enum tcp_conntrack
 SYN_SENT, ESTABLISHED = 1, 3
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWNET = 0x40000000
 
 
-class Peer:
-    """Another namespace behind a veth pair; sockets of this process can be made there."""
+def wait_for_route(address: str) -> None:
+    """The kernel adds the route of an IPv6 address of this host some time after the address."""
+    family = "-6" if ":" in address else "-4"
+    while f"local {address}" not in run("ip", family, "route", "show", "table", "local"):
+        time.sleep(0.01)
+
+
+def add_address(address: str) -> None:
+    """One more address of this host."""
+    run("ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
+    wait_for_route(address)
+
+
+class Peer(Network):
+    """Sockets of this process can be made at the client's."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(["unshare", "-n", "sleep", "600"])
-        self.home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        there = f"/proc/{self.process.pid}/ns/net"
-        while os.stat(there).st_ino == os.fstat(self.home).st_ino:
+        super().__init__()
+        while "state UP" not in self.on_client("ip", "link", "show", "dev", "c0"):
             time.sleep(0.01)
+        self.home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        there = f"/proc/{self.client.pid}/ns/net"
         self.there = os.open(there, os.O_RDONLY | os.O_CLOEXEC)
-        for name in "all", "default":
-            # No router will answer, and its solicitations are no flows of ours.
-            Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").write_text("0")
-        run("ip", "link", "add", "s0", "type", "veth", "peer", "c0", "netns", str(self.process.pid))
-        self._up("s0", US)
+        for address in US.values():
+            wait_for_route(address)
         with self.entered():
-            self._up("c0", THEM)
-
-    @staticmethod
-    def _up(device: str, addresses: dict[socket.AddressFamily, str]) -> None:
-        run("ip", "link", "set", "lo", "up")
-        for address in addresses.values():
-            run("ip", "address", "add", f"{address}/64" if ":" in address else f"{address}/24",
-                "dev", device, *(["nodad"] if ":" in address else []))  # fmt: skip
-        run("ip", "link", "set", device, "up")
+            for address in THEM.values():
+                wait_for_route(address)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """What is opened within is there."""
-        assert _LIBC.setns(self.there, _CLONE_NEWNET) == 0
+        assert LIBC.setns(self.there, CLONE_NEWNET) == 0
         try:
             yield
         finally:
-            assert _LIBC.setns(self.home, _CLONE_NEWNET) == 0
+            assert LIBC.setns(self.home, CLONE_NEWNET) == 0
 
     def close(self) -> None:
         """End it."""
-        self.process.kill()
-        self.process.wait()
+        super().close()
         os.close(self.home)
         os.close(self.there)
 
@@ -162,6 +160,14 @@ def receive(at: socket.socket) -> None:
     assert at.recvfrom(100)[0]
 
 
+def deliver(client: socket.socket, port: int, to: str | None = None) -> None:
+    """A datagram to this host, which has come through conntrack when this returns."""
+    with socket.socket(client.family, socket.SOCK_DGRAM) as server:
+        server.bind((to or US[client.family], port))
+        client.sendto(b"x", (to or US[client.family], port))
+        receive(server)
+
+
 @BOTH
 def test_udp(peer: Peer, events: FlowEvents, family: socket.AddressFamily) -> None:
     sysctl("nf_conntrack_udp_timeout", 1)
@@ -179,6 +185,7 @@ def test_udp(peer: Peer, events: FlowEvents, family: socket.AddressFamily) -> No
     us, them = (socket.inet_pton(family, a[family]) for a in (US, THEM))
     tuple_ = Flow(UDP, them, client.getsockname()[1], us, 20100)
     assert conntrack.set_marks([prepare(tuple_, 0x5100002A)]) == {}
+    conntrack.close()
     assert drain(events) == []
     marked = flow._replace(mark=0x5100002A)
     assert list(events.dump()) == [marked]
@@ -220,7 +227,7 @@ def test_behind_dnat_the_public_end_is_named(
 ) -> None:
     inside = {socket.AF_INET: "10.97.0.1", socket.AF_INET6: "fd97::1"}[family]
     ip, text = {socket.AF_INET: ("ip", inside), socket.AF_INET6: ("ip6", f"[{inside}]")}[family]
-    run("ip", "address", "add", inside, "dev", "lo")
+    add_address(inside)
     rules = f"""table {ip} t {{
         chain c {{ type nat hook prerouting priority -100;
             {ip} daddr {US[family]} meta l4proto {{ tcp, udp }} th dport 20001 dnat to {text}:8443
@@ -336,7 +343,7 @@ def flood(peer: Peer, count: int) -> list[bytes]:
     clients = []
     for _ in range(count):
         client = peer.udp(socket.AF_INET, next(_PORTS))
-        client.sendto(b"x", (US[socket.AF_INET], 443))
+        deliver(client, 443)
         clients.append(end_of(client))
         client.close()
     return clients
@@ -462,11 +469,11 @@ def test_other_zones_are_left_out(peer: Peer, events: FlowEvents) -> None:
     }\n"""
     run("nft", "-f", "-", stdin=rules)
     client = peer.udp(socket.AF_INET, 5555)
-    client.sendto(b"x", (US[socket.AF_INET], 20007))
+    deliver(client, 20007)
     assert "zone=7" in run("conntrack", "-L", "-p", "udp")
     assert drain(events) == []
     assert list(events.dump()) == []
-    client.sendto(b"x", (US[socket.AF_INET], 443))
+    deliver(client, 443)
     assert one(events, True).client == end_of(client)
 
 
@@ -490,48 +497,47 @@ RANGES = {
 @pytest.mark.parametrize("ranges", list(RANGES))
 @BOTH
 def test_what_is_let_through(peer: Peer, ranges: str, family: socket.AddressFamily) -> None:
-    run("ip", "address", "add", "10.96.0.1/32", "dev", "lo")
-    run("ip", "address", "add", "fd96::1/128", "dev", "lo")
     stranger = {socket.AF_INET: "10.96.0.1", socket.AF_INET6: "fd96::1"}[family]
+    add_address(stranger)
     with peer.entered():
         run("ip", "route", "add", stranger, "via", US[family])
     events = FlowEvents(ends_of(RANGES[ranges]))
     assert events.filtered is (ranges != "too many ranges")
     us, them = US[family], THEM[family]
 
-    def packet(source: socket.socket, to: str, port: int) -> None:
-        source.sendto(b"x", (to, port))
-
-    def ours(address: str, port: int) -> socket.socket:
-        made = socket.socket(family, socket.SOCK_DGRAM)
-        made.bind((address, port))
-        return made
-
     every = ranges == "all ports"
+    # from whom, to whom, whether it is worth an event
     cases = [
-        (peer.udp(family, 5001), us, 443, True),
-        (peer.udp(family, 5002), us, 20500, True),
-        (peer.udp(family, 5003), us, 20503, True),
-        (peer.udp(family, 5004), us, 20504, every),
-        (peer.udp(family, 5005), us, 444, every),
+        ((them, 5001), (us, 443), True),
+        ((them, 5002), (us, 20500), True),
+        ((them, 5003), (us, 20503), True),
+        ((them, 5004), (us, 20504), every),
+        ((them, 5005), (us, 444), every),
         # To an address of this host that is none of ours (a container's, say).
-        (peer.udp(family, 5006), stranger, 443, False),
+        ((them, 5006), (stranger, 443), False),
         # The proxy's own connections: a remote port is no service of ours.
-        (ours(us, 5007), them, 443, every),
-        (ours(stranger, 5008), them, 443, False),
-        (ours(stranger, 443), them, 5009, False),
+        ((us, 5007), (them, 443), every),
+        ((stranger, 5008), (them, 443), False),
+        ((stranger, 443), (them, 5009), False),
         # Our side speaks first.
-        (ours(us, 443), them, 5010, True),
-        (ours(us, 20503), them, 5011, True),
-        (ours(us, 20504), them, 5012, every),
+        ((us, 443), (them, 5010), True),
+        ((us, 20503), (them, 5011), True),
+        ((us, 20504), (them, 5012), every),
     ]
-    for source, to, port, wanted in cases:
-        packet(source, to, port)
-        seen = [flow for _, flow in drain(events)]
-        here, there = packed(family, *source.getsockname()[:2]), packed(family, to, port)
-        client, end = (here, there) if to in (us, stranger) else (there, here)
-        expected = [FlowSeen(client, bytes((UDP,)) + end, 0, 0, 0, False)]
-        assert seen == (expected if wanted else []), (to, port)
+    for source, to, wanted in cases:
+        if to[0] == them:
+            with socket.socket(family, socket.SOCK_DGRAM) as ours:
+                ours.bind(source)
+                ours.sendto(b"x", to)
+            client, end = to, source
+        else:
+            with peer.udp(family, source[1]) as theirs:
+                deliver(theirs, to[1], to[0])
+            client, end = source, to
+        expected = FlowSeen(
+            packed(family, *client), bytes((UDP,)) + packed(family, *end), 0, 0, 0, False
+        )
+        assert drain(events) == ([(True, expected)] if wanted else []), (source, to)
     run("conntrack", "-F")
     count = heard(events)
     if events.filtered:
@@ -546,7 +552,7 @@ def test_a_filter_is_replaced_while_listening(peer: Peer, events: FlowEvents) ->
 
     def send() -> list[bytes]:
         for client, port in zip(clients, (443, 30000), strict=True):
-            client.sendto(b"x", (US[socket.AF_INET], port))
+            deliver(client, port)
         found = [flow.client for _, flow in drain(events)]
         run("conntrack", "-F")
         drain(events)
@@ -582,8 +588,8 @@ def test_a_filter_for_which_there_is_no_memory_is_left_out(peer: Peer) -> None:
     first, second = peer.udp(socket.AF_INET), peer.udp(socket.AF_INET)
 
     def send() -> list[bytes]:
-        first.sendto(b"x", (US[socket.AF_INET], 443))
-        second.sendto(b"x", (US[socket.AF_INET], 444))
+        deliver(first, 443)
+        deliver(second, 444)
         run("conntrack", "-F")
         return [flow.client for new, flow in drain(events) if new]
 
@@ -616,3 +622,17 @@ def test_a_dump_may_be_left_in_the_middle(peer: Peer, events: FlowEvents) -> Non
     clients = flood(peer, 500)
     assert next(iter(events.dump())).client in clients
     assert sorted(flow.client for flow in events.dump()) == sorted(clients)
+
+
+def test_every_loopback_address_is_ours(namespace: None) -> None:
+    events = FlowEvents(ServiceEnds(((443, 443),), [socket.inet_aton("127.0.0.1")]))
+    assert events.filtered
+    for address in "127.0.0.1", "127.9.9.9":
+        with socket.create_server((address, 443)), socket.create_connection((address, 443)) as made:
+            client = packed(socket.AF_INET, *made.getsockname())
+            assert one(events, True)[:2] == (
+                client, bytes((TCP,)) + packed(socket.AF_INET, address, 443),
+            )  # fmt: skip
+            run("conntrack", "-F")
+            assert one(events, False).client == client
+    events.close()

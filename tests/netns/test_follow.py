@@ -2,145 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from vff_qos.core.flow import Flow
 from vff_qos.core.owners import PARKED
-from vff_qos.kernel.packed.conntrack import Conntrack, prepare
-from vff_qos.kernel.packed.tc import Tc
+from vff_qos.kernel.packed.conntrack import prepare
 from vff_qos.state import State
 
-from .conftest import run
-
-MAJOR = 0x5100
-
-
-class Client:
-    """A live TCP flow over loopback."""
-
-    def __init__(self, address: str, port: int) -> None:
-        self.sock = socket.create_connection((address, port))
-        self.address, self.port = self.sock.getsockname()[:2]
-        family = self.sock.family
-        packed = socket.inet_pton(family, self.address)
-        self.flow = Flow(6, packed, self.port, socket.inet_pton(family, address), port)
-        self.text = f"[{self.address}]" if family == socket.AF_INET6 else self.address
-
-    def line(self, email: str, prefix: str = "") -> bytes:
-        """The line that Xray writes for this flow."""
-        now = time.strftime("%Y/%m/%d %H:%M:%S")
-        return (
-            f"{now}.000001 from {prefix}{self.text}:{self.port} accepted tcp:example.com:443 "
-            f"[in >> direct] email: {email}\n"
-        ).encode()
-
-
-class Node:
-    """Files of a node, its agent, and servers for the clients."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.log = directory / "access.log"
-        self.log.touch()
-        self.listeners = []
-        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-            listener = socket.socket(family)
-            listener.bind((address, 4430))
-            listener.listen(4096)
-            self.listeners.append(listener)
-        (directory / "settings.yml").write_text(
-            f"wan: wan0\nleaf: pfifo\nservice_ports: [4430]\naccess_log: {self.log}\n"
-            "gc: {idle_s: 3600, min_age_s: 0, pool_max: 4}\n"
-        )
-        self.write_policy("users:\n  alice@x: {upload: 5mbit, download: 10mbit}\n")
-        self.agent: subprocess.Popen[str] | None = None
-        self.conntrack = Conntrack()
-
-    def write_policy(self, text: str) -> None:
-        """Replace the policy."""
-        (self.directory / "policy.yml").write_text(
-            "default: {upload: 2mbit, download: 3mbit}\n" + text
-        )
-
-    def command(self, *words: str) -> list[str]:
-        """A vff-qos command with this node's files."""
-        return [
-            sys.executable,
-            "-m",
-            "vff_qos",
-            *words,
-            "--settings",
-            str(self.directory / "settings.yml"),
-            "--policy",
-            str(self.directory / "policy.yml"),
-            "--state-dir",
-            str(self.directory / "state"),
-            "--run-dir",
-            str(self.directory / "run"),
-        ]
-
-    def start(self) -> None:
-        """Start the agent and wait until it says that it follows."""
-        self.agent = subprocess.Popen(self.command("follow"), stderr=subprocess.PIPE, text=True)
-        assert self.agent.stderr is not None
-        first = self.agent.stderr.readline()
-        assert "follows" in first, first + self.agent.stderr.read()
-
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        """End the agent."""
-        if self.agent is not None:
-            self.agent.send_signal(how)
-            self.agent.communicate(timeout=10)
-            self.agent = None
-
-    def write(self, *lines: bytes) -> None:
-        """Append to the log, as the engine does."""
-        with self.log.open("ab") as file:
-            file.write(b"".join(lines))
-
-    def mark(self, client: Client) -> int | None:
-        """The client's flow's mark in the kernel."""
-        return self.conntrack.get_marks([prepare(client.flow)])[0]
-
-    def classes(self) -> tuple[dict[int, int], dict[int, int]]:
-        """{minor: ceil} on (IFB, WAN)."""
-        tc = Tc()
-        up, down = (
-            {m: s.params.ceil_bps for m, s in tc.classes(socket.if_nametoindex(dev), MAJOR).items()}
-            for dev in ("vffqos0", "wan0")
-        )
-        tc.close()
-        return up, down
-
-    def run(self, *words: str) -> str:
-        """Output of a vff-qos command that must succeed."""
-        return run(*self.command(*words))
-
-
-@pytest.fixture
-def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Node]:
-    made = Node(tmp_path)
-    yield made
-    made.stop()
-
-
-def eventually(check: Callable[[], object], within_s: float = 5.0) -> None:
-    """Wait until ``check`` is true."""
-    deadline = time.monotonic() + within_s
-    while not check():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)
+from .harness import Client, Node, eventually, fill, run, small_disk
 
 
 def test_each_user_gets_one_class_with_its_own_limits(node: Node) -> None:
@@ -428,24 +301,10 @@ def test_gc_deletes_above_the_pool(node: Node) -> None:
     assert len(state.owners()) == 4
 
 
-@contextlib.contextmanager
-def small_disk(directory: Path) -> Iterator[None]:
-    """A file system of 256 KiB."""
-    directory.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory))
-    try:
-        yield
-    finally:
-        run("umount", str(directory))
-
-
 def test_a_full_disk_stops_nobody_and_nothing_is_lost(node: Node) -> None:
     with small_disk(node.directory / "state"):
         node.start()
-        ballast = node.directory / "state" / "ballast"
-        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
+        ballast = fill(node.directory / "state")
         clients = {f"user{n}@x": Client("127.0.0.1", 4430) for n in range(200)}
         node.write(*(client.line(email) for email, client in clients.items()))
         eventually(lambda: all(map(node.mark, clients.values())))

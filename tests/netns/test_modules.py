@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,10 +14,7 @@ from typing import Any
 
 import pytest
 
-from .test_fairuse import Pipe
-from .test_follow import Client, Node, eventually, node
-
-__all__ = ["node"]  # a fixture
+from .harness import Client, Node, Pipe, eventually
 
 MODULES = Path(__file__).resolve().parents[2] / "plugins" / "modules"
 
@@ -48,6 +46,7 @@ def run(node: Node) -> Run:
             input=json.dumps({"ANSIBLE_MODULE_ARGS": given}),
             capture_output=True,
             text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert done.stdout, done.stderr
         result: dict[str, Any] = json.loads(done.stdout)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import selectors
 import signal
 import socket
 import stat
@@ -18,14 +16,13 @@ from pathlib import Path
 import pytest
 
 from vff_qos.core.owners import Owner
-from vff_qos.core.policy.model import parse_policy
+from vff_qos.core.policy.parse import parse_policy
 from vff_qos.core.settings import Settings
 from vff_qos.kernel.packed.tc import Tc
 from vff_qos.shaping import Classes
 from vff_qos.state import State
 
-from .conftest import run
-from .test_follow import MAJOR, Client, Node, eventually
+from .harness import MAJOR, Flood, Node, ceils, eventually, run, user
 
 
 @pytest.fixture
@@ -42,21 +39,6 @@ def refuse(node: Node, *words: str) -> str:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     return done.stderr
-
-
-def ceils(node: Node, client: Client) -> tuple[int | None, int | None]:
-    """(upload, download) limits of the class of a client's flow."""
-    minor = (node.mark(client) or 0) & 0xFFFF
-    up, down = node.classes()
-    return up.get(minor), down.get(minor)
-
-
-def user(node: Node, email: str) -> Client:
-    """A live flow of a user who has a class."""
-    client = Client("127.0.0.1", 4430)
-    node.write(client.line(email))
-    eventually(lambda: node.mark(client))
-    return client
 
 
 def sent_bytes(minor: int) -> int:
@@ -140,8 +122,8 @@ def test_diff_shows_and_changes_nothing(node: Node) -> None:
     lines = node.run("policy", "diff", str(new)).splitlines()
     assert lines == [
         "alice@x: upload 5mbit -> 7mbit",
-        "new@x: upload 2mbit -> 100gbit, upload guaranteed 2mbit -> 5mbit, "
-        "download 3mbit -> 100gbit, download guaranteed 3mbit -> 5mbit",
+        "new@x: upload 2mbit -> unlimited, upload guaranteed 2mbit -> 5mbit, "
+        "download 3mbit -> unlimited, download guaranteed 3mbit -> 5mbit",
         "1 of 1 users with a class would change, and 1 without one",
     ]
     time.sleep(0.3)
@@ -401,7 +383,9 @@ def test_guarantees_never_exceed_the_node(trees: tuple[str, str]) -> None:
     # 65 promises of 100 Mbit/s, of which the node can keep 500 Mbit/s together.
     assert sum(bare.rates()) <= 500_000_000
     assert len(set(bare.rates())) == 1
-    assert bare.change("default: {guaranteed: 100mbit, download: 1mbit, upload: 1mbit}")
+    # Whoever lowers a limit below the plan's guarantee lowers that, too.
+    lower = "plans: {p: {guaranteed: 100mbit, download: 200mbit, upload: 200mbit}}\n"
+    assert bare.change(lower + "default: {plan: p, download: 1mbit, upload: 1mbit}")
     assert set(bare.rates()) == {1_000_000}
 
 
@@ -409,7 +393,7 @@ def test_a_leaf_changes_with_the_plan(
     trees: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # bfifo stands for the leaves that not every kernel has; the way is the same.
-    monkeypatch.setattr("vff_qos.core.policy.model.LEAVES", ("pfifo", "bfifo"))
+    monkeypatch.setattr("vff_qos.core.policy.parse.LEAVES", ("pfifo", "bfifo"))
     plans = "plans: {a: {}, b: {leaf: bfifo}}\ndefault: {plan: a}\n"
     bare = Bare(plans, 3)
     changed = bare.change(f"{plans}users: {{u1@x: {{plan: b}}}}")
@@ -417,7 +401,7 @@ def test_a_leaf_changes_with_the_plan(
     for kinds in bare.tc.leaves(bare.devices, MAJOR):
         assert [kinds[owner.minor] for owner in bare.owners] == ["pfifo", "bfifo", "pfifo"]
     # Another process, which has not made the classes, sees the same.
-    fresh = Classes(SETTINGS, parse_policy(b"", "p"), Tc(), bare.devices)
+    fresh = Classes(SETTINGS, parse_policy(b"default: {}", "p"), Tc(), bare.devices)
     fresh.load(bare.owners, {owner.minor for owner in bare.owners})
     assert fresh.ensure(bare.owners) == []
     assert set(bare.tc.leaves(bare.devices, MAJOR)[1].values()) == {"pfifo"}
@@ -428,49 +412,6 @@ def test_a_leaf_that_is_gone_comes_back(trees: tuple[str, str]) -> None:
     run("tc", "qdisc", "del", "dev", "wan0", "parent", "5100:3", "handle", "3:")
     assert [owner.minor for owner in bare.change("default: {}")] == [3]
     assert bare.tc.leaves(bare.devices, MAJOR)[1] == {2: "pfifo", 3: "pfifo", 4: "pfifo"}
-
-
-_SO_SNDBUFFORCE = 32
-
-
-class Flood:
-    """Users who always have something to send, each from a number of sockets, into the WAN tree.
-
-    SO_PRIORITY names the class, so that no filter is needed; a full socket waits for its packets
-    to leave the queue, as a real sender does.
-    """
-
-    FRAME = b"\xff" * 12 + b"\x88\xb5" + b"x" * 1_500
-
-    def __init__(self, users: dict[int, int]) -> None:
-        """``users``: {minor: number of sockets}."""
-        self.selector = selectors.DefaultSelector()
-        for minor, count in users.items():
-            for _ in range(count):
-                sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
-                # Together somewhat less than the 1,000 packets that the queue holds.
-                sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 800_000 // count)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, MAJOR << 16 | minor)
-                sock.bind(("wan0", 0))
-                self.selector.register(sock, selectors.EVENT_WRITE)
-
-    def send(self, seconds: float) -> None:
-        """Keep the queues full for a while."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for key, _events in self.selector.select(0.01):
-                assert isinstance(key.fileobj, socket.socket)
-                try:
-                    while True:
-                        key.fileobj.send(self.FRAME)
-                except OSError as error:  # the socket is full, or the queue
-                    assert error.errno in (errno.EAGAIN, errno.ENOBUFS)
-
-    def close(self) -> None:
-        for key in list(self.selector.get_map().values()):
-            assert isinstance(key.fileobj, socket.socket)
-            key.fileobj.close()
-        self.selector.close()
 
 
 def _shares(bare: Bare, sockets: dict[int, int], seconds: float) -> dict[int, float]:

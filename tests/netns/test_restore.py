@@ -10,13 +10,11 @@ import pytest
 from vff_qos.commands import bootstrap
 from vff_qos.core.settings import Settings
 
-from .conftest import run
-from .test_bootstrap import Memory, Network, net, settings  # noqa: F401
-from .test_emergency import vff_qos
+from .harness import Memory, Network, run, vff_qos
 
 
 def test_a_saved_ruleset_that_is_loaded_again_is_healed(
-    settings: Settings,  # noqa: F811
+    settings: Settings,
 ) -> None:
     """`nft list ruleset >file; nft -f file` makes every rule twice."""
     memory = Memory()
@@ -32,7 +30,7 @@ def test_a_saved_ruleset_that_is_loaded_again_is_healed(
 
 @pytest.mark.parametrize("root", ["mq", "handle 1234: mq"])
 def test_multiqueue_with_children_of_somebody_comes_back(
-    settings: Settings,  # noqa: F811
+    settings: Settings,
     root: str,
 ) -> None:
     run("ip", "link", "add", "mq0", "numtxqueues", "4", "type", "ifb")
@@ -58,7 +56,7 @@ _TIMESTAMP = Path("/proc/sys/net/netfilter/nf_conntrack_timestamp")
 
 @pytest.mark.parametrize("first", ["0", "1"])
 def test_the_kernel_notes_when_connections_begin_and_does_as_before_after_us(
-    settings: Settings,  # noqa: F811
+    settings: Settings,
     first: str,
 ) -> None:
     _TIMESTAMP.write_text(first)
@@ -74,7 +72,7 @@ def test_the_kernel_notes_when_connections_begin_and_does_as_before_after_us(
 
 
 def test_a_sysctl_that_cannot_be_set_is_a_note_and_no_error(
-    net: Network,  # noqa: F811
+    net: Network,
     tmp_path: Path,
 ) -> None:
     _TIMESTAMP.write_text("0")
@@ -93,7 +91,7 @@ def test_a_sysctl_that_cannot_be_set_is_a_note_and_no_error(
 
 
 def test_a_node_that_has_no_names_of_protocols_has_the_same_rules(
-    net: Network,  # noqa: F811
+    net: Network,
     tmp_path: Path,
 ) -> None:
     """Debian without netbase: libnftables then lists 6 and 17 for tcp and udp."""

@@ -16,9 +16,8 @@ import pytest
 from vff_qos.kernel.packed.conntrack import prepare
 from vff_qos.state import State
 
-from .conftest import run
-from .test_follow import Client, Node, node  # noqa: F401
-from .test_trust import FORMATS
+from .harness import Client, Node, run
+from .hostile import FORMATS
 
 SECONDS = float(os.environ.get("VFF_QOS_SOAK_S", "60"))
 MAX_FLOWS = 300
@@ -31,7 +30,7 @@ HARMLESS = (
 class World:
     """Live clients, each with its true user."""
 
-    def __init__(self, node: Node, source: random.Random) -> None:  # noqa: F811
+    def __init__(self, node: Node, source: random.Random) -> None:
         self.node, self.source = node, source
         self.truth: dict[Client, str] = {}
         self.rotations = 0
@@ -119,7 +118,7 @@ class World:
 
 
 @pytest.mark.timeout(int(SECONDS) + 300)
-def test_no_flow_ends_with_a_wrong_mark(node: Node) -> None:  # noqa: F811
+def test_no_flow_ends_with_a_wrong_mark(node: Node) -> None:
     source = random.Random(4)
     world = World(node, source)
     node.start()

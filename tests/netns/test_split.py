@@ -19,10 +19,7 @@ from vff_qos.core.settings import Settings
 from vff_qos.errors import Refused
 from vff_qos.kernel.packed import tc
 
-# The fixtures net and settings come from there.
-from .conftest import run
-from .test_bootstrap import CLIENT, MARK, WAN, Memory, Network, net, root_of, settings  # noqa: F401
-from .test_policy import Flood
+from .harness import CLIENT, MARK, WAN, Flood, Memory, Network, root_of, run
 
 _CEIL_BPS = 20_000_000
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2  # not in Python's socket module
@@ -59,7 +56,7 @@ def add_users(*minors: int) -> tc.Tc:
 
 
 @contextlib.contextmanager
-def transfer(net: Network, minor: int) -> Iterator[None]:  # noqa: F811
+def transfer(net: Network, minor: int) -> Iterator[None]:
     """A user's TCP connection to the client that always has something to send."""
     commands = (
         net.enter(sys.executable, "-c", _SINK),
@@ -76,8 +73,8 @@ def transfer(net: Network, minor: int) -> Iterator[None]:  # noqa: F811
 
 
 def test_shares_do_not_depend_on_the_size_of_packets(
-    net: Network,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    net: Network,
+    settings: Settings,
 ) -> None:
     """One user's packets have up to 64 KiB, the other's are frames."""
     bootstrap.reconcile(replace(settings, node_ceil_bps=_CEIL_BPS), Memory())
@@ -97,7 +94,7 @@ def test_shares_do_not_depend_on_the_size_of_packets(
         assert ratio > 2  # what splitting is for
 
 
-def test_whole_and_split_replace_each_other(settings: Settings) -> None:  # noqa: F811
+def test_whole_and_split_replace_each_other(settings: Settings) -> None:
     memory = Memory()
     bootstrap.reconcile(settings, memory)
     for split in (not settings.split, settings.split):
@@ -108,8 +105,8 @@ def test_whole_and_split_replace_each_other(settings: Settings) -> None:  # noqa
 
 
 def test_another_mtu_changes_the_splitter_in_place(
-    net: Network,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    net: Network,
+    settings: Settings,
 ) -> None:
     memory = Memory()
     bootstrap.reconcile(settings, memory)
@@ -132,7 +129,7 @@ def test_another_mtu_changes_the_splitter_in_place(
 
 
 def test_a_splitter_without_its_tree_is_healed_and_removed(
-    settings: Settings,  # noqa: F811
+    settings: Settings,
 ) -> None:
     settings, memory = replace(settings, split=True), Memory()
     bootstrap.reconcile(settings, memory)
@@ -143,7 +140,7 @@ def test_a_splitter_without_its_tree_is_healed_and_removed(
 
 
 def test_a_tbf_of_somebody_else_is_not_taken_for_a_splitter(
-    settings: Settings,  # noqa: F811
+    settings: Settings,
 ) -> None:
     """Not even with its handle: it stays on other devices, and is foreign on ours."""
     run("ip", "link", "add", "other0", "type", "veth", "peer", "other1")
@@ -158,7 +155,7 @@ def test_a_tbf_of_somebody_else_is_not_taken_for_a_splitter(
         bootstrap.reconcile(settings, memory)
 
 
-def test_split_packets_arrive_whole(net: Network, settings: Settings) -> None:  # noqa: F811
+def test_split_packets_arrive_whole(net: Network, settings: Settings) -> None:
     """Bytes in packets of 64 KiB, through the splitter, at full speed."""
     bootstrap.reconcile(settings, Memory())
     sent = bytes(range(256)) * 40_000

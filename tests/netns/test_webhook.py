@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.conntrack import prepare
 
-from .conftest import run
-from .test_follow import Client, Node, eventually
+from .harness import Client, Node, eventually, run
+
+TOKEN = "0123456789abcdef"
 
 
 class WebhookNode(Node):
@@ -28,7 +32,7 @@ class WebhookNode(Node):
         settings = (directory / "settings.yml").read_text()
         settings = settings.replace("[4430]", "[4430, 4431]")
         (directory / "settings.yml").write_text(
-            settings + f"source: webhook\nwebhook_listen: unix:{self.socket}\n"
+            settings + f"identity_source: webhook\nwebhook_listen: unix:{self.socket}\n"
             "free_text_ports: all\n"
         )
         for address in ("127.0.0.1", "127.0.0.2"):
@@ -44,12 +48,33 @@ class WebhookNode(Node):
         event = {"email": email, "network": "udp", "source": source, "inboundTag": "in",
                  "inboundLocal": local, "ts": int(time.time()), **more}  # fmt: skip
         client = http.client.HTTPConnection("localhost", timeout=5)
-        client.sock = socket.socket(socket.AF_UNIX)
-        client.sock.connect(self.socket)
-        client.request("POST", "/", json.dumps(event))
+        client.sock = self.connect()
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        client.request("POST", "/", json.dumps(event), headers)
         status = client.getresponse().status
         client.close()
         return status
+
+    def listen_on_a_port(self) -> None:
+        """The webhook at a TCP port, with a token; before the agent starts."""
+        path = self.directory / "settings.yml"
+        text = path.read_text().replace(f"unix:{self.socket}", "127.0.0.1:23080")
+        path.write_text(text + f"webhook_token: {TOKEN}\n")
+        self.socket = ""
+
+    def log_counters(self) -> dict[str, Any]:
+        """What ``status`` says of the source."""
+        counters: dict[str, Any] = json.loads(self.run("status", "--json"))["follower"]["log"]
+        return counters
+
+    def connect(self) -> socket.socket:
+        """A connection to the webhook."""
+        if not self.socket:
+            return socket.create_connection(("127.0.0.1", 23080), 5)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(5)
+        sock.connect(self.socket)
+        return sock
 
     def announce(self, client: Client, email: str | None, local: str | None = None) -> int:
         return self.post(email, f"{client.text}:{client.port}", local)
@@ -128,6 +153,60 @@ def test_garbage_marks_nothing_and_stops_nothing(node: WebhookNode) -> None:
     assert node.announce(client, "alice@x", "127.0.0.1:4430") == 200
     eventually(lambda: node.mark(client))
     eventually(lambda: json.loads(node.run("status", "--json"))["follower"]["log"]["stale"], 8)
+
+
+class Slowloris(threading.Thread):
+    """Somebody who holds 400 connections that say a byte at a time and never end."""
+
+    def __init__(self, node: WebhookNode) -> None:
+        super().__init__()
+        self.node = node
+        self.ready, self.stop = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        text = b"POST / HTTP/1.1\r\nX-" + b"y" * 400
+        held: list[tuple[socket.socket, int]] = []
+        while not self.stop.is_set():
+            kept = []
+            for sock, said in held:
+                try:
+                    sock.sendall(text[said : said + 1])
+                except OSError:
+                    sock.close()
+                else:
+                    kept.append((sock, said + 1))
+            with contextlib.suppress(OSError):  # no room in the kernel's queue at the moment
+                while len(kept) < 400:
+                    kept.append((self.node.connect(), 0))
+                self.ready.set()
+            held = kept
+            self.stop.wait(0.01)
+        for sock, _said in held:
+            sock.close()
+
+
+@pytest.mark.parametrize("port", [True, False], ids=["port", "unix"])
+def test_400_half_open_requests_keep_no_event_out(node: WebhookNode, port: bool) -> None:
+    if port:
+        node.listen_on_a_port()
+    node.start()
+    attacker = Slowloris(node)
+    attacker.start()
+    try:
+        assert attacker.ready.wait(20)
+        clients = [Client("127.0.0.1", 4430) for _ in range(40)]
+        for number, client in enumerate(clients):
+            # An engine gives up after five seconds, and so does `post`.
+            assert node.announce(client, f"user{number}@x", "127.0.0.1:4430") == 200
+        eventually(lambda: all(node.mark(client) for client in clients))
+    finally:
+        attacker.stop.set()
+        attacker.join()
+    eventually(lambda: node.log_counters()["claims"] == 40, 8)
+    log = node.log_counters()
+    assert log["connections"] > 400
+    assert log["last_event_s"] is not None
+    assert set(log["refused"]) <= {"silent", "slow", "deaf"}
 
 
 def test_after_a_kill_the_socket_serves_again(node: WebhookNode) -> None:

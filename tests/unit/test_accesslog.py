@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vff_qos.core.claims.accesslog import TAINT_BYTES, Claim, Scanner, inbound_tag, parse_source
+from vff_qos.core.claims.accesslog import (
+    NAME_BYTES,
+    Claim,
+    Scanner,
+    inbound_tag,
+    parse_source,
+)
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -23,7 +29,7 @@ def claims_of(data: bytes) -> list[Claim]:
 
 # sample: claims, of them tainted, emails, lines that parse as nothing
 EXPECTED = {
-    "vless-tcp": (13, 0, {b"alice@x", b"7.bob", b"name with spaces"}, 0),
+    "vless-tcp": (12, 0, {b"alice@x", b"7.bob", b"name with spaces"}, 0),
     "mux-vless": (8, 0, {b"alice@x"}, 0),
     "trojan-tls": (2, 0, {b"alice@x"}, 0),
     "shadowsocks": (3, 0, {b"bob@x"}, 0),
@@ -34,6 +40,7 @@ EXPECTED = {
     "reality": (1, 0, {b"alice@x"}, 0),
     "dualstack": (2, 0, {b"attacker@x"}, 0),
     "socks-http-auth": (0, 0, set(), 0),
+    "rejected": (0, 0, set(), 0),
     "mask-half": (0, 0, set(), 2),
 }
 
@@ -49,7 +56,7 @@ def test_what_the_engine_writes_is_understood(name: str) -> None:
     assert scanner.counters.unparsed == unparsed
 
 
-@pytest.mark.parametrize("name", ["injection", "inj-trojan", "dnslog"])
+@pytest.mark.parametrize("name", ["injection", "inj-trojan", "dnslog", "ws-close"])
 def test_no_forged_line_of_the_samples_is_trusted(name: str) -> None:
     claims = claims_of((SAMPLES / f"{name}.log").read_bytes())
     assert claims
@@ -79,7 +86,7 @@ def test_what_an_engine_says_at_its_start_taints_nothing() -> None:
     assert scanner.counters.harmless == start.count(b"\n")
     assert scanner.counters.error_log == scanner.counters.unparsed == 0
     forger = TIME + b" from 192.0.2.9:9 rejected  proxy/trojan: invalid domain name: a\n"
-    (claim,) = scanner.scan(forger + start + line)
+    (claim,) = scanner.scan(forger + start[:100] + b"\n" + line)
     assert claim.tainted
 
 
@@ -175,7 +182,7 @@ FRAGMENTS = st.sampled_from([
 def test_crafted_names_behind_rejected_and_dns_lines_are_tainted(
     inbound: str, parts: list[bytes]
 ) -> None:
-    name = b"".join(parts)[:2048]
+    name = b"".join(parts)[:NAME_BYTES]
     for claim in claims_of(INBOUNDS[inbound] % name):
         assert claim.tainted or (claim.source == TRUE_SOURCE and claim.email is None)
 
@@ -193,7 +200,7 @@ def test_taint_reaches_across_blocks_and_ends() -> None:
     while_tainted = 0
     while scanner.scan(good)[0].tainted:
         while_tainted += len(good)
-    assert TAINT_BYTES - 3 * len(good) < while_tainted < TAINT_BYTES
+    assert NAME_BYTES - 3 * len(good) < while_tainted < NAME_BYTES
 
 
 @given(data=st.binary(max_size=4096))

@@ -15,19 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vff_qos.core.document import Document
-from vff_qos.core.policy.model import NO_TERMS, Limits, parse_policy
+from vff_qos.core.policy.model import NO_TERMS, Limits
+from vff_qos.core.policy.parse import parse_policy
+from vff_qos.core.policy.periods import BUCKETS, CELLS, Window, period
 from vff_qos.core.policy.terms import BLOCKED, Quota, Rule, Terms, parse_terms
 from vff_qos.core.policy.usage import (
-    BUCKETS,
-    CELLS,
     QUOTA,
     Change,
     Ledger,
     Row,
     Usage,
-    Window,
     levels,
-    period,
     rule_origin,
 )
 from vff_qos.errors import ConfigError

@@ -17,11 +17,23 @@ from vff_qos.core.claims.trust import (
 )
 from vff_qos.core.flows import record as flags
 from vff_qos.core.flows.record import FOREIGN, PROVISIONAL, owned
-from vff_qos.core.gc_plan import display_name, plan_collection
+from vff_qos.core.gc_plan import plan_collection
 from vff_qos.core.htb import classid, format_classid, usable_minor
-from vff_qos.core.owners import ACTIVE, PARKED, QUARANTINE, RESTRICTED, Minors, Owner
+from vff_qos.core.owners import (
+    ACTIVE,
+    DEFAULT_SHARED,
+    PARKED,
+    QUARANTINE,
+    RESTRICTED,
+    RESTRICTED_MAX,
+    SPARE,
+    Minors,
+    Owner,
+    without_class,
+)
 from vff_qos.core.settings import GcSettings
 from vff_qos.errors import Exhausted
+from vff_qos.render import display_name
 
 MAJOR = 0x5100
 
@@ -57,11 +69,18 @@ def test_parked_minors_are_reused_oldest_first_and_quarantined_ones_never() -> N
 
 def test_no_minor_is_given_twice_and_exhaustion_has_a_name() -> None:
     minors = Minors(MAJOR)
-    seen = {minors.take(f"u{n}", 0.0)[0].minor for n in range(65_530)}
-    assert len(seen) == 65_530
+    seen = {minors.take(f"u{n}", 0.0)[0].minor for n in range(65_528)}
+    assert len(seen) == 65_528
     assert all(usable_minor(MAJOR, minor) for minor in seen)
-    with pytest.raises(Exhausted, match="unclassified"):
-        minors.take("one too many", 0.0)
+    for _ in range(1_000):  # once took milliseconds each
+        with pytest.raises(Exhausted, match="newcomers share one class"):
+            minors.take("one too many", 0.0)
+    shared = minors.overflow(1.0)
+    assert minors.overflow(2.0) is shared
+    assert (shared.key, shared.minor, shared.state) == (DEFAULT_SHARED, 0xFFFD, ACTIVE)
+    assert minors.restricted("01020304", 0.0) is minors.restricted("05060708", 0.0)
+    assert minors.restricted("01020304", 0.0).minor == 0xFFFC
+    assert minors.spares(5, 0.0) == []
     minors.forget(minors.by_key["u7"])
     assert minors.take("one too many", 0.0)[0].minor in seen
 
@@ -75,6 +94,83 @@ def test_the_mark_is_the_classid() -> None:
 
 
 FREE = 0
+
+
+def test_spare_minors_are_given_first_and_leave_no_trace() -> None:
+    minors = Minors(MAJOR, [Owner("parked", 9, PARKED, moved=5.0)])
+    spares = minors.spares(2, 10.0)
+    assert [spare.minor for spare in spares] == [10, 11]
+    assert [display_name(spare.key) for spare in spares] == ["(spare)"] * 2
+    assert not any(spare.is_user for spare in spares)
+    # They survive a restart, wherever they stand.
+    minors = Minors(MAJOR, [*spares[::-1], minors.by_key["parked"]])
+    assert minors.pooled == 3
+    taken = [minors.take(name, 20.0) for name in ("a", "b", "c", "d")]
+    assert [owner.minor for owner, _displaced in taken] == [11, 10, 9, 12]
+    assert [old.key for _owner, old in taken if old] == ["\x03b", "\x03a", "parked"]
+    assert minors.pooled == 0
+    assert sorted(minors.by_key) == ["a", "b", "c", "d"]
+
+
+def test_restricted_classes_are_bounded_and_cost_users_nothing() -> None:
+    minors = Minors(MAJOR)
+    own = [minors.restricted(f"{n:08x}", 1.0) for n in range(RESTRICTED_MAX)]
+    assert len({owner.minor for owner in own}) == RESTRICTED_MAX
+    common = minors.restricted("ffffffff", 2.0)
+    assert common.key == RESTRICTED
+    assert common.minor not in {owner.minor for owner in own}
+    assert minors.restricted("eeeeeeee", 2.0) is common
+    assert minors.restricted("00000005", 3.0) is own[5]
+    assert display_name(common.key) == "(restricted) all further addresses"
+    # Whoever is collected makes room.
+    own[5].state = PARKED
+    again = Minors(MAJOR, minors.by_key.values())
+    assert again.restricted("eeeeeeee", 4.0).key == RESTRICTED + "eeeeeeee"
+    assert again.restricted("dddddddd", 4.0).key == RESTRICTED
+    # Half of the pool is for users.
+    minors = Minors(MAJOR, Minors(MAJOR).spares(4, 0.0), reserve=2)
+    keys = [minors.restricted(f"{n:08x}", 1.0).key for n in range(6)]
+    assert sum(key != RESTRICTED for key in keys) == 3
+    assert minors.pooled == 1
+
+
+def test_a_user_of_before_keeps_a_minor_that_is_set_apart_now() -> None:
+    minors = Minors(MAJOR, [Owner("early", 0xFFFD)])
+    assert minors.overflow(1.0).minor == 2
+    assert minors.by_minor[0xFFFD].key == "early"
+    assert minors.take("a", 1.0)[0].minor == 3
+
+
+def test_a_class_set_apart_whose_owner_was_lost_is_given_to_no_user() -> None:
+    minors = Minors(MAJOR, [Owner("\x02fffd", 0xFFFD, PARKED)])
+    assert minors.take("a", 1.0)[0].minor == 2
+    shared = minors.overflow(1.0)
+    assert (shared.key, shared.minor) == (DEFAULT_SHARED, 0xFFFD)
+    assert minors.by_minor[0xFFFD] is shared
+    assert len(minors.by_key) == 2
+
+
+def test_what_is_missing_is_made_in_the_order_of_need() -> None:
+    owners = [
+        Owner("long ago", 2, moved=1.0),
+        Owner("just now", 3, moved=9.0),
+        Owner("has one", 4, moved=5.0),
+        Owner(f"{RESTRICTED}01020304", 5, moved=9.0),
+        Owner("resting", 6, QUARANTINE, moved=9.0),
+        Owner("parked late", 7, PARKED, moved=8.0),
+        Owner("parked early", 8, PARKED, moved=7.0),
+        Owner(f"{SPARE}9", 9, PARKED),
+    ]
+    minors = Minors(MAJOR, owners)
+
+    def names(pool_min: int) -> list[str]:
+        return [owner.key for owner in without_class(minors, {4}.__contains__, pool_min)]
+
+    assert names(0) == ["just now", "long ago"]
+    assert names(2) == ["just now", "long ago", f"{SPARE}9", "parked early"]
+    assert without_class(minors, set(range(10)).__contains__, 9) == []
+
+
 MINE, OTHERS = owned(0, 5, PLAIN), owned(0, 6, PLAIN)
 MINE_HINTED, OTHERS_HINTED = owned(0, 5, HINTED), owned(0, 6, HINTED)
 OTHERS_VOUCHED, OTHERS_WEAK = owned(0, 6, VOUCHED), owned(0, 6, WEAK)
@@ -126,6 +222,7 @@ def test_one_customer_is_one_address_or_one_64() -> None:
     assert address_key(b"\1\2\3\4") == b"\1\2\3\4"
     assert address_key(b"\x20\x01" + b"\0" * 13 + b"\1") == b"\x20\x01" + b"\0" * 6
     assert display_name(RESTRICTED + "01020304") == "(restricted) 1.2.3.4"
+    assert display_name(RESTRICTED + "01020304/5-6") == "(restricted) 1.2.3.4"
     assert display_name(RESTRICTED + "20010db800000000") == "(restricted) 2001:0db8:0000:0000::/64"
 
 
@@ -166,6 +263,21 @@ def test_without_the_conntrack_check_a_marked_minor_rests_in_quarantine() -> Non
     assert plan_collection([owner], {}, {}, {2: 1}, NOW, rules).release == []
     plan = plan_collection([owner], {}, {}, {}, NOW, rules)
     assert plan.release == plan.delete == [owner]
+
+
+def test_a_class_that_many_share_is_never_collected() -> None:
+    owners = [_old(key, minor) for key, minor in ((RESTRICTED, 0xFFFC), (DEFAULT_SHARED, 0xFFFD))]
+    plan = plan_collection(owners, {}, {}, {}, NOW, RULES)
+    assert plan.park == plan.moved == []
+    assert [why for _owner, why in plan.kept] == ["many share it"] * 2
+
+
+def test_spare_classes_are_the_first_to_go_and_the_pool_keeps_its_size() -> None:
+    rules = GcSettings(idle_s=100, min_age_s=50, pool_min=3, pool_max=3)
+    spares = Minors(MAJOR).spares(3, NOW)
+    assert plan_collection(spares, {}, {}, {}, NOW, rules).delete == []
+    plan = plan_collection([_old("idle", 9), *spares], {}, {}, {}, NOW, rules)
+    assert [owner.key for owner in plan.delete] == [spares[0].key]
 
 
 def test_the_pool_keeps_the_youngest() -> None:

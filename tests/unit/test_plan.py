@@ -20,14 +20,14 @@ from vff_qos.core.plan.objects import (
     Filter,
     Flower,
     Ifb,
-    Link,
+    Interface,
+    KernelRecord,
     NftTable,
     Observed,
     OtherAction,
     OtherMatch,
     Place,
     Qdisc,
-    Record,
     SavedQdisc,
     SharedClass,
     SharedLeaf,
@@ -43,9 +43,9 @@ SETTINGS = Settings(wan="eth0", service_ports=((443, 443), (20000, 20100)))
 TIMESTAMP = "net.netfilter.nf_conntrack_timestamp"
 
 
-def links(*names: str) -> dict[str, Link]:
+def links(*names: str) -> dict[str, Interface]:
     names = ("lo", *names)
-    return {name: Link(i, "", "", True, 1000) for i, name in enumerate(names, 1)}
+    return {name: Interface(i, "", "", True, 1000) for i, name in enumerate(names, 1)}
 
 
 def plain() -> Observed:
@@ -56,12 +56,14 @@ def plain() -> Observed:
     )
 
 
-def present(settings: Settings, observed: Observed, record: Record | None = None) -> plan.Plan:
-    return plan.present(settings, observed, record or Record())
+def present(
+    settings: Settings, observed: Observed, record: KernelRecord | None = None
+) -> plan.Plan:
+    return plan.present(settings, observed, record or KernelRecord())
 
 
-def absent(settings: Settings, observed: Observed, record: Record | None = None) -> plan.Plan:
-    return plan.absent(settings, observed, record or Record())
+def absent(settings: Settings, observed: Observed, record: KernelRecord | None = None) -> plan.Plan:
+    return plan.absent(settings, observed, record or KernelRecord())
 
 
 def after(settings: Settings, wan: str, base: Observed) -> Observed:
@@ -71,7 +73,7 @@ def after(settings: Settings, wan: str, base: Observed) -> Observed:
     for item in plan.desired(settings, wan):
         match item:
             case Ifb():
-                seen.links[item.dev] = Link(50, "ifb", item.alias, item.up, item.txqlen)
+                seen.links[item.dev] = Interface(50, "ifb", item.alias, item.up, item.txqlen)
             case NftTable():
                 seen.nft = NftTable([{"metainfo": {}}, *item.objects])
             case Tree(dev, major, default, split_bytes):
@@ -119,7 +121,7 @@ def test_second_run_has_nothing_to_do() -> None:
     again = present(SETTINGS, after(SETTINGS, "eth0", plain()), made.after)
     assert again.operations == []
     assert again.after == made.after
-    assert Record.from_json(json.loads(json.dumps(made.after.to_json()))) == made.after
+    assert KernelRecord.from_json(json.loads(json.dumps(made.after.to_json()))) == made.after
 
 
 def test_packets_are_split_above_the_tree_and_frames_follow_the_mtu() -> None:
@@ -169,7 +171,7 @@ def test_removal_unredirects_first_and_removes_the_ifb_last() -> None:
         "remove nft table inet vff_qos",
         "remove ifb device vffqos0",
     ]
-    assert gone.after == Record() and gone.after.to_json() is None
+    assert gone.after == KernelRecord() and gone.after.to_json() is None
     assert absent(SETTINGS, plain()).operations == []
 
 
@@ -240,10 +242,10 @@ def test_ifb_that_is_renamed() -> None:
 def test_ifb_name_taken_by_something_else() -> None:
     seen = plain()
     for kind, alias, up in (("dummy", "", True), ("ifb", "", True), ("ifb", "other", False)):
-        seen.links["vffqos0"] = Link(9, kind, alias, up, 32)
+        seen.links["vffqos0"] = Interface(9, kind, alias, up, 32)
         with pytest.raises(Refused, match="vffqos0 exists and is not ours"):
             present(SETTINGS, seen)
-    seen.links["vffqos0"] = Link(9, "ifb", "", False, 32)  # a creation cut short
+    seen.links["vffqos0"] = Interface(9, "ifb", "", False, 32)  # a creation cut short
     assert texts(present(SETTINGS, seen))[0] == "change ifb device vffqos0"
 
 
@@ -425,7 +427,7 @@ def test_a_sysctl_goes_back_to_what_it_was_unless_somebody_set_it_since() -> Non
     assert present(SETTINGS, seen, made.after).after.sysctls == {TIMESTAMP: "0"}
     gone = absent(SETTINGS, there, made.after)
     assert texts(gone)[0] == f"restore sysctl {TIMESTAMP} = 0"
-    for now, record in (("0", made.after), ("2", made.after), ("1", Record(0x5100))):
+    for now, record in (("0", made.after), ("2", made.after), ("1", KernelRecord(0x5100))):
         there.sysctls[TIMESTAMP] = SysctlState(now, True)
         assert not any("sysctl" in line for line in texts(absent(SETTINGS, there, record)))
 
@@ -442,5 +444,11 @@ def test_records_of_earlier_versions_are_read() -> None:
         },
     }
     saved = SavedQdisc("fq", 7, 1, "01")
-    assert Record.from_json(old) == Record(0x5200, {"eth0": DeviceRecord(2, (saved,), None)}, {})
-    assert Record.from_json(None) == Record.from_json(Record().to_json()) == Record()
+    assert KernelRecord.from_json(old) == KernelRecord(
+        0x5200, {"eth0": DeviceRecord(2, (saved,), None)}, {}
+    )
+    assert (
+        KernelRecord.from_json(None)
+        == KernelRecord.from_json(KernelRecord().to_json())
+        == KernelRecord()
+    )

@@ -15,9 +15,8 @@ from vff_qos.core.policy.model import (
     Limits,
     Policy,
     lowest_of,
-    parse_layer,
-    parse_policy,
 )
+from vff_qos.core.policy.parse import parse_layer, parse_policy
 from vff_qos.errors import ConfigError
 
 POLICY = b"""
@@ -83,7 +82,7 @@ def test_what_has_a_say_is_listed_weakest_first() -> None:
 
 
 def test_without_a_word_everybody_has_the_default() -> None:
-    assert parse_policy(b"", "p") == Policy()
+    assert parse_policy(b"default: {}", "p") == Policy()
     assert Policy().limits("a") == DEFAULT_LIMITS
     policy = parse_policy(b"default: {upload: 1mbit}\nusers: {a: {download: 2mbit}}", "p")
     assert policy.limits("a") == Limits(1_000_000, 2_000_000)
@@ -96,7 +95,7 @@ def test_later_drop_ins_win_over_earlier_ones_and_over_the_file() -> None:
         [
             (b"users: {a@x: {plan: basic}, n: {plan: pro}}", "10"),
             (b"users: {n: {upload: 1mbit}}", "20"),
-            (b"", "30"),
+            (b"users: {}", "30"),
         ],
     )
     assert policy.limits("a@x") == BASIC
@@ -283,3 +282,64 @@ def test_classes_stay_within_what_htb_accepts(
     assert 200 <= params.rate_bps <= params.ceil_bps == limit_bps
     assert 1_514 <= params.quantum_bytes <= 70_000
     assert params.cburst_bytes >= 1_514
+
+
+@pytest.mark.parametrize("text", [b"", b"\n\n", b"# all of it is a comment\n", b"null\n", b"---\n"])
+def test_an_emptied_file_is_a_mistake(text: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"^p: holds nothing, .*write 'default: \{\}'"):
+        parse_policy(text, "p")
+    with pytest.raises(ConfigError, match=r"^d\.yml: holds nothing, .*write 'users: \{\}'"):
+        parse_policy(POLICY, "p", [(text, "d.yml")])
+    assert parse_policy(b"{}", "p") == parse_policy(b"default: {}", "p") == Policy()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("default: {guaranteed: 30mbit}", "p:1: default.guaranteed: 30mbit is above the upload"),
+        ("plans: {a: {upload: 5mbit, guaranteed: 6mbit}}", "plans.a.guaranteed: 6mbit is above"),
+        ("plans: {a: {guaranteed: 21mbit}}", "above the upload limit of 20mbit"),
+        ("users: {a@x: {upload: 99mbit, guaranteed: 51mbit}}", "the download limit of 50mbit"),
+        ("match: [{pattern: a, guaranteed: 51mbit}]", "match.0.guaranteed: 51mbit is above"),
+    ],
+)
+def test_a_guarantee_above_the_limit_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_policy(text.encode(), "p")
+    assert said in str(caught.value)
+
+
+def test_a_limit_below_the_plans_guarantee_is_no_mistake() -> None:
+    plans = b"plans: {a: {guaranteed: 5mbit}}\n"
+    users = b"users: {a@x: {plan: a, upload: 1mbit}, b@x: {plan: a, unlimited: true}}\n"
+    policy = parse_policy(plans + users, "p")
+    assert policy.limits("a@x").guaranteed_bps == policy.limits("b@x").guaranteed_bps == 5 * 10**6
+
+
+@pytest.mark.parametrize(
+    ("glob", "said"),
+    [
+        ("[a", "has a '[' without its ']'"),
+        ("*.[!", "has a '[' without its ']'"),
+        ("[]", "has a '[' without its ']'"),
+        ("[!]", "has a '[' without its ']'"),
+        ("a[b]c[d", "has a '[' without its ']'"),
+        ("[9-0].*", "has the range 9-0, which is empty"),
+    ],
+)
+def test_a_pattern_that_fits_nobody_is_refused(glob: str, said: str) -> None:
+    text = f'match: [{{pattern: "{glob}", upload: 1mbit}}]'
+    with pytest.raises(ConfigError) as caught:
+        parse_policy(text.encode(), "p")
+    assert f"p:1: match.0.pattern: {glob!r} {said}" in str(caught.value)
+
+
+@pytest.mark.parametrize("glob", ["[[]", "[]]", "[!]a]", "a]b", "[a-z][0-9]", "[-a]", "[a-]"])
+def test_a_pattern_of_the_shell_is_taken(glob: str) -> None:
+    parse_policy(f'match: [{{pattern: "{glob}", upload: 1mbit}}]'.encode(), "p")
+
+
+def test_a_pattern_after_one_that_fits_everybody_never_counts() -> None:
+    text = b'match:\n- {pattern: "*", upload: 1mbit}\n- {pattern: "*.trial", upload: 2mbit}\n'
+    with pytest.raises(ConfigError, match=r"p:3: match\.1: never counts"):
+        parse_policy(text, "p")

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from vff_qos.cli import _parser
-from vff_qos.core.policy.model import Policy, parse_policy
-from vff_qos.core.rates import parse_rate
+from vff_qos.cli import parser
+from vff_qos.core.policy.model import Policy
+from vff_qos.core.policy.parse import ENTRY_KEYS, parse_policy
+from vff_qos.core.units import parse_rate
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "POLICY.md").read_text()
 _EXAMPLE = re.compile(r"^```yaml\n(.*?)^```\n\n((?:^\|[^\n]*\n)+)", re.M | re.S)
@@ -71,10 +72,8 @@ def test_the_commands_exist() -> None:
     assert len(commands) == 10
     for command in commands:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
-        _parser().parse_args(words)
+        parser().parse_args(words)
 
 
 def test_every_key_is_explained() -> None:
-    from vff_qos.core.policy.model import _ENTRY_KEYS
-
-    assert all(re.search(rf"^\| .*`{key}", TEXT, re.M) for key in _ENTRY_KEYS)
+    assert all(re.search(rf"^\| .*`{key}", TEXT, re.M) for key in ENTRY_KEYS)

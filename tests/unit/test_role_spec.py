@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from vff_qos.commands.disable import UNITS
+from vff_qos.config import Paths
 from vff_qos.core.policy.model import Policy
-from vff_qos.core.settings import LEAVES, SOURCES, Settings
+from vff_qos.core.settings import KEYS, LEAVES, SOURCES, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "qos"
@@ -62,10 +64,31 @@ def test_role_and_agent_have_the_same_defaults() -> None:
     assert DEFAULTS["qos_gc_idle_sec"] == ours.gc.idle_s
     assert DEFAULTS["qos_gc_min_age_sec"] == ours.gc.min_age_s
     assert DEFAULTS["qos_gc_check_conntrack"] == ours.gc.check_conntrack
+    assert DEFAULTS["qos_gc_pool_min"] == ours.gc.pool_min
     assert DEFAULTS["qos_gc_pool_max"] == ours.gc.pool_max
     assert DEFAULTS["qos_upload_default"] == f"{policy.default.upload_bps // 10**6}mbit"
     assert DEFAULTS["qos_download_default"] == f"{policy.default.download_bps // 10**6}mbit"
     assert DEFAULTS["qos_wan_ceil"] == f"{ours.node_ceil_bps // 10**9}gbit"
+
+
+def test_a_key_of_the_settings_is_its_variable_without_qos() -> None:
+    assert {f"qos_{key}" for key in KEYS} <= set(OPTIONS)
+    text: str = load(ROLE / "vars" / "main.yml")["__qos_settings"]
+    written = re.findall(r"^ *'(\w+)': (\w+)(?: \| (?:string|int|bool))?,$", text, re.MULTILINE)
+    assert sorted(key for key, _variable in written) == sorted(KEYS)
+    assert text.count("\n") == len(written) + 1
+    assert all(variable == f"qos_{key}" for key, variable in written)
+
+
+def test_role_and_agent_name_the_same_units_and_places() -> None:
+    written = load(ROLE / "vars" / "main.yml")
+    assert list(UNITS) == ["vff-qos-webhook.socket", *written["__qos_own_units"]]
+    paths = Paths()
+    assert paths.settings == f"{written['__qos_etc']}/settings.yml"
+    assert paths.policy == f"{written['__qos_etc']}/policy.yml"
+    assert paths.policy_dir == f"{written['__qos_etc']}/policy.d"
+    assert paths.disabled == f"{written['__qos_etc']}/disabled-by-hand"
+    assert paths.state_dir == written["__qos_state_dir"]
 
 
 def test_the_readme_lists_every_variable() -> None:
@@ -84,3 +107,31 @@ def test_one_version_for_collection_and_agent() -> None:
     galaxy = load(ROOT / "galaxy.yml")["version"]
     project = (ROOT / "agent/pyproject.toml").read_text()
     assert f'version = "{galaxy}"' in project
+
+
+def test_the_preflight_and_the_agent_ask_for_the_same_python() -> None:
+    project = (ROOT / "agent/pyproject.toml").read_text()
+    module = (ROOT / "plugins/modules/qos_preflight.py").read_text()
+    floor = re.search(r"^PYTHON_FLOOR = \((\d+), (\d+)\)$", module, re.M)
+    assert floor
+    assert f'requires-python = ">={floor[1]}.{floor[2]}"' in project
+
+
+def test_the_agent_and_the_preflight_read_the_kernels_answers_with_one_file() -> None:
+    """A link, so that a checkout, an installed collection and a wheel all have the same."""
+    link = ROOT / "agent/src/vff_qos/kernel/rtnetlink.py"
+    assert link.resolve() == ROOT / "plugins/module_utils/rtnetlink.py"
+
+
+def test_what_modprobe_says_does_not_decide_whether_a_unit_starts() -> None:
+    """Where all is built in it finds nothing, and nothing is missing."""
+    lines = [
+        line
+        for path in (ROLE / "templates").glob("*.j2")
+        for line in path.read_text().splitlines()
+        if "modprobe" in line and line.startswith("Exec")
+    ]
+    assert lines
+    for line in lines:
+        prefixes = line.partition("=")[2].partition("/")[0]
+        assert set(prefixes) == {"-", "+"}  # ignore its end; as root

@@ -6,7 +6,7 @@ import http.client
 import itertools
 import json
 import os
-import shutil
+import select
 import socket
 import stat
 import subprocess
@@ -19,14 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.claims.accesslog import Claim, parse_source
-from vff_qos.core.claims.webhook_event import Nothing, read_event
+from vff_qos.core.claims.accesslog import Claim, Scanner, client_end, parse_source
+from vff_qos.core.claims.webhook_event import Event, Nothing, read_event
 from vff_qos.core.http import MAX_BODY_BYTES, MAX_HEAD_BYTES, BadRequest, Parser, Request
-from vff_qos.core.settings import parse_settings
-from vff_qos.errors import ConfigError, SourceError
-from vff_qos.sources import open_source
-from vff_qos.sources.base import Source
-from vff_qos.sources.journald import JournalSource, container_matches, unit_matches
+from vff_qos.errors import SourceError
 from vff_qos.sources.webhook import WebhookSource
 
 SAMPLES = (Path(__file__).parents[1] / "samples" / "webhook.ndjson").read_bytes().splitlines()
@@ -34,14 +30,19 @@ SAMPLES = (Path(__file__).parents[1] / "samples" / "webhook.ndjson").read_bytes(
 THEN = 1_795_191_107.0
 
 #: source, inbound tag, email and our end of each sample; None where nobody is named.
-EXPECTED: list[tuple[bytes, bytes, bytes, bytes] | None] = [
-    (b"127.0.0.5:48625", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
-    (b"127.0.0.5:41497", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
-    (b"127.0.0.6:57517", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
-    (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
-    (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
-    (b"127.0.0.1:57738", b"socks-in", b"sockuser", b"127.0.0.1:21006"),
-    None,
+EXPECTED = [
+    None
+    if expected is None
+    else (parse_source(expected[0]), *expected[1:3], parse_source(expected[3]))
+    for expected in (
+        (b"127.0.0.5:48625", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
+        (b"127.0.0.5:41497", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
+        (b"127.0.0.6:57517", b"vless-in", b"alice@x", b"127.0.0.1:21001"),
+        (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
+        (b"127.0.0.7:39461", b"vless-in", b"bob@x", b"127.0.0.1:21001"),
+        (b"127.0.0.1:57738", b"socks-in", b"sockuser", b"127.0.0.1:21006"),
+        None,
+    )
 ]
 
 
@@ -52,9 +53,14 @@ def _event(**fields: object) -> bytes:
 
 
 def _claim(**fields: object) -> Claim:
-    claim = read_event(_event(**fields), THEN)
-    assert isinstance(claim, Claim)
-    return claim
+    event = read_event(_event(**fields), THEN)
+    assert isinstance(event, Event)
+    return event.claim
+
+
+def _ends(claim: Claim) -> tuple[object, ...]:
+    """What a claim says, as `EXPECTED` has it."""
+    return claim.end, claim.detour, claim.email, claim.local
 
 
 def eventually(check: Callable[[], object], within_s: float = 5.0) -> None:
@@ -74,9 +80,9 @@ def test_each_sample_gives_the_claim_of_its_connection() -> None:
         if expected is None:
             assert got is Nothing.NO_USER
             continue
-        assert isinstance(got, Claim)
-        assert (got.source, got.detour, got.email, got.local) == expected
-        assert not got.tainted
+        assert isinstance(got, Event)
+        assert _ends(got.claim) == expected
+        assert not got.claim.tainted
 
 
 @pytest.mark.parametrize(
@@ -88,8 +94,24 @@ def test_each_sample_gives_the_claim_of_its_connection() -> None:
         ("[::ffff:192.0.2.5]:7", b"192.0.2.5:7"),
     ],
 )
-def test_a_source_gets_the_spelling_of_the_log(text: str, source: bytes) -> None:
-    assert _claim(source=text).source == source
+def test_the_end_is_that_of_a_log_line(text: str, source: bytes) -> None:
+    assert _claim(source=text).end == parse_source(source)
+
+
+def test_the_key_of_a_claim_tells_flows_apart() -> None:
+    sources = ("192.0.2.5:1", "192.0.2.5:256", "192.0.2.1:5", "[2001:db8::7]:1",
+               "[::192.0.2.5]:1")  # fmt: skip
+    locals_ = (None, "198.51.100.1:443", "198.51.100.1:444", "198.51.100.2:443",
+               "[2001:db8::1]:443")  # fmt: skip
+    claims = {
+        (claim.end, claim.local): claim.source
+        for claim in (_claim(source=s, inboundLocal=own) for s in sources for own in locals_)
+    }
+    assert len(set(claims.values())) == len(claims) > len(sources)
+    assert _claim().source == _claim(email="bob@x", source="udp:192.0.2.5:1234").source
+    # Without our end it is what the assigner remembers a client's flows by.
+    alone = _claim(inboundLocal=None)
+    assert alone.source == client_end(alone) == client_end(_claim())
 
 
 @pytest.mark.parametrize(
@@ -110,11 +132,20 @@ def test_a_local_end_that_cannot_be_the_flows_is_left_out(local: str | None) -> 
 
 @pytest.mark.parametrize(
     "email",
-    ["", "a\nb", "a\x00", "a\x7f", "a\x85b", "a\u2028b", "\ud800", "a" * 321, "\u00e9" * 161,
+    ["", "a\nb", "a\x00", "a\x7f", "a\ufffdb", "\ud800", "a" * 321, "\u00e9" * 161,
      "\x01restricted"],
 )  # fmt: skip
 def test_an_email_that_no_log_could_hold_is_dropped(email: str) -> None:
     assert read_event(_event(email=email), THEN) is Nothing.BAD_EMAIL
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\ufffd"),
+               max_size=330))  # fmt: skip
+def test_the_webhook_and_the_log_hold_the_same_emails(email: str) -> None:
+    line = f"2026/11/20 15:48:00 from 192.0.2.5:1 accepted tcp:a:1 [i >> o] email: {email}\n"
+    logged = [claim.email for claim in Scanner().scan(line.encode()) if claim.email]
+    event = read_event(_event(email=email), THEN)
+    assert logged == ([event.claim.email] if isinstance(event, Event) else [])
 
 
 @pytest.mark.parametrize("email", ["1", "a b | c: ]", "\u0438\u0432\u0430\u043d", "x" * 320])
@@ -124,7 +155,9 @@ def test_emails_of_panels_are_kept_as_they_are(email: str) -> None:
 
 def test_an_event_that_waited_for_more_than_a_minute_is_stale() -> None:
     assert read_event(_event(ts=THEN - 61), THEN) is Nothing.STALE
-    assert _claim(ts=THEN - 59).email == b"alice@x"
+    event = read_event(_event(ts=THEN - 59), THEN)
+    assert isinstance(event, Event)
+    assert event.age_s == 59
 
 
 @pytest.mark.parametrize(
@@ -157,11 +190,11 @@ def test_garbage_gives_no_claim_that_is_not_whole(body: bytes) -> None:
         got = read_event(body, THEN)
     except ValueError:
         return
-    if isinstance(got, Claim):
+    if isinstance(got, Event):
         event = json.loads(body)
-        assert got.email is not None
-        assert got.email.decode() == event["email"]
-        assert parse_source(got.source) is not None
+        assert got.claim.email is not None
+        assert got.claim.email.decode() == event["email"]
+        assert got.claim.end is not None
 
 
 # -- HTTP ---------------------------------------------------------------------------------------
@@ -172,10 +205,10 @@ def _post(body: bytes, *lines: str) -> bytes:
     return "\r\n".join(head).encode() + body
 
 
-def _feed(data: bytes, cuts: list[int]) -> tuple[list[Request], int]:
+def _feed(data: bytes, cuts: list[int], authorization: bytes = b"") -> tuple[list[Request], int]:
     """The requests and the status of the refusal (0: none)."""
     edges = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-    parser, requests, start = Parser(), [], 0
+    parser, requests, start = Parser(authorization), [], 0
     for end in edges:
         while start < end:
             piece = data[start : min(end, start + parser.room)]
@@ -196,10 +229,11 @@ _LINE = b"POST / HTTP/1.1\r\n"
        cuts=st.lists(st.integers(0, 1500), max_size=12))  # fmt: skip
 def test_requests_survive_any_cut(bodies: list[bytes], cuts: list[int]) -> None:
     data = b"".join(_post(body, "Authorization: Bearer x") for body in bodies)
-    requests, status = _feed(data, cuts)
-    assert [request.body for request in requests] == bodies
-    assert all(request.authorization == b"Bearer x" for request in requests)
-    assert status == 0
+    for authorization in (b"", b"Bearer x"):
+        requests, status = _feed(data, cuts, authorization)
+        assert [request.body for request in requests] == bodies
+        assert status == 0
+    assert _feed(data, cuts, b"Bearer y") == ([], 403 if bodies else 0)
 
 
 @given(data=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400), max_size=5),
@@ -311,10 +345,11 @@ def test_every_sample_that_is_posted_becomes_its_claim(server: Server) -> None:
     for body, expected in zip(SAMPLES, EXPECTED, strict=True):
         status, claims = server.post(client, body)
         assert status == 200
-        have = [(c.source, c.detour, c.email, c.local) for c in claims]
-        assert have == ([expected] if expected else [])
+        assert [_ends(claim) for claim in claims] == ([expected] if expected else [])
     counters = server.source.counters
     assert (counters.lines, counters.claims, counters.harmless) == (7, 6, 1)
+    assert vars(counters)["connections"] == 1
+    assert vars(counters)["last_event_s"] == THEN
     assert server.source.tick() is None
     client.close()
 
@@ -379,23 +414,127 @@ def test_a_token_is_asked_for(tmp_path: Path) -> None:
     server.source.close()
 
 
-def test_a_flood_of_connections_keeps_none_out_for_long(
+def test_a_body_is_not_kept_for_who_has_no_token() -> None:
+    parser = Parser(b"Bearer x")
+    with pytest.raises(BadRequest) as caught:
+        parser.feed(_LINE + b"Content-Length: 60000\r\nAuthorization: Bearer y\r\n\r\n")
+    assert caught.value.status == 403
+
+
+def _halves(server: Server, count: int, text: bytes = b"POST / HT") -> list[socket.socket]:
+    """Connections that have begun to say something, or nothing."""
+    made = [server.raw() for _ in range(count)]
+    for sock in made:
+        sock.sendall(text)
+    return made
+
+
+@pytest.mark.parametrize("text", [b"", b"POST / HT"])
+def test_half_open_connections_keep_nobody_out(
+    server: Server, monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    clock = itertools.count(time.monotonic(), 0.003)
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: next(clock))
+    engine = Client(server.path)
+    assert server.post(engine, _event())[0] == 200
+    half = _halves(server, 400, text)
+    server.read(10)
+    with server.raw() as late:
+        late.sendall(_post(_event(email="bob@x")))
+        assert [claim.email for claim in server.read(3)] == [b"bob@x"]
+        assert late.recv(1000).startswith(b"HTTP/1.1 200")
+    assert len(server.source._connections) <= 256
+    # Who has spoken well before is not among those who went.
+    sock = engine.sock
+    assert [len(got) for _status, got in (server.post(engine, _event()),)] == [1]
+    assert engine.sock is sock
+    refused = vars(server.source.counters)["refused"]
+    assert set(refused) == {"silent"}
+    assert refused["silent"] >= 400 - 256
+    for sock in half:
+        sock.close()
+
+
+def test_who_has_to_wait_for_room_wakes_the_loop(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle = [server.raw() for _ in range(200)]
-    server.read(5)
-    assert len(server.source._connections) == 128
+    now = time.monotonic()
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now)
+    half = _halves(server, 256, b"")
+    server.read(6)
+    assert len(server.source._connections) == 256
     with server.raw() as late:
         late.sendall(_post(_event()))
-        assert server.read(5) == []
-        now = time.monotonic()
-        monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 2)
-        server.source.tick()
-        claims = server.read(5)
-        assert [claim.email for claim in claims] == [b"alice@x"]
-        assert len(server.source._connections) <= 128
-    for sock in idle:
+        poll = select.poll()
+        poll.register(server.source.descriptors()[0], select.POLLIN)
+        # Nobody is old enough to go, and nothing but time will change that.
+        for _ in range(3):
+            assert server.read(1) == []
+            assert poll.poll(0)
+        now += 0.03
+        assert len(server.read(1)) == 1
+    for sock in half:
         sock.close()
+
+
+def test_of_two_processes_the_one_with_many_connections_makes_room(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(time.monotonic(), 0.003)
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: next(clock))
+    program = (
+        "import socket, sys, time\n"
+        "made = [socket.socket(socket.AF_UNIX) for _ in range(300)]\n"
+        "for sock in made: sock.connect(sys.argv[1])\n"
+        "print('there', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    ours = _halves(server, 3)
+    server.read(1)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, server.path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        assert other.stdout.readline() == "there\n"
+        server.read(10)
+        for sock in ours:
+            sock.sendall(_post(_event())[len("POST / HT") :])
+        assert len(server.read(3)) == 3
+        other.communicate("")
+    for sock in ours:
+        sock.close()
+
+
+def test_a_request_byte_by_byte_is_ended(server: Server) -> None:
+    with server.raw() as slow, server.raw() as quick:
+        data = _post(_event())
+        for number in range(65):
+            slow.sendall(data[number : number + 1])
+            server.read(1)
+        assert slow.recv(1) == b""
+        assert "in more than 64 pieces" in (server.source.tick() or "")
+        assert vars(server.source.counters)["refused"] == {"slow": 1}
+        quick.sendall(data)
+        assert len(server.read()) == 1
+
+
+def test_the_window_says_when_the_claims_were_made(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: 1000.0)
+    with server.raw() as sock:
+        for ages, window in (
+            ([0.25], (999.75, 1000.0)),
+            ([7], (993.0, 994.0)),
+            ([3, 0, 30], (970.0, 1000.0)),
+            # The clock was set back since: as old as the engine's patience.
+            ([-30], (995.0, 1000.0)),
+            ([], (1000.0, 1000.0)),
+        ):
+            sock.sendall(b"".join(_post(_event(ts=THEN - age)) for age in ages))
+            assert len(server.source.read()) == len(ages)
+            assert server.source.window == window
 
 
 def test_half_requests_are_ended_after_five_seconds(
@@ -420,8 +559,18 @@ def test_silence_of_the_engine_is_told_once(
     now = time.monotonic()
     assert server.source.tick() is None
     monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 61)
-    assert "no event has come" in (server.source.tick() or "")
+    assert "nobody has connected" in (server.source.tick() or "")
     assert server.source.tick() is None
+
+
+def test_a_silence_with_connections_is_another_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    with server.raw():
+        server.read()
+        monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 61)
+        assert "no event has come" in (server.source.tick() or "")
 
 
 def test_a_client_that_reads_no_answers_is_let_go(server: Server) -> None:
@@ -440,6 +589,7 @@ def test_a_client_that_reads_no_answers_is_let_go(server: Server) -> None:
         else:
             pytest.fail("it is still connected")
     assert not server.source._connections
+    assert vars(server.source.counters)["refused"]["deaf"] == 1
 
 
 def test_the_socket_has_the_mode_and_the_group_of_the_settings(tmp_path: Path) -> None:
@@ -519,289 +669,3 @@ def test_a_socket_that_systemd_holds_loses_no_event_of_a_restart(tmp_path: Path)
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
     listener.close()
     assert path.exists()
-
-
-# -- the journal --------------------------------------------------------------------------------
-
-REMOTE = shutil.which("systemd-journal-remote", path="/lib/systemd:/usr/lib/systemd:/usr/bin")
-
-needs_journal = pytest.mark.skipif(
-    REMOTE is None, reason="needs systemd-journal-remote to write journal files"
-)
-
-
-class JournalFiles:
-    """A directory of real journal files."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.files = 0
-        self.count = 0
-
-    def write(self, *messages: bytes, age_s: float = 0.0, unit: str = "xray.service",
-              file: str = "system", **fields: str) -> None:  # fmt: skip
-        """Append entries to one of the files."""
-        out = []
-        fields = {"_SYSTEMD_UNIT": unit, "_TRANSPORT": "stdout", "_UID": "0", **fields}
-        for message in messages:
-            self.count += 1
-            stamp = int((time.time() - age_s) * 1e6) + self.count
-            head = [f"__REALTIME_TIMESTAMP={stamp}", f"__MONOTONIC_TIMESTAMP={self.count + 10**6}",
-                    "_BOOT_ID=3b9ba5f1c63d46b4b1b7a6bd1e2b1e11"]  # fmt: skip
-            head += [f"{name}={value}" for name, value in fields.items()]
-            out.append("\n".join(head).encode() + b"\nMESSAGE\n")
-            out.append(len(message).to_bytes(8, "little") + message + b"\n\n")
-        assert REMOTE is not None
-        subprocess.run(
-            [REMOTE, "-o", str(self.directory / f"{file}.journal"), "-"],
-            input=b"".join(out),
-            capture_output=True,
-            check=True,
-        )
-
-    def source(
-        self, checkpoint: object = None, matches: dict[str, str] | None = None
-    ) -> JournalSource:
-        return JournalSource(
-            matches or unit_matches("xray.service"), checkpoint, directory=str(self.directory)
-        )
-
-
-def _line(number: int, email: str = "alice@x") -> bytes:
-    return (
-        f"2026/11/20 15:48:00.448421 from 192.0.2.5:{number} accepted tcp:example.com:443 "
-        f"[in >> out] email: {email}"
-    ).encode()
-
-
-def _ports(source: Source) -> list[int]:
-    """Source ports of all claims that are there now."""
-    ports, empty = [], 0
-    source.tick()
-    while empty < 2:
-        claims = source.read()
-        ports += [int(claim.source.rpartition(b":")[2]) for claim in claims]
-        empty = 0 if claims else empty + 1
-    return ports
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> JournalFiles:
-    return JournalFiles(tmp_path)
-
-
-@needs_journal
-def test_lines_of_the_unit_become_claims_in_their_order(files: JournalFiles) -> None:
-    files.write(_line(1), _line(2))
-    files.write(_line(3), unit="other.service")
-    source = files.source()
-    assert source.replaying
-    assert _ports(source) == [1, 2]
-    assert not source.replaying
-    files.write(_line(4))
-    assert _ports(source) == [4]
-    source.close()
-
-
-@needs_journal
-def test_new_entries_wake_the_loop(files: JournalFiles) -> None:
-    import select
-
-    files.write(_line(1))
-    source = files.source()
-    assert _ports(source) == [1]
-    poll = select.poll()
-    poll.register(source.descriptors()[0], select.POLLIN)
-    files.write(_line(2))
-    assert poll.poll(2_000)
-    assert _ports(source) == [2]
-    source.close()
-
-
-@needs_journal
-def test_a_restart_goes_on_at_the_cursor(files: JournalFiles) -> None:
-    files.write(_line(1), _line(2))
-    source = files.source()
-    assert _ports(source) == [1, 2]
-    saved = json.loads(json.dumps(source.checkpoint()))
-    source.close()
-    files.write(_line(3))
-    again = files.source(saved)
-    assert _ports(again) == [3]
-    assert files.source(again.checkpoint()).checkpoint() == again.checkpoint()
-
-
-@needs_journal
-def test_entries_older_than_a_minute_are_not_replayed(files: JournalFiles) -> None:
-    files.write(_line(1), age_s=300)
-    files.write(_line(2), age_s=30)
-    source = files.source()
-    assert _ports(source) == [2]
-    source.close()
-    files.write(_line(3), age_s=90, file="b")
-    old = JournalSource(
-        unit_matches("xray.service"),
-        replay_since_s=time.time() - 100,
-        directory=str(files.directory),
-    )
-    assert sorted(_ports(old)) == [2, 3]
-
-
-@needs_journal
-def test_a_rotated_journal_loses_no_line(files: JournalFiles) -> None:
-    files.write(_line(1))
-    source = files.source()
-    assert _ports(source) == [1]
-    for number in range(2, 8):
-        files.write(_line(number))
-        live = files.directory / "system.journal"
-        live.rename(files.directory / f"system@{number:032x}-{number:016x}-{number:016x}.journal")
-        files.write(_line(10 + number))
-        assert sorted(_ports(source)) == [number, 10 + number]
-    source.close()
-
-
-@needs_journal
-def test_a_vacuumed_journal_is_followed_and_what_comes_first_is_distrusted(
-    files: JournalFiles,
-) -> None:
-    files.write(_line(1))
-    source = files.source()
-    assert _ports(source) == [1]
-    saved = source.checkpoint()
-    (files.directory / "system.journal").unlink()
-    files.write(_line(2))
-    assert _ports(source) == [2]
-    source.close()
-    again = files.source(saved)
-    claims = again.read()
-    assert [claim.tainted for claim in claims] == [True]
-
-
-@needs_journal
-def test_distrust_reaches_over_entries_and_over_restarts(files: JournalFiles) -> None:
-    files.write(
-        b"2026/11/20 15:51:41.127080 from 192.0.2.9:1 rejected  proxy/trojan: failed to read "
-        b"address and port > common/protocol: invalid domain name: a.example",
-        _line(1, "victim@x"),
-    )
-    source = files.source()
-    assert [claim.tainted for claim in source.read()] == [True]
-    saved = json.loads(json.dumps(source.checkpoint()))
-    source.close()
-    files.write(_line(2, "victim@x"), *[b"x" * 100] * 0, *[_line(5)] * 40)
-    claims = files.source(saved).read()
-    assert claims[0].tainted
-    assert not claims[-1].tainted
-
-
-@needs_journal
-@pytest.mark.parametrize("field", ["_LINE_BREAK", "CONTAINER_PARTIAL_MESSAGE"])
-def test_a_line_that_was_cut_is_no_line(files: JournalFiles, field: str) -> None:
-    files.write(_line(1), **{field: "nul"})
-    files.write(_line(2))
-    source = files.source()
-    claims = source.read()
-    assert [(claim.source, claim.tainted) for claim in claims] == [(b"192.0.2.5:2", True)]
-    assert source.counters.unparsed == 1
-
-
-@needs_journal
-def test_bytes_of_any_kind_do_not_stop_the_reader(files: JournalFiles) -> None:
-    files.write(b"\xff\xfe\x00\x01", b"", b"x" * 60_000, b"a\nb", _line(1)[:-3] + b"\xc3\xa9")
-    source = files.source()
-    assert len(source.read()) == 1
-    assert source.counters.unparsed >= 3
-
-
-@needs_journal
-def test_a_container_is_named_by_root_only(files: JournalFiles) -> None:
-    files.write(_line(1), unit="docker.service", CONTAINER_NAME="xray")
-    files.write(_line(2), unit="evil.service", CONTAINER_NAME="xray", _UID="1000")
-    files.write(_line(3), unit="docker.service", CONTAINER_NAME="other")
-    assert _ports(files.source(matches=container_matches("xray"))) == [1]
-
-
-@needs_journal
-def test_an_empty_journal_is_waited_for(files: JournalFiles) -> None:
-    files.write(_line(1), unit="other.service")
-    source = files.source()
-    assert "no entry with _SYSTEMD_UNIT=xray.service" in (source.tick() or "")
-    assert source.tick() is None
-    assert source.read() == []
-    assert not source.replaying
-    assert source.checkpoint() is None
-    files.write(_line(2))
-    assert _ports(source) == [2]
-
-
-@needs_journal
-def test_many_entries_come_in_portions(files: JournalFiles) -> None:
-    files.write(*(_line(number) for number in range(1, 5_001)))
-    source = files.source()
-    assert len(source.read()) == 2_048
-    assert source.more
-    assert source.replaying
-    assert len(_ports(source)) == 5_000 - 2_048
-
-
-# -- settings -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "origin"),
-    [
-        ("source: container\ncontainer: xray", "/var/log/xray/access.log in container xray"),
-        ("source: journal\njournal_unit: xray@1.service", "the journal of xray@1.service"),
-        ("source: journal\ncontainer: xray", "the journal of container xray"),
-        ("source: webhook\nwebhook_listen: unix:/run/vff-qos/w.sock",
-         "the webhook at unix:/run/vff-qos/w.sock"),
-        ("source: webhook\nwebhook_listen: 127.0.0.1:23080\nwebhook_token: 0123456789abcdeF",
-         "the webhook at 127.0.0.1:23080"),
-    ],
-)  # fmt: skip
-def test_each_source_has_its_settings(text: str, origin: str) -> None:
-    assert parse_settings(text.encode(), "s").origin == origin
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("source: syslog", "is not one of file, container, journal, webhook"),
-        ("source: container", "container: is needed by 'source: container'"),
-        ("source: journal", "needs either journal_unit or container"),
-        ("source: journal\ncontainer: a\njournal_unit: a.service", "needs either"),
-        ("source: webhook", "webhook_listen: is needed by 'source: webhook'"),
-        ("source: webhook\nwebhook_listen: 127.0.0.1:1", "webhook_token: is needed"),
-        ("webhook_listen: 0.0.0.0:1", "is not 'unix:/absolute/path' or '127.0.0.1:port'"),
-        ("webhook_listen: unix:hook", "is not 'unix:/absolute/path'"),
-        ("source: webhook\nwebhook_listen: 127.0.0.1:70000", "70000 is not a port"),
-        ("webhook_listen: unix:/" + "x" * 107, "is not 'unix:/absolute/path'"),
-        ("webhook_mode: 0660", "is not a mode in quotes"),
-        ("webhook_mode: '0888'", "is not a mode in quotes"),
-        ("webhook_token: short", "webhook_token: the value is not 16 to 256 letters"),
-        ("webhook_group: 'a b'", "is not the name of a group"),
-        ("container: ../x", "is not the name of a container"),
-        ("container: 5", "is not the name of a container"),
-        ("journal_unit: xray", "is not a unit such as 'xray.service'"),
-    ],
-)
-def test_what_a_source_lacks_is_said_in_one_line(text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_settings(text.encode(), "s")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "short" not in str(caught.value)
-
-
-def test_a_checkpoint_of_another_source_is_left_aside(tmp_path: Path) -> None:
-    log = tmp_path / "access.log"
-    log.touch()
-    settings = parse_settings(f"access_log: {log}".encode(), "s")
-    open_source(settings, {"cursor": "x", "taint": 0}, None).close()
-    listen = parse_settings(f"source: webhook\nwebhook_listen: unix:{tmp_path}/hook".encode(), "s")
-    source = open_source(listen, [{"device": 1}], 5.0)
-    assert source.replaying
-    assert source.read() == []
-    assert not source.replaying
-    source.close()

@@ -1,22 +1,20 @@
-"""Bytes to lines, files that rotate, tuples to ask for, and the state on disk."""
+"""Bytes to lines, what a change of a file means, tuples to ask for, and the state on disk."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.claims.lines import MAX_CARRY_BYTES, Assembler, Change, Identity, judge_change
+from vff_qos.core.claims.lines import MAX_CARRY_BYTES, Assembler
+from vff_qos.core.claims.rotation import Change, Identity, judge_change
 from vff_qos.core.owners import Owner
-from vff_qos.errors import SourceError
-from vff_qos.sources.file import FileSource
-from vff_qos.state import _UPGRADES, State, StateError
+from vff_qos.state import State, StateError
+from vff_qos.state_file import UPGRADES
 
 
 @given(lines=st.lists(st.binary(max_size=50).map(lambda b: b.replace(b"\n", b"")), max_size=20),
@@ -58,73 +56,6 @@ def test_what_happened_to_the_file(
     assert judge_change(HELD, offset, size, first, at_path) is change
 
 
-def _line(number: int, age_s: float = 0.0) -> bytes:
-    stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(time.time() - age_s))
-    return f"{stamp}.1 from 1.2.3.4:{number} accepted tcp:a:1 [i -> o] email: a\n".replace(
-        ".1 from", ".100000 from"
-    ).encode()
-
-
-def _ports(source: FileSource) -> list[int]:
-    ports = []
-    for _ in range(10):
-        ports += [int(claim.source.rpartition(b":")[2]) for claim in source.read()]
-    return ports
-
-
-def test_several_rotations_while_the_agent_is_down_lose_no_line(tmp_path: Path) -> None:
-    log = tmp_path / "access.log"
-    log.write_bytes(_line(1))
-    source = FileSource(str(log))
-    assert _ports(source) == [1]
-    place = source.checkpoint()
-    source.close()
-    with log.open("ab") as file:
-        file.write(_line(2))
-    log.rename(tmp_path / "access.log.1")
-    log.write_bytes(_line(3))
-    source = FileSource(str(log), place)
-    assert sorted(_ports(source)) == [2, 3]
-    source.close()
-
-
-def test_a_checkpoint_never_lies_within_a_line(tmp_path: Path) -> None:
-    log = tmp_path / "access.log"
-    log.write_bytes(_line(1) + _line(2)[:30])
-    source = FileSource(str(log))
-    assert _ports(source) == [1]
-    place = source.checkpoint()
-    with log.open("ab") as file:
-        file.write(_line(2)[30:])
-    assert _ports(FileSource(str(log), place)) == [2]
-
-
-def test_a_log_in_another_time_zone_is_replayed(tmp_path: Path) -> None:
-    log = tmp_path / "access.log"
-    log.write_bytes(_line(1, age_s=3 * 3600 + 600) + _line(2, age_s=3 * 3600))
-    assert _ports(FileSource(str(log))) == [2]
-
-
-def test_a_missing_log_is_waited_for(tmp_path: Path) -> None:
-    log = tmp_path / "later" / "access.log"
-    source = FileSource(str(log))
-    assert source.read() == []
-    assert source.missing
-    log.parent.mkdir()
-    log.write_bytes(_line(1))
-    assert source.tick() is None
-    assert _ports(source) == [1]
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(SourceError, match="not a regular file"):
-        FileSource(str(tmp_path / "fifo"))
-    (tmp_path / "plain").touch()
-    with pytest.raises(SourceError, match="Not a directory"):
-        FileSource(str(tmp_path / "plain" / "access.log"))
-
-
 def test_state_survives_and_sees_other_writers(tmp_path: Path) -> None:
     state, other = State(str(tmp_path)), State(str(tmp_path))
     version = state.version()
@@ -148,8 +79,9 @@ def test_a_damaged_state_is_set_aside(tmp_path: Path) -> None:
 
 def test_a_newer_state_is_refused(tmp_path: Path) -> None:
     state = State(str(tmp_path))
-    state._db.execute("PRAGMA user_version=99")
     state.close()
+    with sqlite3.connect(tmp_path / "state.db") as db:
+        db.execute("PRAGMA user_version=99")
     with pytest.raises(StateError, match="newer than this program"):
         State(str(tmp_path))
 
@@ -164,7 +96,7 @@ def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_state_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "state.db")
-    for statement in _UPGRADES[0]:
+    for statement in UPGRADES[0]:
         db.execute(statement)
     db.execute("INSERT INTO owners VALUES ('a', 2, 'active', 1.0, 2.0, 3, 4)")
     db.execute("PRAGMA user_version=1")

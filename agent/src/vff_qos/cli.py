@@ -6,19 +6,21 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from . import __version__
+from .commands.node import Node
 from .config import Paths, load_policy, load_settings
-from .core.settings import Settings
 from .errors import ConfigError, QosError, Refused
 from .journal import INFO, Journal
-from .lock import Lock
-from .state import State
+from .kept import keep_settings
+
+_RETRY_S = 10.0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--settings", default=Paths().settings, metavar="FILE")
     common.add_argument("--policy", default=Paths().policy, metavar="FILE")
@@ -50,7 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="for programs")
     _order_commands(command)
     _policy_commands(commands, common)
-    command("suspend", "the kill switch: nobody is limited until bootstrap")
+    command("suspend", "lift all limits in the kernel, until bootstrap")
+    disable = command("disable", "the kill switch: lift all limits, and keep them lifted")
+    disable.add_argument("--reason", default="", metavar="TEXT", help="for status and journal")
+    command("enable", "bring the limits back after 'disable' or 'suspend'")
     remove = command("remove", "take every kernel object of ours away")
     remove.add_argument("--plan", action="store_true", help="only print what would change")
     return parser
@@ -85,86 +90,69 @@ def _policy_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     ):
         action = actions.add_parser(name, help=text, description=text, parents=[common])
         action.add_argument("file", nargs="?", metavar="FILE")
+        if name == "apply":
+            action.add_argument(
+                "--yes", action="store_true", help="also if more than half of the users change"
+            )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (failed) or 2 (refused, nothing was changed)."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     args.policy_dir = args.policy_dir or os.path.join(os.path.dirname(args.policy), "policy.d")
     try:
         return _run(args)
     except QosError as error:
-        print(f"vff-qos {args.command}: {error}", file=sys.stderr)
+        print(f"vff-qos {args.command}: {error}", file=sys.stderr, flush=True)
+        if args.command == "follow" and isinstance(error, ConfigError):
+            _wait_before_another_start()
         return error.exit_code
 
 
+def _wait_before_another_start() -> None:
+    """systemd starts the agent again at once and for ever: a mistake that stays costs no core."""
+    if "NOTIFY_SOCKET" in os.environ:
+        time.sleep(_RETRY_S)
+
+
 def _run(args: argparse.Namespace) -> int:
-    if args.command == "suspend" and os.geteuid() == 0:
+    if args.command in ("suspend", "disable") and os.geteuid() == 0:
         # The kill switch must not wait for its turn on a node that is busy.
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     paths = Paths(args.settings, args.policy, args.policy_dir, args.state_dir, args.run_dir)
-    settings = load_settings(paths.settings)
-    if args.command == "check-config":
-        policy = load_policy(paths.policy, paths.policy_dir)
-        print(f"ok: {len(policy.users)} users have limits of their own")
-        return 0
     if args.command == "follow":
         from .follower.loop import follow
 
         return follow(paths, Journal())
-    state = State(paths.state_dir)
-    if args.command == "status":
-        from .commands.status import read_status, render
-
-        status = read_status(settings, state, paths)
-        print(json.dumps(status, indent=1) if args.json else render(status))
-        return 1 if status.get("trouble") else 0
-    if args.command == "explain":
-        from .commands.explain import read_explanation
-        from .commands.explain import render as render_explanation
-
-        found = read_explanation(settings, state, paths, args.email)
-        print(json.dumps(found, indent=1) if args.json else render_explanation(found))
-        return 0
-    lock, journal = Lock(paths.run_dir), Journal(by_hand=True)
-    if args.command in ("limit", "unlimit", "block", "reset"):
-        print(_order(args, settings, paths, state, lock, journal))
-        return 0
-    if args.command == "policy":
-        from .commands.policy import apply, diff
-
-        if args.action == "diff":
-            _print(diff(settings, paths, state, lock, args.file))
-        else:
-            print(apply(settings, paths, state, lock, journal, args.file))
-        return 0
-    if args.command == "gc":
-        from .commands.gc import Collector
-
-        lines = Collector(settings, state, lock).run(args.dry_run)
-        _print(lines)
-        if lines and not args.dry_run:
-            journal.event("collected", f"collected: {len(lines)} actions", INFO, actions=len(lines))
-        return 0
-    if args.command == "suspend":
-        from .commands.killswitch import suspend
-
-        count = suspend(settings, state, lock, journal)
-        print("no change" if count is None else f"suspended: {count} flows are unlimited now")
-        return 0
-    return _reconcile(args, settings, state, lock, journal)
+    with Node(paths) as node:
+        return _COMMANDS[args.command](node, args)
 
 
-def _order(
-    args: argparse.Namespace,
-    settings: Settings,
-    paths: Paths,
-    state: State,
-    lock: Lock,
-    journal: Journal,
-) -> str:
+def _check_config(node: Node, _args: argparse.Namespace) -> int:
+    load_settings(node.paths)
+    print(f"ok: {len(load_policy(node.paths).users)} users have limits of their own")
+    return 0
+
+
+def _status(node: Node, args: argparse.Namespace) -> int:
+    from .commands.status import read_status, render
+
+    status = read_status(node)
+    print(json.dumps(status, indent=1) if args.json else render(status))
+    return 1 if status.get("trouble") else 0
+
+
+def _explain(node: Node, args: argparse.Namespace) -> int:
+    from .commands.explain import read_explanation, render
+
+    found = read_explanation(node, args.email)
+    print(json.dumps(found, indent=1) if args.json else render(found))
+    return 0
+
+
+def _order(node: Node, args: argparse.Namespace) -> int:
     from .commands.overrides import give_order
-    from .core.durations import parse_duration
+    from .core.units import parse_duration
 
     entry: dict[str, Any] | None = {"unlimit": {"unlimited": True}, "block": {"blocked": True}}.get(
         args.command
@@ -179,36 +167,105 @@ def _order(
         for_s = None if for_time is None else parse_duration(for_time)
     except ValueError as error:
         raise Refused(f"--for: {error}") from error
-    policy = load_policy(paths.policy, paths.policy_dir)
-    return give_order(settings, policy, state, lock, journal, args.email, entry, for_s, args.reason)
-
-
-def _reconcile(
-    args: argparse.Namespace, settings: Settings, state: State, lock: Lock, journal: Journal
-) -> int:
-    from .commands.bootstrap import reconcile, remove, repair
-    from .commands.killswitch import resume, suspend
-    from .follower.kept_policy import kept_policy
-
-    if args.command == "bootstrap":
-        # The follower's own repairs must not end what a person has ordered.
-        if args.repair:
-            _print(repair(settings, state, args.plan))
-            return 0
-        try:
-            load_policy(args.policy, args.policy_dir)
-        except ConfigError as error:
-            kept_policy(error, state, journal)
-        _print(reconcile(settings, state, args.plan))
-        if not args.plan:
-            count = resume(state, lock, journal)
-            if count is not None:
-                print(f"resumed: {count} flows are limited again")
-        return 0
-    if not args.plan:
-        suspend(settings, state, lock, journal)
-    _print(remove(settings, state, args.plan))
+    print(give_order(node, args.email, entry, for_s, args.reason))
     return 0
+
+
+def _policy(node: Node, args: argparse.Namespace) -> int:
+    from .commands.policy import apply, diff
+
+    if args.action == "diff":
+        _print(diff(node, args.file))
+    else:
+        print(apply(node, args.file, args.yes))
+    return 0
+
+
+def _gc(node: Node, args: argparse.Namespace) -> int:
+    from .commands.gc import Collector
+
+    lines = Collector(node.settings, node.state, node.lock).run(args.dry_run)
+    _print(lines)
+    if lines and not args.dry_run:
+        message = f"collected: {len(lines)} actions"
+        node.journal.event("collected", message, INFO, actions=len(lines))
+    return 0
+
+
+def _suspend(node: Node, _args: argparse.Namespace) -> int:
+    from .commands.suspend import lift_limits
+
+    count = lift_limits(node)
+    print("no change" if count is None else f"suspended: {count} flows are unlimited now")
+    return 0
+
+
+def _disable(node: Node, args: argparse.Namespace) -> int:
+    from .commands.disable import disable
+
+    print(disable(node, args.reason))
+    return 0
+
+
+def _enable(node: Node, _args: argparse.Namespace) -> int:
+    from .commands.disable import enable
+
+    print(enable(node))
+    return 0
+
+
+def _bootstrap(node: Node, args: argparse.Namespace) -> int:
+    from .commands.bootstrap import reconcile, repair
+
+    # The follower's own repairs must not end what a person has ordered.
+    if args.repair:
+        _print(repair(node.settings_in_force, node.state, args.plan))
+        return 0
+    from .commands.killswitch import resume
+    from .disabled import refuse_if_disabled
+    from .runfile import read_report
+
+    if not args.plan:
+        refuse_if_disabled(node.paths)
+    _ = node.policy_in_force  # without one the follower cannot start
+    _print(reconcile(node.settings, node.state, args.plan))
+    if args.plan:
+        return 0
+    keep_settings(node.state, node.paths)
+    count = resume(node.state, node.lock, node.journal)
+    if count is not None:
+        agent = "" if read_report(node.paths.run_dir) else "; the agent does not run"
+        print(f"resumed: {count} flows are limited again{agent}")
+    return 0
+
+
+def _remove(node: Node, args: argparse.Namespace) -> int:
+    from .commands.bootstrap import remove
+
+    if not args.plan:
+        from .commands.suspend import lift_limits
+
+        lift_limits(node)
+    _print(remove(node.any_settings, node.any_state, args.plan))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
+    "bootstrap": _bootstrap,
+    "gc": _gc,
+    "status": _status,
+    "check-config": _check_config,
+    "explain": _explain,
+    "limit": _order,
+    "unlimit": _order,
+    "block": _order,
+    "reset": _order,
+    "policy": _policy,
+    "suspend": _suspend,
+    "disable": _disable,
+    "enable": _enable,
+    "remove": _remove,
+}
 
 
 def _print(lines: list[str]) -> None:

@@ -2,32 +2,122 @@
 
 from __future__ import annotations
 
+import grp
 import os
-from typing import NamedTuple
+import pwd
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-from .core.policy.model import Policy, parse_policy
+from .core.policy.model import Policy
+from .core.policy.parse import parse_policy
 from .core.settings import Settings, parse_settings
 from .errors import ConfigError
 
-SETTINGS_PATH = "/etc/vff-qos/settings.yml"
-POLICY_PATH = "/etc/vff-qos/policy.yml"
-STATE_DIR = "/var/lib/vff-qos"
-RUN_DIR = "/run/vff-qos"
+_ETC = "/etc/vff-qos"
 
 
 class Paths(NamedTuple):
     """Where everything is."""
 
-    settings: str = SETTINGS_PATH
-    policy: str = POLICY_PATH
+    settings: str = f"{_ETC}/settings.yml"
+    policy: str = f"{_ETC}/policy.yml"
     #: Drop-ins, ``*.yml``, which may hold users.
-    policy_dir: str = "/etc/vff-qos/policy.d"
-    state_dir: str = STATE_DIR
-    run_dir: str = RUN_DIR
+    policy_dir: str = f"{_ETC}/policy.d"
+    state_dir: str = "/var/lib/vff-qos"
+    run_dir: str = "/run/vff-qos"
+
+    @property
+    def disabled(self) -> str:
+        """Says who has disabled this node by hand; ``vff-qos enable`` removes it."""
+        return os.path.join(os.path.dirname(self.settings), "disabled-by-hand")
 
 
 #: A policy of 65,000 users with every key is about 8 MiB.
 _MAX_BYTES = 32 << 20
+#: What drop-ins might be named by somebody who expects them to be read.
+_OTHER_ENDINGS = (".yaml", ".json")
+
+
+def load_settings(paths: Paths) -> Settings:
+    """The node's settings; ConfigError if they cannot be read or hold anything wrong."""
+    return parse_settings(read_ours(paths.settings, paths), paths.settings)
+
+
+def load_policy(paths: Paths, file: str | None = None) -> Policy:
+    """The policy and its drop-ins, with ``file`` in the place of the policy if one is given.
+
+    Raises ConfigError if one cannot be read or is wrong.
+    """
+    return parse_files(read_policy(paths, None if file is None else read_file(file), file))
+
+
+class PolicyFile(NamedTuple):
+    """One file of a policy as it was read."""
+
+    text: bytes
+    path: str
+
+
+def read_policy(
+    paths: Paths, text: bytes | None = None, path: str | None = None
+) -> list[PolicyFile]:
+    """The policy and its drop-ins, which come after it; ConfigError if one cannot be read.
+
+    ``text`` of a file ``path`` takes the place of the policy.
+    """
+    drop_ins = [PolicyFile(read_ours(name, paths), name) for name in drop_ins_of(paths.policy_dir)]
+    if text is None:
+        text = read_ours(paths.policy, paths)
+    return [PolicyFile(text, path or paths.policy), *drop_ins]
+
+
+def parse_files(files: list[PolicyFile]) -> Policy:
+    """The policy that the files hold; ConfigError if one is wrong."""
+    policy, *drop_ins = files
+    return parse_policy(*policy, drop_ins)
+
+
+def drop_ins_of(directory: str) -> list[str]:
+    """The drop-ins' paths in their order; none if there is no directory.
+
+    Raises ConfigError, also about a file that somebody takes for one and nobody reads.
+    """
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(directory, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+    found = []
+    for name in names:
+        # Editors and our own writers put files there that are not finished: those begin so.
+        if name.startswith("."):
+            continue
+        path = os.path.join(directory, name)
+        if name.endswith(".yml"):
+            found.append(path)
+        elif name.lower().endswith((".yml", *_OTHER_ENDINGS)):
+            raise ConfigError(path, "is not read, because its name does not end in .yml; rename it")
+    return found
+
+
+def policy_stamp(paths: Paths) -> list[list[object]]:
+    """What changes when a file of the policy does, or whether it can be read; JSON keeps it."""
+    found: list[list[object]] = []
+    try:
+        for path in (paths.policy, *drop_ins_of(paths.policy_dir)):
+            status = os.stat(path)
+            # The last one changes with the owner and the mode, too.
+            found.append(
+                [path, status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns]
+            )
+    except (ConfigError, OSError) as error:
+        found.append([str(error)])  # `load_policy` says it to people
+    return found
+
+
+# -- who may read what --------------------------------------------------------------------------
 
 
 def read_file(path: str) -> bytes:
@@ -42,57 +132,72 @@ def read_file(path: str) -> bytes:
     return text
 
 
-def load_settings(path: str = SETTINGS_PATH) -> Settings:
-    """Settings from ``path``; ConfigError if it cannot be read or holds anything wrong."""
-    return parse_settings(read_file(path), path)
+def read_ours(path: str, paths: Paths) -> bytes:
+    """A file that the agent's account must be able to read, whoever asks; else ConfigError.
 
-
-class PolicyFile(NamedTuple):
-    """One file of a policy as it was read."""
-
-    text: bytes
-    path: str
-
-
-def load_policy(path: str, directory: str, text: bytes | None = None) -> Policy:
-    """Policy from ``path`` and its drop-ins; ConfigError if one cannot be read or is wrong.
-
-    ``text`` is what ``path`` holds, for who has read it already.
+    The account is the owner of the state directory.  Root, and a follower that may read all logs,
+    could read more than the units that run without that capability: what one of them refuses, all
+    refuse, with the same sentence.
     """
-    return parse_files(read_policy(path, directory, text))
+    account = _account(paths.state_dir)
+    if account is not None and os.path.exists(path) and not _may_read(path, account):
+        name = _name(pwd.getpwuid, account[0])
+        group = _name(grp.getgrgid, account[1])
+        raise ConfigError(
+            path,
+            f"{_whose(path)} the agent's account {name} cannot read; "
+            f"'chgrp {group} {path}' and 'chmod 0640 {path}' let it",
+        )
+    return read_file(path)
 
 
-def read_policy(path: str, directory: str, text: bytes | None = None) -> list[PolicyFile]:
-    """The files of a policy, the drop-ins behind it; ConfigError if one cannot be read."""
-    drop_ins = [PolicyFile(read_file(name), name) for name in drop_ins_of(directory)]
-    return [PolicyFile(read_file(path) if text is None else text, path), *drop_ins]
-
-
-def parse_files(files: list[PolicyFile]) -> Policy:
-    """The policy that the files hold; ConfigError if one is wrong."""
-    policy, *drop_ins = files
-    return parse_policy(*policy, drop_ins)
-
-
-def drop_ins_of(directory: str) -> list[str]:
-    """The drop-ins' paths in their order; none if there is no directory."""
+def _account(state_dir: str) -> tuple[int, int] | None:
+    """User and group of the agent; None where that is root, or nothing is set up yet."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
     try:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(".yml"))
+        status = os.stat(state_dir)
     except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ConfigError(directory, f"cannot be read: {os.strerror(error.errno or 0)}") from error
-    # Editors and our own writers put files there that are not finished: those start with a dot.
-    return [os.path.join(directory, name) for name in names if not name.startswith(".")]
+        return None
+    return (status.st_uid, status.st_gid) if status.st_uid else None
 
 
-def policy_stamp(paths: Paths) -> list[list[object]]:
-    """What changes when a file of the policy does, or whether it can be read; JSON keeps it."""
-    found: list[list[object]] = []
+def _may_read(path: str, account: tuple[int, int]) -> bool:
+    if os.geteuid() != 0:
+        # access(2) is about the real user and, unless that is root, leaves capabilities aside.
+        return os.access(path, os.R_OK)
+    with _acting_as(*account):
+        return os.access(path, os.R_OK, effective_ids=True)
+
+
+@contextmanager
+def _acting_as(uid: int, gid: int) -> Iterator[None]:
+    """Be another account for a moment; root's capabilities rest meanwhile."""
+    groups = os.getgroups()
     try:
-        for path in (paths.policy, *drop_ins_of(paths.policy_dir)):
-            status = os.stat(path)
-            found.append([path, status.st_ino, status.st_mtime_ns, status.st_size])
-    except (ConfigError, OSError) as error:
-        found.append([str(error)])  # `load_policy` says it to people
-    return found
+        others = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        others = [gid]
+    try:
+        os.setgroups(others)
+        os.setegid(gid)
+        os.seteuid(uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def _whose(path: str) -> str:
+    """The beginning of a sentence about a file's owner, group and mode."""
+    status = os.stat(path)
+    user, group = _name(pwd.getpwuid, status.st_uid), _name(grp.getgrgid, status.st_gid)
+    return f"is {user}:{group} {status.st_mode & 0o7777:04o}, which"
+
+
+def _name(look_up: Callable[[int], Sequence[Any]], number: int) -> str:
+    try:
+        return str(look_up(number)[0])
+    except KeyError:
+        return str(number)

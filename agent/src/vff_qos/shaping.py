@@ -113,6 +113,8 @@ class Classes:
         """The limits of whoever owns a minor."""
         if owner.key.startswith(RESTRICTED):
             return lowest_of([self.policy.default, Limits(owner.up_bps, owner.down_bps)])
+        if not owner.is_user:
+            return self.policy.default
         return self.limits_of(owner.key)
 
     def params(self, owner: Owner) -> Both:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sqlite3
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from sys import intern
@@ -13,221 +10,125 @@ from typing import Any
 
 from .core.owners import Owner
 from .core.policy.overrides import Override
-from .errors import QosError
+from .state_file import MemoryFile, StateError, StateFile
 
-#: What leads from each version of the schema to the next.
-_UPGRADES = (
-    (
-        "CREATE TABLE owners (key TEXT PRIMARY KEY, minor INTEGER NOT NULL UNIQUE, "
-        "state TEXT NOT NULL, since REAL NOT NULL, moved REAL NOT NULL, "
-        "up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL) WITHOUT ROWID",
-        "CREATE TABLE vals (name TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID",
-    ),
-    (
-        "ALTER TABLE owners ADD COLUMN up_bps INTEGER",
-        "ALTER TABLE owners ADD COLUMN down_bps INTEGER",
-    ),
-    (
-        "CREATE TABLE overrides (email TEXT NOT NULL, origin TEXT NOT NULL, entry TEXT NOT NULL, "
-        "until REAL, who TEXT NOT NULL, why TEXT NOT NULL, created REAL NOT NULL, "
-        "PRIMARY KEY (email, origin)) WITHOUT ROWID",
-    ),
-    (
-        "CREATE TABLE usage (key TEXT PRIMARY KEY, minor INTEGER NOT NULL, "
-        "up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL, json TEXT NOT NULL) WITHOUT ROWID",
-    ),
-)
-SCHEMA_VERSION = len(_UPGRADES)
+__all__ = ["KERNEL_RECORD", "State", "StateError"]
 
-
-class StateError(QosError):
-    """The state cannot be read or written (disk full, wrong owner)."""
+#: Name of the value that holds what the last bootstrap made, and what was there before it.
+KERNEL_RECORD = "kernel"
 
 
 class State:
     """``state.db`` in the state directory.  Every method raises StateError."""
 
-    def __init__(self, directory: str) -> None:
-        """Open or create; a damaged file is set aside (``moved_aside`` names it) and made anew.
+    def __init__(
+        self, directory: str, spare_directory: str = "", file: StateFile | None = None
+    ) -> None:
+        """As `StateFile`; or with one that is open."""
+        self._file = file or StateFile(directory, spare_directory)
 
-        The kernel still knows marks and classes, so that little is lost with it.
-        """
-        self.path = os.path.join(directory, "state.db")
-        self.moved_aside = ""
-        try:
-            os.makedirs(directory, mode=0o750, exist_ok=True)
-            self._db = self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise self._failed(error) from error
-            self.moved_aside = f"{self.path}.damaged-{int(time.time())}"
-            os.replace(self.path, self.moved_aside)
-            try:
-                self._db = self._open()
-            except sqlite3.Error as second:
-                raise self._failed(second) from second
-        except OSError as error:
-            raise StateError(f"{directory}: {os.strerror(error.errno or 0)}") from error
+    @classmethod
+    def forgetful(cls) -> State:
+        """One that lives in this process alone, for what must work where nothing can be kept."""
+        return cls("", file=MemoryFile())
 
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=5, isolation_level=None)
-        # WAL readers do not block the writer; NORMAL loses nothing to a crash of ours, and to a
-        # power cut only what a reboot makes void anyway.
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
-        db.execute("PRAGMA cache_size=-1024")
-        if self._schema(db) < SCHEMA_VERSION:
-            with _Transaction(db):
-                # Another process may have been first.
-                for statements in _UPGRADES[self._schema(db) :]:
-                    for statement in statements:
-                        db.execute(statement)
-                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        return db
+    @property
+    def is_forgetful(self) -> bool:
+        """Whether nothing can be kept."""
+        return isinstance(self._file, MemoryFile)
 
-    def _schema(self, db: sqlite3.Connection) -> int:
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if version > SCHEMA_VERSION:
-            raise StateError(
-                f"{self.path}: schema {version} is newer than this program (knows {SCHEMA_VERSION})"
-            )
-        return version
+    @property
+    def path(self) -> str:
+        """Where it is at the moment."""
+        return self._file.path
 
-    def _failed(self, error: sqlite3.Error) -> StateError:
-        return StateError(f"{self.path}: {error}")
+    @property
+    def trouble(self) -> str:
+        """Why it is not where it belongs; empty while it is."""
+        return self._file.trouble
+
+    @property
+    def moved_aside(self) -> str:
+        """Where a damaged file is now; empty if there was none."""
+        return self._file.moved_aside
+
+    def settle(self) -> bool:
+        """Bring it back where it belongs; False if there is no room for it yet."""
+        return self._file.settle()
+
+    def version(self) -> int:
+        """A number that changes when another process has written."""
+        return self._file.version()
 
     def close(self) -> None:
         """Close the database."""
-        self._db.close()
+        self._file.close()
+
+    def _write(self, *work: tuple[str, Iterable[tuple[Any, ...]]]) -> None:
+        """Statements with their rows, all or nothing."""
+        self._file.write([(statement, list(rows)) for statement, rows in work])
 
     def owners(self) -> list[Owner]:
         """All owners of minors."""
-        try:
-            return [
-                # One string for all: 10,000 of them would take half a megabyte.
-                Owner(key, minor, intern(state), *rest)
-                for key, minor, state, *rest in self._db.execute("SELECT * FROM owners")
-            ]
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        return [
+            # One string for all: 10,000 of them would take half a megabyte.
+            Owner(key, minor, intern(state), *rest)
+            for key, minor, state, *rest in self._file.read("SELECT * FROM owners")
+        ]
 
     def save_owners(self, owners: Iterable[Owner], gone: Iterable[Owner] = ()) -> None:
         """Write owners and drop those that are ``gone``, all or nothing."""
-        try:
-            with self._transaction():
-                self._db.executemany(
-                    "DELETE FROM owners WHERE key=?", [(owner.key,) for owner in gone]
-                )
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO owners VALUES (?,?,?,?,?,?,?,?,?)",
-                    [astuple(owner) for owner in owners],
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        self._write(
+            ("DELETE FROM owners WHERE key=?", ((owner.key,) for owner in gone)),
+            ("INSERT OR REPLACE INTO owners VALUES (?,?,?,?,?,?,?,?,?)", map(astuple, owners)),
+        )
 
     def overrides(self) -> list[Override]:
         """All temporary overrides, those whose time is over included."""
-        try:
-            return [
-                Override(email, origin, json.loads(entry), *rest)
-                for email, origin, entry, *rest in self._db.execute(
-                    "SELECT email, origin, entry, until, who, why, created FROM overrides"
-                )
-            ]
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        return [
+            Override(email, origin, json.loads(entry), *rest)
+            for email, origin, entry, *rest in self._file.read(
+                "SELECT email, origin, entry, until, who, why, created FROM overrides"
+            )
+        ]
 
     def save_overrides(self, overrides: Iterable[Override]) -> None:
         """Write overrides, each in the place of the one of the same email and origin.
 
         The caller holds the lock; the agent puts them in force within a second.
         """
-        rows = [(*o[:2], json.dumps(o.entry), *o[3:]) for o in overrides]
-        try:
-            with self._transaction():
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO overrides VALUES (?,?,?,?,?,?,?)", rows
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        rows = ((*o[:2], json.dumps(o.entry), *o[3:]) for o in overrides)
+        self._write(("INSERT OR REPLACE INTO overrides VALUES (?,?,?,?,?,?,?)", rows))
 
     def delete_overrides(self, overrides: Iterable[Override]) -> None:
         """Drop overrides, by email and origin.  The caller holds the lock."""
-        try:
-            with self._transaction():
-                self._db.executemany(
-                    "DELETE FROM overrides WHERE email=? AND origin=?", [o[:2] for o in overrides]
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        rows = (override[:2] for override in overrides)
+        self._write(("DELETE FROM overrides WHERE email=? AND origin=?", rows))
 
     def usage(self, key: str | None = None) -> Iterator[tuple[str, int, int, int, Any]]:
         """(email, minor, upload and download counters, usage as JSON) of all, or of one."""
         where, values = ("", ()) if key is None else (" WHERE key=?", (key,))
-        try:
-            for row in self._db.execute(
-                f"SELECT key, minor, up_seen, down_seen, json FROM usage{where}", values
-            ):
-                yield *row[:4], json.loads(row[4])
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        query = f"SELECT key, minor, up_seen, down_seen, json FROM usage{where}"
+        for row in self._file.read(query, values):
+            yield row[0], row[1], row[2], row[3], json.loads(row[4])
 
     def save_usage(self, rows: Iterable[tuple[str, int, int, int, Any]]) -> None:
         """Write what ``usage`` gives."""
-        try:
-            with self._transaction():
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO usage VALUES (?,?,?,?,?)",
-                    [(*row[:4], json.dumps(row[4])) for row in rows],
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        packed = ((*row[:4], json.dumps(row[4])) for row in rows)
+        self._write(("INSERT OR REPLACE INTO usage VALUES (?,?,?,?,?)", packed))
 
     def delete_usage(self, keys: Iterable[str]) -> None:
         """Forget the usage of some users."""
-        try:
-            with self._transaction():
-                self._db.executemany("DELETE FROM usage WHERE key=?", [(key,) for key in keys])
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        self._write(("DELETE FROM usage WHERE key=?", ((key,) for key in keys)))
 
     def get_value(self, key: str) -> Any:
         """A small value by name; None if there is none."""
-        try:
-            row = self._db.execute("SELECT json FROM vals WHERE name=?", (key,)).fetchone()
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        row = next(self._file.read("SELECT json FROM vals WHERE name=?", (key,)), None)
         return json.loads(row[0]) if row else None
 
     def set_value(self, key: str, value: Any) -> None:
         """Write a small value (anything JSON has); None removes it."""
-        try:
-            if value is None:
-                self._db.execute("DELETE FROM vals WHERE name=?", (key,))
-            else:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO vals VALUES (?,?)", (key, json.dumps(value))
-                )
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
-
-    def version(self) -> int:
-        """A number that changes when another process has written."""
-        try:
-            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
-
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
-
-
-class _Transaction:
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_rest: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        if value is None:
+            self._write(("DELETE FROM vals WHERE name=?", [(key,)]))
+        else:
+            self._write(("INSERT OR REPLACE INTO vals VALUES (?,?)", [(key, json.dumps(value))]))

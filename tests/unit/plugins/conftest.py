@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
+ROOT = Path(__file__).resolve().parents[3]
+PLUGINS = ROOT / "plugins"
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +43,7 @@ def run_module() -> Callable[..., dict[str, Any]]:
             input=json.dumps({"ANSIBLE_MODULE_ARGS": {"_ansible_check_mode": check, **arguments}}),
             capture_output=True,
             text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "build")},
         )
         assert done.stdout, done.stderr
         result: dict[str, Any] = json.loads(done.stdout)

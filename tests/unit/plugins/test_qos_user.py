@@ -14,7 +14,7 @@ import yaml
 
 import vff_qos
 
-MODULES = Path(__file__).resolve().parents[3] / "plugins" / "modules"
+BUILD = Path(__file__).resolve().parents[3] / "build"
 AGENT = Path(vff_qos.__file__).resolve().parents[1]
 POLICY = "plans:\n  gold: {download: 100mbit}\n  slow: {download: 1mbit}\n"
 
@@ -26,7 +26,7 @@ class Node:
         self._run = run_module
         self.etc = directory / "etc"
         self.etc.mkdir()
-        (self.etc / "settings.yml").write_text("wan: eth0\n")
+        (self.etc / "settings.yml").write_text("if_wan: eth0\n")
         (self.etc / "policy.yml").write_text(POLICY)
         self.file = self.etc / "policy.d" / "users.yml"
         self.command = directory / "vff-qos"
@@ -156,8 +156,9 @@ def test_two_at_once_lose_nobody(node: Node) -> None:
     started = [
         subprocess.Popen(
             ["ansible", "localhost", "-i", "localhost,", "-c", "local",
-             "-M", str(MODULES), "-m", "qos_user", "-a", words],
-            env={**os.environ, "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+             "-m", "vff.qos.qos_user", "-a", words],
+            env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(BUILD),
+                 "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
                  "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             stdout=subprocess.PIPE, text=True,
         )
@@ -167,3 +168,33 @@ def test_two_at_once_lose_nobody(node: Node) -> None:
         out, _ = process.communicate()
         assert process.returncode == 0, out
     assert sorted(node.users()) == ["first@x", *(f"u{n}@x" for n in range(6))]
+
+
+@pytest.mark.parametrize("option", ["name", "plan"])
+@pytest.mark.parametrize("value", [5.1, 7, False])
+def test_a_name_that_yaml_took_for_something_else_is_refused(
+    node: Node, option: str, value: object
+) -> None:
+    result = node.run(**{"name": "a@x", "plan": "gold", option: value})
+    assert result["failed"]
+    assert result["msg"].startswith(f"{option} is ")
+    assert "put it in quotes" in result["msg"]
+    assert not node.file.exists()
+
+
+def test_names_that_look_like_numbers_keep_their_spelling(node: Node) -> None:
+    """Also those that somebody wrote into the file without quotes: the agent reads them so."""
+    node.file.parent.mkdir()
+    node.file.write_text("users:\n  5.100: {plan: gold}\n  007: {plan: gold}\n")
+    for name in ("1_000", "12:30", "no"):
+        assert node.run(name=name, plan="slow")["changed"]
+        assert not node.run(name=name, plan="slow")["changed"]
+    assert set(node.users()) == {"5.100", "007", "1_000", "12:30", "no"}
+
+
+def test_info_of_a_name_that_yaml_took_for_something_else_is_refused(
+    run_module: Callable[..., dict[str, Any]],
+) -> None:
+    result = run_module("qos_info", names=["a@x", 5.1], command="/bin/true")
+    assert result["failed"]
+    assert result["msg"].startswith("names: 5.1 is the number 5.1 to YAML")

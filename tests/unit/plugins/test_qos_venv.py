@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -36,3 +42,50 @@ def test_another_wheel_or_another_python_is_another_environment(venv: ModuleType
     assert base == venv.manifest({"a.whl": "1"}, "/usr/bin/python3", "3.11", ["x"])
     assert base != venv.manifest({"a.whl": "2"}, "/usr/bin/python3", "3.11", ["x"])
     assert base != venv.manifest({"a.whl": "1"}, "/usr/bin/python3", "3.13", ["x"])
+
+
+def test_an_environment_without_what_it_must_import_does_not_replace_the_old_one(
+    run_module: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "wheels").mkdir()
+
+    def build(version: int, *imports: str) -> dict[str, Any]:
+        name = f"example-{version}-py3-none-any.whl"
+        wheel = tmp_path / "wheels" / name
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("example.py", f"def main():\n    return {version}\n")
+            archive.writestr(
+                f"example-{version}.dist-info/entry_points.txt",
+                "[console_scripts]\nexample = example:main\n",
+            )
+        return run_module(
+            "qos_venv",
+            path=str(tmp_path / "venv"),
+            python="/usr/bin/python3",
+            python_version="{}.{}".format(*_version("/usr/bin/python3")),
+            wheel_dir=str(tmp_path / "wheels"),
+            wheels={name: hashlib.sha256(wheel.read_bytes()).hexdigest()},
+            commands=["example"],
+            imports=list(imports),
+        )
+
+    def answer() -> int:
+        return subprocess.run([tmp_path / "venv/bin/example"]).returncode
+
+    assert build(1, "json")["changed"]
+    assert answer() == 1
+    refused = build(2, "json", "no_such_module")
+    assert refused["failed"]
+    assert "No module named 'no_such_module'" in refused["msg"]
+    assert "/usr/bin/python3 (qos_python)" in refused["msg"]
+    assert answer() == 1
+    assert [name for name in os.listdir(tmp_path) if name.endswith(".new")] == []
+    assert build(2, "json")["changed"]
+    assert answer() == 2
+
+
+def _version(python: str) -> tuple[str, str]:
+    code = "import sys; print(*sys.version_info[:2])"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    major, minor = done.stdout.split()
+    return major, minor

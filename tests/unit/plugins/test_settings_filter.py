@@ -7,8 +7,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
-GOOD: dict[str, Any] = {"wan": "auto", "service_ports": [443], "gc": {"idle_s": 14400}}
+GOOD: dict[str, Any] = {"if_wan": "auto", "service_ports": [443], "gc_idle_sec": 14400}
 POLICY: dict[str, Any] = {"default": {"upload": "20mbit", "download": "50mbit"}, "users": {}}
 
 
@@ -24,11 +25,11 @@ def test_good_settings_have_no_problems(settings: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("change", "start"),
     [
-        ({"wan": "a name that is too long"}, "qos_if_wan: "),
+        ({"if_wan": "a name that is too long"}, "qos_if_wan: "),
         ({"handle": "zz"}, "qos_handle: 'zz' is not a hex number"),
         ({"service_ports": [0]}, "qos_service_ports[0]: "),
-        ({"unclassified": {"upload": "1x"}}, "qos_unclassified_upload: "),
-        ({"gc": {"pool_max": -1}}, "qos_gc_pool_max: "),
+        ({"unclassified_upload": "1x"}, "qos_unclassified_upload: "),
+        ({"gc_pool_max": -1}, "qos_gc_pool_max: "),
     ],
 )
 def test_a_wrong_setting_is_named_by_its_variable(
@@ -45,9 +46,42 @@ def test_a_wrong_limit_is_named_by_user_and_key(settings: ModuleType) -> None:
     assert "bytes a second" in problem
 
 
-def test_an_email_that_is_a_number_is_an_email(settings: ModuleType) -> None:
-    policy = {**POLICY, "users": {12: {"unlimited": True}}}
-    assert settings.settings_problems(GOOD, policy, "10min") == []
+NOT_TEXT = ["5.100", "007", "0x1F", "12:30", "1_000", "12", "no", "On", "2024-01-01", "~", "1e+3"]
+
+
+@pytest.mark.parametrize("spelt", [*NOT_TEXT, "1.", ".5", "0b11", "0o17", "-1", ".inf", "TRUE"])
+@pytest.mark.parametrize(
+    ("shape", "where"),
+    [
+        ("qos_users: {%s: {unlimited: true}}", "qos_users: a name is "),
+        ("qos_users: {a@x: {plan: %s}}", "qos_users[a@x]: the plan is "),
+        ("qos_plans: {%s: {upload: 1mbit}}", "qos_plans: a name is "),
+        ("qos_match: [{pattern: '*'}, {pattern: %s}]", "qos_match[1]: the pattern is "),
+        ("qos_match: [{pattern: '*', plan: %s}]", "qos_match[0]: the plan is "),
+        ("qos_plan_default: %s", "qos_plan_default is "),
+        ("qos_handle: %s", "qos_handle is "),
+        ("qos_if_wan: %s", "qos_if_wan is "),
+        ("qos_container: %s", "qos_container is "),
+        ("qos_webhook_token: %s", "qos_webhook_token is "),
+    ],
+)
+def test_a_name_that_is_no_text_to_yaml_is_refused_and_in_quotes_it_is_not(
+    settings: ModuleType, spelt: str, shape: str, where: str
+) -> None:
+    """Whatever YAML would make of it: the name in the file is the one that counts."""
+    unquoted = yaml.safe_load(shape % spelt)
+    if yaml.safe_load(spelt) == spelt:
+        assert settings.unquoted_names(unquoted) == []
+    else:
+        (problem,) = settings.unquoted_names(unquoted)
+        assert problem.startswith(where)
+        assert "put it in quotes, exactly as it is spelt" in problem
+    assert settings.unquoted_names(yaml.safe_load(shape % f'"{spelt}"')) == []
+
+
+def test_what_is_no_mapping_is_left_to_the_agents_own_refusal(settings: ModuleType) -> None:
+    wrong = {"qos_users": ["a"], "qos_plans": "gold", "qos_match": {"a": 1}}
+    assert settings.unquoted_names(wrong) == []
 
 
 @pytest.mark.parametrize("interval", ["10min", "1h 30min", "90", "1h30min", "2 h"])

@@ -14,24 +14,38 @@ from typing import Any, Protocol
 
 from pyroute2 import IPRoute
 
-from ..core.htb import CEIL_MINOR, ROOT_MINOR, TARGET_US, UNCLASSIFIED_MINOR, classid
+from ..core.htb import (
+    CEIL_MINOR,
+    MINOR_MASK,
+    OURS_MASK,
+    PROVISIONAL,
+    ROOT_MINOR,
+    TARGET_US,
+    UNCLASSIFIED_MINOR,
+    classid,
+    usable_minor,
+)
 from ..core.plan import plan as planner
 from ..core.plan.nft_table import TABLE
 from ..core.plan.objects import (
+    ALIAS,
     EGRESS,
     INGRESS,
     INGRESS_PARENT,
     ROOT,
     ROOT_PARENT,
-    STATE_KEY,
+    Action,
     Clsact,
+    CopyMark,
     Filter,
     Ifb,
     KernelObject,
+    KernelRecord,
     NftTable,
     Observed,
-    Record,
+    Redirect,
     SavedRoot,
+    SetMark,
     SharedClass,
     SharedLeaf,
     Sysctl,
@@ -42,13 +56,21 @@ from ..core.plan.objects import (
 from ..core.plan.plan import Operation, Plan
 from ..core.settings import Settings
 from ..errors import KernelRefused, QosError
-from ..kernel import filters, links, nft, route
+from ..kernel import filters, ifb, nft, route, rtnetlink
 from ..kernel.devices import default_route_device
 from ..kernel.packed import tc
+from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
 from ..kernel.packed.nftables import delete_table, table_flags
 from ..kernel.sysctls import read_sysctl, write_sysctl
+from ..state import KERNEL_RECORD
+
+_ACTION_MODULES: dict[type[Action], str] = {
+    CopyMark: "act_ctinfo",
+    SetMark: "act_skbedit",
+    Redirect: "act_mirred",
+}
 
 
 class Memory(Protocol):
@@ -58,7 +80,7 @@ class Memory(Protocol):
     def set_value(self, key: str, value: Any) -> None: ...
 
 
-def observe(settings: Settings, record: Record, with_rules: bool = True) -> Observed:
+def observe(settings: Settings, record: KernelRecord, with_rules: bool = True) -> Observed:
     """What is there now, of ours and what is in our way.
 
     Without ``with_rules`` of our nft table only whether it exists: that needs no libnftables.
@@ -104,7 +126,7 @@ def reconcile(settings: Settings, state: Memory, dry_run: bool = False) -> list[
     KernelRefused (the message says which steps were done and which not).
     """
 
-    def plan(record: Record) -> Plan:
+    def plan(record: KernelRecord) -> Plan:
         return planner.present(settings, observe(settings, record), record)
 
     return _run(settings, plan, state, dry_run)
@@ -123,16 +145,18 @@ def repair(settings: Settings, state: Memory, dry_run: bool = False) -> list[str
 def remove(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:
     """Take every kernel object of ours away and put back what was there; as `reconcile`."""
 
-    def plan(record: Record) -> Plan:
+    def plan(record: KernelRecord) -> Plan:
         return planner.absent(settings, observe(settings, record, with_rules=False), record)
 
     return _run(settings, plan, state, dry_run)
 
 
 def _run(
-    settings: Settings, make: Callable[[Record], Plan], state: Memory, dry_run: bool
+    settings: Settings, make: Callable[[KernelRecord], Plan], state: Memory, dry_run: bool
 ) -> list[str]:
-    record = Record.from_json(state.get_value(STATE_KEY))
+    kept = state.get_value(KERNEL_RECORD)
+    record = KernelRecord.from_json(kept) if kept else _recorded_by_the_kernel(settings)
+    old_major = settings.major if record.major is None else record.major
     plan = make(record)
     lines: list[str] = []
     # What a step brings about is done in a second round: our table loads conntrack, which then
@@ -142,11 +166,12 @@ def _run(
         if dry_run:
             break
         if plan.before != record:
-            state.set_value(STATE_KEY, plan.before.to_json())
+            state.set_value(KERNEL_RECORD, plan.before.to_json())
         if plan.operations:
             lines += _apply(settings, plan.operations)
+        lines += _move_marks(old_major, settings.major, state)
         if plan.after != plan.before:
-            state.set_value(STATE_KEY, plan.after.to_json())
+            state.set_value(KERNEL_RECORD, plan.after.to_json())
         if not plan.operations:
             break
         record, plan = plan.after, make(plan.after)
@@ -156,6 +181,43 @@ def _run(
             raise QosError(f"after all steps this still differs: {left}")
     # Never alone, or each look at a node that is as it can be would be a change.
     return [*lines, *plan.notes] if lines else []
+
+
+def _recorded_by_the_kernel(settings: Settings) -> KernelRecord:
+    """Where the state is lost: the handle of the tree on our IFB, which has our alias.
+
+    Without it a tree of ours would look like somebody else's after a change of the handle.
+    """
+    majors = rtnetlink.tree_majors(ALIAS, rtnetlink.all_links(), rtnetlink.top_qdiscs())
+    others = sorted(majors - {settings.major})
+    return KernelRecord(others[0]) if others else KernelRecord()
+
+
+def _move_marks(old: int, new: int, state: Memory) -> list[str]:
+    """After the handle has changed: open connections keep their users, under the new tag.
+
+    Otherwise they would look like other software's, and be unlimited until they end.  Also done
+    for those that wait in the state for the end of a suspension.
+    """
+    if old == new:
+        return []
+
+    def moved(mark: int) -> int:
+        minor = mark & MINOR_MASK
+        return mark & PROVISIONAL | classid(new, minor) if usable_minor(new, minor) else 0
+
+    if waiting := state.get_value("suspended"):
+        for flow in waiting["flows"]:
+            if flow[2] & OURS_MASK == classid(old, 0):
+                flow[2] = moved(flow[2])
+        state.set_value("suspended", waiting)
+    conntrack = Conntrack()
+    try:
+        entries = list(conntrack.dump(classid(old, 0), OURS_MASK))
+        count = conntrack.set_entries([(entry, moved(entry.mark)) for entry in entries])
+    finally:
+        conntrack.close()
+    return [f"move the marks of {count} connections from {old:x}: to {new:x}:"] if count else []
 
 
 def _apply(settings: Settings, operations: list[Operation]) -> list[str]:
@@ -168,9 +230,37 @@ def _apply(settings: Settings, operations: list[Operation]) -> list[str]:
             except KernelRefused as error:
                 done = "; ".join(map(str, operations[:number])) or "nothing"
                 left = "; ".join(map(str, operations[number:]))
-                what = f"{error.what} (done: {done}. Not done: {left})"
+                what = f"{_lacking(error.code, step)}{error.what} (done: {done}. Not done: {left})"
                 raise KernelRefused(error.code, what) from error
     return notes
+
+
+def _lacking(code: int, step: Operation) -> str:
+    """What a kernel that has never heard of an object lacks; empty if it refused for another
+    reason.
+
+    Only here it shows: lists of modules do not tell what is built in or loaded by a host.
+    """
+    if step.verb != "add" or code not in (errno.ENOENT, errno.EOPNOTSUPP):
+        return ""
+    match step.target:
+        case Ifb():
+            modules = ["ifb"]
+        case Clsact():
+            modules = ["sch_ingress"]
+        case Tree():
+            modules = ["sch_htb", *(["sch_tbf"] if step.target.split_bytes else [])]
+        case SharedLeaf():
+            modules = [f"sch_{step.target.kind}"]
+        case Filter():
+            actions = [_ACTION_MODULES[type(action)] for action in step.target.actions]
+            modules = [f"cls_{step.target.classifier}", *actions]
+        case _:
+            return ""
+    return (
+        f"the kernel lacks {' or '.join(modules)}, or cannot load it (install the distribution's "
+        "full kernel; in a container, have the host load it): "
+    )
 
 
 class _Steps:
@@ -201,7 +291,7 @@ class _Steps:
     def _put(self, item: KernelObject, is_new: bool) -> None:
         match item:
             case Ifb():
-                links.put_ifb(self._ipr, self._classes.netlink, item)
+                ifb.put_ifb(self._ipr, self._classes.netlink, item)
             case NftTable():
                 nft.replace_table(item)
             case Tree():
@@ -236,7 +326,7 @@ class _Steps:
     def _remove(self, item: KernelObject) -> None:
         match item:
             case Ifb():
-                links.delete_link(self._ipr, item.dev)
+                ifb.delete_link(self._ipr, item.dev)
             case NftTable():
                 delete_table()
             case Tree():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..config import Paths, drop_ins_of, load_policy, read_file
+from ..config import Paths, drop_ins_of, read_file
 from ..core.document import Document
 from ..core.htb import (
     MINOR_MASK,
@@ -19,23 +19,23 @@ from ..core.owners import Owner
 from ..core.policy.model import Layer, Limits, Policy
 from ..core.policy.overrides import Override
 from ..core.policy.usage import Level, Usage, levels
-from ..core.rates import format_rate, format_size
 from ..core.settings import Settings
-from ..errors import Refused
+from ..core.units import format_rate, format_size
+from ..errors import ConfigError, Refused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
-from ..kernel.packed.tc import ClassState, Tc
+from ..kernel.packed.tc import ClassState
+from ..render import describe_limits, describe_override, limit, local_time, value
 from ..shaping import Classes
 from ..state import State
-from .overrides import describe_limits, describe_override
+from .node import Node
 
 _DIRECTIONS = ("upload", "download")
 
 
-def read_explanation(settings: Settings, state: State, paths: Paths, email: str) -> dict[str, Any]:
+def read_explanation(node: Node, email: str) -> dict[str, Any]:
     """Everything ``explain`` shows, as JSON.  Raises ConfigError, KernelRefused, StateError."""
-    policy = load_policy(paths.policy, paths.policy_dir)
-    tc = Tc()
+    settings, policy, state = node.settings_in_force, node.policy_in_force, node.state
     try:
         devices = shaping_devices(settings)
     except Refused as error:
@@ -43,7 +43,7 @@ def read_explanation(settings: Settings, state: State, paths: Paths, email: str)
         devices = None
     else:
         trouble = None
-    classes = Classes(settings, policy, tc, devices or (0, 0))
+    classes = Classes(settings, policy, node.tc, devices or (0, 0))
     overrides = state.overrides()
     classes.set_overrides(overrides)
     owners = state.owners()
@@ -53,25 +53,28 @@ def read_explanation(settings: Settings, state: State, paths: Paths, email: str)
         classes.load(owners, set(have[0]) & set(have[1]))
     rule, limits = policy.rule(email), classes.limits_of(email)
     now = time.time()
-    in_force = [override for override, _layer in classes.overrides.in_force(email, now)]
+    in_force = classes.overrides.in_force(email, now)
+    deciding = [override for override, _layer in in_force]
     owner = next((o for o in owners if o.key == email), None)
-    tc.close()
     return {
         "email": email,
+        "warnings": node.warnings,
         "trouble": trouble,
         "suspended": state.get_value("suspended") is not None,
         "decided_by": "override" if in_force else rule.kind,
+        "plans": [str(layer["plan"]) for _override, layer in in_force if "plan" in layer],
         "rule": {"kind": rule.kind, "name": rule.name, "plan": _plan(policy, rule.layer)},
         "overrides": [
-            {**o._asdict(), "in_force": o in in_force} for o in overrides if o.email == email
+            {**o._asdict(), "in_force": o in deciding} for o in overrides if o.email == email
         ],
         "layers": [
-            {"name": name, "where": _where(paths, policy, email, name), "gives": layer}
+            {"name": name, "where": _where(node, policy, email, name), "gives": layer}
             for name, layer in reversed(policy.layers(email))
         ],
         "usage": [level._asdict() for level in _usage(policy, state, email, now)],
         "limits": limits._asdict(),
         "leaf": limits.leaf or settings.leaf,
+        "ceil_bps": settings.node_ceil_bps,
         "class": _class(settings, classes, owner, have) if owner else None,
         "wanted": _both(classes.params_of(limits)),
     }
@@ -89,8 +92,17 @@ def _plan(policy: Policy, layer: Layer) -> str | None:
     return None if plan is None else str(plan)
 
 
-def _where(paths: Paths, policy: Policy, email: str, name: str) -> str:
+def _where(node: Node, policy: Policy, email: str, name: str) -> str:
     """File and line of a layer: the policy itself does not remember them."""
+    if node.policy_is_kept:
+        return "the last good policy"
+    try:
+        return _find(node.paths, policy, email, name)
+    except ConfigError as error:  # somebody has changed it since it was read
+        return str(error)
+
+
+def _find(paths: Paths, policy: Policy, email: str, name: str) -> str:
     kind, _, rest = name.partition(" ")
     if kind == "user":
         for path in reversed(drop_ins_of(paths.policy_dir)):
@@ -145,37 +157,42 @@ def render(found: dict[str, Any]) -> str:
     if found["trouble"]:
         lines.append(f"TROUBLE: {found['trouble']}")
     if found["suspended"]:
-        lines.append("SUSPENDED: nobody is limited ('vff-qos bootstrap' ends it)")
-    rule = found["rule"]
-    name = "" if rule["kind"] == "default" else f" {rule['name']}"
-    decided = "a temporary override" if found["decided_by"] == "override" else rule["kind"] + name
-    lines.append(f"decided by: {decided}" + (f", plan {rule['plan']}" if rule["plan"] else ""))
+        lines.append("SUSPENDED: nobody is limited ('vff-qos enable' ends it)")
+    lines.append(f"decided by: {_decision(found)}")
     lines.append("strongest first:")
     for override in found["overrides"]:
         data = {key: value for key, value in override.items() if key != "in_force"}
         mark = "" if override["in_force"] else " (not in force)"
         lines.append(f"  override   {describe_override(Override(**data), now)}{mark}")
     for layer in found["layers"]:
-        gives = ", ".join(f"{key} {_shown(key, value)}" for key, value in layer["gives"].items())
+        gives = ", ".join(f"{key} {value(key, given)}" for key, given in layer["gives"].items())
         lines.append(f"  {layer['name']:<10} {layer['where']}: {gives or 'nothing'}")
     for level in found["usage"]:
-        until = level["until"]
-        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until)) if until else ""
-        penalty = f", penalty until {clock}" if until else ""
+        penalty = f", penalty until {local_time(level['until'])}" if level["until"] else ""
         lines.append(f"{level['rule']}: {level['used']} ({level['share']:.0%}){penalty}")
     lines += _render_class(found)
     return "\n".join(lines)
 
 
+def _decision(found: dict[str, Any]) -> str:
+    """What decides, and the plan that it takes the limits from."""
+    rule = found["rule"]
+    name = "default" if rule["kind"] == "default" else f"{rule['kind']} {rule['name']}"
+    if found["plans"]:
+        return f"a temporary override, plan {', '.join(found['plans'])}"
+    below = name + (f", plan {rule['plan']}" if rule["plan"] else "")
+    return f"a temporary override, above {below}" if found["decided_by"] == "override" else below
+
+
 def _render_class(found: dict[str, Any]) -> list[str]:
-    owned = found["class"]
+    owned, ceil_bps = found["class"], found["ceil_bps"]
     if owned is None:
         lines = ["class: none yet; one is made with the user's first connection"]
     else:
         lines = [f"class {owned['classid']} ({owned['state']}), {owned['flows']} flows marked"]
     for direction in _DIRECTIONS:
         wanted = found["wanted"][direction]
-        lines.append(f"  {direction:<9} {_numbers(wanted)}")
+        lines.append(f"  {direction:<9} {_numbers(wanted, ceil_bps)}")
         if owned is None:
             continue
         has = owned[direction]
@@ -183,7 +200,7 @@ def _render_class(found: dict[str, Any]) -> list[str]:
             lines.append(f"  {'':<9} not in the kernel; it is made with the next connection")
             continue
         if not has["as_wanted"]:
-            lines.append(f"  {'in kernel':<9} {_numbers(has)}  DIFFERS")
+            lines.append(f"  {'in kernel':<9} {_numbers(has, ceil_bps)}  DIFFERS")
         lines.append(
             f"  {'':<9} {has['sent_bytes'] / 1e6:.1f} MB in {has['sent_packets']} packets sent, "
             f"{has['drops']} dropped, {has['backlog_bytes']} bytes queued"
@@ -191,16 +208,9 @@ def _render_class(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _numbers(params: dict[str, int]) -> str:
+def _numbers(params: dict[str, int], ceil_bps: int) -> str:
     return (
-        f"limit {format_rate(params['ceil_bps'])}, guaranteed {format_rate(params['rate_bps'])}, "
-        f"burst {format_size(params['cburst_bytes'])}, quantum {params['quantum_bytes']}"
+        f"limit {limit(params['ceil_bps'], ceil_bps)}, guaranteed "
+        f"{format_rate(params['rate_bps'])}, burst {format_size(params['cburst_bytes'])}, "
+        f"quantum {params['quantum_bytes']}"
     )
-
-
-def _shown(key: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if key in ("upload", "download", "guaranteed"):
-        return format_rate(value)
-    return format_size(value) if key == "burst" else str(value)

@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Callable
 
-from ..core.gc_plan import GcPlan, display_name, plan_collection
+from ..core.gc_plan import GcPlan, plan_collection
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, format_classid
 from ..core.owners import PARKED, QUARANTINE, Owner
 from ..core.plan.objects import ROOT
@@ -25,6 +25,7 @@ from ..kernel.packed.tc import (
     read_filters,
 )
 from ..lock import Lock
+from ..render import display_name, local_time
 from ..state import State
 
 #: Deleting a class walks all others under RTNL, and the follower waits meanwhile.
@@ -77,7 +78,7 @@ class Collector:
         deleted = {owner.minor for owner in plan.delete}
         for owner in plan.park:
             fate = "delete" if owner.minor in deleted else "park"
-            lines.append(f"{fate} {self._name(owner)}: idle since {_local_time(owner.moved)}")
+            lines.append(f"{fate} {self._name(owner)}: idle since {local_time(owner.moved)}")
         for owner in plan.release:
             if owner.minor not in deleted:
                 lines.append(f"release {self._name(owner)}: no flow bears its mark")
@@ -157,7 +158,3 @@ class Collector:
             self._state.save_owners([], chunk)
             if time.monotonic() > deadline:
                 return
-
-
-def _local_time(when_s: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when_s))

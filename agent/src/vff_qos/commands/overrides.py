@@ -6,152 +6,110 @@ the state, keeps it in force and ends it in time.
 
 from __future__ import annotations
 
-import os
-import pwd
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.durations import format_duration
-from ..core.owners import ACTIVE
-from ..core.policy.model import Limits, Policy, email_problem, parse_layer
+from ..core.owners import ACTIVE, Owner
 from ..core.policy.overrides import OPERATOR, Override
-from ..core.rates import format_rate
-from ..core.settings import Settings
+from ..core.policy.parse import email_problem, parse_layer
 from ..errors import Refused
-from ..journal import NOTICE, Journal
-from ..kernel.devices import shaping_devices
-from ..kernel.packed.tc import Tc
-from ..lock import Lock
+from ..journal import NOTICE
+from ..render import author, describe_end, describe_limits
 from ..shaping import Classes
 from ..state import State
+from .node import Node
 
 _MAX_WHY = 500
 
 
 def give_order(
-    settings: Settings,
-    policy: Policy,
-    state: State,
-    lock: Lock,
-    journal: Journal,
-    email: str,
-    entry: Mapping[str, Any] | None,
-    for_s: int | None = None,
-    why: str = "",
+    node: Node, email: str, entry: Mapping[str, Any] | None, for_s: int | None = None, why: str = ""
 ) -> str:
     """Put an override of ``email`` in force, or with ``entry`` None end it; returns what holds now.
 
-    Raises Refused (nothing was changed) or KernelRefused.
+    Raises ConfigError, Refused (nothing was changed) or KernelRefused.
     """
     if problem := email_problem(email):
         raise Refused(f"{email!r} {problem}")
     if len(why) > _MAX_WHY or not (why.isprintable() or not why):
         raise Refused(f"the reason must be at most {_MAX_WHY} printable characters")
+    policy = node.policy_in_force
+    order = None
     if entry is not None:
         try:
             parse_layer(entry, policy.plans)
         except ValueError as error:
             raise Refused(str(error)) from error
-    tc = Tc()
-    try:
-        classes = Classes(settings, policy, tc, shaping_devices(settings))
-        with lock:
-            return _give(classes, state, journal, email, entry, for_s, why)
-    finally:
-        tc.close()
-
-
-def _give(
-    classes: Classes,
-    state: State,
-    journal: Journal,
-    email: str,
-    entry: Mapping[str, Any] | None,
-    for_s: int | None,
-    why: str,
-) -> str:
-    now, who = time.time(), current_user()
-    earlier = [o for o in state.overrides() if (o.email, o.origin) == (email, OPERATOR)]
-    if entry is None:
-        state.delete_overrides(earlier)
-    else:
+        now = time.time()
         until = None if for_s is None else now + for_s
-        order = Override(email, OPERATOR, dict(entry), until, who, why, now)
-        state.save_overrides([order])
+        order = Override(email, OPERATOR, dict(entry), until, node.user, why, now)
+    classes = node.classes(node.settings_in_force, policy)
+    with node.lock:
+        if order is None:
+            return _end(node, classes, email, why)
+        return _begin(node, classes, order)
+
+
+def _begin(node: Node, classes: Classes, order: Override) -> str:
+    state = node.state
+    state.save_overrides([order])
+    result = (
+        f"{_enforce(classes, state, order.email)}, {describe_end(order, order.created)}"
+        f"; 'vff-qos reset {order.email}' ends it{_when(classes, state, order.email)}"
+    )
+    _tell(node, "override", order, f"{author(order)} ordered for {result}", order.why)
+    return result
+
+
+def _end(node: Node, classes: Classes, email: str, why: str) -> str:
+    state = node.state
+    known = state.overrides()
+    ended = [o for o in known if (o.email, o.origin) == (email, OPERATOR)]
+    state.delete_overrides(ended)
+    result = _enforce(classes, state, email)
+    if not ended:
+        return f"no change; {result}"
+    result += _when(classes, state, email)
+    for order in ended:
+        message = f"{node.user} ended the override of {result}"
+        _tell(node, "override_ended", order._replace(who=node.user), message, why)
+    return result
+
+
+def _enforce(classes: Classes, state: State, email: str) -> str:
+    """Bring the class of ``email`` to what the overrides in the state say; returns its limits."""
     classes.set_overrides(state.overrides())
     owners = state.owners()
     up, down = classes.kernel()
     shifted = classes.load(owners, set(up) & set(down))
-    mine = [o for o in owners if o.key == email and o.state == ACTIVE and classes.has(o.minor)]
-    for error in classes.ensure([*shifted, *mine]):
+    for error in classes.ensure([*shifted, *_shaped(classes, state, email)]):
         raise error
-    result = f"{email}: {describe_limits(classes.limits_of(email))}"
-    if entry is None and not earlier:
-        return f"no change; {result}"
-    if entry is not None:
-        result += f", {describe_time(order, now)}"
-        result += f"; 'vff-qos reset {email}' ends it"
+    return f"{email}: {describe_limits(classes.limits_of(email))}"
+
+
+def _shaped(classes: Classes, state: State, email: str) -> list[Owner]:
+    """The owner of a class, if ``email`` is one at the moment."""
+    owners = state.owners()
+    return [o for o in owners if o.key == email and o.state == ACTIVE and classes.has(o.minor)]
+
+
+def _when(classes: Classes, state: State, email: str) -> str:
+    """From when on it holds, if not from now on."""
     if state.get_value("suspended"):
-        result += "; suspended: nobody is limited at the moment"
-    elif not mine:
-        result += "; there is no such user at the moment, it holds when they come"
-    journal.event(
-        "override",
-        f"{who} {'ended the override of' if entry is None else 'ordered for'} {result}"
-        + (f" (reason: {why})" if why else ""),
+        return "; suspended: nobody is limited at the moment"
+    if not _shaped(classes, state, email):
+        return "; there is no such user at the moment, it holds when they come"
+    return ""
+
+
+def _tell(node: Node, kind: str, order: Override, message: str, why: str) -> None:
+    node.journal.event(
+        kind,
+        message + (f" (reason: {why})" if why else ""),
         NOTICE,
-        email=email,
-        origin=OPERATOR,
-        who=who,
+        email=order.email,
+        origin=order.origin,
+        who=order.who,
         why=why,
     )
-    return result
-
-
-def current_user() -> str:
-    """Who runs this command: through sudo, by login, or the account."""
-    if name := os.environ.get("SUDO_USER"):
-        return name
-    try:
-        with open("/proc/self/loginuid", encoding="ascii") as file:
-            uid = int(file.read())
-    except (OSError, ValueError):
-        uid = -1  # a kernel without audit
-    if uid in (-1, 0xFFFFFFFF):
-        uid = os.geteuid()
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def describe_limits(limits: Limits) -> str:
-    """Limits in one phrase."""
-    if limits.blocked:
-        return f"blocked ({format_rate(limits.upload_bps or 0)} in each direction)"
-    up, down = (
-        "unlimited" if bps is None else format_rate(bps)
-        for bps in (limits.upload_bps, limits.download_bps)
-    )
-    return f"upload {up}, download {down}"
-
-
-def describe_time(override: Override, now_s: float) -> str:
-    """Until when an override holds."""
-    if override.until is None:
-        return "until it is reset"
-    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(override.until))
-    return f"until {clock} (for {format_duration(override.until - now_s)})"
-
-
-def describe_override(override: Override, now_s: float) -> str:
-    """An override in one line, for ``status``."""
-    gives = ", ".join(f"{key} {_plain(value)}" for key, value in override.entry.items())
-    why = f": {override.why}" if override.why else ""
-    by = override.who if override.origin == OPERATOR else override.origin
-    return f"{override.email}: {gives}, {describe_time(override, now_s)}, by {by}{why}"
-
-
-def _plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..config import Paths, load_policy, policy_stamp, read_file
-from ..core.gc_plan import display_name
+from ..config import Paths, load_policy, parse_files, policy_stamp, read_file, read_policy
 from ..core.htb import HtbClass
 from ..core.owners import ACTIVE, Owner
-from ..core.rates import format_rate, format_size
-from ..core.settings import Settings
-from ..errors import QosError
-from ..journal import INFO, Journal
-from ..kernel.devices import shaping_devices
-from ..kernel.packed.tc import Tc
-from ..lock import Lock
+from ..core.units import format_rate, format_size
+from ..errors import QosError, Refused
+from ..journal import INFO
+from ..kept import keep_policy
+from ..render import display_name, limit
+from ..runfile import read_report
 from ..shaping import Both, Classes
 from ..state import State
-from .status import running_follower
+from .node import Node
 
 _AGENT_S = 10.0
+#: A change of more than half of the users, and of at least so many, deserves a second look.
+_MANY = 10
 
 
 class Difference(NamedTuple):
@@ -37,26 +38,21 @@ class Difference(NamedTuple):
     leaves: tuple[str, str]
 
 
-def diff(settings: Settings, paths: Paths, state: State, lock: Lock, file: str | None) -> list[str]:
+def diff(node: Node, file: str | None) -> list[str]:
     """What the policy in ``file`` would change, or the one that is installed; changes nothing.
 
     Users with a class are compared with the kernel, others with the installed policy.
     """
-    new = load_policy(file or paths.policy, paths.policy_dir)
-    old = load_policy(paths.policy, paths.policy_dir) if file else new
-    tc = Tc()
-    try:
-        before, after = (
-            Classes(settings, policy, tc, shaping_devices(settings)) for policy in (old, new)
-        )
-        with lock:
-            owners = _load([before, after], state)
-            found = list(_differences(before, after, owners))
-    finally:
-        tc.close()
+    settings = node.settings
+    new = load_policy(node.paths, file)
+    old = node.policy_in_force if file else new
+    before, after = (node.classes(settings, policy) for policy in (old, new))
+    with node.lock:
+        owners = _load([before, after], node.state)
+        found = list(_differences(before, after, owners))
     if not found:
         return []
-    lines = [f"{d.email}: {describe(d)}" for d in sorted(found)]
+    lines = [f"{d.email}: {describe(d, settings.node_ceil_bps)}" for d in sorted(found)]
     shaped = sum(d.shaped for d in found)
     lines.append(
         f"{shaped} of {len(owners)} users with a class would change, "
@@ -91,59 +87,78 @@ def _differences(before: Classes, after: Classes, owners: list[Owner]) -> Iterab
             yield Difference(email, False, *both, (was.leaf, will.leaf))
 
 
-def describe(found: Difference) -> str:
-    """What differs, in one phrase."""
+def describe(found: Difference, ceil_bps: int) -> str:
+    """What differs, in one phrase; ``ceil_bps`` is the node's ceiling."""
     parts = []
     for direction, was, will in zip(("upload", "download"), found.old, found.new, strict=True):
-        parts += _describe(direction, was, will)
+        parts += _describe(direction, was, will, ceil_bps)
     if found.leaves[0] != found.leaves[1]:
         parts.append("leaf {} -> {}".format(*(leaf or "default" for leaf in found.leaves)))
     return ", ".join(parts)
 
 
-def _describe(direction: str, was: HtbClass, will: HtbClass) -> list[str]:
+def _describe(direction: str, was: HtbClass, will: HtbClass, ceil_bps: int) -> list[str]:
     # The kernel counts whole bytes a second, and bursts by the time that they take.
+    wanted_bps, whole_bps = will.ceil_bps // 8 * 8, ceil_bps // 8 * 8
     shown = [
-        (direction, format_rate(was.ceil_bps), format_rate(will.ceil_bps // 8 * 8)),
+        (direction, limit(was.ceil_bps, whole_bps), limit(wanted_bps, whole_bps)),
         (f"{direction} guaranteed", format_rate(was.rate_bps), format_rate(will.rate_bps // 8 * 8)),
         (f"{direction} quantum", str(was.quantum_bytes), str(will.quantum_bytes)),
     ]
-    same_ceil = was.ceil_bps == will.ceil_bps // 8 * 8
-    if same_ceil and abs(was.cburst_bytes - will.cburst_bytes) * 100 > will.cburst_bytes:
+    if (
+        was.ceil_bps == wanted_bps
+        and abs(was.cburst_bytes - will.cburst_bytes) * 100 > will.cburst_bytes
+    ):
         sizes = format_size(was.cburst_bytes), format_size(will.cburst_bytes)
         shown.append((f"{direction} burst", *sizes))
     return [f"{what} {a} -> {b}" for what, a, b in shown if a != b]
 
 
-def apply(
-    settings: Settings, paths: Paths, state: State, lock: Lock, journal: Journal, file: str | None
-) -> str:
+def apply(node: Node, file: str | None, consent: bool) -> str:
     """Have the policy in force, after installing ``file`` as it; returns what was done.
 
     The classes are changed here, whether the agent runs or not; if it runs, this waits until it
-    uses the same policy.  Raises ConfigError (nothing was changed), KernelRefused, QosError.
+    uses the same policy.  Without ``consent`` a change of many users is asked about at a terminal,
+    and refused elsewhere.  Raises ConfigError or Refused (nothing was changed), KernelRefused,
+    QosError.
     """
+    paths, state, lock = node.paths, node.state, node.lock
     text = None if file is None else read_file(file)
-    policy = load_policy(file or paths.policy, paths.policy_dir, text)
-    tc = Tc()
-    try:
-        classes = Classes(settings, policy, tc, shaping_devices(settings))
-        with lock:
-            owners = _load([classes], state)
-            if text is not None:
-                install(text, paths.policy)
-            changed = classes.outdated(owners)
-            for error in classes.ensure(changed):
-                raise error
-        waited = _wait_for_agent(paths)
-        with lock:
-            if left := classes.outdated(_load([classes], state)):
-                raise QosError(f"{len(left)} classes still differ from the policy")
-    finally:
-        tc.close()
+    files = read_policy(paths, text, file)
+    classes = node.classes(node.settings, parse_files(files))
+    with lock:
+        owners = _load([classes], state)
+        changed = classes.outdated(owners)
+    # Not under the lock: a person may take their time.
+    if not consent and len(changed) >= _MANY and 2 * len(changed) > len(owners):
+        _ask(f"this changes the limits of {len(changed)} of {len(owners)} users with a class")
+    with lock:
+        owners = _load([classes], state)
+        if text is not None:
+            install(text, paths.policy)
+            files = [files[0]._replace(path=paths.policy), *files[1:]]
+        changed = classes.outdated(owners)
+        for error in classes.ensure(changed):
+            raise error
+        keep_policy(state, files)
+    waited = _wait_for_agent(paths)
+    with lock:
+        if left := classes.outdated(_load([classes], state)):
+            raise QosError(f"{len(left)} classes still differ from the policy")
     result = f"{len(changed)} of {len(owners)} users' classes changed"
-    journal.event("config", f"policy applied: {result}", INFO, changed=len(changed))
+    node.journal.event("config", f"policy applied: {result}", INFO, changed=len(changed))
     return result if waited else f"{result}; the agent does not run"
+
+
+def _ask(sentence: str) -> None:
+    """Have a person agree; Refused if they do not, or cannot be asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Refused(f"{sentence}; look at 'vff-qos policy diff', then say --yes")
+    print(
+        f"{sentence[0].upper()}{sentence[1:]}. Go on? [y/N] ", end="", file=sys.stderr, flush=True
+    )
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Refused("nothing was changed")
 
 
 def install(text: bytes, path: str) -> None:
@@ -176,21 +191,21 @@ def _wait_for_agent(paths: Paths) -> bool:
     want = policy_stamp(paths)
     deadline = time.monotonic() + _AGENT_S
     told = False
-    while follower := running_follower(paths.run_dir):
-        if follower.get("policy") == want:
+    while follower := read_report(paths.run_dir):
+        if follower.policy == want:
             return True
         if not told:
             try:
-                os.kill(follower["pid"], signal.SIGHUP)
+                os.kill(follower.pid, signal.SIGHUP)
             except ProcessLookupError:
                 return False
             except PermissionError as error:
-                raise QosError(f"the agent (pid {follower['pid']}) belongs to another user; "
+                raise QosError(f"the agent (pid {follower.pid}) belongs to another user; "
                                "run this as root") from error  # fmt: skip
             told = True
         if time.monotonic() > deadline:
             raise QosError(
-                f"the agent (pid {follower['pid']}) did not take the policy over within "
+                f"the agent (pid {follower.pid}) did not take the policy over within "
                 f"{_AGENT_S:.0f} s; see journalctl -u vff-qos-follow"
             )
         time.sleep(0.02)

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from typing import Any
 
-from ..config import Paths
-from ..core.gc_plan import display_name
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, classid, format_classid
-from ..core.owners import ACTIVE
+from ..core.owners import ACTIVE, SPARE
 from ..core.policy.overrides import Override
-from ..core.rates import format_rate
-from ..core.settings import Settings
+from ..disabled import read_record
 from ..errors import Refused
-from ..kernel.devices import shaping_devices, wan_device
+from ..kernel.devices import shaping_devices, wan_link
 from ..kernel.packed.conntrack import Conntrack
-from ..kernel.packed.tc import Tc
 from ..kernel.tcpmem import TcpMemory, read_tcp_memory
-from ..state import State
-from .overrides import describe_override
+from ..render import describe_override, display_name, limit
+from ..runfile import read_report
+from .node import Node
 
-#: The follower writes its counters every 5 s.
-_STALE_S = 15.0
+_DIRECTIONS = ("upload", "download")
+#: Of users without a class; the rest are a number.
+_NAMED = 3
 
 
-def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any]:
+def read_status(node: Node) -> dict[str, Any]:
     """Everything ``status`` shows, as JSON.  Raises KernelRefused, StateError."""
+    settings, state = node.settings_in_force, node.state
+    report, record = read_report(node.paths.run_dir), read_record(node.paths)
     status: dict[str, Any] = {
+        "warnings": node.warnings,
+        "disabled": record._asdict() if record else None,
         "suspended": state.get_value("suspended") is not None,
-        "follower": running_follower(paths.run_dir),
+        "state": state.trouble,
+        "follower": report.to_json() if report else None,
         "tcp_memory": read_tcp_memory()._asdict(),
         "users": [],
         "overrides": [
@@ -41,12 +42,13 @@ def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any
     }
     try:
         devices = shaping_devices(settings)
-        status["wan"], status["ifb"] = wan_device(settings), settings.ifb
+        status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb
+        status["ceil_bps"] = settings.node_ceil_bps
     except Refused as error:
         status["trouble"] = f"not set up: {error}"
         return status
-    tc, conntrack = Tc(), Conntrack()
-    up, down = (tc.classes(index, settings.major) for index in devices)
+    conntrack = Conntrack()
+    up, down = (node.tc.classes(index, settings.major) for index in devices)
     status["time"] = time.time()
     flows: dict[int, int] = {}
     for entry in conntrack.dump(settings.major << 16, OURS_MASK):
@@ -71,35 +73,15 @@ def read_status(settings: Settings, state: State, paths: Paths) -> dict[str, Any
                 "drops": (u.drops if u else 0) + (d.drops if d else 0),
             }
         )
-    status["parked"] = sum(owner.state != ACTIVE for owner in owners)
-    tc.close()
+    spare = [owner.key.startswith(SPARE) for owner in owners if owner.state != ACTIVE]
+    status["parked"], status["spare"] = len(spare) - sum(spare), sum(spare)
     conntrack.close()
     return status
 
 
-def running_follower(run_dir: str) -> dict[str, Any] | None:
-    """The follower's counters; None when it does not run."""
-    try:
-        with open(os.path.join(run_dir, "follow.json"), encoding="utf-8") as file:
-            counters: dict[str, Any] = json.load(file)
-        if time.time() - counters["written"] > _STALE_S:
-            return None
-        with open(f"/proc/{counters['pid']}/cmdline", "rb") as file:
-            return counters if b"\0follow\0" in file.read() else None
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
 def render(status: dict[str, Any]) -> str:
     """The same for people."""
-    lines = []
-    if status["suspended"]:
-        lines.append("SUSPENDED: nobody is limited ('vff-qos bootstrap' ends it)")
-    if status.get("trouble"):
-        lines.append(f"TROUBLE: {status['trouble']}")
-    memory = TcpMemory(**status["tcp_memory"])
-    if memory.is_short:
-        lines.append(f"TROUBLE: {memory}")
+    lines = _render_trouble(status)
     follower = status["follower"]
     if follower is None:
         lines.append("follower: not running")
@@ -119,7 +101,7 @@ def render(status: dict[str, Any]) -> str:
     if "wan" in status:
         lines.append(
             f"download on {status['wan']}, upload on {status['ifb']}, "
-            f"{status.get('parked', 0)} classes parked"
+            f"{status.get('parked', 0)} classes parked, {status.get('spare', 0)} made in advance"
         )
     if status["users"]:
         lines.append(
@@ -127,10 +109,10 @@ def render(status: dict[str, Any]) -> str:
             f"{'up MB':>9} {'down MB':>9} {'drops':>7}"
         )
     for user in status["users"]:
+        up, down = (_shown(user[f"{name}_bps"], status["ceil_bps"]) for name in _DIRECTIONS)
         lines.append(
-            f"{user['email']:<32} {user['class']:<10} {_rate(user['upload_bps']):>9} "
-            f"{_rate(user['download_bps']):>9} {user['flows']:>6} {user['up_bytes'] / 1e6:>9.1f} "
-            f"{user['down_bytes'] / 1e6:>9.1f} {user['drops']:>7}"
+            f"{user['email']:<32} {user['class']:<10} {up:>9} {down:>9} {user['flows']:>6} "
+            f"{user['up_bytes'] / 1e6:>9.1f} {user['down_bytes'] / 1e6:>9.1f} {user['drops']:>7}"
         )
     now = time.time()
     for override in status["overrides"]:
@@ -138,5 +120,36 @@ def render(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rate(rate_bps: int | None) -> str:
-    return "-" if rate_bps is None else format_rate(rate_bps)
+def _render_trouble(status: dict[str, Any]) -> list[str]:
+    """What a person must know first."""
+    lines = []
+    if record := status["disabled"]:
+        why = f" ({record['why']})" if record["why"] else ""
+        lines.append(
+            f"DISABLED by {record['who']} at {record['when']}{why}: nobody is limited, also after "
+            "a reboot ('vff-qos enable' ends it)"
+        )
+    elif status["suspended"]:
+        lines.append("SUSPENDED: nobody is limited ('vff-qos enable' ends it)")
+    if status.get("trouble"):
+        lines.append(f"TROUBLE: {status['trouble']}")
+    if status["state"]:
+        lines.append(f"TROUBLE: {status['state']}")
+    lines += [f"TROUBLE: {warning}" for warning in status["warnings"]]
+    memory = TcpMemory(**status["tcp_memory"])
+    if memory.is_short:
+        lines.append(f"TROUBLE: {memory}")
+    without = [u for u in status["users"] if None in (u["upload_bps"], u["download_bps"])]
+    if busy := [user["email"] for user in without if user["flows"]]:
+        rest = f" and {len(busy) - _NAMED} more" if len(busy) > _NAMED else ""
+        lines.append(
+            "TROUBLE: without a class in the kernel, so without a limit, until the agent makes it "
+            f"anew: {', '.join(busy[:_NAMED])}{rest}"
+        )
+    elif without:
+        lines.append(f"no class: {len(without)} users get theirs with their next connection")
+    return lines
+
+
+def _shown(rate_bps: int | None, ceil_bps: int) -> str:
+    return "no class" if rate_bps is None else limit(rate_bps, ceil_bps)

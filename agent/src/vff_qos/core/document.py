@@ -44,7 +44,10 @@ class Document:
         self.where = where
         self._text = text
         self._anchors: dict[str, Any] = {}
-        self.data: dict[str, Any] = self._parsed(self._document)
+        data = self._parsed(self._document)
+        #: Whether the file holds nothing: no text, comments alone, or ``null``.
+        self.is_empty = data is None
+        self.data: dict[str, Any] = {} if data is None else data
         if not isinstance(self.data, dict):
             raise ConfigError(where, "must be a mapping of keys to values", 1)
 
@@ -65,17 +68,20 @@ class Document:
             loader.dispose()
 
     def _document(self, loader: Any) -> Any:
-        """The only document's value, from events: a tree of nodes costs ten times the memory."""
+        """The only document's value, from events: a tree of nodes costs ten times the memory.
+
+        None if there is none.
+        """
         loader.get_event()  # start of the stream
         if loader.check_event(yaml.StreamEndEvent):
-            return {}
+            return None
         loader.get_event()  # start of the document
         value = self._value(loader, loader.get_event(), ())
         loader.get_event()  # its end
         if not loader.check_event(yaml.StreamEndEvent):
             line = _line(loader.peek_event())
             raise ConfigError(self.where, "holds more than one document", line)
-        return {} if value is None else value
+        return value
 
     def _value(self, loader: Any, event: Any, path: _Key) -> Any:
         if len(path) > _MAX_DEPTH:

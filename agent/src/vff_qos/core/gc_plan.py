@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .owners import PARKED, QUARANTINE, RESTRICTED, Owner
+from .owners import PARKED, QUARANTINE, Owner
 from .settings import GcSettings
 
 
@@ -70,7 +70,9 @@ def _active(
 ) -> None:
     seen = (up.get(owner.minor, 0), down.get(owner.minor, 0))
     # A clock that was set back must not make anybody idle, nor immortal.
-    if seen != (owner.up_seen, owner.down_seen) or owner.moved > now_s:
+    if owner.is_common:
+        plan.kept.append((owner, "many share it"))
+    elif seen != (owner.up_seen, owner.down_seen) or owner.moved > now_s:
         plan.moved.append(owner)
     elif now_s - owner.since < settings.min_age_s:
         plan.kept.append((owner, f"younger than {settings.min_age_s} s"))
@@ -80,16 +82,3 @@ def _active(
         plan.kept.append((owner, f"idle, but has {marked[owner.minor]} flows"))
     else:
         plan.park.append(owner)
-
-
-def display_name(key: str) -> str:
-    """An owner's key as people read it."""
-    if key.startswith(RESTRICTED):
-        raw = bytes.fromhex(key[1:])
-        text = ".".join(map(str, raw)) if len(raw) == 4 else _ipv6_net(raw)
-        return f"(restricted) {text}"
-    return "(unknown)" if key[:1] < " " else key
-
-
-def _ipv6_net(raw: bytes) -> str:
-    return ":".join(raw[i : i + 2].hex() for i in range(0, 8, 2)) + "::/64"

@@ -13,7 +13,9 @@ from typing import NamedTuple
 ROOT_MINOR = 0x0000
 CEIL_MINOR = 0x0001
 FIRST_USER_MINOR = 0x0002
-LAST_USER_MINOR = 0xFFFD
+LAST_USER_MINOR = 0xFFFB
+#: Classes that many share: restricted flows, newcomers when all minors are taken.
+RESTRICTED_MINOR, SHARED_MINOR = 0xFFFC, 0xFFFD
 UNCLASSIFIED_MINOR = 0xFFFE
 
 TAG_MASK = 0xFFFF0000
@@ -72,7 +74,12 @@ def usable_minor(major: int, minor: int) -> bool:
     A leaf qdisc gets its class's minor as handle, so the minor that equals the handle of the tree
     or of its splitter would name two qdiscs.
     """
-    return FIRST_USER_MINOR <= minor <= LAST_USER_MINOR and minor not in (major, major + 1)
+    return FIRST_USER_MINOR <= minor <= LAST_USER_MINOR and not is_handle(major, minor)
+
+
+def is_handle(major: int, minor: int) -> bool:
+    """Whether a leaf's handle would be that of the tree or of its splitter."""
+    return minor in (major, major + 1)
 
 
 class HtbClass(NamedTuple):

@@ -5,6 +5,7 @@ Strict on purpose: what RFC 9112 lets a server refuse is refused, and everything
 
 from __future__ import annotations
 
+import hmac
 import re
 from typing import NamedTuple
 
@@ -37,23 +38,26 @@ class BadRequest(Exception):
 
 
 class Request(NamedTuple):
-    """A whole request.  ``authorization`` is that field's value, empty if there is none."""
+    """A whole request."""
 
     body: bytes
-    authorization: bytes
     keep_alive: bool
 
 
 class _Head(NamedTuple):
     length: int
-    authorization: bytes
     keep_alive: bool
 
 
 class Parser:
     """Requests out of the bytes of one connection, however they are cut."""
 
-    def __init__(self) -> None:
+    def __init__(self, authorization: bytes = b"") -> None:
+        """``authorization`` is what that field of every request must be; empty: anything goes.
+
+        Who lacks it is refused at the head: a stranger's body is not kept.
+        """
+        self._authorization = authorization
         self._buffer = bytearray()
         self._head: _Head | None = None
 
@@ -79,18 +83,18 @@ class Parser:
                     raise BadRequest(431, f"a head of more than {MAX_HEAD_BYTES} bytes")
                 if end < 0:
                     return requests
-                self._head = _parse_head(bytes(self._buffer[: end + 2]))
+                self._head = _parse_head(bytes(self._buffer[: end + 2]), self._authorization)
                 del self._buffer[: end + 4]
-            length, authorization, keep_alive = self._head
+            length, keep_alive = self._head
             if len(self._buffer) < length:
                 return requests
-            requests.append(Request(bytes(self._buffer[:length]), authorization, keep_alive))
+            requests.append(Request(bytes(self._buffer[:length]), keep_alive))
             del self._buffer[:length]
             self._head = None
             seen = 0
 
 
-def _parse_head(head: bytes) -> _Head:
+def _parse_head(head: bytes, authorization: bytes) -> _Head:
     """``head`` ends with the last field's CRLF."""
     line = _REQUEST.match(head)
     if line is None:
@@ -108,6 +112,10 @@ def _parse_head(head: bytes) -> _Head:
         position = field.end()
     if line[1] != b"POST":
         raise BadRequest(405, "a method other than POST")
+    if authorization and not hmac.compare_digest(fields.get(b"authorization", b""), authorization):
+        raise BadRequest(
+            403, 'no or a wrong token (in its "headers": "Authorization": "Bearer ...")'
+        )
     if b"transfer-encoding" in fields:
         raise BadRequest(501, "a transfer encoding")
     if b"expect" in fields:
@@ -120,7 +128,7 @@ def _parse_head(head: bytes) -> _Head:
     if int(length) > MAX_BODY_BYTES:
         raise BadRequest(413, f"a body of more than {MAX_BODY_BYTES} bytes")
     close = line[2] == b"0" or b"close" in fields.get(b"connection", b"").lower()
-    return _Head(int(length), fields.get(b"authorization", b""), not close)
+    return _Head(int(length), not close)
 
 
 def answer(status: int, close: bool) -> bytes:

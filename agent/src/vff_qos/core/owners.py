@@ -5,15 +5,30 @@ A 16-bit hash of the email collides with 50 % probability at 300 users; this is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..errors import Exhausted
-from .htb import FIRST_USER_MINOR, LAST_USER_MINOR, usable_minor
+from .htb import (
+    FIRST_USER_MINOR,
+    LAST_USER_MINOR,
+    RESTRICTED_MINOR,
+    SHARED_MINOR,
+    is_handle,
+    usable_minor,
+)
 
-#: Owner of the class that the distrusted flows of one address share.  An email has no control
-#: characters, so that the two kinds of owner never meet.
+#: Owner of the class that the distrusted flows of one address share; without an address, of the
+#: one that all further addresses share.  An email has no control characters, so that these kinds
+#: of owner and users never meet.
 RESTRICTED = "\x01"
+#: Owner of a class that was made in advance for the next new user.
+SPARE = "\x03"
+#: Owner of the class that newcomers share when all minors are taken.
+DEFAULT_SHARED = "\x04"
+#: At most so many addresses have a restricted class of their own, a sixteenth of the minors: who
+#: writes lines in strangers' names must not use up what users need.
+RESTRICTED_MAX = 4_096
 
 ACTIVE = "active"
 #: The class is idle, but flows may still bear its mark.
@@ -42,43 +57,75 @@ class Owner:
     up_bps: int | None = None
     down_bps: int | None = None
 
+    @property
+    def is_user(self) -> bool:
+        """Whether this is somebody with a name."""
+        return self.key >= " "
+
+    @property
+    def is_common(self) -> bool:
+        """Whether this is a class that many share, which therefore is never collected."""
+        return self.key in (RESTRICTED, DEFAULT_SHARED)
+
 
 class Minors:
     """The table of owners.  Pure: the caller persists what the methods return."""
 
-    def __init__(self, major: int, owners: Iterable[Owner] = ()) -> None:
-        """``owners`` come from the last run; ``major`` is the root's handle."""
+    def __init__(self, major: int, owners: Iterable[Owner] = (), reserve: int = 0) -> None:
+        """``owners`` come from the last run; ``major`` is the root's handle.
+
+        ``reserve`` parked classes are kept for users: restricted ones are made of what is above.
+        """
         self.major = major
         self.by_key: dict[str, Owner] = {}
         self.by_minor: dict[int, Owner] = {}
+        self._reserve = reserve
+        # Spare classes come first: nobody's return is the slower for it.
+        self._spare: dict[int, None] = {}
         self._parked: dict[int, None] = {}
+        self._restricted: set[int] = set()
+        # Minors from here on were never taken; those below that are free, once they are needed.
         self._next = FIRST_USER_MINOR
+        self._free: list[int] | None = None
         for owner in sorted(owners, key=lambda owner: owner.moved):
-            self._enter(owner)
+            # After a change of the handle one or two minors cannot be had any more.
+            if not is_handle(major, owner.minor):
+                self._enter(owner)
 
     def _enter(self, owner: Owner) -> None:
         self.by_key[owner.key] = owner
         self.by_minor[owner.minor] = owner
-        if owner.state == PARKED:
-            self._parked[owner.minor] = None
-        self._next = max(self._next, owner.minor + 1)
+        if owner.state == PARKED and owner.minor <= LAST_USER_MINOR:
+            pool = self._spare if owner.key.startswith(SPARE) else self._parked
+            pool[owner.minor] = None
+        elif owner.key.startswith(RESTRICTED) and not owner.is_common:
+            self._restricted.add(owner.minor)
+        if owner.minor <= LAST_USER_MINOR:
+            self._next = max(self._next, owner.minor + 1)
+
+    @property
+    def pooled(self) -> int:
+        """How many minors wait for their next owner."""
+        return len(self._spare) + len(self._parked)
 
     def take(self, key: str, now_s: float) -> tuple[Owner, Owner | None]:
         """The owner record of ``key``, made active; and the record it displaced, if any.
 
-        An owner that comes back gets its own minor, then the longest parked one is reused, then
-        a fresh one.  Raises Exhausted when all 65,530 are taken.
+        An owner that comes back gets its own minor, then a spare one is used, then the longest
+        parked one is reused, then a fresh one.  Raises Exhausted when all 65,528 are taken.
         """
         owner = self.by_key.get(key)
         if owner is not None:
             if owner.state != ACTIVE:
                 self._parked.pop(owner.minor, None)
                 owner.state, owner.since, owner.moved = ACTIVE, now_s, now_s
+                self._enter(owner)
             return owner, None
-        if self._parked:
-            minor = next(iter(self._parked))
+        pool = self._spare or self._parked
+        if pool:
+            minor = next(iter(pool))
             old = self.by_minor[minor]
-            self.forget(old)
+            self._drop(old)
             owner = Owner(key, minor, ACTIVE, now_s, now_s, old.up_seen, old.down_seen)
             self._enter(owner)
             return owner, old
@@ -86,22 +133,103 @@ class Minors:
         self._enter(owner)
         return owner, None
 
+    def restricted(self, address: str, now_s: float) -> Owner:
+        """The owner of the restricted class of ``address`` (hexadecimal), made active.
+
+        Above `RESTRICTED_MAX`, and when making one would be at users' cost, it is the owner of the
+        class that all further addresses share.  A displaced record has the same minor, and goes
+        when this one is saved.
+        """
+        key = RESTRICTED + address
+        known = self.by_key.get(key)
+        if known is None or known.state != ACTIVE:
+            if len(self._restricted) >= RESTRICTED_MAX or self.pooled < self._reserve:
+                return self._common(RESTRICTED, RESTRICTED_MINOR, now_s)
+            try:
+                return self.take(key, now_s)[0]
+            except Exhausted:
+                return self._common(RESTRICTED, RESTRICTED_MINOR, now_s)
+        return known
+
+    def overflow(self, now_s: float) -> Owner:
+        """The owner of the class that newcomers share, with the default limits, made active.
+
+        For when `take` has raised Exhausted.  Its minor is no user's, so that it is always there.
+        """
+        return self._common(DEFAULT_SHARED, SHARED_MINOR, now_s)
+
+    def _common(self, key: str, minor: int, now_s: float) -> Owner:
+        owner = self.by_key.get(key)
+        if owner is None:
+            holder = self.by_minor.get(minor)
+            if holder is not None and holder.is_user:
+                # Before these minors were set apart a user may have got one; they keep it.
+                minor = self._fresh()
+            elif holder is not None:
+                self._drop(holder)  # the kernel had this class, and the state was lost
+            owner = Owner(key, minor, ACTIVE, now_s, now_s)
+            self._enter(owner)
+        return owner
+
+    def spares(self, count: int, now_s: float) -> list[Owner]:
+        """Up to ``count`` new spare owners; their classes are the caller's to make."""
+        made = []
+        for _ in range(count):
+            try:
+                minor = self._fresh()
+            except Exhausted:
+                break
+            owner = Owner(f"{SPARE}{minor:x}", minor, PARKED, now_s)
+            self._enter(owner)
+            made.append(owner)
+        return made
+
     def _fresh(self) -> int:
         while self._next <= LAST_USER_MINOR:
             minor = self._next
             self._next += 1
-            if usable_minor(self.major, minor) and minor not in self.by_minor:
+            if self._is_free(minor):
                 return minor
-        for minor in range(FIRST_USER_MINOR, LAST_USER_MINOR + 1):
-            if usable_minor(self.major, minor) and minor not in self.by_minor:
+        if self._free is None:
+            # Once: a look at each minor for each line would take milliseconds.
+            self._free = list(range(LAST_USER_MINOR, FIRST_USER_MINOR - 1, -1))
+        while self._free:
+            minor = self._free.pop()
+            if self._is_free(minor):
                 return minor
         raise Exhausted(
-            f"all {len(self.by_minor)} minors are taken; new users share the unclassified class "
-            "until idle ones are collected"
+            f"all {len(self.by_minor)} minors are taken; newcomers share one class with the "
+            "default limits until idle users are collected"
         )
+
+    def _is_free(self, minor: int) -> bool:
+        return usable_minor(self.major, minor) and minor not in self.by_minor
 
     def forget(self, owner: Owner) -> None:
         """Drop an owner; its minor is free."""
+        self._drop(owner)
+        if self._free is not None:
+            self._free.append(owner.minor)
+
+    def _drop(self, owner: Owner) -> None:
         self.by_key.pop(owner.key, None)
         self.by_minor.pop(owner.minor, None)
-        self._parked.pop(owner.minor, None)
+        for pool in (self._spare, self._parked):
+            pool.pop(owner.minor, None)
+        self._restricted.discard(owner.minor)
+
+
+def without_class(minors: Minors, has: Callable[[int], bool], pool_min: int) -> list[Owner]:
+    """Whose class is to be made before it is needed: first active users, then the pool.
+
+    Of users those first who moved last.  ``has`` says whether a minor has its class; there are
+    none after a reboot.
+    """
+    owners = minors.by_minor.values()
+    users = [o for o in owners if o.state == ACTIVE and o.is_user and not has(o.minor)]
+    users.sort(key=lambda owner: owner.moved, reverse=True)
+    pool = sorted(
+        (owner for owner in owners if owner.state == PARKED),
+        key=lambda owner: (owner.is_user, owner.moved),
+    )
+    return users + [owner for owner in pool[:pool_min] if not has(owner.minor)]

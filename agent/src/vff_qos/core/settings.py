@@ -6,16 +6,21 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..errors import ConfigError
 from .document import Document
 from .htb import splits
-from .rates import parse_rate
+from .units import parse_rate
 
 LEAVES = ("fq_codel", "pfifo", "cake")
 UNKNOWN_UDP = ("pass", "restrict")
+#: The ceiling of a node that names none: no line of today is faster.
+UNLIMITED_BPS = 100_000_000_000
 SOURCES = ("file", "container", "journal", "webhook")
 
-#: Linux: IFNAMSIZ is 16 with the terminating zero; '/' and white space are not allowed.
-_IFNAME = re.compile(r"[^\s/:]{1,15}")
+#: Linux: '/', ':' and white space are not allowed.
+_IFNAME = re.compile(r"[^\s/:]+")
+#: IFNAMSIZ and ALTIFNAMSIZ, of alternative names, without the terminating zero: bytes, not letters.
+_IFNAME_BYTES, _ALTNAME_BYTES = 15, 127
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 #: What Docker and Podman accept.
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
@@ -31,12 +36,16 @@ PortRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class GcSettings:
-    """When an idle user is collected; times in seconds, ``pool_max`` in parked classes."""
+    """When an idle user is collected; times in seconds.
+
+    ``pool_min`` and ``pool_max``: how many parked classes there shall be, and may be.
+    """
 
     idle_s: int = 14_400
     min_age_s: int = 600
     check_conntrack: bool = True
-    pool_max: int = 256
+    pool_min: int = 1_024
+    pool_max: int = 2_048
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,11 @@ class Settings:
     ifb: str = "vffqos0"
     major: int = 0x5100
     service_ports: tuple[PortRange, ...] = ((443, 443),)
-    node_ceil_bps: int = 100_000_000_000
+    node_ceil_bps: int = UNLIMITED_BPS
     #: Whether packets are split before they queue (`htb.splits`), also under the kill switch.
     split: bool = False
-    unclassified_upload_bps: int = 100_000_000_000
-    unclassified_download_bps: int = 100_000_000_000
+    unclassified_upload_bps: int = UNLIMITED_BPS
+    unclassified_download_bps: int = UNLIMITED_BPS
     leaf: str = "fq_codel"
     take_foreign_root: bool = False
     #: Mark connections from addresses of one user at their first packet.
@@ -74,7 +83,6 @@ class Settings:
     #: ``unix:/path`` or ``127.0.0.1:port``.
     webhook_listen: str = ""
     webhook_group: str = ""
-    webhook_mode: int = 0o660
     webhook_token: str = ""
     gc: GcSettings = field(default_factory=GcSettings)
 
@@ -91,111 +99,132 @@ class Settings:
 
     def lifted(self) -> Settings:
         """The same under the kill switch: what people share has no limit either."""
-        free = Settings.node_ceil_bps
         return replace(
             self,
-            node_ceil_bps=free,
-            unclassified_upload_bps=free,
-            unclassified_download_bps=free,
+            node_ceil_bps=UNLIMITED_BPS,
+            unclassified_upload_bps=UNLIMITED_BPS,
+            unclassified_download_bps=UNLIMITED_BPS,
         )
+
+
+#: What the file may hold: the role's variables without ``qos_``.
+KEYS = (
+    "if_wan",
+    "if_ifb",
+    "handle",
+    "service_ports",
+    "free_text_ports",
+    "wan_ceil",
+    "unclassified_upload",
+    "unclassified_download",
+    "leaf",
+    "take_foreign_root",
+    "early_shaping",
+    "flood_guard",
+    "unknown_udp",
+    "identity_source",
+    "xray_access_log_path",
+    "container",
+    "journal_unit",
+    "webhook_listen",
+    "webhook_group",
+    "webhook_token",
+    "gc_idle_sec",
+    "gc_min_age_sec",
+    "gc_check_conntrack",
+    "gc_pool_min",
+    "gc_pool_max",
+)
 
 
 def parse_settings(text: bytes, where: str) -> Settings:
     """Settings from the text of a file; ConfigError names file, line, key and what is allowed."""
     doc = Document(text, where)
-    data = doc.check_keys(
-        (),
-        doc.data,
-        (
-            "wan",
-            "ifb",
-            "handle",
-            "service_ports",
-            "free_text_ports",
-            "node_ceil",
-            "unclassified",
-            "leaf",
-            "take_foreign_root",
-            "early_shaping",
-            "flood_guard",
-            "unknown_udp",
-            "source",
-            "access_log",
-            "container",
-            "journal_unit",
-            "webhook_listen",
-            "webhook_group",
-            "webhook_mode",
-            "webhook_token",
-            "gc",
-        ),
-    )
+    settings = _read(doc, doc.check_keys((), doc.data, KEYS))
+    _check_source(doc, settings)
+    return settings
+
+
+def salvage_settings(text: bytes) -> Settings:
+    """What can be read of a file that holds mistakes; defaults for the rest.
+
+    Only for what lifts limits: that needs the names of our objects, and must not fail.
+    """
+    good: dict[str, Any] = {}
+    # A key at the beginning of a line begins a part that can be read without the others.
+    for part in re.split(rb"^(?=\w)", text, flags=re.MULTILINE):
+        for key, value in _mapping(part) or _mapping(part.partition(b"\n")[0]):
+            try:
+                _read(Document(b"", ""), {key: value})
+            except ConfigError:
+                continue
+            good[key] = value
+    return _read(Document(b"", ""), good)
+
+
+def _mapping(text: bytes) -> list[tuple[str, Any]]:
+    """Keys and values of a part of a file; none if it cannot be read."""
+    try:
+        return list(Document(text, "").data.items())
+    except ConfigError:
+        return []
+
+
+def _read(doc: Document, data: dict[str, Any]) -> Settings:
     base = Settings()
-    node_ceil_bps = _rate(doc, ("node_ceil",), data, base.node_ceil_bps)
-    unclassified = doc.check_keys(
-        ("unclassified",), data.get("unclassified", {}), ("upload", "download")
-    )
-    gc = doc.check_keys(
-        ("gc",), data.get("gc", {}), ("idle_s", "min_age_s", "check_conntrack", "pool_max")
-    )
-    access_log = data.get("access_log", base.access_log)
-    if not isinstance(access_log, str) or not access_log.startswith("/"):
-        raise doc.fail(("access_log",), f"{access_log!r} is not an absolute path")
-    source = _choice(doc, "source", data, SOURCES, base.source)
-    webhook_mode = data.get("webhook_mode", "0660")
-    # Without quotes YAML makes another number of it.
-    if not isinstance(webhook_mode, str) or not re.fullmatch(r"0?[0-7]{3}", webhook_mode):
-        raise doc.fail(
-            ("webhook_mode",), f"{webhook_mode!r} is not a mode in quotes such as '0660'"
-        )
-    settings = Settings(
-        wan=_ifname(doc, "wan", data, base.wan),
-        ifb=_ifname(doc, "ifb", data, base.ifb),
+    pool_max = _whole(doc, "gc_pool_max", data, base.gc.pool_max, 0, 65_000)
+    pool_min = _whole(doc, "gc_pool_min", data, base.gc.pool_min, 0, 65_000)
+    ceil_bps = _rate(doc, "wan_ceil", data, base.node_ceil_bps)
+    log = data.get("xray_access_log_path", base.access_log)
+    if not isinstance(log, str) or not log.startswith("/"):
+        raise doc.fail(("xray_access_log_path",), f"{log!r} is not an absolute path")
+    return Settings(
+        wan=_ifname(doc, "if_wan", data, base.wan, _ALTNAME_BYTES),
+        ifb=_ifname(doc, "if_ifb", data, base.ifb, _IFNAME_BYTES),
         major=_major(doc, data, base.major),
         service_ports=_ports(doc, "service_ports", data, base.service_ports),
         free_text_ports=_ports(doc, "free_text_ports", data, ()),
-        node_ceil_bps=node_ceil_bps,
-        split=splits(node_ceil_bps),
-        unclassified_upload_bps=_rate(doc, ("unclassified", "upload"), unclassified, node_ceil_bps),
-        unclassified_download_bps=_rate(
-            doc, ("unclassified", "download"), unclassified, node_ceil_bps
-        ),
+        node_ceil_bps=ceil_bps,
+        split=splits(ceil_bps),
+        unclassified_upload_bps=_rate(doc, "unclassified_upload", data, ceil_bps),
+        unclassified_download_bps=_rate(doc, "unclassified_download", data, ceil_bps),
         leaf=_choice(doc, "leaf", data, LEAVES, base.leaf),
-        take_foreign_root=_flag(doc, ("take_foreign_root",), data, base.take_foreign_root),
+        take_foreign_root=_flag(doc, "take_foreign_root", data, base.take_foreign_root),
+        early_shaping=_flag(doc, "early_shaping", data, base.early_shaping),
+        flood_guard=_flag(doc, "flood_guard", data, base.flood_guard),
         unknown_udp=_choice(doc, "unknown_udp", data, UNKNOWN_UDP, base.unknown_udp),
-        early_shaping=_flag(doc, ("early_shaping",), data, base.early_shaping),
-        flood_guard=_flag(doc, ("flood_guard",), data, base.flood_guard),
-        source=source,
-        access_log=access_log,
+        source=_choice(doc, "identity_source", data, SOURCES, base.source),
+        access_log=log,
         container=_text(doc, "container", data, _CONTAINER, "the name of a container"),
         journal_unit=_text(doc, "journal_unit", data, _UNIT, "a unit such as 'xray.service'"),
         webhook_listen=_text(
             doc, "webhook_listen", data, _LISTEN, "'unix:/absolute/path' or '127.0.0.1:port'"
         ),
         webhook_group=_text(doc, "webhook_group", data, _GROUP, "the name of a group"),
-        webhook_mode=int(webhook_mode, 8),
         webhook_token=_text(
             doc, "webhook_token", data, _TOKEN, "16 to 256 letters, digits or ._~+/=-"
         ),
         gc=GcSettings(
-            idle_s=_whole(doc, ("gc", "idle_s"), gc, base.gc.idle_s, 1, 10**9),
-            min_age_s=_whole(doc, ("gc", "min_age_s"), gc, base.gc.min_age_s, 0, 10**9),
-            check_conntrack=_flag(doc, ("gc", "check_conntrack"), gc, base.gc.check_conntrack),
-            pool_max=_whole(doc, ("gc", "pool_max"), gc, base.gc.pool_max, 0, 65_000),
+            idle_s=_whole(doc, "gc_idle_sec", data, base.gc.idle_s, 1, 10**9),
+            min_age_s=_whole(doc, "gc_min_age_sec", data, base.gc.min_age_s, 0, 10**9),
+            check_conntrack=_flag(doc, "gc_check_conntrack", data, base.gc.check_conntrack),
+            # Who has made the pool small gets no larger one by a default.
+            pool_min=min(pool_min, pool_max),
+            pool_max=pool_max,
         ),
     )
-    _check_source(doc, settings)
-    return settings
 
 
 def _check_source(doc: Document, settings: Settings) -> None:
     """The chosen source has what it needs."""
     if settings.source == "container" and not settings.container:
-        raise doc.fail(("container",), "is needed by 'source: container': the container's name")
+        raise doc.fail(
+            ("container",), "is needed by 'identity_source: container': the container's name"
+        )
     if settings.source == "journal" and bool(settings.journal_unit) == bool(settings.container):
         raise doc.fail(
             ("journal_unit",),
-            "'source: journal' needs either journal_unit or container, to know whose entries",
+            "'identity_source: journal' needs either journal_unit or container: whose entries",
         )
     if settings.container and settings.source in ("file", "webhook"):
         raise doc.fail(
@@ -206,7 +235,8 @@ def _check_source(doc: Document, settings: Settings) -> None:
     if not settings.webhook_listen:
         raise doc.fail(
             ("webhook_listen",),
-            "is needed by 'source: webhook': 'unix:/run/vff-qos/webhook.sock' or '127.0.0.1:port'",
+            "is needed by 'identity_source: webhook': 'unix:/run/vff-qos/webhook.sock' or "
+            "'127.0.0.1:port'",
         )
     found = _LISTEN.fullmatch(settings.webhook_listen)
     if found and found["port"]:
@@ -233,20 +263,22 @@ def _text(
     return str(value)
 
 
-def _rate(doc: Document, path: tuple[str, ...], data: dict[str, Any], default: int) -> int:
-    if path[-1] not in data:
+def _rate(doc: Document, key: str, data: dict[str, Any], default: int) -> int:
+    if key not in data:
         return default
     try:
-        return parse_rate(data[path[-1]])
+        return parse_rate(data[key])
     except ValueError as error:
-        raise doc.fail(path, str(error)) from error
+        raise doc.fail((key,), str(error)) from error
 
 
-def _ifname(doc: Document, key: str, data: dict[str, Any], default: str) -> str:
+def _ifname(doc: Document, key: str, data: dict[str, Any], default: str, most: int) -> str:
+    """The name of an interface of at most so many bytes."""
     value = data.get(key, default)
-    if not isinstance(value, str) or not _IFNAME.fullmatch(value) or value in (".", ".."):
-        raise doc.fail((key,), f"{value!r} is not an interface name (1 to 15 characters)")
-    return value
+    known = isinstance(value, str) and _IFNAME.fullmatch(value) and value not in (".", "..")
+    if not known or len(value.encode(errors="surrogateescape")) > most:
+        raise doc.fail((key,), f"{value!r} is not an interface name (1 to {most} bytes)")
+    return str(value)
 
 
 def _major(doc: Document, data: dict[str, Any], default: int) -> int:
@@ -304,17 +336,15 @@ def _choice(
     return str(value)
 
 
-def _flag(doc: Document, path: tuple[str, ...], data: dict[str, Any], default: bool) -> bool:
-    value = data.get(path[-1], default)
+def _flag(doc: Document, key: str, data: dict[str, Any], default: bool) -> bool:
+    value = data.get(key, default)
     if not isinstance(value, bool):
-        raise doc.fail(path, f"{value!r} is not true or false")
+        raise doc.fail((key,), f"{value!r} is not true or false")
     return value
 
 
-def _whole(
-    doc: Document, path: tuple[str, ...], data: dict[str, Any], default: int, low: int, high: int
-) -> int:
-    value = data.get(path[-1], default)
+def _whole(doc: Document, key: str, data: dict[str, Any], default: int, low: int, high: int) -> int:
+    value = data.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise doc.fail(path, f"{value!r} is not a whole number from {low} to {high}")
+        raise doc.fail((key,), f"{value!r} is not a whole number from {low} to {high}")
     return value

@@ -8,20 +8,19 @@ and a crash between two steps leaves nothing that the next start does not adopt.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..core.claims.accesslog import (
-    TAINT_BYTES,
+    FREE_TEXT_BYTES,
     Claim,
     client_end,
-    local_end,
     spellings_of,
     taint_author,
 )
+from ..core.claims.stamp import written
 from ..core.claims.trust import (
     DOUBTED,
     HINTED,
@@ -66,6 +65,7 @@ from .flow_table import FlowTable
 from .known import KnownWords, Word
 from .orders import Orders
 from .plain_words import End, PlainWords
+from .pool import Pool
 from .registry import Registry, Suspended
 from .restriction import Restriction
 
@@ -145,7 +145,11 @@ class Assigner:
         self._tag = settings.major << 16
         self._conntrack, self._tc = Conntrack(), Tc()
         classes = Classes(settings, policy, self._tc, devices, clock)
-        self._registry = Registry(settings.major, state, lock, classes, journal, clock)
+        pool_min = settings.gc.pool_min
+        self._registry = Registry(
+            settings.major, state, lock, classes, journal, clock, pool_min // 2
+        )
+        self._pool, self._clock = Pool(self._registry, pool_min, steady_clock), clock
         self._orders = Orders(state, self._registry, journal, clock)
         self._restriction = Restriction(settings, self._registry)
         self._flows = FlowTable(
@@ -166,6 +170,8 @@ class Assigner:
         self._free_text = bool(settings.free_text_ports) and settings.source != "webhook"
         self._free_text_until = 0
         self._careful_until = 0.0
+        self._window: tuple[float, float] = (0.0, 0.0)
+        self._epoch_offset_s: float | None = None
 
     def close(self) -> None:
         """Release sockets."""
@@ -328,15 +334,19 @@ class Assigner:
     # -- claims -----------------------------------------------------------------------------------
 
     def assign(
-        self, claims: Iterable[Claim], since_s: float | None = None, until_s: float | None = None
+        self,
+        claims: Iterable[Claim],
+        window: tuple[float, float] | None = None,
+        epoch_offset_s: float | None = None,
     ) -> None:
         """Mark the flows of ``claims``.  Raises Suspended; kernel refusals are counted and told.
 
-        They were made between ``since_s`` and ``until_s`` of the steady clock (by default: within
-        the last second).
+        They were made within ``window`` of the steady clock (by default within the last second),
+        and their stamps count with ``epoch_offset_s``, see `stamp.written`.
         """
-        until = self._steady_clock() if until_s is None else until_s
-        window = self._flows.written(until - 1.0 if since_s is None else since_s, until)
+        now = self._steady_clock()
+        self._window = window or (now - 1.0, now)
+        self._epoch_offset_s = epoch_offset_s
         with self._lock:
             if self._lock.changed_hands:
                 self._refresh()
@@ -358,7 +368,7 @@ class Assigner:
             if repeated:
                 others += self._repeat(repeated)
             for start in range(0, len(others), MAX_BATCH):
-                self._give(others[start : start + MAX_BATCH], window)
+                self._give(others[start : start + MAX_BATCH])
 
     def _repeat(self, repeated: dict[Word, Claim]) -> list[Claim]:
         """Set marks of known words again; returns the claims whose flow is not there."""
@@ -372,11 +382,12 @@ class Assigner:
                 self._flows.mirror.remove(words[index].client, record)
             self._forget(words[index].client)
             if code != errno.ENOENT:
-                what = f"setting the mark of {claims[index].source.decode('ascii', 'replace')}"
+                name = spellings_of(words[index].client)[0].decode()
+                what = f"setting the mark of {name}"
                 self._registry.refused(KernelRefused(code, what))
         return [claims[index] for index in errors]
 
-    def _give(self, claims: list[Claim], window: Written) -> None:
+    def _give(self, claims: list[Claim]) -> None:
         """One round: each claim meets its flow, is judged, and the marks are set."""
         ends = [(claim, client_end(claim)) for claim in claims]
         if self._flows.may_miss:
@@ -389,7 +400,7 @@ class Assigner:
             self.counts.marked += marked
         for claim, client in ends:
             try:
-                self._judge(claim, client, window, round_)
+                self._judge(claim, client, round_)
             except Exhausted as error:
                 self.counts.exhausted += 1
                 self._journal.limited("exhausted", str(error), ERROR)
@@ -430,7 +441,7 @@ class Assigner:
             if not careful:
                 self._look_at_marks(ends)
 
-    def _judge(self, claim: Claim, client: bytes | None, window: Written, round_: _Round) -> None:
+    def _judge(self, claim: Claim, client: bytes | None, round_: _Round) -> None:
         """One claim, by the rules of trust."""
         counts, mirror = self.counts, self._flows.mirror
         if client is None:
@@ -448,11 +459,11 @@ class Assigner:
             given.after if (given := round_.given.get((client, r & END))) else r for r in records
         )
         named = self._registry.of_email(claim.email) if claim.email else None
-        end = local_end(claim)
+        end = claim.local
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,
-            lambda: self._when(claim, window), SLACK_MS,
+            lambda: self._when(claim), SLACK_MS,
         )  # fmt: skip
         if meeting is None:
             counts.stale += 1
@@ -515,8 +526,9 @@ class Assigner:
         author = taint_author(claim)
         return author is None or address_key(author) == address_key(client[:-2])
 
-    def _when(self, claim: Claim, window: Written) -> Written:
-        return window
+    def _when(self, claim: Claim) -> Written:
+        """When a claim was made."""
+        return self._flows.written(*written(claim.time, *self._window, self._epoch_offset_s))
 
     def _witness(self, client: bytes, owner: Owner) -> None:
         """A plain word stands: it vouches for its user at this address."""
@@ -589,11 +601,11 @@ class Assigner:
     def _taint_after(self, claim: Claim, our_port: int) -> None:
         """What follows a line of such an inbound (0: nobody knows which) may be a stranger's."""
         if not our_port or self._is_free_text(our_port):
-            self._free_text_until = claim.position + TAINT_BYTES
+            self._free_text_until = claim.position + FREE_TEXT_BYTES
 
     def _is_after_free_text(self, claim: Claim) -> bool:
         # Not below the window either: another file of the log counts from its own start.
-        return self._free_text_until - TAINT_BYTES < claim.position < self._free_text_until
+        return self._free_text_until - FREE_TEXT_BYTES < claim.position < self._free_text_until
 
     # -- carrying out -----------------------------------------------------------------------------
 
@@ -631,6 +643,20 @@ class Assigner:
         self._journal.limited(
             "foreign", f"{flow} bears a mark of other software; left as it is", NOTICE
         )
+
+    # -- classes in advance -----------------------------------------------------------------------
+
+    @property
+    def pool_due(self) -> float | None:
+        """When to `fill_pool` if no claims come, by the steady clock; None: not soon."""
+        return self._pool.due
+
+    def fill_pool(self) -> None:
+        """Make some classes before they are needed.  Raises Suspended."""
+        if self._pool.has_work:
+            with self._lock:
+                self._refresh()
+                self._pool.work(self._clock())
 
     # -- early shaping ----------------------------------------------------------------------------
 
@@ -731,7 +757,6 @@ class Assigner:
         counts: dict[str, int | str] = {
             **vars(replace(self.counts, new_owners=self._registry.new_owners)),
             "users": self.users,
-            "pid": os.getpid(),
             "flows_known_by": flows.way,
             "flows_known": flows.mirror.size,
             "flows_claimed": flows.mirror.claimed,

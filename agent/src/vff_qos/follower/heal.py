@@ -16,7 +16,7 @@ from ..config import Paths
 from ..core.settings import Settings
 from ..errors import KernelRefused, Refused
 from ..journal import ERROR, WARNING, Journal
-from ..kernel.devices import device_index, wan_device
+from ..kernel.devices import wan_link
 from ..kernel.packed.links import is_link_up
 from ..kernel.packed.monitor import Monitor
 from ..kernel.packed.tc import Tc
@@ -159,7 +159,7 @@ class Healer:
     def _wan_moved(self) -> bool:
         """Whether the default route has found another device; without any there is none to go."""
         try:
-            return device_index(wan_device(self._settings)) != self._devices[1]
+            return wan_link(self._settings).ifindex != self._devices[1]
         except Refused:
             return False
 

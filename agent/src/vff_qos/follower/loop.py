@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import select
 import signal
@@ -12,27 +11,28 @@ import time
 from typing import Any
 
 from .. import __version__
-from ..config import Paths, PolicyFile, load_settings, parse_files, policy_stamp, read_policy
+from ..config import Paths, load_settings
 from ..core.policy.model import Policy
+from ..core.settings import Settings
 from ..errors import ConfigError, KernelRefused, Refused
 from ..journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
+from ..kept import keep_settings, kept_settings
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.netlink import Netlink
 from ..kernel.tcpmem import read_tcp_memory
 from ..lock import Lock
+from ..runfile import WRITE_S, Report, write_report
 from ..sources import open_source
 from ..state import State, StateError
 from .assign import Assigner, Suspended
 from .fair_use import FairUse
 from .heal import Healer, repair_command
-from .kept_policy import keep_policy, kept_policy
-from .policy_watch import PolicyWatch
+from .policy_files import PolicyFiles
 
 _TICK_S = 1.0
 #: Rounds begin no faster than this: lines that come meanwhile share one trip to the kernel.
 _ROUND_S = 0.001
-_STATUS_S = 5.0
 #: More than a block of the log makes objects.
 _COLLECT_OBJECTS = 50_000
 
@@ -42,10 +42,8 @@ class Follower:
 
     def __init__(self, paths: Paths, journal: Journal) -> None:
         self._paths, self._journal = paths, journal
-        self._settings = load_settings(paths.settings)
-        # What was read last, what is in force, and what the files looked like a second ago.
-        self._policy_read = self._policy_used = self._policy_seen = policy_stamp(paths)
-        self._state = State(paths.state_dir)
+        self._state = State(paths.state_dir, paths.run_dir)
+        self._settings = self._read_settings()
         if self._state.moved_aside:
             journal.event(
                 "state",
@@ -53,7 +51,8 @@ class Follower:
                 "built anew from the kernel",
                 ERROR,
             )
-        policy = self._first_policy()
+        self._policy_files = PolicyFiles(paths, self._state, journal)
+        policy = self._policy_files.first()
         self._lock = Lock(paths.run_dir)
         self._route = Netlink(0)
         devices = self._find_devices()
@@ -68,28 +67,11 @@ class Follower:
         )
         self._fair_use = FairUse(policy, self._state, self._assigner, journal)
         self._healer = Healer(paths, self._settings, journal, self._assigner.port_ids, devices)
-        self._watch = PolicyWatch(paths)
         self._poll = select.epoll()
         self._signals: set[int] = set()
         self._flow_fd = -1
         self._saved_checkpoint: Any = None
         self._last_round = self._next_tick = self._next_status = 0.0
-
-    def _first_policy(self) -> Policy:
-        try:
-            files = read_policy(self._paths.policy, self._paths.policy_dir)
-            policy = parse_files(files)
-        except ConfigError as error:
-            self._policy_used = []
-            return kept_policy(error, self._state, self._journal)
-        self._keep(files)
-        return policy
-
-    def _keep(self, files: list[PolicyFile]) -> None:
-        try:
-            keep_policy(self._state, files)
-        except StateError as error:
-            self._journal.limited("state", f"{error}; the policy is not kept", ERROR)
 
     def _find_devices(self) -> tuple[int, int]:
         """Indexes of (IFB, WAN); made again if somebody took them away while no agent ran."""
@@ -114,11 +96,12 @@ class Follower:
             )
             for descriptor in (
                 wake,
-                *self._watch.descriptors(),
+                *self._policy_files.descriptors(),
                 *self._source.descriptors(),
                 self._healer.fileno(),
             ):
                 self._poll.register(descriptor, select.EPOLLIN)
+            self._keep()
             self._journal.event(
                 "started",
                 f"vff-qos {__version__} follows {self._settings.origin}: "
@@ -134,8 +117,10 @@ class Follower:
                 self._turn(wake)
             self._finish()
         except Suspended:
+            # An end in peace, for systemd, too: before READY it would be a failure.
+            notify("READY=1\nSTATUS=suspended")
             self._journal.event(
-                "suspended", "suspended: nothing is marked until 'vff-qos bootstrap'", NOTICE
+                "suspended", "suspended: nothing is marked until 'vff-qos enable'", NOTICE
             )
         return 0
 
@@ -146,6 +131,25 @@ class Follower:
             self._flow_fd = descriptor
             if descriptor >= 0:
                 self._poll.register(descriptor, select.EPOLLIN)
+
+    def _read_settings(self) -> Settings:
+        try:
+            return load_settings(self._paths)
+        except ConfigError as error:
+            kept = kept_settings(self._state)
+            if kept is None:
+                raise
+            sentence = f"{error}; the last good settings stay in force"
+            self._journal.event("config", sentence, ERROR)
+            return kept
+
+    def _keep(self) -> None:
+        """Remember what is right for the day when it is not."""
+        self._policy_files.keep()
+        try:
+            keep_settings(self._state, self._paths)
+        except StateError as error:
+            self._journal.limited("state", f"{error}; the settings are not kept", ERROR)
 
     def _catch_signals(self) -> int:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -158,17 +162,16 @@ class Follower:
         """One round of the loop."""
         now = time.monotonic()
         timeout = 0.0 if self._source.more else max(0.0, self._next_tick - now)
-        heal_due = self._healer.due()
-        if heal_due is not None:
-            timeout = min(timeout, max(0.0, heal_due - now))
+        heal_due, pool_due = self._healer.due(), self._assigner.pool_due
+        for due in (heal_due, pool_due):
+            if due is not None:
+                timeout = min(timeout, max(0.0, due - now))
         ready = {descriptor for descriptor, _events in self._poll.poll(timeout)}
         if wake in ready:
             os.read(wake, 512)
             self._next_tick = now
-        if not ready.isdisjoint(self._watch.descriptors()) and self._watch.heard():
-            stamp = policy_stamp(self._paths)
-            if stamp != self._policy_read:
-                self._reload()
+        if not ready.isdisjoint(self._policy_files.descriptors()):
+            self._use(self._policy_files.heard())
         if self._healer.fileno() in ready or (
             heal_due is not None and heal_due <= time.monotonic()
         ):
@@ -178,6 +181,8 @@ class Follower:
             self._read()
         elif self._flow_fd in ready:
             self._assigner.listen()
+        elif pool_due is not None and pool_due <= time.monotonic():
+            self._assigner.fill_pool()
         if time.monotonic() >= self._next_tick:
             self._tick()
 
@@ -194,7 +199,7 @@ class Follower:
         replaying = self._source.replaying
         claims = self._source.read()
         if claims:
-            self._assigner.assign(claims)
+            self._assigner.assign(claims, self._source.window, self._source.epoch_offset_s)
         if replaying and not self._source.replaying:
             self._state.set_value("replay_since", None)
 
@@ -216,20 +221,25 @@ class Follower:
             # Nothing was appended since the start: what is there is to be read now.
             self._read()
         self._complain()
-        self._check_policy()
+        self._use(self._policy_files.look(told=signal.SIGHUP in self._signals))
+        self._signals.discard(signal.SIGHUP)
         self._assigner.keep_time()
         self._fair_use.step(now)
         self._assigner.flush()
         self._assigner.tend_flows()
         self._watch_flows()
         self._assigner.tend_early()
+        pool_due = self._assigner.pool_due
+        if pool_due is None or pool_due <= now:
+            self._assigner.fill_pool()
         self._save_checkpoint()
         self._heal()
         notify("WATCHDOG=1")
         if now >= self._next_status:
-            self._next_status = now + _STATUS_S
+            self._next_status = now + WRITE_S
+            self._settle()
             self._look_at_memory()
-            self._write_status()
+            self._write_report()
 
     def _complain(self) -> None:
         """Tell of streams that cannot be trusted."""
@@ -259,32 +269,15 @@ class Follower:
         if memory.is_short:
             self._journal.limited("memory", str(memory), WARNING)
 
-    def _check_policy(self) -> None:
-        """Read the policy when told to, and when its files have changed and then kept still.
-
-        The watch tells at once and only of files that are complete; where it cannot see (network
-        file systems, links to elsewhere), a change is noticed here.
-        """
-        stamp = policy_stamp(self._paths)
-        still, self._policy_seen = stamp == self._policy_seen, stamp
-        if signal.SIGHUP in self._signals or (stamp != self._policy_read and still):
-            self._signals.discard(signal.SIGHUP)
-            self._reload()
-
-    def _reload(self) -> None:
-        stamp = self._policy_read = policy_stamp(self._paths)
-        try:
-            files = read_policy(self._paths.policy, self._paths.policy_dir)
-            policy = parse_files(files)
-        except ConfigError as error:
-            self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
+    def _use(self, policy: Policy | None) -> None:
+        """Put a new policy in force, if there is one."""
+        if policy is None:
             return
         changed = self._assigner.set_policy(policy)
         self._fair_use.set_policy(policy)
-        self._policy_used = stamp
-        self._write_status()
+        self._write_report()
         self._journal.event("config", f"policy reloaded: {changed} classes changed", INFO)
-        self._keep(files)  # open connections have their limits by now
+        self._policy_files.keep()  # open connections have their limits by now
 
     def _save_checkpoint(self) -> None:
         checkpoint = self._source.checkpoint()
@@ -297,21 +290,29 @@ class Follower:
         else:
             self._saved_checkpoint = checkpoint
 
-    def _write_status(self) -> None:
-        path = os.path.join(self._paths.run_dir, "follow.json")
-        status = {
-            **self._assigner.snapshot(),
-            "repairs": self._healer.repairs,
-            "policy": self._policy_used,
-            "log": vars(self._source.counters),
-            "written": time.time(),
-        }
+    def _write_report(self) -> None:
+        report = Report(
+            os.getpid(),
+            time.time(),
+            self._policy_files.in_force,
+            self._healer.repairs,
+            self._assigner.snapshot(),
+            vars(self._source.counters),
+        )
         try:
-            with open(path + ".new", "w", encoding="utf-8") as file:
-                file.write(json.dumps(status))  # json.dump takes twice as long
-            os.replace(path + ".new", path)
+            write_report(self._paths.run_dir, report)
         except OSError as error:
-            self._journal.limited("state", f"{path}: {os.strerror(error.errno or 0)}", ERROR)
+            sentence = f"{self._paths.run_dir}: {os.strerror(error.errno or 0)}"
+            self._journal.limited("state", f"{sentence}; 'status' sees old counters", ERROR)
+
+    def _settle(self) -> None:
+        """Say where the state is, and bring it back when there is room for it."""
+        if not self._state.trouble:
+            return
+        if self._state.settle():
+            self._journal.event("state", f"the state is in {self._state.path} again", NOTICE)
+        else:
+            self._journal.limited("state", self._state.trouble, ERROR)
 
     # -- healing --------------------------------------------------------------------------------
 

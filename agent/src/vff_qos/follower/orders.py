@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..commands.overrides import describe_override
 from ..core.policy.overrides import OPERATOR, Override, changed_emails
 from ..journal import ERROR, NOTICE, WARNING, Journal
+from ..render import author, describe_override
 from ..state import State, StateError
 from .registry import Registry
 
@@ -87,7 +87,7 @@ class Orders:
             self._tell_end(override, "its time is up")
 
     def _tell_end(self, override: Override, why: str) -> None:
-        message = f"{override.email}: the override of {override.origin} is over: {why}"
+        message = f"{override.email}: the override by {author(override)} is over: {why}"
         self._tell("override_ended", override, message, why)
 
     def _tell(self, kind: str, override: Override, message: str, why: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..core.claims.accesslog import Claim, local_end
+from ..core.claims.accesslog import Claim
 from ..core.claims.trust import Vouchers
 from ..core.flows.record import END, RANK_SHIFT, REMEMBERED, port
 from ..core.owners import ACTIVE
@@ -61,7 +61,7 @@ class PlainWords:
         requests: list[bytes] = []
         for end in ends:
             claim, client = end
-            source, detour, email, tainted, _time, _position, local = claim
+            source, detour, email, tainted, _time, _position, local, _author, _end = claim
             if client is None or tainted or not email:
                 skip(end)
                 continue
@@ -103,5 +103,5 @@ class PlainWords:
 
 def _is_at(claim: Claim, record: int) -> bool:
     """Whether the flow goes where the claim says."""
-    local = local_end(claim)
+    local = claim.local
     return local is not None and local.port == port(record)

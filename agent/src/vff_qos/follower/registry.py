@@ -37,9 +37,10 @@ class Registry:
         classes: Classes,
         journal: Journal,
         clock: Callable[[], float],
+        reserve: int = 0,
     ) -> None:
-        """``clock`` gives seconds since the epoch."""
-        self.minors = Minors(major)
+        """``clock`` gives seconds since the epoch; ``reserve`` as for `Minors`."""
+        self.minors = Minors(major, (), reserve)
         self.classes = classes
         #: The kernel has refused something.
         self.wants_repair = False
@@ -47,7 +48,7 @@ class Registry:
         self.new_owners = 0
         #: Minors that have passed to another owner, for who keeps books by minor.
         self.displaced: list[int] = []
-        self._major = major
+        self._major, self._reserve = major, reserve
         self._state, self._lock, self._journal, self._clock = state, lock, journal, clock
         self._version = self._version_read = -1
         self._unsaved: dict[str, Owner] = {}
@@ -178,7 +179,7 @@ class Registry:
         owners = {owner.key: owner for owner in self._state.owners()}
         owners.update(self._unsaved)
         self._version_read = self._state.version()
-        self.minors = Minors(self._major, owners.values())
+        self.minors = Minors(self._major, owners.values(), self._reserve)
         self._by_email.clear()
         up, down = listed = self.classes.listed()
         now = self._clock()

@@ -1,61 +1,61 @@
-"""Names and indexes of interfaces, without pyroute2: the follower and gc need no more."""
+"""Names and indexes of interfaces, without pyroute2: the follower and gc need no more.
+
+What the kernel says of them is read by rtnetlink.py, which the preflight has in common with us.
+"""
 
 from __future__ import annotations
 
-import socket
-
 from ..core.settings import Settings
-from ..errors import Refused
+from ..errors import KernelRefused, Refused
+from . import rtnetlink
+from .rtnetlink import Link
 
 
 def default_route_device() -> str | None:
-    """Device of the default route with the lowest metric, IPv4 before IPv6; None without one.
-
-    See proc(5): /proc/net/route, and Documentation/networking for /proc/net/ipv6_route.
-    """
-    routes: list[tuple[int, int, str]] = []
-    with open("/proc/net/route", encoding="ascii") as file:
-        for line in list(file)[1:]:
-            name, destination, _gateway, flags, _ref, _use, metric, mask = line.split()[:8]
-            if destination == mask == "00000000" and int(flags, 16) & 1:
-                routes.append((4, int(metric), name))
-    try:
-        with open("/proc/net/ipv6_route", encoding="ascii") as file:
-            for line in file:
-                fields = line.split()
-                up_not_reject = int(fields[8], 16) & 0x201 == 1
-                if (
-                    fields[0] == "0" * 32
-                    and fields[1] == "00"
-                    and up_not_reject
-                    and fields[9] != "lo"
-                ):
-                    routes.append((6, int(fields[5], 16), fields[9]))
-    except FileNotFoundError:
-        # IPv6 is switched off in this kernel.
-        return min(routes)[2] if routes else None
-    return min(routes)[2] if routes else None
+    """The device through which an unmarked packet to the Internet leaves; None if none would."""
+    link = _ask_for_uplink()
+    return link.name if link else None
 
 
-def wan_device(settings: Settings) -> str:
-    """The WAN device by name; Refused if it is ``auto`` and there is no default route."""
+def wan_link(settings: Settings) -> Link:
+    """The WAN device; Refused if there is none, also where ``auto`` finds no default route."""
     if settings.wan != "auto":
-        return settings.wan
-    device = default_route_device()
-    if device is None:
-        raise Refused("no default route: name the interface in settings.yml (wan: eth0)")
-    return device
-
-
-def device_index(name: str) -> int:
-    """Index of an interface; Refused with the names there are if it does not exist."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as error:
-        names = ", ".join(sorted(other for _index, other in socket.if_nameindex()))
-        raise Refused(f"interface {name} does not exist; there are: {names}") from error
+        return _find(settings.wan)
+    link = _ask_for_uplink()
+    if link is None:
+        raise Refused(
+            "no default route: name the interface in settings.yml (if_wan: NAME); "
+            f"there are: {_names()}"
+        )
+    return link
 
 
 def shaping_devices(settings: Settings) -> tuple[int, int]:
     """Interface indexes of (IFB, WAN).  Raises Refused."""
-    return device_index(settings.ifb), device_index(wan_device(settings))
+    return _find(settings.ifb).ifindex, wan_link(settings).ifindex
+
+
+def _find(name: str) -> Link:
+    """The device with a name or an alternative name; Refused with the names there are."""
+    try:
+        link = rtnetlink.find_link(name)
+    except OSError as error:
+        raise KernelRefused(error.errno or 0, f"asking for interface {name}") from error
+    if link is None:
+        raise Refused(f"interface {name} does not exist; there are: {_names()}")
+    return link
+
+
+def _ask_for_uplink() -> Link | None:
+    try:
+        return rtnetlink.uplink()
+    except OSError as error:
+        raise KernelRefused(error.errno or 0, "asking for the default route") from error
+
+
+def _names() -> str:
+    try:
+        links = rtnetlink.all_links()
+    except OSError as error:
+        raise KernelRefused(error.errno or 0, "asking for interfaces") from error
+    return ", ".join(sorted(link.name for link in links if link.leads_out)) or "none"

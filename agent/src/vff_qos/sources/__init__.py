@@ -20,8 +20,7 @@ def open_source(settings: Settings, checkpoint: Any, replay_since_s: float | Non
         return WebhookSource(
             settings.webhook_listen,
             settings.webhook_group,
-            settings.webhook_mode,
-            settings.webhook_token,
+            token=settings.webhook_token,
         )
     if settings.source == "journal":
         from .journald import JournalSource, container_matches, unit_matches

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ..core.claims.accesslog import Claim, Counters
+from ..core.claims.accesslog import Claim, Counters, Stranger
 
 
 class Source(Protocol):
     """A stream of claims.  A new kind of source is a new file with this shape."""
 
     counters: Counters
+    #: What the last ``read`` gave was written between these (CLOCK_MONOTONIC, seconds; -inf: it
+    #: is not known since when).
+    window: tuple[float, float]
+    #: Time since the epoch less CLOCK_MONOTONIC, for ``stamp.written``; None if the clock was set
+    #: within the window, or claims have no stamps.
+    epoch_offset_s: float | None
+    #: Who had a stranger's text written, among what the last ``read`` saw.
+    strangers: list[Stranger]
 
     def descriptors(self) -> list[int]:
         """File descriptors that become readable when there may be something to read."""

@@ -1,9 +1,10 @@
 """The access log inside a Docker or Podman container, through ``/proc/PID/root``.
 
 The runtime's socket would tell everything, and whoever may open it is root on the node.  So the
-agent only reads: the runtimes' own books say which id and PID a name has, and the process's
-cgroup, which bears the id, says whether that is still true.  This needs CAP_DAC_READ_SEARCH (the
-books) and CAP_SYS_PTRACE (``/proc/PID/root``), and writes nothing anywhere.
+agent only reads: the runtimes' own books say which id and PID a name has (`runtimes.py`), and the
+process's cgroup, which bears the id, says whether that is still true.  This needs
+CAP_DAC_READ_SEARCH (the books) and CAP_SYS_PTRACE (``/proc/PID/root``), and writes nothing
+anywhere.
 
 A process descriptor tells when the container ends; what its log still holds is read before the
 next process of that name is looked for.
@@ -11,110 +12,16 @@ next process of that name is looked for.
 
 from __future__ import annotations
 
-import json
 import os
 import select
-from dataclasses import dataclass
 from typing import Any
 
-from ..core.claims.accesslog import Claim, Counters
+from ..core.claims.accesslog import Claim, Counters, Stranger
 from ..errors import SourceError
 from .file import FileSource
+from .runtimes import Books, Finder, Found, bears_id, find_container, inside
 
-_MAX_LINKS = 40
-
-
-@dataclass(frozen=True)
-class Books:
-    """Where the runtimes keep what they know (``docker`` may be moved by ``docker_config``)."""
-
-    docker: str = "/var/lib/docker"
-    docker_config: str = "/etc/docker/daemon.json"
-    podman: str = "/var/lib/containers/storage"
-    podman_run: str = "/run/containers/storage"
-
-
-@dataclass(frozen=True)
-class Found:
-    """A container of the wanted name; ``pid`` is 0 while it does not run."""
-
-    container_id: str
-    pid: int
-
-
-def find_container(name: str, books: Books) -> Found | None:
-    """What Docker's or Podman's books say about a name.  Raises SourceError if unreadable."""
-    try:
-        return _find_docker(name, books) or _find_podman(name, books)
-    except PermissionError as error:
-        raise SourceError(
-            f"{error.filename}: cannot be read by uid {os.geteuid()}; to find a container the "
-            "agent needs CAP_DAC_READ_SEARCH"
-        ) from error
-
-
-def _find_docker(name: str, books: Books) -> Found | None:
-    config = _load(books.docker_config)
-    root = config.get("data-root", books.docker) if isinstance(config, dict) else books.docker
-    directory = os.path.join(root, "containers")
-    quoted = json.dumps("/" + name).encode()
-    found = None
-    for entry in _listdir(directory):
-        data = _read(os.path.join(directory, entry, "config.v2.json"))
-        # Most of these files are of other containers, and long.
-        if quoted not in data:
-            continue
-        container = _parse(data)
-        if not isinstance(container, dict) or container.get("Name") != "/" + name:
-            continue
-        state = container.get("State")
-        pid = state.get("Pid") if isinstance(state, dict) else 0
-        found = Found(entry, pid if isinstance(pid, int) else 0)
-        if found.pid:
-            break
-    return found
-
-
-def _find_podman(name: str, books: Books) -> Found | None:
-    for kind in _listdir(books.podman):
-        # overlay-containers, vfs-containers, ...: named after the storage driver
-        if not kind.endswith("-containers"):
-            continue
-        containers = _load(os.path.join(books.podman, kind, "containers.json"))
-        for container in containers if isinstance(containers, list) else []:
-            if isinstance(container, dict) and name in (container.get("names") or []):
-                key = str(container.get("id"))
-                pid = _read(os.path.join(books.podman_run, kind, key, "userdata", "pidfile"))
-                return Found(key, int(pid) if pid.strip().isdigit() else 0)
-    return None
-
-
-def _listdir(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _read(path: str) -> bytes:
-    """The bytes of a file; empty if it is not there (containers come and go)."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
-
-
-def _parse(data: bytes) -> Any:
-    """JSON; None if it is none (yet)."""
-    try:
-        return json.loads(data)
-    except ValueError:
-        return None
-
-
-def _load(path: str) -> Any:
-    return _parse(_read(path))
+__all__ = ["Books", "ContainerSource", "Found", "find_container"]
 
 
 class _Process:
@@ -133,7 +40,7 @@ class _Process:
         process = cls(pidfd, -1)
         try:
             # From here to the last line the PID is that of one process, if it lives then.
-            if found.container_id.encode() in _read(f"/proc/{found.pid}/cgroup"):
+            if bears_id(found.pid, found.container_id):
                 process._root = os.open(f"/proc/{found.pid}/root", os.O_PATH | os.O_DIRECTORY)
         except (FileNotFoundError, ProcessLookupError):
             pass  # it has just ended: no root
@@ -158,41 +65,16 @@ class _Process:
         return bool(poll.poll(0))
 
     def path(self, path: str) -> str:
-        """A name under which we reach what the process calls ``path``.
-
-        The kernel would follow absolute links from our own root, not from the container's.
-        """
-        root = f"/proc/self/fd/{self._root}"
-        todo, done, links = path.split("/")[::-1], [root], 0
-        while todo:
-            part = todo.pop()
-            if part == "..":
-                del done[max(1, len(done) - 1) :]
-            elif part not in ("", "."):
-                link = _readlink("/".join([*done, part]))
-                if link is None:
-                    done.append(part)
-                    continue
-                links += 1
-                if links > _MAX_LINKS:
-                    raise SourceError(f"{path}: more than {_MAX_LINKS} symbolic links")
-                if link.startswith("/"):
-                    del done[1:]
-                todo += link.split("/")[::-1]
-        return "/".join(done)
+        """A name under which we reach what the process calls ``path``.  Raises SourceError."""
+        try:
+            return inside(f"/proc/self/fd/{self._root}", path)
+        except OSError as error:
+            raise SourceError(f"{path}: too many symbolic links, or links in a circle") from error
 
     def close(self) -> None:
         os.close(self.pidfd)
         if self._root >= 0:
             os.close(self._root)
-
-
-def _readlink(path: str) -> str | None:
-    """Where a symbolic link points; None if there is none (what there is, FileSource sees)."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
 
 
 class ContainerSource:
@@ -212,7 +94,10 @@ class ContainerSource:
         """
         self.name, self.path = name, path
         self.counters = Counters()
-        self._books = books or Books()
+        self.window = 0.0, 0.0
+        self.epoch_offset_s: float | None = None
+        self.strangers: list[Stranger] = []
+        self._finder = Finder(name, books or Books())
         self._checkpoint = checkpoint
         self._retired = Counters()
         self._process: _Process | None = None
@@ -226,9 +111,12 @@ class ContainerSource:
 
     def _enter(self, replay_since_s: float | None = None) -> str | None:
         """Open the log of the process that runs now; a sentence if there is none."""
-        found = find_container(self.name, self._books)
+        found = self._finder.look()
         if found is None:
-            return f"container {self.name}: neither Docker nor Podman knows it; waiting for it"
+            return (
+                f"container {self.name}: neither Docker nor Podman knows it (looked in "
+                f"{self._finder.where()}); waiting for it"
+            )
         process = _Process.open(found) if found.pid else None
         if process is None:
             return f"container {self.name} does not run; waiting for it"
@@ -272,6 +160,7 @@ class ContainerSource:
     def read(self) -> list[Claim]:
         """Claims from the log; after the end of the process up to the log's last line."""
         self._first = False
+        self.strangers = []
         if self._file is None or self._process is None:
             return []
         ended = self._process.ended
@@ -279,6 +168,8 @@ class ContainerSource:
             claims = self._file.read()
         except SourceError as error:
             raise self._translated(error, self._file.path) from error
+        self.window, self.epoch_offset_s = self._file.window, self._file.epoch_offset_s
+        self.strangers = self._file.strangers
         if ended and not self._file.more:
             self._leave()
         return claims

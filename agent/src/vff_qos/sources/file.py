@@ -2,32 +2,40 @@
 
 A rename rotation loses nothing because the old inode stays open: Xray goes on writing to it
 until a minute or two of silence, so old and new are read side by side.
+
+No line is left out because of its age.  Its stamp may be a stranger's, and of an unknown zone; so
+``window`` says between which looks at the file it was written.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import stat
-import time
-from collections.abc import Callable
 from typing import Any
 
 from inotify_simple import Event, INotify
 from inotify_simple import flags as inotify_flags
 
-from ..core.claims.accesslog import Claim, Counters, Scanner
-from ..core.claims.lines import FINGERPRINT_BYTES, Assembler, Change, Identity, judge_change
+from ..core.claims.accesslog import MESSAGE_BYTES, Claim, Counters, Scanner, Stranger
+from ..core.claims.lines import Assembler
+from ..core.claims.rotation import FINGERPRINT_BYTES, Change, Identity, judge_change
 from ..errors import SourceError
+from .clock import Clock
 
-#: A stale line can meet a reused tuple, so that replay after a restart is bounded in age.
-REPLAY_S = 60.0
+#: At most so much is read again after a restart.
+REPLAY_BYTES = 64 << 20
+#: Without a checkpoint: how far back to look for the lines of live flows.
+FIRST_LOOK_BYTES = 4 << 20
 
 _BLOCK_BYTES = 1 << 17
-#: Without a checkpoint: how far back to look for lines that are young enough.
-_FIRST_LOOK_BYTES = 4 << 20
 #: Xray keeps writing to a renamed file until 1 to 2 minutes of silence.
 _OLD_FILE_S = 300.0
 _MAX_OLD_FILES = 4
+#: While nothing is written, the checkpoint says so only this often: each time costs a write.
+_IDLE_SAVE_S = 60.0
+#: The positions of two files of a log are at least so far apart.
+_FILE_POSITIONS = 1 << 48
 
 _DIR_EVENTS = (
     inotify_flags.CREATE | inotify_flags.MOVED_TO | inotify_flags.MOVED_FROM | inotify_flags.DELETE
@@ -37,35 +45,124 @@ _DIR_EVENTS = (
 class _Tail:
     """One inode of the log, open."""
 
-    def __init__(self, path: str, offset: int) -> None:
+    def __init__(self, path: str, since_s: float, position: int) -> None:
+        """``since_s``: nothing that is to be read was written before."""
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self.fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(self.fd)
             raise SourceError(f"{path}: is not a regular file")
         self.device, self.inode = status.st_dev, status.st_ino
-        self.offset = offset
+        self.offset = 0
         self.fingerprint = b""
         self.assembler = Assembler()
-        self.scanner = Scanner()
+        self.scanner = Scanner(position=position)
+        #: The file that was the log before this one, until that one is read to its end.
+        self.after: _Tail | None = None
         self.watch = -1
         self.quiet_since = 0.0
-        self.update_fingerprint()
+        #: What is unread or unfinished was written after the first, what is unread after the other.
+        self.since_s = self._end_s = since_s
+        #: The first of these as the checkpoint has it, and up to where.
+        self._saved: dict[str, Any] = {}
+        self._saved_s, self._saved_offset = -math.inf, -1
+        #: Nothing was left at the last look.
+        self.at_end = False
+        self._update_fingerprint()
 
-    def update_fingerprint(self) -> None:
+    def go_on(self, saved: dict[str, Any]) -> None:
+        """Begin where a checkpoint says."""
+        self.offset = int(saved["offset"])
+        self.assembler.dropping = bool(saved.get("dropping"))
+        self.scanner.taint(int(saved.get("taint", MESSAGE_BYTES)))
+
+    def skip_to(self, offset: int) -> None:
+        """Begin in the middle: what stands before may be of a stranger's text."""
+        self.offset = offset
+        self.assembler.dropping = True
+        self.scanner.taint()
+
+    def read(self, now: float) -> list[Claim]:
+        """Claims of the next block; none at the end."""
+        data = os.pread(self.fd, _BLOCK_BYTES, self.offset)
+        if self.offset and self.is_truncated():
+            self.restart()
+            data = os.pread(self.fd, _BLOCK_BYTES, 0)
+        self.at_end = len(data) < _BLOCK_BYTES
+        claims: list[Claim] = []
+        unfinished_before = self.assembler.pending > 0 or self.assembler.dropping
+        if data:
+            if not self.offset:
+                self.fingerprint = data[:FINGERPRINT_BYTES]
+            self._update_fingerprint()
+            self.offset += len(data)
+            self.quiet_since = now
+            overlong = self.assembler.overlong
+            block = self.assembler.feed(data)
+            if self.assembler.overlong != overlong:
+                self.scanner.taint()
+            if block:
+                claims = self.scanner.scan(block)
+                unfinished_before = False
+        self._move_on(now, unfinished_before)
+        return claims
+
+    def _move_on(self, now: float, unfinished_before: bool) -> None:
+        """What will be read later was written after which time?"""
+        unfinished = self.assembler.pending > 0 or self.assembler.dropping
+        if not unfinished:
+            self.since_s = now if self.at_end else self._end_s
+        elif not unfinished_before:
+            self.since_s = self._end_s  # it began after the end that was seen last
+        if self.at_end:
+            self._end_s = now
+
+    def look_at_end(self, now: float) -> None:
+        """While nothing is written, time goes on."""
+        self.at_end = os.fstat(self.fd).st_size == self.offset
+        if self.at_end:
+            self._end_s = now
+            if not (self.assembler.pending or self.assembler.dropping):
+                self.since_s = now
+
+    def restart(self) -> None:
+        """The file was truncated; what stands there now began at its start."""
+        self.offset = 0
+        self.fingerprint = b""
+        self._update_fingerprint()
+        self.assembler.reset()
+
+    def _update_fingerprint(self) -> None:
         """Take more of the beginning while the file is short."""
         if len(self.fingerprint) < FINGERPRINT_BYTES:
             self.fingerprint = os.pread(self.fd, FINGERPRINT_BYTES, 0)
 
-    def identity(self) -> Identity:
-        return Identity(self.device, self.inode, self.fingerprint)
+    def is_truncated(self) -> bool:
+        """Whether the file was written anew from its start."""
+        first = os.pread(self.fd, FINGERPRINT_BYTES, 0)
+        size = os.fstat(self.fd).st_size
+        held = Identity(self.device, self.inode, self.fingerprint)
+        return judge_change(held, self.offset, size, first, None) is Change.TRUNCATED
 
-    def checkpoint(self) -> dict[str, Any]:
+    def checkpoint(self, clock: Clock) -> dict[str, Any]:
+        """Where to go on."""
+        taint = self.scanner.taint_left
+        if self.after is not None:
+            taint = max(taint, self.after.scanner.taint_left)
+        offset = self.offset - self.assembler.pending
+        if self.since_s > self._saved_s and (
+            offset != self._saved_offset or self.since_s > self._saved_s + _IDLE_SAVE_S
+        ):
+            self._saved, self._saved_s = clock.save(self.since_s), self.since_s
+            self._saved_offset = offset
         return {
             "device": self.device,
             "inode": self.inode,
-            "offset": self.offset - self.assembler.pending,
+            "offset": offset,
             "fingerprint": self.fingerprint.hex(),
+            "taint": taint,
+            "dropping": self.assembler.dropping,
+            **self._saved,
         }
 
 
@@ -77,41 +174,61 @@ class FileSource:
         path: str,
         checkpoint: Any = None,
         replay_since_s: float | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Clock | None = None,
     ) -> None:
-        """``checkpoint`` is what an earlier run saved.
+        """``checkpoint`` is what an earlier run saved: reading goes on there.
 
-        Lines older than 60 s, or than ``replay_since_s`` (epoch) if that is longer ago, are not
-        replayed.  A missing file is waited for; raises SourceError if it cannot be read.
+        Without one the last 4 MiB are read; 64 MiB if lines since ``replay_since_s`` (epoch) are
+        asked for.  A missing file is waited for; raises SourceError if it cannot be read.
         """
         self.path = path
         self.counters = Counters()
         self.more = False
         self.replaying = True
-        self._clock = clock
-        # Stamps may lack fractions of a second.
-        self._since_s = min(clock() - REPLAY_S, (replay_since_s or clock()) - 1)
-        self._zone_s: float | None = None
-        self._times: dict[bytes, float] = {}
+        self.strangers: list[Stranger] = []
+        self._clock = clock or Clock()
+        now = self._clock.now()
+        self.window = now, now
+        self.epoch_offset_s: float | None = self._clock.offset_s
+        self._first_look = FIRST_LOOK_BYTES
+        if checkpoint or replay_since_s is not None:
+            self._first_look = REPLAY_BYTES
+        #: What appears at the path was written after this.
+        self._looked_s = -math.inf
+        #: How much of what appears there may still be of a stranger's text.
+        self._taint_left = 0
+        self._opened = 0
+        self._starting = True
         self._inotify = INotify(nonblocking=True)
         self._dir_watch = -1
         self._tails: list[_Tail] = []
         self._retired = Counters()
         #: Nothing stands at the path.
         self.missing = self._told_missing = False
-        self._resume(checkpoint)
+        self._resume(checkpoint or [])
         self.missing = not self._look_at_path()
+        self._starting = False
 
     # -- opening --------------------------------------------------------------------------------
 
-    def _resume(self, checkpoint: Any) -> None:
+    def _resume(self, checkpoint: list[dict[str, Any]]) -> None:
         """Open the inodes of the checkpoint, wherever rotation has moved them."""
         directory, name = os.path.split(self.path)
-        for saved in checkpoint or []:
+        for saved in checkpoint:
+            since_s = self._clock.restore(saved)
+            # What is not among them has become the log after that time.
+            self._looked_s = max(self._looked_s, since_s)
             for candidate in self._candidates(directory, name):
                 if self._matches(candidate, saved):
-                    self._open(candidate, int(saved["offset"]))
+                    tail = self._open(candidate, since_s)
+                    tail.go_on(saved)
+                    if not tail.offset and len(self._tails) > 1:
+                        tail.after = self._tails[-2]
+                    self._bound(tail, REPLAY_BYTES)
+                    self._taint_left = 0
                     break
+            else:
+                self._taint_left = int(saved.get("taint", MESSAGE_BYTES))
 
     @staticmethod
     def _candidates(directory: str, name: str) -> list[str]:
@@ -139,9 +256,9 @@ class FileSource:
             and status.st_size >= saved["offset"]
         )
 
-    def _open(self, path: str, offset: int) -> None:
+    def _open(self, path: str, since_s: float) -> _Tail:
         try:
-            tail = _Tail(path, offset)
+            tail = _Tail(path, since_s, self._opened * _FILE_POSITIONS)
         except PermissionError as error:
             status = os.stat(path)
             raise SourceError(
@@ -150,18 +267,17 @@ class FileSource:
                 "or a group that may read it"
             ) from error
         tail.watch = self._inotify.add_watch(f"/proc/self/fd/{tail.fd}", inotify_flags.MODIFY)
-        tail.quiet_since = self._clock()
+        tail.quiet_since = self._clock.now()
+        self._opened += 1
         self._tails.append(tail)
+        return tail
 
-    def _first_offset(self) -> int:
-        """Where to begin in a file that no checkpoint knows: young lines may be at its end."""
-        size = os.stat(self.path).st_size
-        if size <= _FIRST_LOOK_BYTES:
-            return 0
-        with open(self.path, "rb") as file:
-            file.seek(size - _FIRST_LOOK_BYTES)
-            file.readline()
-            return file.tell()
+    @staticmethod
+    def _bound(tail: _Tail, most: int) -> None:
+        """Leave out what is older than the last ``most`` bytes."""
+        size = os.fstat(tail.fd).st_size
+        if size - tail.offset > most:
+            tail.skip_to(size - most)
 
     # -- the interface --------------------------------------------------------------------------
 
@@ -177,37 +293,38 @@ class FileSource:
             self._look_at_path()
         claims: list[Claim] = []
         self.more = False
+        self.strangers = []
+        now = since_s = self._clock.look()
         for tail in self._tails:
-            data = os.pread(tail.fd, _BLOCK_BYTES, tail.offset)
-            if not data:
-                continue
-            if tail.offset == 0 or len(tail.fingerprint) < FINGERPRINT_BYTES:
-                tail.update_fingerprint()
-            tail.offset += len(data)
-            tail.quiet_since = self._clock()
-            self.more |= len(data) == _BLOCK_BYTES
-            overlong = tail.assembler.overlong
-            block = tail.assembler.feed(data)
-            if tail.assembler.overlong != overlong:
-                tail.scanner.taint()
-            if block:
-                claims += tail.scanner.scan(block)
-        if self.replaying:
-            claims = [claim for claim in claims if self._young(claim.time)]
-            self.replaying = self.more
+            if tail.after is not None:
+                # Whoever splits the stream at lines may have split a stranger's text.
+                if not tail.after.at_end:
+                    self.more = True
+                    continue
+                tail.scanner.taint(tail.after.scanner.taint_left)
+                tail.after = None
+            tail_since_s, offset = tail.since_s, tail.offset
+            claims += tail.read(now)
+            if tail.offset != offset:
+                since_s = min(since_s, tail_since_s)
+            self.more |= not tail.at_end
+            if tail.scanner.strangers:
+                self.strangers += tail.scanner.strangers
+                tail.scanner.strangers = []
+        self.window = since_s, self._clock.now()
+        self.epoch_offset_s = self._clock.offset_since(since_s)
+        self.replaying = self.replaying and self.more
         return claims
 
     def tick(self) -> str | None:
         """Follow rotations and truncation; complain once when the log is missing."""
-        now = self._clock()
+        now = self._clock.look()
         present = self._look_at_path()
-        for tail in list(self._tails):
-            first = os.pread(tail.fd, FINGERPRINT_BYTES, 0)
-            size = os.fstat(tail.fd).st_size
-            if judge_change(tail.identity(), tail.offset, size, first, None) is Change.TRUNCATED:
-                tail.offset = 0
-                tail.fingerprint = first
-                tail.assembler.reset()
+        for tail in self._tails:
+            if tail.is_truncated():
+                tail.restart()
+                self.more = True
+            tail.look_at_end(now)
         while (
             not self.more
             and len(self._tails) > 1
@@ -231,8 +348,8 @@ class FileSource:
         return None
 
     def checkpoint(self) -> Any:
-        """Inode, offset of the last whole line and fingerprint of each open file."""
-        return [tail.checkpoint() for tail in self._tails]
+        """Of each open file: what it is, where the last whole line ends, and since when it ends."""
+        return [tail.checkpoint(self._clock) for tail in self._tails]
 
     def close(self) -> None:
         """Release all descriptors."""
@@ -245,10 +362,11 @@ class FileSource:
 
     def _look_at_path(self) -> bool:
         """Open what stands at the path if it is new; whether anything stands there."""
+        now = self._clock.now()
         self._watch_directory()
-        # A file that appears after the first look is new: everything in it counts.
-        fresh = bool(self._tails) or self.missing
-        return self._open_unknown(self.path, 0 if fresh else None)
+        present = self._open_unknown(self.path)
+        self._looked_s = now
+        return present
 
     def _look_at_renamed(self, events: list[Event]) -> None:
         """Open logs that were made and renamed again before we looked.
@@ -262,21 +380,25 @@ class FileSource:
             elif event.mask & inotify_flags.MOVED_TO and event.cookie in moving:
                 names.add(event.name)
         for name in names - {os.path.basename(self.path)}:
-            self._open_unknown(os.path.join(os.path.dirname(self.path), name), 0)
+            self._open_unknown(os.path.join(os.path.dirname(self.path), name))
 
-    def _open_unknown(self, path: str, offset: int | None) -> bool:
-        """Open a log whose inode is not open yet; whether anything stands there.
-
-        ``offset`` None: where young lines may begin.
-        """
+    def _open_unknown(self, path: str) -> bool:
+        """Open a log whose inode is not open yet; whether anything stands there."""
         try:
             status = os.stat(path)
         except FileNotFoundError:
             return False
         except NotADirectoryError as error:
             raise SourceError(f"{path}: {os.strerror(error.errno or 0)}") from error
-        if all((tail.device, tail.inode) != (status.st_dev, status.st_ino) for tail in self._tails):
-            self._open(path, self._first_offset() if offset is None else offset)
+        if any((tail.device, tail.inode) == (status.st_dev, status.st_ino) for tail in self._tails):
+            return True
+        tail = self._open(path, self._looked_s)
+        tail.after = self._tails[-2] if len(self._tails) > 1 else None
+        tail.scanner.taint(self._taint_left)
+        self._taint_left = 0
+        # A file that appears after the first look is new: everything in it counts.
+        if self._starting:
+            self._bound(tail, self._first_look)
         return True
 
     def _watch_directory(self) -> None:
@@ -302,48 +424,3 @@ class FileSource:
         for tail in self._tails:
             self._add(total, tail.scanner.counters, tail.assembler.overlong)
         self.counters = total
-
-    def _young(self, stamp: bytes) -> bool:
-        """Whether a line of the past is young enough to be replayed."""
-        when = self._times.get(stamp)
-        if when is None:
-            if len(self._times) > 10_000:
-                self._times.clear()
-            when = self._times[stamp] = _epoch(stamp)
-        if self._zone_s is None:
-            self._zone_s = self._zone_difference()
-        return when + self._zone_s >= self._since_s
-
-    def _zone_difference(self) -> float:
-        """How far the log's local time is from ours: a container often runs in UTC.
-
-        The last line was written when the file was last modified; zones differ by quarters of
-        an hour.
-        """
-        for tail in reversed(self._tails):
-            status = os.fstat(tail.fd)
-            end = os.pread(tail.fd, 8_192, max(0, status.st_size - 8_192))
-            for line in reversed(end.splitlines()):
-                try:
-                    written = _epoch(line[:19])
-                except ValueError:
-                    continue
-                return round((status.st_mtime - written) / 900) * 900.0
-        return 0.0
-
-
-def _epoch(stamp: bytes) -> float:
-    """Seconds since the epoch of ``2026/11/20 15:48:00`` in our local zone."""
-    return time.mktime(
-        (
-            int(stamp[0:4]),
-            int(stamp[5:7]),
-            int(stamp[8:10]),
-            int(stamp[11:13]),
-            int(stamp[14:16]),
-            int(stamp[17:19]),
-            0,
-            0,
-            -1,
-        )
-    )

@@ -1,26 +1,45 @@
 """The access log in the systemd journal: by unit, or by the name of a container.
 
 journald splits a stream at newlines and keeps their order, so that the entries go through the
-same Scanner as a file's lines.  Where it has cut a line itself, the line is no line.
+same Scanner as a file's lines, one for each stream.  Where it has cut a line itself, the line is
+no line.  When an entry came, journald says itself, by both clocks; nobody else can.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import time
-from collections.abc import Callable
 from typing import Any
 
 from systemd import journal
 
-from ..core.claims.accesslog import MAX_LINE_BYTES, Claim, Scanner
+from ..core.claims.accesslog import (
+    MAX_LINE_BYTES,
+    MESSAGE_BYTES,
+    Claim,
+    Counters,
+    Scanner,
+    Stranger,
+)
+from ..core.claims.stamp import QUARTER_S, SLACK_S
 from ..errors import SourceError
-from .file import REPLAY_S
+from .clock import boot_id
 
 _ENTRIES_PER_READ = 2_048
+#: At most so many entries are read again after a restart; without a cursor: so many at first.
+REPLAY_ENTRIES = 262_144
+FIRST_LOOK_ENTRIES = 16_384
+#: A cursor younger than this needs no bound.
+_YOUNG_S = 600.0
 #: While nothing was ever found: how often the journal is opened anew.
 _REOPEN_S = 10.0
+#: A line may wait for journald, which restarts now and then.
+_DELAY_S = 30.0
+#: Entries of one read are not further apart, so that stamps are unambiguous within it.
+_SPAN_S = QUARTER_S - 2 * _DELAY_S
+_MAX_STREAMS = 64
 
 
 def unit_matches(unit: str) -> dict[str, str]:
@@ -45,29 +64,49 @@ class JournalSource:
         checkpoint: Any = None,
         replay_since_s: float | None = None,
         directory: str | None = None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
-        """``checkpoint`` is what an earlier run saved; ``directory``: not the system's journal.
+        """``checkpoint`` is what an earlier run saved: reading goes on there.
 
-        Entries older than 60 s, or than ``replay_since_s`` if that is longer ago, are not read.
+        Without one the last 16,384 entries are read; 262,144 if lines since ``replay_since_s``
+        are asked for.  ``directory``: not the system's journal.
         """
         self.more = False
         self.replaying = True
-        self._matches, self._directory, self._clock = matches, directory, clock
-        # Bounded once and for all: no later seek, wherever it lands, brings an old entry back.
-        self._since_us = int(min(clock() - REPLAY_S, (replay_since_s or clock()) - 1) * 1e6)
-        self._scanner = Scanner()
-        self.counters = self._scanner.counters
+        self.counters = Counters()
+        self.strangers: list[Stranger] = []
+        now = time.monotonic()
+        self.window = now, now
+        self.epoch_offset_s: float | None = None
+        self._matches, self._directory = matches, directory
+        self._boot = bytes.fromhex(boot_id().replace("-", ""))
+        self._first_look = FIRST_LOOK_ENTRIES if replay_since_s is None else REPLAY_ENTRIES
         self._cursor: str | None = None
+        #: By stream, the one that was silent for longest first.
+        self._scanners: dict[bytes, Scanner] = {}
+        #: What a stream that is not among them begins with: distrust, if its start was not seen.
+        self._unseen = 0
+        self._streams = 0
         if checkpoint:
             self._cursor = str(checkpoint["cursor"])
-            self._scanner.taint(int(checkpoint["taint"]))
+            self._restore(checkpoint["taint"])
+        #: What to add to CLOCK_MONOTONIC, as the last entry has it.
+        self._offset_s: float | None = None
+        #: The reader stands before an entry that is still to be given.
+        self._held = False
         self._found_any = self._told = False
         self._stale = False
         self._reader: Any = None
         self._next_open = 0.0
         self._epoll = select.epoll()
         self._open()
+
+    def _restore(self, taint: Any) -> None:
+        """How far distrust reaches in each stream."""
+        if not isinstance(taint, dict):
+            self._unseen = MESSAGE_BYTES
+            return
+        for stream, left in taint.items():
+            self._scanner(stream.encode()).taint(int(left))
 
     def _open(self) -> None:
         """Open the journal and stand before the first entry to read."""
@@ -80,6 +119,7 @@ class JournalSource:
             self._epoll.register(self._reader.fileno(), select.EPOLLIN)
             self._reader.seek_tail()
             self._found_any |= bool(self._reader._previous())
+            self._held = False
             self._seek()
         except OSError as error:
             raise _failed(error) from error
@@ -87,15 +127,47 @@ class JournalSource:
         self._next_open = time.monotonic() + _REOPEN_S
 
     def _seek(self) -> None:
+        """Stand at the cursor, or so many entries before the end as may be read."""
+        reader = self._reader
         if self._cursor is not None:
-            self._reader.seek_cursor(self._cursor)
-            # A cursor that was vacuumed away lands somewhere near.
-            if self._reader._next() and self._reader.test_cursor(self._cursor):
-                if self._reader._get_realtime() >= self._since_us:
-                    return
-            else:
-                self._scanner.taint()
-        self._reader.seek_realtime(self._since_us)
+            reader.seek_cursor(self._cursor)
+            if not reader._next():
+                return
+            if not reader.test_cursor(self._cursor):
+                # Vacuumed away: what is left is newer, and began in what is gone.
+                self._distrust()
+                self._held = True
+            if reader._get_realtime() > (time.time() - _YOUNG_S) * 1e6:
+                return
+        if not self._found_any:
+            reader.seek_head()
+            return
+        at = reader._get_cursor() if self._cursor is not None else None
+        since = reader._get_realtime() if at is not None else 0
+        reader.seek_tail()
+        reader._previous(REPLAY_ENTRIES if at is not None else self._first_look)
+        if at is None or reader._get_realtime() > since:
+            self._distrust()
+            self._held = True
+            return
+        reader.seek_cursor(at)
+        reader._next()
+
+    def _distrust(self) -> None:
+        """What comes now may be the rest of what was not seen, in whichever stream."""
+        self._scanners.clear()
+        self._unseen = MESSAGE_BYTES
+
+    def _scanner(self, stream: bytes) -> Scanner:
+        scanner = self._scanners.pop(stream, None)
+        if scanner is None:
+            self._streams += 1
+            scanner = Scanner(self.counters, self._streams << 48, self._unseen)
+            if len(self._scanners) >= _MAX_STREAMS:
+                quiet = (key for key, one in self._scanners.items() if not one.taint_left)
+                del self._scanners[next(quiet, next(iter(self._scanners)))]
+        self._scanners[stream] = scanner
+        return scanner
 
     # -- the interface --------------------------------------------------------------------------
 
@@ -112,35 +184,67 @@ class JournalSource:
             raise _failed(error) from error
 
     def _read(self) -> list[Claim]:
-        reader, since_us = self._reader, self._since_us
+        reader = self._reader
         self._stale |= reader.process() == journal.INVALIDATE
         claims: list[Claim] = []
+        self.strangers = []
         lines: list[bytes] = []
+        stream = b""
+        times = _Times(self._boot, self._offset_s)
         count = 0
         # get_next() would build every field of an entry: an eighth of the speed.
-        while count < _ENTRIES_PER_READ and reader._next():
+        while count < _ENTRIES_PER_READ and (self._held or reader._next()):
+            self._held = not times.add(reader._get_realtime(), *reader._get_monotonic())
+            if self._held:
+                break  # it is too far from the others; the next read takes it
             count += 1
             line = _field(reader, "MESSAGE")
-            old = reader._get_realtime() < since_us
-            if not old and line is not None and _is_whole(reader, line):
+            of = _field(reader, "_STREAM_ID") or _field(reader, "CONTAINER_ID_FULL") or b""
+            whole = line is not None and _is_whole(reader, line)
+            if lines and (of != stream or not whole):
+                claims += self._scan(stream, lines)
+                lines = []
+            stream = of
+            if whole and line is not None:
                 lines.append(line)
-                continue
-            claims += self._scan(lines)
-            lines = []
-            if not old:
-                self.counters.lines += 1
-                self.counters.unparsed += 1
-                self._scanner.taint()
-        claims += self._scan(lines)
+            else:
+                self._cut(stream, reader)
+        if lines:
+            claims += self._scan(stream, lines)
         if count:
-            self._cursor = reader._get_cursor()
+            self._cursor = reader._get_cursor() if not self._held else self._cursor_before()
             self._found_any = True
-        self.more = count == _ENTRIES_PER_READ
-        self.replaying = self.replaying and self.more
+            self._offset_s = times.offset_s
+        self.window, self.epoch_offset_s = times.window(), times.epoch_offset_s
+        self.more = self._held or count == _ENTRIES_PER_READ
+        if not self.more:
+            self.replaying = False
+            self._unseen = 0  # whatever stream comes now begins now
         return claims
 
-    def _scan(self, lines: list[bytes]) -> list[Claim]:
-        return self._scanner.scan(b"\n".join([*lines, b""])) if lines else []
+    def _cursor_before(self) -> str:
+        """The cursor of the last entry that was given; the reader stands at the next one."""
+        self._reader._previous()
+        cursor: str = self._reader._get_cursor()
+        self._reader._next()
+        return cursor
+
+    def _scan(self, stream: bytes, lines: list[bytes]) -> list[Claim]:
+        scanner = self._scanner(stream)
+        claims = scanner.scan(b"\n".join([*lines, b""]))
+        if scanner.strangers:
+            self.strangers += scanner.strangers
+            scanner.strangers = []
+        return claims
+
+    def _cut(self, stream: bytes, reader: Any) -> None:
+        """A line that lacks something; what comes next may be a stranger's, too."""
+        self.counters.lines += 1
+        if _field(reader, "_LINE_BREAK") in (b"eof", b"pid-change"):
+            self.counters.torn += 1  # its writer ended: nothing more comes of it
+            return
+        self.counters.unparsed += 1
+        self._scanner(stream).taint()
 
     def tick(self) -> str | None:
         """Open the journal anew after a rotation; say once when there is nothing to read."""
@@ -162,15 +266,60 @@ class JournalSource:
         )
 
     def checkpoint(self) -> Any:
-        """The last entry's cursor, and how far distrust reaches behind it."""
+        """The last entry's cursor, and how far distrust reaches after it in each stream."""
         if self._cursor is None:
             return None
-        return {"cursor": self._cursor, "taint": self._scanner.taint_left}
+        taint = {
+            stream.decode("ascii", "replace"): scanner.taint_left
+            for stream, scanner in self._scanners.items()
+            if scanner.taint_left
+        }
+        return {"cursor": self._cursor, "taint": taint}
 
     def close(self) -> None:
         """Release descriptors."""
         self._reader.close()
         self._epoll.close()
+
+
+class _Times:
+    """When the entries of one read came."""
+
+    def __init__(self, boot: bytes, offset_s: float | None) -> None:
+        self._boot = boot
+        #: What to add to CLOCK_MONOTONIC, as the entry before had it.
+        self.offset_s = offset_s
+        self._first_s = self._last_s = 0.0
+        self._ours: bool | None = None
+        self._stepped = False
+
+    def add(self, realtime_us: int, monotonic_us: int, boot: Any) -> bool:
+        """Take one entry's times; False if it does not belong to the same window."""
+        now_s, ours = monotonic_us / 1e6, getattr(boot, "bytes", boot) == self._boot
+        if self._ours is None:
+            self._ours, self._first_s = ours, now_s
+        elif ours is not self._ours or now_s - self._first_s > _SPAN_S:
+            return False
+        self._last_s = now_s
+        offset_s = realtime_us / 1e6 - now_s
+        if self.offset_s is not None and abs(offset_s - self.offset_s) > SLACK_S:
+            self._stepped = True
+        self.offset_s = offset_s
+        return True
+
+    def window(self) -> tuple[float, float]:
+        """Between when the entries were written.  What was before this boot was before 0."""
+        if self._ours is None:
+            now = time.monotonic()
+            return now, now
+        if not self._ours:
+            return -math.inf, 0.0
+        return self._first_s - _DELAY_S, self._last_s
+
+    @property
+    def epoch_offset_s(self) -> float | None:
+        """What to add to CLOCK_MONOTONIC; None if the clock was set meanwhile."""
+        return None if self._stepped or not self._ours else self.offset_s
 
 
 def _failed(error: OSError) -> SourceError:
@@ -189,7 +338,7 @@ def _is_whole(reader: Any, line: bytes) -> bool:
     """Whether an entry is one whole line of the stream.
 
     journald cuts at NUL bytes, at its greatest length and at the writer's end; Docker at 16 KiB.
-    What stands behind such a cut may be a stranger's text from its first byte on.
+    What comes after such a cut may be a stranger's text from its first byte on.
     """
     return (
         len(line) <= MAX_LINE_BYTES

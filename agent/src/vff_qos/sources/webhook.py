@@ -7,57 +7,92 @@ token.  The engine does not repeat a POST: what comes while nobody listens is lo
 systemd should own the socket (``vff-qos-webhook.socket``) and keep it through our restarts.
 
 The server lives in the follower's one thread: nothing here blocks, and everything is bounded.
+Whoever can connect can also open many connections and say nothing, or a byte now and then.  An
+engine speaks at once, so such a connection is the first to go when there is no room; it goes from
+the peer (on a unix socket a user and a process) that has the most.
 """
 
 from __future__ import annotations
 
-import errno
-import grp
-import hmac
 import os
 import select
 import socket
-import stat
+import struct
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
 
-from ..core.claims.accesslog import Claim, Counters
-from ..core.claims.webhook_event import Nothing, read_event
-from ..core.http import BadRequest, Parser, Request, answer
+from ..core.claims.accesslog import Claim, Counters, Stranger
+from ..core.claims.webhook_event import Event, Nothing, read_event
+from ..core.http import BadRequest, Parser, answer
 from ..errors import SourceError
+from .listener import is_loopback, open_listener
 
-_MAX_CONNECTIONS = 128
-_BACKLOG = 1_024
-_EVENTS_PER_READ = 64
+_MAX_CONNECTIONS = 256
+_ACCEPTS_PER_READ = 64
 #: A request must be whole within the time after which the engine gives it up.
 _REQUEST_S = 5.0
-#: A silent connection may be closed for a new one after this; before, its request may be on
-#: the way.
-_SETTLED_S = 1.0
+#: An engine writes a request at once; a stranger could wake us for each byte of one.
+_MAX_PIECES = 64
+#: Whoever has said nothing for so long may be closed for a new connection.  Before, a request may
+#: be on the way: the first one, or an engine's next one.
+_STRANGER_S, _SETTLED_S = 0.02, 1.0
 #: After this without any event an operator should look at the engine's rules.
 _QUIET_S = 60.0
-_FIRST_INHERITED_FD = 3
+#: struct ucred of unix(7): pid, uid, gid.
+_UCRED = struct.Struct("=iII")
+
+
+class Refusal(Enum):
+    """Why a connection was closed or a request not taken: key for programs."""
+
+    HTTP = "http"  # no POST as it must be
+    TOKEN = "token"  # none or a wrong one
+    EVENT = "event"  # the body is no event
+    SLOW = "slow"  # not whole in time, or byte by byte
+    SILENT = "silent"  # closed for another one, before it had said anything whole
+    STRANGER = "stranger"  # not from this host
+    DEAF = "deaf"  # does not read its answers
 
 
 @dataclass
 class WebhookCounters(Counters):
-    """``lines`` are requests, ``harmless`` those without a user, ``unparsed`` the malformed."""
+    """``lines`` are requests, ``harmless`` those without a user, ``unparsed`` the malformed.
+
+    ``connections`` have been made since the start; ``refused`` is by `Refusal`; ``last_event_s``
+    is when the last event came that could be read, in seconds since the epoch.
+    """
 
     no_flow: int = 0
     stale: int = 0
     bad_email: int = 0
-    refused: int = 0
+    connections: int = 0
+    last_event_s: float | None = None
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class _Peer(NamedTuple):
+    """Who has connected.  By TCP everybody is one: also a customer, through the engine itself."""
+
+    uid: int
+    pid: int
 
 
 class _Connection:
     """One client."""
 
-    def __init__(self, sock: socket.socket, now: float) -> None:
-        self.sock = sock
-        self.parser = Parser()
-        #: When the last bytes came, and when the request that is not whole yet began.
-        self.heard = self.began = now
+    def __init__(self, sock: socket.socket, peer: _Peer, authorization: bytes, now: float) -> None:
+        self.sock, self.peer = sock, peer
+        self.parser = Parser(authorization)
+        #: Whether a whole event with the right token has come here.
+        self.proven = False
+        #: When the last bytes came; when the request that is not whole yet began, in how many
+        #: pieces it has come.
+        self.born = self.heard = self.began = now
+        self.pieces = 0
 
 
 class WebhookSource:
@@ -80,43 +115,20 @@ class WebhookSource:
         #: Nothing of the past is kept here; the first read ends the follower's replay.
         self.replaying = True
         self.more = False
+        #: Between when and when (time.monotonic()) the claims of the last ``read`` were made.
+        self.window = 0.0, 0.0
+        self._spans: list[tuple[float, float]] = []
+        #: Events say themselves when they were, and no text of strangers can leave its place.
+        self.epoch_offset_s: float | None = None
+        self.strangers: list[Stranger] = []
         self._listen, self._clock = listen, clock
         self._authorization = f"Bearer {token}".encode() if token else b""
-        self._unlink = ""
-        self._listener = _inherited(listen) or self._open(group, mode)
-        self._listener.setblocking(False)
-        self._paused = False
+        self._listener, self._unlink = open_listener(listen, group, mode)
         self._connections: dict[int, _Connection] = {}
         self._epoll = select.epoll()
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         self._quiet_until: float | None = time.monotonic() + _QUIET_S
         self._problem = ""
-
-    # -- opening --------------------------------------------------------------------------------
-
-    def _open(self, group: str, mode: int) -> socket.socket:
-        try:
-            if not self._listen.startswith("unix:"):
-                return _listen_tcp(self._listen)
-            path = self._listen[5:]
-            _remove_stale(path)
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(path)
-            self._unlink = path
-            if group:
-                os.chown(path, -1, grp.getgrnam(group).gr_gid)
-            os.chmod(path, mode)
-            listener.listen(_BACKLOG)
-        except KeyError as error:
-            raise SourceError(f"{self._listen}: there is no group {group}") from error
-        except OSError as error:
-            hint = ""
-            if self._unlink and error.errno == errno.EPERM:
-                hint = f"; the agent's user must be a member of {group}"
-            raise SourceError(
-                f"{self._listen}: cannot listen: {os.strerror(error.errno or 0)}{hint}"
-            ) from error
-        return listener
 
     # -- the interface --------------------------------------------------------------------------
 
@@ -126,19 +138,25 @@ class WebhookSource:
 
     def read(self) -> list[Claim]:
         """Claims of what has arrived; answers at once."""
+        now = time.monotonic()
+        self.window = now, now
         if self.replaying:
             self.replaying = False
             return []
+        self._spans.clear()
         claims: list[Claim] = []
         knock = False
-        for descriptor, _mask in self._epoll.poll(0, _EVENTS_PER_READ):
+        # Everybody who has said something is served before anybody is closed for another.
+        for descriptor, _mask in self._epoll.poll(0, _MAX_CONNECTIONS + 1):
             if descriptor == self._listener.fileno():
                 knock = True
             else:
                 self._serve(self._connections[descriptor], claims)
         if knock:
             self._accept(claims)
-        self._resume()
+        if self._spans:
+            since, until = zip(*self._spans, strict=True)
+            self.window = min(since), max(until)
         return claims
 
     def tick(self) -> str | None:
@@ -146,15 +164,20 @@ class WebhookSource:
         now = time.monotonic()
         for connection in list(self._connections.values()):
             if not connection.parser.idle and now - connection.began > _REQUEST_S:
-                self._refuse("a request that was not whole within 5 s")
+                self._refuse(Refusal.SLOW, "a request that was not whole within 5 s")
                 self._close(connection)
-        self._resume()
         if self._problem:
             sentence = f"the webhook refused a request: {self._problem}"
             self._problem = ""
             return sentence
         if self._quiet_until is not None and now >= self._quiet_until:
             self._quiet_until = None
+            if not self._counts.connections:
+                return (
+                    f"nobody has connected to {self._listen} since the start; if there are "
+                    "clients, nobody new is limited: look whether the engine's user may write "
+                    'to it, and whether the last rule of its "routing" has the "webhook"'
+                )
             return (
                 f"no event has come to {self._listen} since the start; if there are clients, look "
                 'whether the last rule of the engine\'s "routing" has the "webhook"'
@@ -176,12 +199,9 @@ class WebhookSource:
     # -- connections ----------------------------------------------------------------------------
 
     def _accept(self, claims: list[Claim]) -> None:
-        for _ in range(_EVENTS_PER_READ):
+        for _ in range(_ACCEPTS_PER_READ):
             if len(self._connections) >= _MAX_CONNECTIONS and not self._make_room():
-                # The rest waits in the kernel's queue.
-                self._epoll.unregister(self._listener.fileno())
-                self._paused = True
-                return
+                return  # the rest waits in the kernel's queue, and we are woken again
             try:
                 sock, peer = self._listener.accept()
             except BlockingIOError:
@@ -192,30 +212,39 @@ class WebhookSource:
                 raise SourceError(
                     f"{self._listen}: accept: {os.strerror(error.errno or 0)}"
                 ) from error
-            if sock.family != socket.AF_UNIX and not _is_loopback(peer[0]):
-                self._refuse(f"a connection from {peer[0]}, which is not this host")
+            self._counts.connections += 1
+            if sock.family != socket.AF_UNIX and not is_loopback(peer[0]):
+                self._refuse(
+                    Refusal.STRANGER, f"a connection from {peer[0]}, which is not this host"
+                )
                 sock.close()
                 continue
             sock.setblocking(False)
-            connection = _Connection(sock, time.monotonic())
+            connection = _Connection(sock, _peer(sock), self._authorization, time.monotonic())
             self._connections[sock.fileno()] = connection
             self._epoll.register(sock.fileno(), select.EPOLLIN)
             # The request is often there already.
             self._serve(connection, claims)
 
     def _make_room(self) -> bool:
-        """Close the connection that has been silent for longest; False if all are at work."""
-        settled = time.monotonic() - _SETTLED_S
+        """Close the connection that is worth least; False if all are at work."""
+        now = time.monotonic()
+        strangers = [
+            c for c in self._connections.values() if not c.proven and c.born < now - _STRANGER_S
+        ]
+        if strangers:
+            by_uid = Counter(c.peer.uid for c in strangers)
+            by_peer = Counter(c.peer for c in strangers)
+            # Of equals the first, which has been there for longest.
+            worst = max(strangers, key=lambda c: (by_uid[c.peer.uid], by_peer[c.peer]))
+            self._refuse(Refusal.SILENT)
+            self._close(worst)
+            return True
         for connection in self._connections.values():
-            if connection.parser.idle and connection.heard < settled:
+            if connection.proven and connection.parser.idle and connection.heard < now - _SETTLED_S:
                 self._close(connection)
                 return True
         return False
-
-    def _resume(self) -> None:
-        if self._paused and (len(self._connections) < _MAX_CONNECTIONS or self._make_room()):
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-            self._paused = False
 
     def _close(self, connection: _Connection) -> None:
         del self._connections[connection.sock.fileno()]
@@ -236,24 +265,29 @@ class WebhookSource:
             return
         connection.heard = time.monotonic()
         if fresh:
-            connection.began = connection.heard
-        # Least recently heard first: see _make_room.
-        self._connections[connection.sock.fileno()] = self._connections.pop(
-            connection.sock.fileno()
-        )
+            connection.began, connection.pieces = connection.heard, 0
+        connection.pieces += 1
         try:
             requests = connection.parser.feed(data)
         except BadRequest as error:
             self._counts.lines += 1
-            self._counts.unparsed += 1
-            self._refuse(error.problem)
+            self._counts.unparsed += error.status != 403
+            why = Refusal.TOKEN if error.status == 403 else Refusal.HTTP
+            self._refuse(why, error.problem)
             self._answer(connection, error.status, True)
             return
         for request in requests:
-            connection.began = connection.heard
-            status = self._take(request, claims)
+            connection.began, connection.pieces = connection.heard, 0
+            status = self._take(request.body, connection, claims)
             if not self._answer(connection, status, not request.keep_alive):
                 return
+        if connection.pieces > _MAX_PIECES:
+            self._refuse(Refusal.SLOW, f"a request in more than {_MAX_PIECES} pieces")
+            self._close(connection)
+        elif connection.proven:
+            # Least recently heard first: see _make_room.
+            descriptor = connection.sock.fileno()
+            self._connections[descriptor] = self._connections.pop(descriptor)
 
     def _answer(self, connection: _Connection, status: int, close: bool) -> bool:
         """Send an answer; False if the connection is closed now."""
@@ -262,6 +296,8 @@ class WebhookSource:
             whole = connection.sock.send(response) == len(response)
         except OSError:
             whole = False  # gone, or it does not read its answers
+        if not whole:
+            self._refuse(Refusal.DEAF)
         if close or not whole:
             self._close(connection)
             return False
@@ -269,25 +305,24 @@ class WebhookSource:
 
     # -- events ---------------------------------------------------------------------------------
 
-    def _take(self, request: Request, claims: list[Claim]) -> int:
+    def _take(self, body: bytes, connection: _Connection, claims: list[Claim]) -> int:
         """Read one event; returns the status of the answer."""
         counters = self._counts
         counters.lines += 1
-        if self._authorization and not hmac.compare_digest(
-            request.authorization, self._authorization
-        ):
-            self._refuse('no or a wrong token (in its "headers": "Authorization": "Bearer ...")')
-            return 403
-        self._quiet_until = None
+        now_s = self._clock()
         try:
-            event = read_event(request.body, self._clock())
+            event = read_event(body, now_s)
         except ValueError as error:
             counters.unparsed += 1
-            self._refuse(str(error))
+            self._refuse(Refusal.EVENT, str(error))
             return 400
-        if isinstance(event, Claim):
+        connection.proven = True
+        self._quiet_until = None
+        counters.last_event_s = now_s
+        if isinstance(event, Event):
             counters.claims += 1
-            claims.append(event)
+            claims.append(event.claim)
+            self._note_time(connection.heard, event.age_s)
         elif event is Nothing.NO_USER:
             counters.harmless += 1
         elif event is Nothing.NO_FLOW:
@@ -299,53 +334,28 @@ class WebhookSource:
             self._problem = event.value
         return 200
 
-    def _refuse(self, problem: str) -> None:
-        self._counts.refused += 1
-        self._problem = problem
+    def _note_time(self, heard: float, age_s: float | None) -> None:
+        """Note between when and when an event was written.
+
+        ``ts`` is the start of the second in which the event was written, by the clock that is ours,
+        too.  Where it does not help (none, or the clock was set back since), an event is as old as
+        the engine's patience at most.
+        """
+        if age_s is None or age_s < 0:
+            self._spans.append((heard - _REQUEST_S, heard))
+        else:
+            self._spans.append((heard - age_s, min(heard, heard - age_s + 1)))
+
+    def _refuse(self, why: Refusal, problem: str = "") -> None:
+        """Count a refusal; ``problem``, if any, is told at the next tick."""
+        refused = self._counts.refused
+        refused[why.value] = refused.get(why.value, 0) + 1
+        self._problem = problem or self._problem
 
 
-def _listen_tcp(listen: str) -> socket.socket:
-    host, _colon, port = listen.rpartition(":")
-    host = host.strip("[]")
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, int(port)))
-    listener.listen(_BACKLOG)
-    return listener
-
-
-def _remove_stale(path: str) -> None:
-    """Take away the socket of a run that was killed.  Raises SourceError if it is in use."""
-    try:
-        mode = os.stat(path, follow_symlinks=False).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise SourceError(f"{path}: is not a socket; remove it or name another path")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise SourceError(f"{path}: another process listens there")
-
-
-def _inherited(listen: str) -> socket.socket | None:
-    """The listening socket that systemd has opened for us (sd_listen_fds(3)), if it has."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
-        return None
-    listener = socket.socket(fileno=_FIRST_INHERITED_FD)
-    listener.set_inheritable(False)
-    name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        have = f"unix:{name}"
-    else:
-        have = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-    if have != listen:
-        raise SourceError(f"systemd listens at {have}, the settings say {listen}")
-    return listener
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
+def _peer(sock: socket.socket) -> _Peer:
+    if sock.family != socket.AF_UNIX:
+        return _Peer(-1, -1)
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, _gid = _UCRED.unpack(data)
+    return _Peer(uid, pid)

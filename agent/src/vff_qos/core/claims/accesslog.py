@@ -2,13 +2,27 @@
 
 A claim says "this flow is this user's".  The text between is partly chosen by strangers: an
 engine prints a refused domain raw, newlines included, and thus whole forged lines.  So the
-grammar is anchored at both ends, every field is bounded, and what follows text that a stranger
-may have written is *tainted* (the caller gives tainted claims less weight).
+grammar is anchored at both ends, every field is bounded, and what a stranger may have written is
+*tainted* (the caller gives tainted claims less weight).
 
 One line, as written by Xray 1.5.5 to 26.10 (common/log/access.go)::
 
     2026/11/20 15:48:00.448421 from tcp:[2001:db8::7]:5555 accepted udp:example.com:53
         [in-tag >> out-tag] email: alice@x
+
+Tags, paths and emails are the operator's: any bytes but control characters.
+
+How far a stranger's text reaches, seen in Xray 26.7 and 26.10 or read in the source:
+
+| text | printed raw, newlines included | bytes |
+|---|---|---|
+| a refused domain (Trojan, Shadowsocks, SOCKS5), a name in a DNS question | yes | 255 |
+| the reason in a WebSocket's close frame (VLESS, VMess, Trojan; no account needed) | yes | 123 |
+| the reason in a QUIC close (XHTTP over h3) | yes | one packet |
+| the name in an accepted line of SS-2022, Hysteria (2,048), SOCKS4a | yes | 8,191 |
+| an URL (HTTP inbound) | no control characters, no spaces | any |
+| a path in the error log, where that shares the stream (no account needed) | yes | 12,288 |
+| a name in the error log, there printed twice | yes | 2 x 8,191 |
 """
 
 from __future__ import annotations
@@ -20,94 +34,138 @@ from itertools import accumulate, repeat
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import NamedTuple
 
-#: How far a stranger's text may reach: 2,048 bytes of name (Hysteria) and what stands before it.
-TAINT_BYTES = 2_304
-#: A lawful line is under 3 KiB: 2,048 bytes of domain, tags and email.
-MAX_LINE_BYTES = 4_096
+#: A domain has one byte for its length.
+NAME_BYTES = 255
+#: A close frame's reason, and what may follow it: another message and a refused domain.
+CLOSE_BYTES = 512
+#: Other reasons of a rejection: at most what fits into a QUIC packet.
+REASON_BYTES = 2_048
+#: From the start of an accepted line to the end of a name in it that nobody checked.
+FREE_TEXT_BYTES = 8_320
+#: The longest message of any kind.
+MESSAGE_BYTES = 16_896
+#: Text that is more than this long for one line is not looked at.
+MAX_LINE_BYTES = 65_536
+#: So many strangers are told of in one go.
+MAX_STRANGERS = 4_096
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 
 # An empty alternative, (?:a|), is a quarter cheaper than (?:a)? on lines of this kind.
-_STAMP = rb"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d"
-_FRACTION = rb"(?:\.\d{6}|)"
-_TIME = _STAMP + _FRACTION
-_SOURCE = (
-    rb"(?:tcp:|udp:|)(?:\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[[0-9A-Fa-f:.]{2,45}"
-    rb"(?:%[\w.-]{1,16})?\]):\d{1,5}"
-)
-_HEAD = rb"^(" + _STAMP + rb")" + _FRACTION + rb" (?:from |)(" + _SOURCE + rb") "
-_HOST = rb"(?:[A-Za-z0-9._-]{1,2048}|\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,16})?\])"
+_STAMP = rb"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(?:\.\d{6}|)"
+_IPV6 = rb"\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,16})?\]"
+_ADDRESS = rb"(?:\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|" + _IPV6 + rb")"
+_SOURCE = rb"(?:tcp:|udp:|)" + _ADDRESS + rb":[1-9]\d{0,4}"
+_HEAD = rb"^(" + _STAMP + rb") (?:from |)(" + _SOURCE + rb") "
+#: What an operator wrote: no control characters.  A negated set takes a quarter longer.
+_TEXT = rb"[ -~\x80-\xff]"
+_TAG = rb"[ -\x5c^-~\x80-\xff]"
+_EMAIL = _TEXT + rb"{1,320}"
 
 #: A whole line that claims a flow for a user.
 _CLAIM = re.compile(
-    _HEAD + rb"accepted (?:tcp:|udp:|unix:|)" + _HOST + rb":\d{1,5} "
+    _HEAD
+    + rb"accepted (?:tcp:|udp:|unix:|)(?:[A-Za-z0-9._-]{1,2048}|" + _IPV6 + rb"):\d{1,5} "
     # up to the first "] email: "; brackets within tags are the operator's, and rare
-    rb"(?:\[([ -\x5c^-~]{1,512}|[ -\x5c^-~]{1,512}(?:\](?! email: )[ -\x5c^-~]{0,512}){1,8})\] |)"
-    rb"email: ([^\x00-\x1f\x7f]{1,320})$",
+    + rb"(?:\[(" + _TAG + rb"{1,512}|" + _TAG + rb"{1,512}(?:\](?! email: )" + _TAG
+    + rb"{0,512}){1,8})\] |)email: (" + _EMAIL + rb")$",
     re.MULTILINE,
-)
+)  # fmt: skip
+#: No second line is within a field so short.
+_SHORT = 32
 _ARROW = re.compile(rb" (?:->|>>|==>) ")
 
-#: Lines that claim nothing and carry no stranger's text beyond what their bounds allow.
-_HARMLESS = re.compile(
-    rb"^" + _TIME + rb" (?:from )?"
-    rb"(?:"
-    # no user: SOCKS, HTTP, dokodemo, API; a URL may hold anything but spaces and control bytes
-    rb"(?:[!-~]{1,128}) accepted (?:[!-~]{0,2400})?(?: \[[ -~]{1,512}\])?"
-    # an address that names no flow: unix sockets and the engine's own DNS
-    rb"|(?:@[!-~]{0,108}|unix:[!-~]{0,108}|DNS|0\.0\.0\.0:0) accepted [!-~]{0,2400}"
-    rb"(?: \[[ -~]{1,512}\])?(?: email: [^\x00-\x1f\x7f]{1,320})?"
-    rb"|(?:[!-~]{1,128}) rejected  ?[ -~]{0,512}"
-    rb")$"
+_ANY_SOURCE = rb"(?:from |)([!-~]{1,128})"
+#: Where an accepted line goes: what was asked for, checked or escaped by the engine.
+_TARGET = (
+    rb"(?:(?:tcp:|udp:|)(?:[A-Za-z0-9._-]{1,8192}|" + _IPV6 + rb"):\d{1,5}"
+    rb"|(?:[a-z][a-z0-9+.-]{0,31}:|)//[!-~\x80-\xff]{1,65536}"
+    rb"|unix:[!-~\x80-\xff]{1,108})"
+)  # fmt: skip
+#: Part of a reason that the engine wrote itself: "proxy/trojan: not a valid user".
+_WORDS = rb"[A-Za-z\x80-\xff][A-Za-z0-9 ,.'()_\x80-\xff-]{0,127}"
+_PART = rb"(?:[a-z0-9_]{1,32}(?:/[a-z0-9_]{1,32}){0,6}: ){1,2}" + _WORDS
+#: The part where a reason ends, if it is none of the others.
+_CAUSE = (
+    rb"(?:EOF|unexpected EOF|i/o timeout|context canceled|context deadline exceeded"
+    rb"|use of closed network connection|io: read/write on closed pipe"
+    rb"|(?:read|write) (?:tcp|udp)[46]? [0-9A-Fa-f:.\[\]%-]{1,64}->[0-9A-Fa-f:.\[\]%-]{1,64}: "
+    rb"[a-z /]{1,48}(?:: [a-z ]{1,48})?"
+    rb"|[a-z0-9_/]{1,64}: unknown [A-Za-z ]{1,32}: [0-9A-Z_]{1,32}"
+    rb"|[a-z0-9_/]{1,64}: unknown command \d{1,3}"
+    rb"|[a-z0-9_/]{1,64}: invalid request user id: [0-9a-f-]{36}"
+    rb"|[a-z0-9_/]{1,64}: len\(bs\) <= \d{1,3}"
+    rb"|proto:\xc2\xa0[a-z -]{1,64}"  # protobuf chooses at random between this space and the other
+    rb"|(?:remote|local) error: tls: [a-z0-9 ]{1,64}"
+    rb"|rpc error: code = [A-Za-z]{1,32} desc = (?:EOF|context canceled|client disconnected)"
+    rb"|[a-z0-9]{1,32}: message authentication failed)"
 )
+#: No text fits in two ways, so that a mismatch costs no more than a match.
+_REASON = rb"(?:" + _PART + rb"|" + _CAUSE + rb")"
+_REASONS = rb"(?:" + _REASON + rb" > ){0,16}"
+
+#: Lines that claim nothing and hold no text that a stranger could have put a newline into.
+_HARMLESS = re.compile(
+    rb"^" + _STAMP + rb" "
+    rb"(?:"
+    # an address that names no flow: unix sockets, the engine's own DNS, one out of a header
+    rb"(?:from |)(?:(?:@|unix:)" + _TEXT + rb"{0,108}|DNS|(?:tcp:|udp:|)(" + _ADDRESS
+    + rb":0{1,5})) accepted " + _TARGET + rb"(?: \[" + _TEXT + rb"{1,512}\])?(?: email: "
+    + _EMAIL + rb")?"
+    # no user: SOCKS, HTTP, dokodemo, API
+    rb"|" + _ANY_SOURCE + rb" accepted " + _TARGET + rb"(?: \[" + _TEXT + rb"{1,512}\])?"
+    rb"|" + _ANY_SOURCE + rb" rejected  ?" + _REASONS + rb"(?:" + _REASON + rb"|)"
+    rb")$"
+)  # fmt: skip
 #: What an engine says at its start on the stream of its access log, wherever its error log goes:
 #: version, config files and what is deprecated there.  An operator's text at most.
 _START = re.compile(
-    rb"^(?:Xray \d[ -~]{0,256}|A unified platform for anti-censorship\.|" + _TIME + rb" (?:"
-    rb"Using conf(?:ig|dir) from [ -~]{1,2048}|Using default config: [ -~]{1,2048}|"
-    rb"\[(?:Info|Warning)\] (?:infra/conf[a-z/]{0,64}: |common/errors: Th(?:e|is) feature )"
-    rb"[ -~]{1,2048}))$"
-)
-_STRANGERS_TEXT = b"invalid domain name:"
-#: The trustworthy beginning of an accepted line whose rest does not parse.
-_ACCEPTED_HEAD = re.compile(_HEAD + rb"accepted ")
-#: Who a line is about.
-_ANY_HEAD = re.compile(rb"^" + _TIME + rb" (?:from |)(" + _SOURCE + rb") ")
+    rb"^(?:Xray \d[ -~]{0,256}|A unified platform for anti-censorship\.|" + _STAMP + rb" (?:"
+    rb"Using conf(?:ig|dir) from " + _TEXT + rb"{1,2048}"
+    rb"|Using default config: " + _TEXT + rb"{1,2048}"
+    rb"|\[Warning\] core: Xray [0-9.]{1,32} started"
+    rb"|\[(?:Info|Warning)\] (?:infra/conf[a-z/]{0,64}: |common/errors: Th(?:e|is) feature )"
+    + _TEXT + rb"{1,2048}))$"
+)  # fmt: skip
+#: Up to where a stranger's text begins, by its kind.  Anchored: a stranger who imitates one of
+#: them within longer text shortens nothing.
+_RAW = re.compile(
+    rb"^" + _STAMP + rb" (?:"
+    + _ANY_SOURCE + rb" rejected  ?(?:" + _REASONS + rb"(?:"
+    rb"(?P<name>(?:[a-z0-9_]{1,32}/){1,6}[a-z0-9_]{1,32}: invalid domain name: )"
+    rb"|(?P<close>websocket: close \d{3,5}(?: \([a-z ]{1,40}\))?: ))|)"
+    rb"|(?P<dns>[A-Za-z0-9+]{1,16}(?::|//)[!-~]{1,128} (?:got answer|cache [A-Z]{1,16}): )"
+    rb")"
+)  # fmt: skip
+_REACH = {"name": NAME_BYTES, "close": CLOSE_BYTES, "dns": NAME_BYTES}
+#: An accepted line up to what was asked for.
+_ACCEPTED = re.compile(rb"^(" + _STAMP + rb") (?:from |)([!-~]{1,128}) accepted ")
+#: The same where it names a flow.
+_ACCEPTED_FLOW = re.compile(_HEAD + rb"accepted ")
+_STAMPED = re.compile(_STAMP + rb" ")
 _MASKED = re.compile(
-    rb"^" + _TIME + rb" (?:from )?(?:tcp:|udp:)?(?:\d+\.[\d.*]*\*|\[[0-9a-f:.]*/\d+\]|\[Masked)"
+    rb"^" + _STAMP + rb" (?:from )?(?:tcp:|udp:)?(?:\d+\.[\d.*]*\*|\[[0-9a-f:.]*/\d+\]|\[Masked)"
 )
 #: Levels of the error log, which must not share a stream with the access log.
-_ERROR_LOG = re.compile(rb"^" + _TIME + rb" \[(?:Debug|Info|Warning|Error)\] ")
+_ERROR_LOG = re.compile(rb"^" + _STAMP + rb" \[(?:Debug|Info|Warning|Error)\] ")
+#: Within a line, where another one begins: a full disk cut the former.
+_NEXT = re.compile(rb"(?=(?<!^)" + _STAMP + rb" (?:from |)[!-~]{1,128} (?:accepted|rejected) )")
+#: What is left of a line that was cut: nothing here was a stranger's, unless names are unchecked.
+_TORN = re.compile(
+    rb"(?:\d[\d/ :.]{0,26}|" + _STAMP + rb" (?:from |)(?:[!-~]{0,128}|[!-~]{1,128} (?:[a-z]{0,8}"
+    rb"|accepted (?:(?:tcp:|udp:|)[A-Za-z0-9._:-]{0,2048}/?"
+    rb"|(?:tcp:|udp:|)\[[0-9A-Fa-f:.%]{0,64}(?:\](?::\d{0,5})?)?"
+    rb"|(?:[a-z][a-z0-9+.-]{0,31}:|)//[!-~\x80-\xff]{0,65536}"
+    rb"|" + _TARGET + rb" (?:\[" + _TEXT + rb"{0,1024}|e[mail]{0,4}|email: ?" + _TEXT
+    + rb"{0,320}|))"
+    rb"|rejected ? ?" + _REASONS + rb"(?:[a-z0-9_/]{1,64}:? ?|[A-Za-z ]{0,24}|"
+    + _REASON + rb" ?>? ?))))"
+)  # fmt: skip
 
 
-class Claim(NamedTuple):
-    """One line's word on a flow.
-
-    ``source`` is the text before `` accepted`` (``tcp:1.2.3.4:5``; see ``parse_source``),
-    ``detour`` the text in brackets, empty if there is none.  ``email`` is empty when the line
-    names no user, and None when it begins as an accepted one but does not parse to its end:
-    somebody moved bytes there, and the flow is real.
-    ``tainted`` is empty when no stranger's text can have reached the line; otherwise it says who
-    may have written it: the source of the line that bears that text, or ``?``.
-    ``position`` counts the stream's bytes up to the line.  ``local`` is our end of the flow
-    (``192.0.2.1:443``) where the source of claims knows it; no access log does.
-    """
-
-    source: bytes
-    detour: bytes
-    email: bytes | None
-    tainted: bytes
-    time: bytes
-    position: int = 0
-    local: bytes | None = None
-
-
-#: Who has written the text that taints: a line that says nothing of it, or a stream that was cut.
+#: The author of text that taints: no line says who, or the stream was cut.
 NOBODY_KNOWS = b"?"
-
-#: Half the cost of Claim(...).
-_NEW = tuple.__new__
 
 
 class Source(NamedTuple):
@@ -118,17 +176,56 @@ class Source(NamedTuple):
     port: int
 
 
+class Claim(NamedTuple):
+    """One line's word on a flow.
+
+    ``source`` is the text before `` accepted`` (``tcp:1.2.3.4:5``; see ``parse_source``); where
+    the source of claims is no text, it is a key of the flow's known ends, and ``end`` the client's.
+    ``detour`` the text in brackets, empty if there is none.  ``email`` is empty when the line
+    names no user, and None when it begins as an accepted one but does not parse to its end:
+    somebody moved bytes there, and the flow is real.
+    ``tainted``: a stranger's text reaches the line; ``author`` is then the source of the line that
+    bears that text, or `NOBODY_KNOWS`.  ``time`` is the line's stamp (see ``stamp.written``).
+    ``position`` counts the stream's bytes up to the line; no two streams of a source share a
+    position.  ``local`` is our end of the flow where the source of claims knows it; no access log
+    does.
+    """
+
+    source: bytes
+    detour: bytes
+    email: bytes | None
+    tainted: bool
+    time: bytes
+    position: int = 0
+    local: Source | None = None
+    author: bytes = NOBODY_KNOWS
+    end: Source | None = None
+
+
+#: Half the cost of Claim(...).
+_NEW = tuple.__new__
+
+
 @dataclass
 class Counters:
-    """What was seen, for ``status`` and the journal."""
+    """What was seen, for ``status`` and the journal.
+
+    ``strangers`` are lines with a stranger's raw text, of which ``strangers_untold`` were too many
+    to be told of one by one.  ``no_port`` are accepted lines whose source has port 0: the address
+    comes from a header (X-Forwarded-For), so there is no flow to limit.  ``torn`` are lines that
+    lack their end, because the disk was full.
+    """
 
     lines: int = 0
     claims: int = 0
     harmless: int = 0
     unparsed: int = 0
     strangers: int = 0
+    strangers_untold: int = 0
     masked: int = 0
     error_log: int = 0
+    no_port: int = 0
+    torn: int = 0
 
 
 def parse_source(text: bytes) -> Source | None:
@@ -159,6 +256,9 @@ def client_end(claim: Claim) -> bytes | None:
 
     IPv4-mapped IPv6 becomes IPv4, as conntrack sees it.
     """
+    end = claim[8]
+    if end is not None:
+        return pack_end(end)
     text = claim[0].decode()
     if text[0] in "tu":  # tcp:, udp:
         text = text[4:]
@@ -176,14 +276,14 @@ def client_end(claim: Claim) -> bytes | None:
     return address + port.to_bytes(2, "big") if 0 < port < 65_536 else None
 
 
-def local_end(claim: Claim) -> Source | None:
-    """Our end of the flow, where the source of claims knows it."""
-    return None if claim.local is None else parse_source(claim.local)
+def pack_end(end: Source) -> bytes:
+    """Address and port of an end as one key."""
+    return end.address + end.port.to_bytes(2, "big")
 
 
 def taint_author(claim: Claim) -> bytes | None:
-    """The packed address from which the text came that taints a claim; None if nobody knows."""
-    author = None if claim.tainted in (b"", NOBODY_KNOWS) else parse_source(claim.tainted)
+    """The packed address of who wrote the text that taints a claim; None if nobody knows."""
+    author = parse_source(claim.author) if claim.tainted and claim.author != NOBODY_KNOWS else None
     return None if author is None else author.address
 
 
@@ -207,18 +307,32 @@ def inbound_tag(detour: bytes) -> bytes:
     return _ARROW.split(detour, 1)[0]
 
 
+class Stranger(NamedTuple):
+    """The source of a line with a stranger's raw text, and whether that line is tainted itself."""
+
+    source: bytes
+    tainted: bool
+
+
 class Scanner:
     """Claims out of blocks of whole lines; remembers across blocks how far taint reaches."""
 
-    def __init__(self) -> None:
-        self.counters = Counters()
-        self._taint_left = 0
+    def __init__(
+        self, counters: Counters | None = None, position: int = 0, taint_left: int = 0
+    ) -> None:
+        """``counters`` may be shared, ``position`` is where the stream's bytes count from."""
+        self.counters = Counters() if counters is None else counters
+        #: Who sent strangers' text; the caller takes them away.
+        self.strangers: list[Stranger] = []
+        self._taint_left = taint_left
+        # Who had the text written that taints what follows.
         self._author = NOBODY_KNOWS
-        self._scanned = 0
+        self._scanned = position
+        self._plain = True
 
-    def taint(self, length: int = TAINT_BYTES) -> None:
-        """Distrust what follows: the stream was cut, or a stranger's text went by."""
-        self._taint_left = length
+    def taint(self, length: int = MESSAGE_BYTES) -> None:
+        """Distrust the next bytes at least: the stream was cut, or a stranger's text went by."""
+        self._taint_left = max(self._taint_left, length)
         self._author = NOBODY_KNOWS
 
     @property
@@ -238,16 +352,22 @@ class Scanner:
         """The usual case, without a step of Python per line; None if it is not given.
 
         A match is one whole line, so that as many matches as lines leave nothing between them.
+        Two lines in one (the first was cut within its tag) would match, but not be counted alike.
         """
         lines = block.splitlines(keepends=True)
-        if not lines or block.count(b" email: ") != len(lines):
+        if not lines or block.count(b" accepted ") != len(lines):
+            return None
+        # Where lines without a user are frequent, a look is cheaper than a try.
+        if not self._plain and block.count(b" email: ") != len(lines):
             return None
         found = _CLAIM.findall(block)
-        if len(found) != len(lines):
+        self._plain = len(found) == len(lines)
+        if not self._plain:
             return None
         times, sources, detours, emails = zip(*found, strict=True)
         starts = accumulate(map(len, lines), initial=self._scanned)
-        fields = zip(sources, detours, emails, repeat(b""), times, starts, repeat(None))
+        none, author = repeat(None), repeat(NOBODY_KNOWS)
+        fields = zip(sources, detours, emails, repeat(False), times, starts, none, author, none)
         self.counters.lines += len(lines)
         self.counters.claims += len(lines)
         return list(map(_NEW, repeat(Claim), fields))
@@ -255,22 +375,26 @@ class Scanner:
     def _scan_mixed(self, block: bytes) -> list[Claim]:
         """Claims and other lines, taint and all."""
         claims: list[Claim] = []
-        counters = self.counters
         position = whole = 0
         scanned = self._scanned
         taint_end = self._taint_left
         for found in _CLAIM.finditer(block):
             start, end = found.span()
+            time, source, detour, email = found.groups(b"")
+            if (len(detour) > _SHORT and b" accepted " in detour) or (
+                len(email) > _SHORT and b" accepted " in email
+            ):
+                continue  # two lines in one
             if start != position:
                 taint_end = self._others(block, position, start, taint_end, claims)
             position = end + 1
-            time, source, detour, email = found.groups(b"")
-            tainted = self._author if start < taint_end else b""
-            fields = (source, detour, email, tainted, time, scanned + start, None)
+            tainted = start < taint_end
+            author = self._author if tainted else NOBODY_KNOWS
+            fields = (source, detour, email, tainted, time, scanned + start, None, author, None)
             claims.append(_NEW(Claim, fields))
             whole += 1
-        counters.lines += whole
-        counters.claims += whole
+        self.counters.lines += whole
+        self.counters.claims += whole
         if position < len(block):
             taint_end = self._others(block, position, len(block), taint_end, claims)
         self._taint_left = max(0, taint_end - len(block))
@@ -280,31 +404,95 @@ class Scanner:
         self, block: bytes, start: int, end: int, taint_end: int, claims: list[Claim]
     ) -> int:
         """Lines between two claims; returns how far taint reaches now."""
-        counters = self.counters
         for line in block[start:end].split(b"\n")[:-1]:
-            counters.lines += 1
-            strangers = line.find(_STRANGERS_TEXT)
-            tainted = self._author if start < taint_end else b""
-            if (
-                strangers < 0
-                and len(line) <= MAX_LINE_BYTES
-                and (_HARMLESS.match(line) or _START.match(line))
-            ):
-                counters.harmless += 1
-                counters.masked += bool(_MASKED.match(line))
-                email: bytes | None = b""
-            else:
-                counters.unparsed += strangers < 0
-                counters.strangers += strangers >= 0
-                counters.masked += bool(_MASKED.match(line))
-                counters.error_log += bool(_ERROR_LOG.match(line))
-                taint_end = max(taint_end, start + max(strangers, 0) + TAINT_BYTES)
-                if not tainted:
-                    # Within reach of an earlier text, that one's author may have written this, too.
-                    self._author = found[1] if (found := _ANY_HEAD.match(line)) else NOBODY_KNOWS
-                email = None
-            if head := _ACCEPTED_HEAD.match(line):
-                position = self._scanned + start
-                claims.append(Claim(head[2], b"", email, tainted, head[1], position))
+            self.counters.lines += 1
+            taint_end = self._other(line, start, taint_end, claims)
             start += len(line) + 1
         return taint_end
+
+    def _other(self, line: bytes, start: int, taint_end: int, claims: list[Claim]) -> int:
+        """One line that is not plainly a claim, at ``start``; returns how far taint reaches."""
+        counters = self.counters
+        tainted = start < taint_end
+        counters.masked += bool(_MASKED.match(line))
+        if len(line) <= MAX_LINE_BYTES:
+            if found := _HARMLESS.match(line):
+                counters.harmless += 1
+                counters.no_port += found[1] is not None
+                self._accepted(line, start, b"", tainted, claims)
+                return taint_end
+            if _START.match(line):
+                counters.harmless += 1
+                return taint_end
+            raw = _RAW.match(line)
+            # No cut is looked for in what a stranger wrote.
+            if (raw is None or not raw.lastgroup) and (
+                rest := self._after_torn(line, start, claims)
+            ) is not None:
+                return self._rest(line[rest:], start + rest, taint_end, claims)
+            if raw is not None:
+                counters.strangers += 1
+                self._tell(raw[1], tainted)
+                if raw.lastgroup is None:
+                    return max(taint_end, start + len(line) + REASON_BYTES)
+                return max(taint_end, start + raw.end() + _REACH[raw.lastgroup])
+        counters.unparsed += 1
+        if tainted and not _STAMPED.match(line):
+            return taint_end  # no message begins like this: it is of the text that went before
+        counters.error_log += bool(_ERROR_LOG.match(line))
+        found = _ACCEPTED.match(line)
+        self._tell(found and found[2], tainted)
+        if found:
+            self._accepted(line, start, None, tainted, claims)
+            return max(taint_end, start + FREE_TEXT_BYTES)
+        return max(taint_end, start + len(line) + MESSAGE_BYTES)
+
+    def _after_torn(self, line: bytes, start: int, claims: list[Claim]) -> int | None:
+        """Where the last line begins if the others in this one lack their ends; else None.
+
+        A full disk takes the end of a line, newline included, and the next one follows at once.
+        Where an engine checks names, nobody else can have such a line written.  The flow of the
+        torn line is told of without a user: if names are not checked on its port, the caller
+        knows that what follows may be a stranger's.
+        """
+        cuts = [found.start() for found in _NEXT.finditer(line)]
+        pieces = [line[a:b] for a, b in zip([0, *cuts], cuts, strict=False)]
+        if not pieces or not all(map(_TORN.fullmatch, pieces)):
+            return None
+        for piece, at in zip(pieces, [0, *cuts], strict=False):
+            self.counters.torn += 1
+            self._accepted(piece, start + at, b"", True, claims)
+        return cuts[-1]
+
+    def _rest(self, line: bytes, start: int, taint_end: int, claims: list[Claim]) -> int:
+        """A line that follows a torn one without a newline."""
+        if not (found := _CLAIM.match(line)):
+            return self._other(line, start, taint_end, claims)
+        time, source, detour, email = found.groups(b"")
+        self.counters.claims += 1
+        position = self._scanned + start
+        tainted = start < taint_end
+        author = self._author if tainted else NOBODY_KNOWS
+        claims.append(Claim(source, detour, email, tainted, time, position, None, author))
+        return taint_end
+
+    def _accepted(
+        self, line: bytes, start: int, email: bytes | None, tainted: bool, claims: list[Claim]
+    ) -> None:
+        """Tell of the flow of an accepted line that names no user (None: its end is amiss)."""
+        if head := _ACCEPTED_FLOW.match(line):
+            position = self._scanned + start
+            author = self._author if tainted else NOBODY_KNOWS
+            claims.append(Claim(head[2], b"", email, tainted, head[1], position, None, author))
+
+    def _tell(self, source: bytes | None, tainted: bool) -> None:
+        """A stranger's text was written by whoever is at ``source``, if a line says who."""
+        if not tainted:
+            # Within reach of an earlier text, that one's author may have written this, too.
+            self._author = source or NOBODY_KNOWS
+        if source is None:
+            return
+        if len(self.strangers) < MAX_STRANGERS:
+            self.strangers.append(Stranger(source, tainted))
+        else:
+            self.counters.strangers_untold += 1

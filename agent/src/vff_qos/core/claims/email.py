@@ -1,7 +1,30 @@
-"""Placeholder until the text branch lands."""
+"""A user's name: from the bytes of a log to the text that all else uses."""
 
 from __future__ import annotations
 
+#: Stands for bytes that are no text, followed by each of them in two hex digits.
+_MARK = "\ufffd"
+_MARK_BYTES = _MARK.encode()
+
 
 def decode_email(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+    """The text of a name; different bytes are different texts.
+
+    UTF-8 without U+FFFD is itself.  A byte that is part of no character, and each byte of a
+    U+FFFD, becomes U+FFFD and two hex digits, so that names in other encodings share no class.
+    """
+    if _MARK_BYTES not in raw:
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            pass  # below
+    # "surrogateescape" turns just the bytes that are no UTF-8 into U+DC80 to U+DCFF.
+    return "".join(map(_spell, raw.decode("utf-8", "surrogateescape")))
+
+
+def _spell(character: str) -> str:
+    if character == _MARK:
+        return "".join(f"{_MARK}{byte:02x}" for byte in _MARK_BYTES)
+    if "\udc80" <= character <= "\udcff":
+        return f"{_MARK}{ord(character) & 0xFF:02x}"
+    return character

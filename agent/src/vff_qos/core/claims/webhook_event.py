@@ -15,17 +15,18 @@ from __future__ import annotations
 import json
 import re
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
-from .accesslog import Claim, Source, parse_source, spellings
+from .accesslog import Claim, Source, pack_end, parse_source
 
 #: An engine gives up a POST after 5 s; an older one lay in a queue, and its tuple may be reused.
 MAX_AGE_S = 60.0
 _MAX_TAG_BYTES = 512
 _MAX_EMAIL_BYTES = 320
 
-#: As in the access log: no control characters; nor C1, Unicode's line ends or half characters.
-_EMAIL = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,320}")
+#: As in the access log: no control characters.  The engine's encoder puts U+FFFD in the place of
+#: bytes that are no UTF-8, so that several names would become one; half characters are none.
+_EMAIL = re.compile("[^\x00-\x1f\x7f\ufffd\ud800-\udfff]{1,320}")
 _END = re.compile(
     r"(?:tcp:|udp:)?(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9_.-]{1,16})?\])"
     r":\d{1,5}",
@@ -39,11 +40,22 @@ class Nothing(Enum):
     NO_USER = "it names no user"
     NO_FLOW = "its source is no address and port of a socket"
     STALE = "it is older than a minute"
-    BAD_EMAIL = "its email is empty, too long or not printable"
+    BAD_EMAIL = "its email is empty, too long, not UTF-8 or not printable"
 
 
-def read_event(body: bytes, now_s: float) -> Claim | Nothing:
-    """The claim of one event; ``now_s`` is the time since the epoch.
+class Event(NamedTuple):
+    """A claim, and how many seconds ago the engine wrote it.
+
+    ``age_s`` is up to a second too large, because ``ts`` has whole seconds; negative if the clock
+    was set back since; None if the event does not say.
+    """
+
+    claim: Claim
+    age_s: float | None
+
+
+def read_event(body: bytes, now_s: float) -> Event | Nothing:
+    """One event; ``now_s`` is the time since the epoch.
 
     Raises ValueError (one sentence) if the body is not an event.
     """
@@ -55,31 +67,37 @@ def read_event(body: bytes, now_s: float) -> Claim | Nothing:
         raise ValueError("the body is no object with email and source")
     email, source_text = _string(event, "email"), _string(event, "source")
     tag, local_text = _string(event, "inboundTag") or "", _string(event, "inboundLocal")
-    stamp = event.get("ts", now_s)
-    if isinstance(stamp, bool) or not isinstance(stamp, int | float) or not 0 <= stamp < 1e12:
-        raise ValueError("ts is not a time")
+    age_s = _age_s(event, now_s)
     if email is None:
         return Nothing.NO_USER
     email_bytes = _email(email)
     if email_bytes is None:
         return Nothing.BAD_EMAIL
-    source = _end(source_text)
-    if source is None:
+    end = _end(source_text)
+    if end is None:
         return Nothing.NO_FLOW
-    if not abs(now_s - stamp) <= MAX_AGE_S:
+    if age_s is not None and not abs(age_s) <= MAX_AGE_S:
         return Nothing.STALE
-    bare, tcp, udp = spellings(source)
     local = _end(local_text)
-    if local is not None and (len(local.address) != len(source.address) or not any(local.address)):
+    if local is not None and (len(local.address) != len(end.address) or not any(local.address)):
         local = None  # a wildcard listener's own address, not that of the flow
-    return Claim(
-        {"tcp": tcp, "udp": udp}.get((source_text or "")[:3], bare),
+    claim = Claim(
+        _key(end, local),
         tag.encode("utf-8", "replace")[:_MAX_TAG_BYTES],
         email_bytes,
+        False,
         b"",
-        b"",
-        local=None if local is None else spellings(local)[0],
+        local=local,
+        end=end,
     )
+    return Event(claim, age_s)
+
+
+def _age_s(event: dict[str, Any], now_s: float) -> float | None:
+    stamp = event.get("ts", now_s)
+    if isinstance(stamp, bool) or not isinstance(stamp, int | float) or not 0 <= stamp < 1e12:
+        raise ValueError("ts is not a time")
+    return now_s - stamp if "ts" in event else None
 
 
 def _string(event: dict[str, Any], key: str) -> str | None:
@@ -100,3 +118,11 @@ def _end(text: str | None) -> Source | None:
     if text is None or not _END.fullmatch(text):
         return None
     return parse_source(text.encode())
+
+
+def _key(end: Source, local: Source | None) -> bytes:
+    """What tells the flows of claims apart: what is known of both ends.
+
+    The prefix of the client's says what the flow within the tunnel is, and nothing of this one.
+    """
+    return pack_end(end) if local is None else pack_end(end) + pack_end(local)

@@ -2,8 +2,8 @@
 
 *Objects* are what we make, change and remove: an `Ifb`, the `NftTable`, a `Tree` with its
 `SharedClass`, `SharedLeaf` and filter, the `Clsact`, `Filter` and `Sysctl`.  The ``key`` of an
-object says which one it is, all else how it should be.  `Link`, `Qdisc` and `Observed` are what
-the kernel shows, ours or not.
+object says which one it is, all else how it should be.  `Interface`, `Qdisc` and `Observed` are
+what the kernel shows, ours or not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..htb import CEIL_MINOR, UNCLASSIFIED_MINOR, HtbClass, classid
-from ..rates import format_rate
+from ..units import format_rate
 from .nft_table import SETS_WITH_LIMITS, TABLE, Listing
 
 #: IFLA_IFALIAS by which we know our own IFB device.
@@ -42,16 +42,13 @@ INGRESS, EGRESS, ROOT = "ingress", "egress", "root"
 #: Their classes and filters are not recorded.
 _CLASSFUL = ("htb", "hfsc", "drr", "qfq", "cbq", "ets")
 
-#: Under this key the state holds a `Record`.
-STATE_KEY = "kernel"
-
 Key = tuple[str | int, ...]
 
 
 # --- what the kernel shows ---
 
 
-class Link(NamedTuple):
+class Interface(NamedTuple):
     """A network interface; ``txqlen`` in packets, ``mtu`` in bytes."""
 
     ifindex: int
@@ -379,7 +376,7 @@ class DeviceRecord:
 
 
 @dataclass(frozen=True)
-class Record:
+class KernelRecord:
     """What removal must know of the time before us; kept in the state as JSON."""
 
     major: int | None = None
@@ -388,7 +385,7 @@ class Record:
     sysctls: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, data: object) -> Record:
+    def from_json(cls, data: object) -> KernelRecord:
         """What `to_json` gave; empty for None."""
         if not isinstance(data, dict):
             return cls()
@@ -404,7 +401,7 @@ class Record:
 
     def to_json(self) -> dict[str, object] | None:
         """For JSON; None if there is nothing to remember."""
-        if self == Record():
+        if self == KernelRecord():
             return None
         devices = {
             dev: {
@@ -428,7 +425,7 @@ class SysctlState(NamedTuple):
 class Observed:
     """What the kernel has.  ``classes`` is {(dev, major): {minor: class}}."""
 
-    links: dict[str, Link]
+    links: dict[str, Interface]
     #: Device of the default route.
     default: str | None = None
     qdiscs: list[Qdisc] = field(default_factory=list)

@@ -48,15 +48,15 @@ from .objects import (
     Flower,
     FwMark,
     Ifb,
+    Interface,
     KernelObject,
+    KernelRecord,
     Key,
-    Link,
     NftTable,
     Observed,
     OtherMatch,
     Place,
     Qdisc,
-    Record,
     Redirect,
     SavedQdisc,
     SavedRoot,
@@ -94,8 +94,8 @@ class Plan(NamedTuple):
     """Steps in order, what to record before and after them, and what cannot be done here."""
 
     operations: list[Operation]
-    before: Record
-    after: Record
+    before: KernelRecord
+    after: KernelRecord
     notes: tuple[str, ...] = ()
 
 
@@ -153,12 +153,12 @@ def _ingress_filters(settings: Settings, wan: str) -> Iterator[Filter]:
 # --- what there is of ours ---
 
 
-def _majors(settings: Settings, record: Record) -> tuple[int, ...]:
+def _majors(settings: Settings, record: KernelRecord) -> tuple[int, ...]:
     return settings.major, settings.major if record.major is None else record.major
 
 
 def observed_objects(
-    settings: Settings, observed: Observed, record: Record
+    settings: Settings, observed: Observed, record: KernelRecord
 ) -> dict[Key, KernelObject]:
     """The observed objects that are ours, by their keys.
 
@@ -209,7 +209,7 @@ def _inside(tree: Tree, observed: Observed) -> Iterator[KernelObject]:
         yield Filter(at_root[0].place._replace(handle=0), match)
 
 
-def _our_link(dev: str, link: Link, settings: Settings) -> bool:
+def _our_link(dev: str, link: Interface, settings: Settings) -> bool:
     # An IFB of our name that is down and has no alias is what a creation that was cut short leaves.
     fresh = dev == settings.ifb and not link.alias and not link.up
     return link.kind == "ifb" and (link.alias == ALIAS or fresh)
@@ -246,7 +246,7 @@ def find_wan(settings: Settings, observed: Observed) -> str:
     raise Refused(f"wan: interface {settings.wan} does not exist; there are: {there}")
 
 
-def refusals(settings: Settings, observed: Observed, record: Record, wan: str) -> list[str]:
+def refusals(settings: Settings, observed: Observed, record: KernelRecord, wan: str) -> list[str]:
     """What forbids us to act on this host, one sentence each; empty if nothing does."""
     found = []
     link = observed.links.get(settings.ifb)
@@ -277,7 +277,7 @@ def refusals(settings: Settings, observed: Observed, record: Record, wan: str) -
 # --- the plan ---
 
 
-def present(settings: Settings, observed: Observed, record: Record) -> Plan:
+def present(settings: Settings, observed: Observed, record: KernelRecord) -> Plan:
     """The steps to `desired`; Refused, with every reason, if we must not act."""
     wan = find_wan(settings, observed)
     if reasons := refusals(settings, observed, record, wan):
@@ -301,12 +301,12 @@ def present(settings: Settings, observed: Observed, record: Record) -> Plan:
             sysctls[item.name] = now.value
             operations.append(Operation("change", item))
     major = settings.major if record.major is None else record.major
-    before = Record(major, {**record.devices, wan: entry}, sysctls)
-    after = Record(settings.major, {wan: entry}, sysctls)
+    before = KernelRecord(major, {**record.devices, wan: entry}, sysctls)
+    after = KernelRecord(settings.major, {wan: entry}, sysctls)
     return Plan(operations, before if operations else after, after, tuple(notes))
 
 
-def absent(settings: Settings, observed: Observed, record: Record) -> Plan:
+def absent(settings: Settings, observed: Observed, record: KernelRecord) -> Plan:
     """The steps that take every object of ours away, wherever it is."""
     operations = []
     for item in SYSCTLS:
@@ -316,10 +316,12 @@ def absent(settings: Settings, observed: Observed, record: Record) -> Plan:
             operations.append(Operation("restore", Sysctl(item.name, old)))
     have = observed_objects(settings, observed, record)
     operations += _diff([], have, observed, record)
-    return Plan(operations, record, Record())
+    return Plan(operations, record, KernelRecord())
 
 
-def _remember(settings: Settings, observed: Observed, record: Record, wan: str) -> DeviceRecord:
+def _remember(
+    settings: Settings, observed: Observed, record: KernelRecord, wan: str
+) -> DeviceRecord:
     """What `absent` must know of the WAN device."""
     index = observed.links[wan].ifindex
     majors = _majors(settings, record)
@@ -375,7 +377,7 @@ def _diff(
     want: Iterable[KernelObject],
     have: dict[Key, KernelObject],
     observed: Observed,
-    record: Record,
+    record: KernelRecord,
 ) -> list[Operation]:
     operations = []
     wanted = {item.key: item for item in want}
@@ -428,7 +430,7 @@ def _replace(now: KernelObject, item: KernelObject) -> list[Operation]:
     return [*([Operation("remove", now)] if anew else []), Operation("add", item)]
 
 
-def _remove_tree(tree: Tree, record: Record) -> list[Operation]:
+def _remove_tree(tree: Tree, record: KernelRecord) -> list[Operation]:
     operations = [Operation("remove", tree)]
     entry = record.devices.get(tree.dev)
     if entry and entry.qdiscs:
@@ -437,7 +439,7 @@ def _remove_tree(tree: Tree, record: Record) -> list[Operation]:
 
 
 def _ingress_removable(
-    clsact: Clsact, have: dict[Key, KernelObject], observed: Observed, record: Record
+    clsact: Clsact, have: dict[Key, KernelObject], observed: Observed, record: KernelRecord
 ) -> bool:
     dev = clsact.dev
     here = [f for f in observed.filters if f.place.dev == dev and f.place.hook in (INGRESS, EGRESS)]

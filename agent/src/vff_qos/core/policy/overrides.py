@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from .model import Layer, Limits, Policy, lowest_of, parse_layer
+from .model import Layer, Limits, Policy, lowest_of
+from .parse import parse_layer
 
 #: Origin of what a person ordered; automatic ones have other names and give way to it.
 OPERATOR = "operator"

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..document import Document
-from ..durations import format_duration, parse_duration
-from ..volumes import format_volume, parse_volume
+from ..units import format_duration, format_volume, parse_duration, parse_volume
 
 VOLUME, RATE = "volume", "rate"
 BOTH, UPLOAD, DOWNLOAD = "both", "upload", "download"

@@ -23,26 +23,20 @@ a class that was made anew and counts from zero.
 
 from __future__ import annotations
 
-import calendar
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import date, datetime, timedelta, tzinfo
+from datetime import tzinfo
 from typing import Any, NamedTuple
 
-from ..volumes import format_volume
+from ..units import format_volume
 from .model import Limits
-from .terms import DAY, DOWNLOAD, RATE, UPLOAD, VOLUME, Quota, Rule, Terms
+from .periods import CELLS, Period, Window, period
+from .terms import DOWNLOAD, RATE, UPLOAD, VOLUME, Quota, Rule, Terms
 
 #: Name of the quota among a user's penalties, and the origin of its override.
 QUOTA = "quota"
 
-#: Per window: 24 h in hours, 15 min in 37.5 s.
-BUCKETS = 24
-CELLS = BUCKETS + 1
-_EMPTY = array("I", bytes(4 * BUCKETS))
-_FULL = 0xFFFFFFFF
 _MINORS = 0x10000
-_DAY = timedelta(days=1)
 _LONGEST_S = 31 * 86_400
 
 
@@ -67,76 +61,6 @@ class Change(NamedTuple):
     why: str
     penalty: Penalty
     then: str
-
-
-class Window:
-    """A sliding window: amounts by time, in buckets.
-
-    A view of a part of ``cells``: the number of the newest bucket since the epoch, then the
-    buckets.  Ten thousand users have several each, so a bucket is 32 bits of ``unit``.
-    """
-
-    __slots__ = ("_at", "_cells", "_unit", "_width_s")
-
-    def __init__(self, rule: Rule, cells: array[int], number: int = 0) -> None:
-        """The ``number``-th window of ``cells``; ``rule`` says how long it is."""
-        self._cells, self._at = cells, number * CELLS
-        self._width_s = rule.window_s / BUCKETS
-        #: At most 1/2^24 of the threshold is lost in rounding.
-        self._unit = max(rule.threshold >> 24, 1) if rule.kind == VOLUME else 1
-
-    def _slide(self, now_s: float) -> int:
-        """Forget what is older than the window; returns the number of the newest bucket.
-
-        A clock that was set back lets the window stand still, one that is far off empties it.
-        """
-        cells, at = self._cells, self._at
-        newest, head = int(now_s // self._width_s), cells[at]
-        if abs(newest - head) >= BUCKETS:
-            self.clear()
-        elif newest <= head:
-            return head
-        else:
-            for number in range(head + 1, newest + 1):
-                cells[at + 1 + number % BUCKETS] = 0
-        cells[at] = newest
-        return newest
-
-    def add(self, start_s: float, now_s: float, amount: int) -> None:
-        """Enter what was used evenly between two times."""
-        head = self._slide(now_s)
-        amount //= self._unit
-        first = int(start_s // self._width_s)
-        if first >= head or start_s >= now_s:
-            self._enter(head, amount)
-            return
-        oldest = max(first, head - BUCKETS + 1)
-        # Whole numbers up to each border, so that the parts add up to the amount.
-        before = self._until(oldest, start_s, now_s, amount) if oldest > first else 0
-        for number in range(oldest, head + 1):
-            upto = self._until(number + 1, start_s, now_s, amount)
-            self._enter(number, upto - before)
-            before = upto
-
-    def _until(self, number: int, start_s: float, now_s: float, amount: int) -> int:
-        """How much of ``amount`` was used before bucket ``number`` began."""
-        at_s = number * self._width_s
-        if at_s >= now_s:
-            return amount
-        return int(amount * (at_s - start_s) / (now_s - start_s))
-
-    def _enter(self, number: int, amount: int) -> None:
-        cell = self._at + 1 + number % BUCKETS
-        self._cells[cell] = min(self._cells[cell] + amount, _FULL)
-
-    def total(self, now_s: float) -> int:
-        """The amount in the window."""
-        self._slide(now_s)
-        return sum(self._cells[self._at + 1 : self._at + CELLS]) * self._unit
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._cells[self._at + 1 : self._at + CELLS] = _EMPTY
 
 
 class Usage:
@@ -208,32 +132,6 @@ class Row(NamedTuple):
     up_seen: int
     down_seen: int
     usage: Usage
-
-
-Period = tuple[float, float]
-
-
-def period(per: str, reset: int, now_s: float, zone: tzinfo | None = None) -> Period:
-    """(start, end) of the quota's period around ``now_s``; ``zone`` None is the node's own.
-
-    A period starts at a local time.  One that a change to summer time leaves out is the moment of
-    the change, one that comes twice is the first.  A month that has no such day starts on its last.
-    """
-    today = datetime.fromtimestamp(now_s, zone).date()
-    if per == DAY:
-        starts = [_moment(today + n * _DAY, reset, zone) for n in (-1, 0, 1, 2)]
-    else:
-        starts = []
-        for months in (-1, 0, 1, 2):
-            year, month0 = divmod(today.year * 12 + today.month - 1 + months, 12)
-            last = calendar.monthrange(year, month0 + 1)[1]
-            starts.append(_moment(date(year, month0 + 1, min(reset, last)), 0, zone))
-    start = max(at for at in starts if at <= now_s)
-    return start, min(at for at in starts if at > now_s)
-
-
-def _moment(day: date, hour: int, zone: tzinfo | None) -> float:
-    return datetime(day.year, day.month, day.day, hour, tzinfo=zone).timestamp()
 
 
 class Ledger:
@@ -313,11 +211,9 @@ class Ledger:
         if usage.terms is not terms:
             usage.adapt(terms)
         self.dirty.add(key)
-        changes: list[Change] = []
         # What was moved since the last round was moved under these.
         under = frozenset(usage.penalties)
-        if under:
-            self._release(key, usage, changes)
+        changes = list(self._release(key, usage)) if under else []
         for number, rule in enumerate(terms.rules):
             if under and (rule.kind == RATE or rule.text in under):
                 continue
@@ -325,12 +221,12 @@ class Ledger:
                 continue
             amount = self._amount(rule, limits, moved)
             if amount:
-                self._enter(key, usage, number, amount, changes)
+                changes += self._enter(key, usage, number, amount)
         if terms.quota:
-            self._charge(key, usage, terms.quota, moved, changes)
+            changes += self._charge(key, usage, terms.quota, moved)
         return changes
 
-    def _release(self, key: str, usage: Usage, changes: list[Change]) -> None:
+    def _release(self, key: str, usage: Usage) -> Iterator[Change]:
         """End penalties whose time is up, and those that nothing stands for any more."""
         for text, penalty in list(usage.penalties.items()):
             rule = usage.terms.rule(text)
@@ -347,11 +243,9 @@ class Ledger:
                 continue
             del usage.penalties[text]
             origin = QUOTA if text == QUOTA else rule_origin(text)
-            changes.append(Change(key, origin, False, why, penalty, rule.then if rule else ""))
+            yield Change(key, origin, False, why, penalty, rule.then if rule else "")
 
-    def _enter(
-        self, key: str, usage: Usage, number: int, amount: int, changes: list[Change]
-    ) -> None:
+    def _enter(self, key: str, usage: Usage, number: int, amount: int) -> Iterator[Change]:
         """Fill a window; a penalty begins if that is too much."""
         rule, window, now_s = usage.terms.rules[number], usage.window(number), self._now_s
         window.add(self._start_s, now_s, amount)
@@ -360,7 +254,7 @@ class Ledger:
             window.clear()
             penalty = usage.penalties[rule.text] = Penalty(now_s, now_s + rule.for_s, used)
             origin = rule_origin(rule.text)
-            changes.append(Change(key, origin, True, rule.amount(used), penalty, rule.then))
+            yield Change(key, origin, True, rule.amount(used), penalty, rule.then)
 
     def _amount(self, rule: Rule, limits: Limits, moved: tuple[int, int]) -> int:
         """What the last interval adds to a rule's window: bytes, or ms at the limit."""
@@ -373,13 +267,8 @@ class Ledger:
         return min(spent_ms, int((self._now_s - self._start_s) * 1_000))
 
     def _charge(
-        self,
-        key: str,
-        usage: Usage,
-        quota: Quota,
-        moved: tuple[int, int],
-        changes: list[Change],
-    ) -> None:
+        self, key: str, usage: Usage, quota: Quota, moved: tuple[int, int]
+    ) -> Iterator[Change]:
         """The plan's quota: reset on time, count, begin or end its penalty."""
         penalty = usage.penalties.get(QUOTA)
         start_s, end_s = self._period(quota)
@@ -399,10 +288,10 @@ class Ledger:
             now = usage.penalties[QUOTA] = Penalty(since_s, end_s, used)
             # A longer one is told, too: its override would be over before it.
             if penalty is None or penalty.until != end_s:
-                changes.append(Change(key, QUOTA, True, quota.amount(used), now, quota.then))
+                yield Change(key, QUOTA, True, quota.amount(used), now, quota.then)
         elif penalty:
             del usage.penalties[QUOTA]
-            changes.append(Change(key, QUOTA, False, why, penalty, quota.then))
+            yield Change(key, QUOTA, False, why, penalty, quota.then)
 
     def _period(self, quota: Quota) -> Period:
         found = self._periods.get(quota)

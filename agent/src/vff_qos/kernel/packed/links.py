@@ -8,12 +8,11 @@ Source of the numbers: include/uapi/linux/{rtnetlink,if_link}.h.
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import sys
 
-from ...core.plan.objects import Link
+from ...core.plan.objects import Interface
 from .netlink import HEADER, NLM_F_REQUEST, Netlink, attr, attrs
 
 _GETLINK = 18
@@ -26,19 +25,19 @@ _SKIP_STATS = 8
 _IFF_UP = 1
 
 
-def read_links(netlink: Netlink) -> dict[str, Link]:
+def read_links(netlink: Netlink) -> dict[str, Interface]:
     """{name: interface} of this network namespace."""
     request = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attr(_EXT_MASK, _U32.pack(_SKIP_STATS))
     return dict(map(_decode, netlink.dump(_GETLINK, request, "reading interfaces")))
 
 
-def _decode(data: bytes) -> tuple[str, Link]:
+def _decode(data: bytes) -> tuple[str, Interface]:
     _family, _type, index, flags, _change = _IFINFO.unpack_from(data)
     fields = {number: data[start:end] for number, start, end in attrs(data, _IFINFO.size)}
     info = fields.get(_LINKINFO, b"")
     names = fields.get(_PROP_LIST, b"")
     kinds = [_text(info[start:end]) for number, start, end in attrs(info) if number == _INFO_KIND]
-    return _text(fields[_IFNAME]), Link(
+    return _text(fields[_IFNAME]), Interface(
         ifindex=index,
         kind=kinds[0] if kinds else "",
         alias=_text(fields.get(_ALIAS, b"")),
@@ -50,8 +49,8 @@ def _decode(data: bytes) -> tuple[str, Link]:
 
 
 def _text(data: bytes) -> str:
-    # As Python's socket module names interfaces, whatever their bytes are.
-    return os.fsdecode(data.rstrip(b"\0"))
+    # As rtnetlink.py has it: the same device must have the same name in both.
+    return data.rstrip(b"\0").decode(errors="backslashreplace")
 
 
 def is_link_up(netlink: Netlink, ifindex: int) -> bool:

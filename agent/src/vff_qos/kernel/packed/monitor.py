@@ -14,11 +14,15 @@ from .netlink import HEADER, NETLINK_NETFILTER, attrs, set_receive_buffer
 _RTMGRP_LINK, _RTMGRP_TC = 0x1, 0x8
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x10, 0x40
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
+_RTMGRP_IPV4_RULE, _RTMGRP_IPV6_RULE = 0x80, 1 << (19 - 1)  # RTNLGRP_IPV6_RULE
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 21, 24, 25
+_NEWRULE, _DELRULE = 32, 33
 _TC_KINDS = range(36, 47)
+#: Prefixes this short stand for a default route: 0.0.0.0/1 and its other half, 2000::/3.
+_DEFAULT_BITS = 7
 _LINK_HEAD = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _TC_HEAD = struct.Struct("=Bxxxi")  # family, ifindex
-_IFNAME, _IFF_UP = 3, 1
+_IFNAME, _PROP_LIST, _ALT_IFNAME, _IFF_UP = 3, 52, 53, 1
 # include/uapi/linux/netfilter/nfnetlink.h
 _NFNLGRP_NFTABLES = 7
 _NFNL_SUBSYS_NFTABLES = 10
@@ -35,7 +39,7 @@ class Heard:
         self.kernel = False
         #: The IFB device has gone or is down.
         self.ifb_lost = False
-        #: A default route has come or gone.
+        #: A default route or a rule of policy routing has come or gone.
         self.routes = False
         #: Our addresses have changed.
         self.addresses = False
@@ -48,7 +52,7 @@ class Monitor:
         """Changes whose requests came from ``own_ports`` are ours and not worth a look; links
         count if they have one of ``names`` or are watched."""
         self._own = set(own_ports)
-        self._names = {name.encode() for name in names}
+        self._names = {name.encode(errors="surrogateescape") for name in names}
         self._ifb = 0
         self._devices: tuple[int, ...] = ()
         self._route = socket.socket(
@@ -61,6 +65,8 @@ class Monitor:
             | _RTMGRP_IPV4_ROUTE
             | _RTMGRP_IPV6_IFADDR
             | _RTMGRP_IPV6_ROUTE
+            | _RTMGRP_IPV4_RULE
+            | _RTMGRP_IPV6_RULE
         )
         self._route.bind((0, groups))
         self._nft = socket.socket(
@@ -118,13 +124,20 @@ class Monitor:
                 if index == self._ifb and (kind == _DELLINK or not flags & _IFF_UP):
                     heard.ifb_lost = True
             elif kind in (_NEWROUTE, _DELROUTE):
-                heard.routes |= data[start + 1] == 0  # length of the destination's prefix
+                # The second byte is the length of the destination's prefix.
+                heard.routes |= data[start + 1] <= _DEFAULT_BITS
+            elif kind in (_NEWRULE, _DELRULE):
+                heard.routes = True
             elif kind in _TC_KINDS:
                 heard.kernel |= _TC_HEAD.unpack_from(data, start)[1] in self._devices
             offset += (length + 3) & ~3
 
     def _is_named(self, data: bytes, start: int, end: int) -> bool:
         for kind, at, stop in attrs(data, start + _LINK_HEAD.size, end):
-            if kind == _IFNAME:
-                return data[at:stop].rstrip(b"\0") in self._names
+            if kind == _IFNAME and data[at:stop].rstrip(b"\0") in self._names:
+                return True
+            if kind == _PROP_LIST:
+                for inner, first, last in attrs(data, at, stop):
+                    if inner == _ALT_IFNAME and data[first:last].rstrip(b"\0") in self._names:
+                        return True
         return False

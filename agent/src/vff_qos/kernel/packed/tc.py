@@ -277,8 +277,8 @@ def read_filters(ifindex: int, hook: str, major: int) -> Iterator[TcFilter]:
     """The filters at one hook of a device.
 
     The kernel ends a dump that meets cls_fw without handles (fw_walk) with EMSGSIZE, as if it
-    had run out of space; tc prints "Buffer too small for object", and pyroute2 loses the list.
-    What came before is whole, and our fw filter has the last preference: nothing comes after it.
+    had run out of space; tc prints "Buffer too small for object".  What came before is whole, and
+    our fw filter has the last preference: nothing comes after it.
     """
     request = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, filter_parent(hook, major), 0)
     what = f"reading filters at {hook} of interface {ifindex}"

@@ -1,4 +1,4 @@
-"""Interfaces, made and set up through pyroute2."""
+"""The device that uploads pass, made and set up through pyroute2."""
 
 from __future__ import annotations
 

@@ -1,0 +1,180 @@
+"""What every command works on: this node's settings, state, lock, policy and classes.
+
+Each is opened when it is first asked for.  What people write can be asked for strictly, or as it
+is in force: with a mistake in the file that is the last good one, and a warning says so.  What
+lifts limits takes anything (``any_...``).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..config import Paths, load_policy, load_settings, read_file
+from ..core.policy.model import Policy
+from ..core.settings import Settings, salvage_settings
+from ..errors import ConfigError
+from ..journal import ERROR, Journal
+from ..kept import kept_policy, kept_settings
+from ..lock import Lock
+from ..state import KERNEL_RECORD, State, StateError
+
+if TYPE_CHECKING:  # the kill switch needs neither
+    from ..kernel.packed.tc import Tc
+    from ..shaping import Classes
+
+
+class Node:
+    """A node, as far as one command needs it; ``with`` closes what was opened."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        self.journal = Journal(by_hand=True)
+        #: What a person should know although the command goes on.
+        self.warnings: list[str] = []
+        #: Whether `policy_in_force` is not what the files hold.
+        self.policy_is_kept = False
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if "tc" in self.__dict__:
+            self.tc.close()
+
+    @cached_property
+    def user(self) -> str:
+        """Who runs this command: through sudo, by login, or the account."""
+        if name := os.environ.get("SUDO_USER"):
+            return name
+        try:
+            with open("/proc/self/loginuid", encoding="ascii") as file:
+                uid = int(file.read())
+        except (OSError, ValueError):
+            uid = -1  # a kernel without audit
+        if uid in (-1, 0xFFFFFFFF):
+            uid = os.geteuid()
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return str(uid)
+
+    def warn(self, sentence: str) -> None:
+        """Tell at once what a person should know; the command goes on."""
+        self.warnings.append(sentence)
+        if "JOURNAL_STREAM" in os.environ:  # a unit
+            self.journal.event("config", sentence, ERROR)
+        else:
+            print(f"vff-qos: warning: {sentence}", file=sys.stderr)
+
+    def stop_agent(self, why: str) -> None:
+        """End the agent if it runs; systemd does not start it again."""
+        import signal
+
+        from ..runfile import read_report
+
+        if report := read_report(self.paths.run_dir):
+            os.kill(report.pid, signal.SIGTERM)
+            self.warn(
+                f"{why}, so the agent (pid {report.pid}) was stopped; its next start limits again"
+            )
+
+    # -- what people write ------------------------------------------------------------------------
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Raises ConfigError."""
+        return load_settings(self.paths)
+
+    @cached_property
+    def settings_in_force(self) -> Settings:
+        """The settings; with a mistake in them the last good ones.  Raises ConfigError if there
+        never were any."""
+        try:
+            return self.settings
+        except ConfigError as error:
+            kept = kept_settings(self.any_state)
+            if kept is None:
+                raise
+            self.warn(f"{error}; the last good settings stay in force")
+            return kept
+
+    @cached_property
+    def any_settings(self) -> Settings:
+        """The settings in force, else what can be read of the file: for what lifts limits."""
+        try:
+            return self.settings_in_force
+        except ConfigError as error:
+            self.warn(f"{error}; what can be read of the settings is used")
+        try:
+            found = salvage_settings(read_file(self.paths.settings))
+        except ConfigError:
+            found = Settings()
+        return replace(found, major=self._major_in_use(found.major))
+
+    def _major_in_use(self, wanted: int) -> int:
+        """The handle of our tree in the kernel: what was read may not be what is there."""
+        from ..kernel.our_trees import majors_found
+
+        recorded = self.any_state.get_value(KERNEL_RECORD) or {}
+        if "major" in recorded:
+            return int(recorded["major"])
+        majors = majors_found()
+        return wanted if wanted in majors or not majors else min(majors)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """Raises ConfigError."""
+        return load_policy(self.paths)
+
+    @cached_property
+    def policy_in_force(self) -> Policy:
+        """The policy; with a mistake in it the last good one.  Raises ConfigError if none was."""
+        try:
+            return self.policy
+        except ConfigError as error:
+            kept = kept_policy(self.state)
+            if kept is None:
+                raise
+            self.warn(f"{error}; the last good policy stays in force")
+            self.policy_is_kept = True
+            return kept
+
+    # -- what is ours -----------------------------------------------------------------------------
+
+    @cached_property
+    def state(self) -> State:
+        """Raises StateError."""
+        return State(self.paths.state_dir, self.paths.run_dir)
+
+    @cached_property
+    def any_state(self) -> State:
+        """The state; one that holds nothing and is forgotten where there is none to be had."""
+        try:
+            return self.state
+        except StateError as error:
+            self.warn(f"{error}; nothing of it is known, and nothing can be remembered")
+            return State.forgetful()
+
+    @cached_property
+    def lock(self) -> Lock:
+        """Raises QosError."""
+        return Lock(self.paths.run_dir)
+
+    @cached_property
+    def tc(self) -> Tc:
+        """Classes in the kernel."""
+        from ..kernel.packed.tc import Tc
+
+        return Tc()
+
+    def classes(self, settings: Settings, policy: Policy) -> Classes:
+        """The users' classes under a policy.  Raises Refused if the node is not set up."""
+        from ..kernel.devices import shaping_devices
+        from ..shaping import Classes
+
+        return Classes(settings, policy, self.tc, shaping_devices(settings))

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import time
 
+from pyroute2 import IPRoute
+
 from lab.node import die_with_parent
 from vff_qos.core.htb import (
     CEIL_MINOR,
@@ -20,10 +22,9 @@ from vff_qos.core.htb import (
     shared_class,
     user_class,
 )
-from vff_qos.core.plan.layout import ROOT_PARENT
-from vff_qos.kernel.filters import delete_qdisc, set_splitter, set_tree
-from vff_qos.kernel.packed.netlink import Netlink
+from vff_qos.core.plan.objects import ROOT_PARENT
 from vff_qos.kernel.packed.tc import ADD, ClassKey, Tc, add_class, encode_class
+from vff_qos.kernel.route import delete_qdisc, put_splitter, put_tree
 
 from .rows import Report
 
@@ -54,10 +55,10 @@ def measure(report: Report, seconds: float, runs: int) -> None:
 
 
 def _core_pct(index: int, rate_bps: int, split_bytes: int, seconds: float) -> float:
-    netlink, tc = Netlink(socket.NETLINK_ROUTE), Tc()
+    ipr, tc = IPRoute(), Tc()
     if split_bytes:
-        set_splitter(netlink, index, _MAJOR, split_bytes)
-    set_tree(netlink, index, _MAJOR, FIRST_USER_MINOR, split_bytes)
+        put_splitter(ipr, index, _MAJOR, split_bytes)
+    put_tree(ipr, index, _MAJOR, FIRST_USER_MINOR, split_bytes)
     shared = shared_class(max(_RATES_BPS))
     ceiling = ClassKey(index, _MAJOR, CEIL_MINOR)
     tc.apply([(lambda s: encode_class(s, ceiling, ROOT_MINOR, shared, ADD), "ceiling")])
@@ -74,9 +75,9 @@ def _core_pct(index: int, rate_bps: int, split_bytes: int, seconds: float) -> fl
     used_s, took_s = _busy_s() - before, time.monotonic() - began
     os.kill(sender, 9)
     os.waitpid(sender, 0)
-    delete_qdisc(netlink, index, ROOT_PARENT)
+    delete_qdisc(ipr, index, ROOT_PARENT)
     tc.close()
-    netlink.close()
+    ipr.close()
     return 100 * used_s / took_s
 
 

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import vff_qos
-from vff_qos.core.plan import layout
-from vff_qos.core.plan.layout import Key
+from vff_qos.core.plan import plan as planner
+from vff_qos.core.plan.objects import Filter, KernelObject
 from vff_qos.core.settings import Settings
 
 from .containers import Host
@@ -113,12 +112,12 @@ def settings(
 ) -> Settings:
     """Settings; in a kernel without our filters, plans are made without them."""
     if missing_filters():
-        complete = layout.desired
+        complete = planner.desired
 
-        def desired(settings: Settings, wan: str, mtu: int) -> dict[Key, Any]:
-            return {k: v for k, v in complete(settings, wan, mtu).items() if k[0] != "filter"}
+        def desired(settings: Settings, wan: str, mtu: int) -> list[KernelObject]:
+            return [o for o in complete(settings, wan, mtu) if not isinstance(o, Filter)]
 
-        monkeypatch.setattr(layout, "desired", desired)
+        monkeypatch.setattr(planner, "desired", desired)
     return replace(SETTINGS, split=request.param)
 
 

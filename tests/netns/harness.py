@@ -14,20 +14,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
 
 from vff_qos.core.flow import Flow
-from vff_qos.core.plan import layout
+from vff_qos.core.plan import plan as planner
+from vff_qos.core.plan.objects import Filter
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused
-from vff_qos.kernel import filters
+from vff_qos.kernel import filters, route
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
-from vff_qos.kernel.packed.netlink import Netlink
 from vff_qos.kernel.packed.tc import Tc
 
 CLONE_NEWNET = 0x40000000
@@ -244,28 +245,55 @@ class Network:
 def missing_filters() -> str:
     """What this kernel cannot do for us, found by trying."""
     run("ip", "link", "add", "probe0", "type", "ifb")
-    names = {index: name for index, name in socket.if_nameindex()}
-    indices = {name: index for index, name in names.items()}
-    netlink = Netlink(socket.NETLINK_ROUTE)
+    indices = {name: index for index, name in socket.if_nameindex()}
     missing = []
-    try:
-        filters.set_tree(netlink, indices["probe0"], 0x5100, 1)
+    with IPRoute() as ipr:
+        route.put_tree(ipr, indices["probe0"], 0x5100, 1)
         try:
-            filters.add_clsact(netlink, indices["probe0"])
+            route.add_clsact(ipr, indices["probe0"])
         except KernelRefused as error:
             missing.append(f"clsact ({error})")
-        wanted = layout.desired(replace(SETTINGS, ifb="probe0"), "probe0")
-        everything = layout.desired(replace(SETTINGS, ifb="probe0", service_ports=()), "probe0")
-        for key, spec in (wanted | everything).items():
-            if key[0] == "filter":
+        wanted = planner.desired(replace(SETTINGS, ifb="probe0"), "probe0")
+        wanted += planner.desired(replace(SETTINGS, ifb="probe0", service_ports=()), "probe0")
+        done = []
+        for item in wanted:
+            if isinstance(item, Filter) and item.key not in done:
+                done.append(item.key)
                 try:
-                    filters.add_filter(netlink, key, spec, 0x5100, indices)
+                    filters.add_filter(ipr, item, 0x5100, indices)
                 except KernelRefused:
-                    missing.append(" ".join([spec.kind, *(action[0] for action in spec.actions)]))
-    finally:
-        netlink.close()
-        run("ip", "link", "del", "probe0")
+                    actions = [type(action).__name__ for action in item.actions]
+                    missing.append(" ".join([item.classifier, *actions]))
+    run("ip", "link", "del", "probe0")
     return ", ".join(dict.fromkeys(missing))
+
+
+#: In the place of the plan, in a kernel without our filters.
+WITHOUT_FILTERS = """
+import sys
+from vff_qos.core.plan import objects, plan
+complete = plan.desired
+plan.desired = lambda *a: [o for o in complete(*a) if not isinstance(o, objects.Filter)]
+from vff_qos.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def vff_qos(
+    directory: Path, *words: str, within: Sequence[str] = (), more: str = ""
+) -> tuple[int, str]:
+    """Exit code and all output of a command with files in ``directory``."""
+    (directory / "settings.yml").write_text(f"if_wan: {WAN}\nleaf: pfifo\n{more}")
+    (directory / "policy.yml").write_text("default: {}\n")
+    options = [f"--{what}={directory}/{what}.yml" for what in ("settings", "policy")]
+    options += [f"--{what}-dir={directory}" for what in ("state", "run")]
+    done = subprocess.run(
+        [*within, sys.executable, "-c", WITHOUT_FILTERS, *words, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout
 
 
 def snapshot() -> dict[str, str]:

@@ -22,16 +22,15 @@ from vff_qos.cli import main
 from vff_qos.commands import bootstrap
 from vff_qos.commands.killswitch import resume, suspend
 from vff_qos.core.htb import PROVISIONAL, user_class
-from vff_qos.core.plan.layout import Filter
+from vff_qos.core.plan.objects import KernelRecord, OtherAction, OtherMatch
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 from vff_qos.journal import Journal
-from vff_qos.kernel import filters
+from vff_qos.kernel import route
 from vff_qos.kernel.packed import tc
-from vff_qos.kernel.packed.early_maps import EarlyMaps
-from vff_qos.kernel.packed.netlink import Netlink
+from vff_qos.kernel.packed.nft_elements import EarlyMaps
 from vff_qos.lock import Lock
-from vff_qos.state import State
+from vff_qos.state import KERNEL_RECORD, State
 
 from .harness import (
     CLIENT,
@@ -48,6 +47,9 @@ from .harness import (
     run,
     snapshot,
 )
+
+#: As in SETTINGS.
+PORTS = "service_ports: [443, 20000-20100]\n"
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_present_twice_then_absent_leaves_what_was_before(settings: Settings) ->
     assert bootstrap.remove(settings, memory) == planned
     assert snapshot() == before
     assert bootstrap.remove(settings, memory) == []
-    assert memory.get_value(bootstrap.STATE_KEY) is None
+    assert memory.get_value(KERNEL_RECORD) is None
 
 
 def test_live_classes_survive(settings: Settings) -> None:
@@ -117,9 +119,14 @@ def test_early_maps_come_and_go_and_keep_their_elements(settings: Settings) -> N
     assert caught.value.code == errno.ENOENT
     assert f"{CLIENT} expires" in run("nft", "list", "table", "inet", "vff_qos")  # all or nothing
     maps.change({}, [client4])
-    maps.replace({bytes([10, 1, i >> 8, i & 255]): MARK + i for i in range(3_000)})
+    many = {bytes([10, 1, i >> 8, i & 255]): MARK + i for i in range(3_000)}
+    maps.replace(many)
     shown = run("nft", "list", "table", "inet", "vff_qos")
     assert shown.count("expires") == 3_000 and CLIENT not in shown
+    maps.change({client4: MARK}, many)
+    assert run("nft", "list", "table", "inet", "vff_qos").count("expires") == 1
+    maps.change(many, [])
+    assert run("nft", "list", "table", "inet", "vff_qos").count("expires") == 3_001
     assert bootstrap.reconcile(settings, memory)
     assert "early" not in run("nft", "list", "table", "inet", "vff_qos")
     maps.clear()  # nothing to clear is no error
@@ -168,7 +175,7 @@ def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
     assert ceils() == [free] * 4
     ceil = "wan_ceil: 500mbit\n" if settings.split else ""
     files = [
-        ("settings", f"{ceil}unclassified_upload: 10mbit\nleaf: pfifo\nif_wan: wan0\n"),
+        ("settings", f"{ceil}{PORTS}unclassified_upload: 10mbit\nleaf: pfifo\nif_wan: wan0\n"),
         ("policy", "default: {}"),
     ]
     options = [f"--{what}-dir={tmp_path}" for what in ("state", "run")]
@@ -374,7 +381,7 @@ def test_a_step_that_fails_says_what_was_done(
     def refuse(*_args: object) -> None:
         raise KernelRefused(2, "adding clsact")
 
-    monkeypatch.setattr(filters, "add_clsact", refuse)
+    monkeypatch.setattr(route, "add_clsact", refuse)
     with pytest.raises(KernelRefused, match="Not done: add ingress qdisc clsact") as caught:
         bootstrap.reconcile(settings, Memory())
     assert caught.value.code == 2
@@ -569,11 +576,11 @@ def test_uploads_pass_without_the_ifb_once_nothing_leads_there(
     theirs = ["dev", WAN, "ingress", "pref", "9", "protocol", "ip", "u32"]
     run("tc", "filter", "add", *theirs, "match", "u32", "0", "0", "flowid", "1:1")
     run("ip", "link", "del", "vffqos0")
-    netlink = Netlink(socket.NETLINK_ROUTE)
+    classes = tc.Tc()
     index = socket.if_nametoindex(WAN)
-    assert filters.stop_redirecting(netlink, index, 0x5100) == 8
-    assert filters.stop_redirecting(netlink, index, 0x5100) == 0
-    netlink.close()
+    assert classes.stop_redirecting(index, 0x5100) == 8
+    assert classes.stop_redirecting(index, 0x5100) == 0
+    classes.close()
     for address in (NODE, NODE6):
         exchange(net, address, 443)
     assert "u32" in run("tc", "filter", "show", "dev", WAN, "ingress")
@@ -692,9 +699,11 @@ def test_a_decoded_filter_that_is_not_ours_is_unlike_ours(full: Settings) -> Non
         WAN,
         "ingress",
         "pref",
-        "5",
+        "20736",
         "protocol",
         "ip",
+        "handle",
+        "7",
         "flower",
         "src_ip",
         "10.0.0.0/8",
@@ -705,7 +714,10 @@ def test_a_decoded_filter_that_is_not_ours_is_unlike_ours(full: Settings) -> Non
         "action",
         "drop",
     )
-    seen = bootstrap.observe(full, {}).filters
-    (theirs,) = [spec for key, spec in seen.items() if key[4] == 5]
-    assert theirs != Filter("flower", (6, 443, 443), (("gact", "?"),))
-    assert theirs.match[:3] == (6, 443, 443) and theirs.actions == (("gact", "?"),)
+    (theirs,) = [
+        f for f in bootstrap.observe(full, KernelRecord()).filters if f.place.pref == 20736
+    ]
+    assert theirs.match == OtherMatch(
+        "flower", "TCA_FLOWER_KEY_IPV4_SRC TCA_FLOWER_KEY_IPV4_SRC_MASK"
+    )
+    assert theirs.actions == (OtherAction("gact"),)

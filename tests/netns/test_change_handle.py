@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.vff.qos.plugins.modules import qos_preflight
 
 from vff_qos.commands import bootstrap
-from vff_qos.core.plan import layout
+from vff_qos.core.plan.objects import ALIAS
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 
@@ -40,7 +40,7 @@ def preflight(settings: Settings) -> list[str]:
 
 
 def test_the_preflight_and_the_agent_know_our_ifb_by_the_same_alias() -> None:
-    assert qos_preflight.ALIAS == layout.ALIAS
+    assert qos_preflight.ALIAS == ALIAS
 
 
 def test_another_handle_takes_tree_and_connections_along(settings: Settings) -> None:

@@ -25,8 +25,8 @@ from vff_qos.core.settings import Settings
 from vff_qos.follower import heal
 from vff_qos.follower.assign import Assigner
 from vff_qos.journal import Journal
-from vff_qos.kernel import links
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
+from vff_qos.kernel.packed.links import read_links
 from vff_qos.kernel.packed.monitor import Monitor
 from vff_qos.kernel.packed.netlink import Interrupted, Netlink
 from vff_qos.kernel.packed.tc import Tc
@@ -39,9 +39,9 @@ from .harness import Client, Node, missing_filters, root_of, run
 #: let the agent wait for longer than that; printed is what it took.
 WITHIN_S = 20.0
 WITHOUT_FILTERS = """
-from vff_qos.core.plan import layout
-complete = layout.desired
-layout.desired = lambda *a: {k: v for k, v in complete(*a).items() if k[0] != "filter"}
+from vff_qos.core.plan import objects, plan
+complete = plan.desired
+plan.desired = lambda *a: [o for o in complete(*a) if not isinstance(o, objects.Filter)]
 """
 
 
@@ -361,7 +361,7 @@ def test_a_dump_that_changes_interrupt_is_read_again() -> None:
     try:
         deadline = time.monotonic() + 60
         while interrupted < 5 and time.monotonic() < deadline:
-            found = links.links(netlink)
+            found = read_links(netlink)
             assert {f"stay{number}" for number in range(60)} <= found.keys()
     finally:
         going.clear()

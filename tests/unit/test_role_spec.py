@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from vff_qos.commands import bootstrap
 from vff_qos.commands.disable import UNITS
 from vff_qos.config import Paths
 from vff_qos.core.policy.model import Policy
 from vff_qos.core.settings import KEYS, LEAVES, SOURCES, Settings
-from vff_qos.state import KERNEL_RECORD
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "qos"
@@ -59,6 +57,8 @@ def test_role_and_agent_have_the_same_defaults() -> None:
     assert DEFAULTS["qos_vpn_port"] == ours.service_ports[0][0]
     assert DEFAULTS["qos_leaf"] == ours.leaf
     assert DEFAULTS["qos_take_foreign_root"] == ours.take_foreign_root
+    assert DEFAULTS["qos_early_shaping"] == ours.early_shaping
+    assert DEFAULTS["qos_flood_guard"] == ours.flood_guard
     assert DEFAULTS["qos_identity_source"] == ours.source
     assert DEFAULTS["qos_xray_access_log_path"] == ours.access_log
     assert DEFAULTS["qos_gc_idle_sec"] == ours.gc.idle_s
@@ -89,7 +89,6 @@ def test_role_and_agent_name_the_same_units_and_places() -> None:
     assert paths.policy_dir == f"{written['__qos_etc']}/policy.d"
     assert paths.disabled == f"{written['__qos_etc']}/disabled-by-hand"
     assert paths.state_dir == written["__qos_state_dir"]
-    assert bootstrap.STATE_KEY == KERNEL_RECORD
 
 
 def test_the_readme_lists_every_variable() -> None:

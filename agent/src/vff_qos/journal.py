@@ -50,11 +50,15 @@ class Journal:
 
     def event(self, kind: str, message: str, priority: int = INFO, **fields: str | int) -> None:
         """One entry of a known ``kind``; fields become ``VFF_QOS_<NAME>``."""
+        try:
+            if self._to_journal:
+                from systemd import journal
+        except ImportError:
+            # What lifts limits must not end for want of python3-systemd.
+            self._to_journal = False
         if not self._to_journal:
             print(message, file=sys.stderr, flush=True)
             return
-        from systemd import journal
-
         journal.send(
             message,
             PRIORITY=priority,

@@ -16,6 +16,7 @@ from .core.htb import (
     Node,
     guarantee_shift,
     leaf_target_us,
+    same_class,
     user_class,
 )
 from .core.owners import ACTIVE, RESTRICTED, Owner
@@ -33,7 +34,6 @@ from .kernel.packed.tc import (
     change_class,
     change_leaf,
     delete_leaf,
-    same_class,
 )
 
 Both = tuple[HtbClass, HtbClass]

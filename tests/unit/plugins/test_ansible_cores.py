@@ -56,6 +56,7 @@ SETTINGS: dict[str, Any] = {
     "leaf": "fq_codel",
     "take_foreign_root": False,
     "early_shaping": True,
+    "flood_guard": True,
     "unknown_udp": "pass",
     "identity_source": "container",
     "xray_access_log_path": "/var/log/xray/access.log",

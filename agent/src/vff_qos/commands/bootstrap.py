@@ -1,6 +1,6 @@
 """Brings the kernel's objects to what the settings say: observe, plan, apply, verify.
 
-The plan itself is made in core/plan/layout.py.  A step that fails ends the run: what was done
+The plan itself is made in core/plan/plan.py.  A step that fails ends the run: what was done
 stays, and at every step traffic flows (packets are redirected last, and unredirected first).
 """
 
@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import Any, Protocol
+
+from pyroute2 import IPRoute
 
 from ..core.htb import (
     CEIL_MINOR,
@@ -22,20 +25,52 @@ from ..core.htb import (
     classid,
     usable_minor,
 )
-from ..core.plan import layout
-from ..core.plan.layout import Observed, Operation, Plan, Qdisc
+from ..core.plan import plan as planner
+from ..core.plan.nft_table import TABLE
+from ..core.plan.objects import (
+    ALIAS,
+    EGRESS,
+    INGRESS,
+    INGRESS_PARENT,
+    ROOT,
+    ROOT_PARENT,
+    Action,
+    Clsact,
+    CopyMark,
+    Filter,
+    Ifb,
+    KernelObject,
+    KernelRecord,
+    NftTable,
+    Observed,
+    Redirect,
+    SavedRoot,
+    SetMark,
+    SharedClass,
+    SharedLeaf,
+    Sysctl,
+    Tree,
+    is_tree,
+    splitter,
+)
+from ..core.plan.plan import Operation, Plan
 from ..core.settings import Settings
 from ..errors import KernelRefused, QosError
-from ..kernel import filters, links, nft, rtnetlink
+from ..kernel import filters, ifb, nft, route, rtnetlink
 from ..kernel.devices import default_route_device
 from ..kernel.packed import tc
 from ..kernel.packed.conntrack import Conntrack
+from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
+from ..kernel.packed.nftables import delete_table, table_flags
+from ..kernel.sysctls import read_sysctl, write_sysctl
+from ..state import KERNEL_RECORD
 
-Recorded = dict[str, Any]
-_ACTION_MODULES = {"ctinfo": "act_ctinfo", "mark": "act_skbedit", "redirect": "act_mirred"}
-#: Under this key the state holds what `remove` must know of the time before us.
-STATE_KEY = "kernel"
+_ACTION_MODULES: dict[type[Action], str] = {
+    CopyMark: "act_ctinfo",
+    SetMark: "act_skbedit",
+    Redirect: "act_mirred",
+}
 
 
 class Memory(Protocol):
@@ -45,30 +80,42 @@ class Memory(Protocol):
     def set_value(self, key: str, value: Any) -> None: ...
 
 
-def observe(settings: Settings, recorded: Recorded) -> Observed:
-    """What is there now, of ours and what is in our way."""
-    netlink = Netlink(socket.NETLINK_ROUTE)
-    try:
-        found = links.links(netlink)
+def observe(settings: Settings, record: KernelRecord, with_rules: bool = True) -> Observed:
+    """What is there now, of ours and what is in our way.
+
+    Without ``with_rules`` of our nft table only whether it exists: that needs no libnftables.
+    """
+    with ExitStack() as stack:
+        netlink = stack.enter_context(closing(Netlink(socket.NETLINK_ROUTE)))
+        classes = stack.enter_context(closing(tc.Tc()))
+        found = read_links(netlink)
         names = {link.ifindex: name for name, link in found.items()}
-        majors = {settings.major, int(recorded.get("major", settings.major))}
-        qdiscs = filters.qdiscs(netlink, names, dict.fromkeys(majors, UNCLASSIFIED_MINOR))
-        seen = Observed(found, default_route_device(), qdiscs, nft=nft.read_table())
-        for qdisc in qdiscs:
+        majors = {settings.major, settings.major if record.major is None else record.major}
+        seen = Observed(
+            found,
+            default_route_device(),
+            tc.read_qdiscs(netlink, names, majors),
+            nft=nft.read_table() if with_rules else _table_alone(),
+            nft_version=nft.version() if with_rules else (),
+            sysctls={item.name: read_sysctl(item.name) for item in planner.SYSCTLS},
+        )
+        for qdisc in seen.qdiscs:
             index, major = found[qdisc.dev].ifindex, qdisc.handle >> 16
-            if qdisc.parent == layout.INGRESS_PARENT:
-                hooks = ["ingress", "egress"] if qdisc.kind == "clsact" else ["ingress"]
-            elif layout.is_tree(qdisc, majors):
-                hooks = ["root"]
+            if qdisc.parent == INGRESS_PARENT:
+                hooks = [INGRESS, EGRESS] if qdisc.kind == "clsact" else [INGRESS]
+            elif is_tree(qdisc, majors):
+                hooks = [ROOT]
                 shared = (CEIL_MINOR, UNCLASSIFIED_MINOR)
-                seen.classes[qdisc.dev, major] = filters.read_classes(netlink, index, major, shared)
+                seen.classes[qdisc.dev, major] = classes.shared_classes(index, major, shared)
             else:
                 continue
             for hook in hooks:
-                seen.filters.update(filters.filters(index, hook, major, names))
+                seen.filters += filters.read(index, hook, major, majors, names)
         return seen
-    finally:
-        netlink.close()
+
+
+def _table_alone() -> NftTable | None:
+    return None if table_flags() is None else NftTable([{"table": {"name": TABLE}}])
 
 
 def reconcile(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:
@@ -79,8 +126,8 @@ def reconcile(settings: Settings, state: Memory, dry_run: bool = False) -> list[
     KernelRefused (the message says which steps were done and which not).
     """
 
-    def plan(recorded: Recorded) -> Plan:
-        return layout.present(settings, observe(settings, recorded), recorded, tc.same_class)
+    def plan(record: KernelRecord) -> Plan:
+        return planner.present(settings, observe(settings, record), record)
 
     return _run(settings, plan, state, dry_run)
 
@@ -98,39 +145,52 @@ def repair(settings: Settings, state: Memory, dry_run: bool = False) -> list[str
 def remove(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:
     """Take every kernel object of ours away and put back what was there; as `reconcile`."""
 
-    def plan(recorded: Recorded) -> Plan:
-        return layout.absent(settings, observe(settings, recorded), recorded)
+    def plan(record: KernelRecord) -> Plan:
+        return planner.absent(settings, observe(settings, record, with_rules=False), record)
 
     return _run(settings, plan, state, dry_run)
 
 
 def _run(
-    settings: Settings, make: Callable[[Recorded], Plan], state: Memory, dry_run: bool
+    settings: Settings, make: Callable[[KernelRecord], Plan], state: Memory, dry_run: bool
 ) -> list[str]:
-    recorded: Recorded = state.get_value(STATE_KEY) or _recorded_by_the_kernel(settings)
-    plan = make(recorded)
-    lines = [step.text for step in plan.operations]
-    if dry_run:
-        return lines
-    if plan.before != recorded:
-        state.set_value(STATE_KEY, plan.before)
-    notes = _apply(settings, plan.operations) if lines else []
-    notes += _move_marks(int(recorded.get("major", settings.major)), settings.major, state)
-    if plan.after != plan.before:
-        state.set_value(STATE_KEY, plan.after or None)
-    if lines and (left := make(plan.after).operations):
-        raise QosError(f"after all steps this still differs: {'; '.join(s.text for s in left)}")
-    return lines + notes
+    kept = state.get_value(KERNEL_RECORD)
+    record = KernelRecord.from_json(kept) if kept else _recorded_by_the_kernel(settings)
+    old_major = settings.major if record.major is None else record.major
+    plan = make(record)
+    lines: list[str] = []
+    # What a step brings about is done in a second round: our table loads conntrack, which then
+    # has a sysctl.
+    for _round in range(1 if dry_run else 2):
+        lines += map(str, plan.operations)
+        if dry_run:
+            break
+        if plan.before != record:
+            state.set_value(KERNEL_RECORD, plan.before.to_json())
+        if plan.operations:
+            lines += _apply(settings, plan.operations)
+        lines += _move_marks(old_major, settings.major, state)
+        if plan.after != plan.before:
+            state.set_value(KERNEL_RECORD, plan.after.to_json())
+        if not plan.operations:
+            break
+        record, plan = plan.after, make(plan.after)
+    else:
+        if plan.operations:
+            left = "; ".join(map(str, plan.operations))
+            raise QosError(f"after all steps this still differs: {left}")
+    # Never alone, or each look at a node that is as it can be would be a change.
+    return [*lines, *plan.notes] if lines else []
 
 
-def _recorded_by_the_kernel(settings: Settings) -> Recorded:
+def _recorded_by_the_kernel(settings: Settings) -> KernelRecord:
     """Where the state is lost: the handle of the tree on our IFB, which has our alias.
 
     Without it a tree of ours would look like somebody else's after a change of the handle.
     """
-    majors = rtnetlink.tree_majors(layout.ALIAS, rtnetlink.all_links(), rtnetlink.top_qdiscs())
+    majors = rtnetlink.tree_majors(ALIAS, rtnetlink.all_links(), rtnetlink.top_qdiscs())
     others = sorted(majors - {settings.major})
-    return {"major": others[0]} if others else {}
+    return KernelRecord(others[0]) if others else KernelRecord()
 
 
 def _move_marks(old: int, new: int, state: Memory) -> list[str]:
@@ -161,22 +221,18 @@ def _move_marks(old: int, new: int, state: Memory) -> list[str]:
 
 
 def _apply(settings: Settings, operations: list[Operation]) -> list[str]:
-    netlink = Netlink(socket.NETLINK_ROUTE)
-    classes = tc.Tc()
     notes: list[str] = []
-    try:
+    with IPRoute() as ipr, closing(tc.Tc()) as classes:
+        steps = _Steps(ipr, classes, settings.major)
         for number, step in enumerate(operations):
             try:
-                notes += _step(netlink, classes, settings.major, step)
+                notes += steps.take(step)
             except KernelRefused as error:
-                done = "; ".join(s.text for s in operations[:number]) or "nothing"
-                left = "; ".join(s.text for s in operations[number:])
+                done = "; ".join(map(str, operations[:number])) or "nothing"
+                left = "; ".join(map(str, operations[number:]))
                 what = f"{_lacking(error.code, step)}{error.what} (done: {done}. Not done: {left})"
                 raise KernelRefused(error.code, what) from error
-        return notes
-    finally:
-        netlink.close()
-        classes.close()
+    return notes
 
 
 def _lacking(code: int, step: Operation) -> str:
@@ -187,93 +243,120 @@ def _lacking(code: int, step: Operation) -> str:
     """
     if step.verb != "add" or code not in (errno.ENOENT, errno.EOPNOTSUPP):
         return ""
-    kind, spec = step.key[0], step.spec
-    if kind == "root":
-        modules = ["sch_htb", *(["sch_tbf"] if spec[2] else [])]
-    elif kind == "leaf":
-        modules = [f"sch_{spec}"]
-    elif kind == "filter":
-        modules = [f"cls_{spec.kind}", *(_ACTION_MODULES[action[0]] for action in spec.actions)]
-    else:
-        modules = {"link": ["ifb"], "ingress": ["sch_ingress"]}.get(kind, [])
-    if not modules:
-        return ""
+    match step.target:
+        case Ifb():
+            modules = ["ifb"]
+        case Clsact():
+            modules = ["sch_ingress"]
+        case Tree():
+            modules = ["sch_htb", *(["sch_tbf"] if step.target.split_bytes else [])]
+        case SharedLeaf():
+            modules = [f"sch_{step.target.kind}"]
+        case Filter():
+            actions = [_ACTION_MODULES[type(action)] for action in step.target.actions]
+            modules = [f"cls_{step.target.classifier}", *actions]
+        case _:
+            return ""
     return (
         f"the kernel lacks {' or '.join(modules)}, or cannot load it (install the distribution's "
         "full kernel; in a container, have the host load it): "
     )
 
 
-def _step(netlink: Netlink, classes: tc.Tc, major: int, step: Operation) -> list[str]:
-    """One operation; returns what could not be done of a restoration."""
-    verb, key, spec, _text = step
-    kind, name = key[0], key[1]
-    indices = {dev: link.ifindex for dev, link in links.links(netlink).items()}
-    if kind == "nft":
-        nft.delete_table() if verb == "remove" else nft.replace_table(spec)
-        return []
-    if kind == "link":
-        if verb == "remove":
-            links.delete_link(netlink, name)
-        else:
-            links.add_ifb(netlink, name, spec[1], spec[3])
-        return []
-    index = indices.get(name)
-    if index is None:
-        raise KernelRefused(errno.ENODEV, f"interface {name} vanished")
-    if verb == "restore":
-        return _restore(netlink, index, name, spec)
-    if kind == "root":
-        if verb == "remove":
-            handle = layout.splitter(spec[0]) if spec[2] else classid(spec[0], 0)
-            filters.delete_qdisc(netlink, index, layout.ROOT_PARENT, handle)
-            return []
-        if spec[2]:
-            filters.set_splitter(netlink, index, spec[0], spec[2])
-        if verb == "add":
-            filters.set_tree(netlink, index, *spec)
-    elif kind == "class":
-        where = tc.ClassKey(index, major, key[2])
-        parent = ROOT_MINOR if key[2] == CEIL_MINOR else CEIL_MINOR
-        flags = tc.ADD if verb == "add" else 0
-        classes.apply([(lambda s: tc.encode_class(s, where, parent, spec, flags), f"class {key}")])
-    elif kind == "leaf":
-        where = tc.ClassKey(index, major, key[2])
-        if verb == "remove":
-            filters.delete_qdisc(netlink, index, classid(major, key[2]))
-        else:
-            classes.apply(
-                [
-                    (
-                        lambda s: tc.encode_leaf(s, where, spec, TARGET_US, tc.ADD),
-                        f"leaf {spec} of {name}",
-                    )
-                ]
-            )
-    elif kind == "ingress":
-        if verb == "remove":
-            filters.delete_qdisc(netlink, index, layout.INGRESS_PARENT)
-        else:
-            filters.add_clsact(netlink, index)
-    elif verb == "remove":
-        filters.delete_filter(netlink, key, spec, major, indices)
-    else:
-        filters.add_filter(netlink, key, spec, major, indices)
-    return []
+class _Steps:
+    """Takes the steps of a plan; each raises KernelRefused."""
 
+    def __init__(self, ipr: IPRoute, classes: tc.Tc, major: int) -> None:
+        self._ipr, self._classes, self._major = ipr, classes, major
 
-def _restore(netlink: Netlink, index: int, name: str, qdiscs: list[dict[str, Any]]) -> list[str]:
-    notes = []
-    for old in qdiscs:
-        options = bytes.fromhex(old["options"])
-        qdisc = Qdisc(name, old["kind"], old["handle"], old["parent"], options)
-        label = f"{qdisc.kind} {qdisc.handle >> 16:x}: of {name}"
+    def take(self, step: Operation) -> list[str]:
+        """One step; returns what could not be done of a restoration."""
+        if isinstance(step.target, SavedRoot):
+            return self._restore(step.target)
+        if step.verb == "remove":
+            self._remove(step.target)
+        else:
+            self._put(step.target, is_new=step.verb == "add")
+        return []
+
+    def _index(self, dev: str) -> int:
         try:
-            filters.set_qdisc(netlink, index, qdisc)
-        except KernelRefused as error:
+            return socket.if_nametoindex(dev)
+        except OSError as error:
+            raise KernelRefused(errno.ENODEV, f"interface {dev} vanished") from error
+
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in socket.if_nameindex()}
+
+    def _put(self, item: KernelObject, is_new: bool) -> None:
+        match item:
+            case Ifb():
+                ifb.put_ifb(self._ipr, self._classes.netlink, item)
+            case NftTable():
+                nft.replace_table(item)
+            case Tree():
+                self._put_tree(item, is_new)
+            case SharedClass():
+                key = tc.ClassKey(self._index(item.dev), item.major, item.minor)
+                parent = ROOT_MINOR if item.minor == CEIL_MINOR else CEIL_MINOR
+                flags = tc.ADD if is_new else 0
+                params = item.params
+                self._classes.apply(
+                    [(lambda seq: tc.encode_class(seq, key, parent, params, flags), str(item))]
+                )
+            case SharedLeaf():
+                key = tc.ClassKey(self._index(item.dev), item.major, item.minor)
+                self._classes.apply([tc.add_leaf(key, item.kind, TARGET_US)])
+            case Clsact():
+                route.add_clsact(self._ipr, self._index(item.dev))
+            case Filter():
+                self._index(item.place.dev)
+                filters.add_filter(self._ipr, item, self._major, self._indices())
+            case Sysctl():
+                write_sysctl(item)
+
+    def _put_tree(self, tree: Tree, is_new: bool) -> None:
+        index = self._index(tree.dev)
+        if tree.split_bytes:
+            route.put_splitter(self._ipr, index, tree.major, tree.split_bytes)
+        if is_new:
+            default = tree.default or UNCLASSIFIED_MINOR
+            route.put_tree(self._ipr, index, tree.major, default, tree.split_bytes)
+
+    def _remove(self, item: KernelObject) -> None:
+        match item:
+            case Ifb():
+                ifb.delete_link(self._ipr, item.dev)
+            case NftTable():
+                delete_table()
+            case Tree():
+                handle = splitter(item.major) if item.split_bytes else classid(item.major, 0)
+                route.delete_qdisc(self._ipr, self._index(item.dev), ROOT_PARENT, handle)
+            case SharedClass():
+                key = tc.ClassKey(self._index(item.dev), item.major, item.minor)
+                self._classes.apply([tc.delete_class(key)])
+            case SharedLeaf():
+                at = classid(item.major, item.minor)
+                route.delete_qdisc(self._ipr, self._index(item.dev), at)
+            case Clsact():
+                route.delete_qdisc(self._ipr, self._index(item.dev), INGRESS_PARENT)
+            case Filter():
+                self._index(item.place.dev)
+                filters.delete_filter(self._ipr, item, self._major, self._indices())
+            case Sysctl():
+                raise TypeError("a sysctl is set back, never removed")
+
+    def _restore(self, saved: SavedRoot) -> list[str]:
+        notes = []
+        index = self._index(saved.dev)
+        for kind, handle, parent, options in saved.qdiscs:
+            label = f"{kind} {handle >> 16:x}: of {saved.dev}"
             try:
-                filters.set_qdisc(netlink, index, qdisc._replace(options=b""))
-                notes.append(f"{label} came back with default options ({error})")
-            except KernelRefused as again:
-                notes.append(f"{label} could not be restored ({again})")
-    return notes
+                route.put_qdisc(self._ipr, index, kind, handle, parent, bytes.fromhex(options))
+            except KernelRefused as error:
+                try:
+                    route.put_qdisc(self._ipr, index, kind, handle, parent)
+                    notes.append(f"{label} came back with default options ({error})")
+                except KernelRefused as again:
+                    notes.append(f"{label} could not be restored ({again})")
+        return notes

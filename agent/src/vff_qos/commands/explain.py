@@ -7,7 +7,14 @@ from typing import Any
 
 from ..config import Paths, drop_ins_of, read_file
 from ..core.document import Document
-from ..core.htb import MINOR_MASK, OURS_MASK, HtbClass, classid, format_classid
+from ..core.htb import (
+    MINOR_MASK,
+    OURS_MASK,
+    HtbClass,
+    classid,
+    format_classid,
+    same_class,
+)
 from ..core.owners import Owner
 from ..core.policy.model import Layer, Limits, Policy
 from ..core.policy.overrides import Override
@@ -17,7 +24,7 @@ from ..core.units import format_rate, format_size
 from ..errors import ConfigError, Refused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
-from ..kernel.packed.tc import ClassState, same_class
+from ..kernel.packed.tc import ClassState
 from ..render import describe_limits, describe_override, limit, local_time, value
 from ..shaping import Classes
 from ..state import State

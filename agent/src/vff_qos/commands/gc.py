@@ -9,12 +9,21 @@ from collections.abc import Callable
 from ..core.gc_plan import GcPlan, plan_collection
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, format_classid
 from ..core.owners import PARKED, QUARANTINE, Owner
+from ..core.plan.objects import ROOT
 from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
-from ..kernel.packed.early_maps import clear_early_maps
-from ..kernel.packed.tc import ClassKey, ClassState, Filter, Tc, change_class, delete_class
+from ..kernel.packed.nft_elements import EarlyMaps, clear_elements
+from ..kernel.packed.tc import (
+    ClassKey,
+    ClassState,
+    Tc,
+    TcFilter,
+    change_class,
+    delete_class,
+    read_filters,
+)
 from ..lock import Lock
 from ..render import display_name, local_time
 from ..state import State
@@ -54,8 +63,8 @@ class Collector:
             dangling = [
                 (ifindex, found)
                 for ifindex, classes in zip(self._devices, (up, down), strict=True)
-                for found in self._tc.filters(ifindex, self._settings.major)
-                if self._dangles(found, classes)
+                for found in read_filters(ifindex, ROOT, self._settings.major)
+                if found.handle and self._dangles(found, classes)
             ]
             lines = self._describe(plan, marked, dangling)
             if not dry_run:
@@ -63,7 +72,7 @@ class Collector:
         return lines
 
     def _describe(
-        self, plan: GcPlan, marked: dict[int, int], dangling: list[tuple[int, Filter]]
+        self, plan: GcPlan, marked: dict[int, int], dangling: list[tuple[int, TcFilter]]
     ) -> list[str]:
         lines = []
         deleted = {owner.minor for owner in plan.delete}
@@ -90,7 +99,7 @@ class Collector:
         classid = self._settings.major << 16 | owner.minor
         return f"{display_name(owner.key)} (class {format_classid(classid)})"
 
-    def _dangles(self, found: Filter, classes: dict[int, ClassState]) -> bool:
+    def _dangles(self, found: TcFilter, classes: dict[int, ClassState]) -> bool:
         """A filter below our root that names a class of ours which is not there."""
         if found.classid >> 16 != self._settings.major:
             return False
@@ -102,7 +111,7 @@ class Collector:
         marked: dict[int, int],
         up: dict[int, ClassState],
         down: dict[int, ClassState],
-        dangling: list[tuple[int, Filter]],
+        dangling: list[tuple[int, TcFilter]],
     ) -> None:
         now = self._clock()
         for owner in plan.moved:
@@ -117,7 +126,7 @@ class Collector:
         if plan.park or plan.delete:
             # Nobody's next connection may go into a class that waits for another owner; the
             # follower sees the new state and fills the maps again.
-            clear_early_maps()
+            clear_elements(EarlyMaps)
         # First the state: if we die now, the follower revives whom it meets.
         self._state.save_owners([*plan.moved, *plan.park, *plan.release])
         requests = []
@@ -129,7 +138,7 @@ class Collector:
                     requests.append(change_class(key, CEIL_MINOR, params))
         self._tc.apply(requests)
         for ifindex, found in dangling:
-            self._tc.delete_filter(ifindex, self._settings.major, found)
+            self._tc.delete_filter(ifindex, found)
         self._delete(plan.delete)
 
     def _delete(self, owners: list[Owner]) -> None:

@@ -12,15 +12,21 @@ import os
 import socket
 import time
 
-from ..core.htb import CEIL_MINOR, OURS_MASK, ROOT_MINOR, UNCLASSIFIED_MINOR, shared_class
-from ..core.plan.layout import is_tree
+from ..core.htb import (
+    CEIL_MINOR,
+    OURS_MASK,
+    ROOT_MINOR,
+    UNCLASSIFIED_MINOR,
+    same_class,
+    shared_class,
+)
+from ..core.plan.objects import is_tree
 from ..core.settings import Settings
 from ..journal import NOTICE, Journal
-from ..kernel import filters
 from ..kernel.packed.conntrack import Conntrack, Entry
-from ..kernel.packed.early_maps import clear_early_maps
 from ..kernel.packed.netlink import Netlink
-from ..kernel.packed.tc import ClassKey, Tc, change_class, same_class
+from ..kernel.packed.nft_elements import EarlyMaps, FloodSets, clear_elements
+from ..kernel.packed.tc import ClassKey, Tc, change_class, read_qdiscs
 from ..lock import Lock
 from ..state import State
 
@@ -37,7 +43,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         saved = earlier or {"since": time.time(), "flows": []}
         # Before anything that may fail: a follower that still runs must see it and stop.
         state.set_value("suspended", saved)
-        clear_early_maps()
+        clear_elements(EarlyMaps, FloodSets)
         entries = list(conntrack.dump(settings.major << 16, OURS_MASK))
         if entries:
             saved["flows"] += [
@@ -64,11 +70,11 @@ def _lift(settings: Settings) -> int:
     indices = {name: index for index, name in socket.if_nameindex()}
     names = {index: name for name, index in indices.items()}
     requests = []
-    for qdisc in filters.qdiscs(netlink, names, {major: UNCLASSIFIED_MINOR}):
+    for qdisc in read_qdiscs(netlink, names, (major,)):
         if not is_tree(qdisc, (major,)):
             continue
         index = indices[qdisc.dev]
-        have = filters.read_classes(netlink, index, major, tuple(parents))
+        have = tc.shared_classes(index, major, tuple(parents))
         for minor, params in have.items():
             if not same_class(params, free):
                 key = ClassKey(index, major, minor)

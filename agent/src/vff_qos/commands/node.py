@@ -118,13 +118,12 @@ class Node:
 
     def _major_in_use(self, wanted: int) -> int:
         """The handle of our tree in the kernel: what was read may not be what is there."""
-        from ..core.plan.layout import ALIAS
-        from ..kernel import rtnetlink
+        from ..kernel.our_trees import majors_found
 
         recorded = self.any_state.get_value(KERNEL_RECORD) or {}
         if "major" in recorded:
             return int(recorded["major"])
-        majors = rtnetlink.tree_majors(ALIAS, rtnetlink.all_links(), rtnetlink.top_qdiscs())
+        majors = majors_found()
         return wanted if wanted in majors or not majors else min(majors)
 
     @cached_property

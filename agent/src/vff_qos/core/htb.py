@@ -7,6 +7,7 @@ itself (net/sched/cls_fw.c, fw_classify), so that no filter per user is needed.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 ROOT_MINOR = 0x0000
@@ -53,6 +54,8 @@ _FULL_FRAMES = 2 * 32
 _GUARANTEED_USERS = 10_000
 #: Below it a burst of three frames lasts longer than the kernel counts.
 _MIN_GUARANTEE_BPS = 200
+#: The kernel keeps bursts as times, in ticks of so many ns (PSCHED_SHIFT is 6).
+TICK_NS = 64
 
 
 def classid(major: int, minor: int) -> int:
@@ -181,3 +184,23 @@ def shared_class(rate_bps: int) -> HtbClass:
     """A class that people share (the node's ceiling, unclassified traffic): rate equals ceil."""
     burst = burst_bytes(rate_bps)
     return HtbClass(rate_bps, rate_bps, burst, burst, _SHARED_QUANTUM)
+
+
+@lru_cache(maxsize=1_024)
+def same_class(have: HtbClass, want: HtbClass) -> bool:
+    """Whether a class already is what it should be, as far as the kernel can express it.
+
+    The kernel keeps rates in bytes a second and bursts in ticks.
+    """
+    return (
+        have.rate_bps == want.rate_bps // 8 * 8
+        and have.ceil_bps == want.ceil_bps // 8 * 8
+        and have.quantum_bytes == want.quantum_bytes
+        and have.prio == want.prio
+        and _close(have.burst_bytes, want.burst_bytes, want.rate_bps)
+        and _close(have.cburst_bytes, want.cburst_bytes, want.ceil_bps)
+    )
+
+
+def _close(have: int, want: int, rate_bps: int) -> bool:
+    return abs(have - want) <= 2 + rate_bps * TICK_NS // 8_000_000_000

@@ -69,6 +69,8 @@ class Settings:
     take_foreign_root: bool = False
     #: Mark connections from addresses of one user at their first packet.
     early_shaping: bool = False
+    #: Pace new connections from addresses that flood the node with them.
+    flood_guard: bool = True
     #: What becomes of a new UDP flow of an address where several users live: ``pass`` or
     #: ``restrict``, until a word on it comes.
     unknown_udp: str = "pass"
@@ -118,6 +120,7 @@ KEYS = (
     "leaf",
     "take_foreign_root",
     "early_shaping",
+    "flood_guard",
     "unknown_udp",
     "identity_source",
     "xray_access_log_path",
@@ -188,6 +191,7 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         leaf=_choice(doc, "leaf", data, LEAVES, base.leaf),
         take_foreign_root=_flag(doc, "take_foreign_root", data, base.take_foreign_root),
         early_shaping=_flag(doc, "early_shaping", data, base.early_shaping),
+        flood_guard=_flag(doc, "flood_guard", data, base.flood_guard),
         unknown_udp=_choice(doc, "unknown_udp", data, UNKNOWN_UDP, base.unknown_udp),
         source=_choice(doc, "identity_source", data, SOURCES, base.source),
         access_log=log,

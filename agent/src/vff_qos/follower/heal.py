@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -17,11 +16,10 @@ from ..config import Paths
 from ..core.settings import Settings
 from ..errors import KernelRefused, Refused
 from ..journal import ERROR, WARNING, Journal
-from ..kernel import links
 from ..kernel.devices import wan_link
-from ..kernel.filters import stop_redirecting
+from ..kernel.packed.links import is_link_up
 from ..kernel.packed.monitor import Monitor
-from ..kernel.packed.netlink import Netlink
+from ..kernel.packed.tc import Tc
 
 #: A break comes in several messages; so long they are gathered.
 _SETTLE_S = 0.05
@@ -167,12 +165,11 @@ class Healer:
 
     def _let_uploads_pass(self) -> None:
         """A redirect to a device that is gone or down drops: better unlimited than that."""
-        netlink = Netlink(socket.NETLINK_ROUTE)
+        tc = Tc()
         try:
-            ifb = links.links(netlink).get(self._settings.ifb)
-            if ifb is not None and ifb.up and ifb.ifindex == self._devices[0]:
+            if is_link_up(tc.netlink, self._devices[0]):
                 return  # an old message: the repair was faster
-            count = stop_redirecting(netlink, self._devices[1], self._settings.major)
+            count = tc.stop_redirecting(self._devices[1], self._settings.major)
         except KernelRefused as error:
             self._journal.limited("kernel", str(error), ERROR)
         else:
@@ -184,4 +181,4 @@ class Healer:
                     WARNING,
                 )
         finally:
-            netlink.close()
+            tc.close()

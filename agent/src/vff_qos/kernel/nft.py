@@ -1,31 +1,46 @@
-"""Our nft table through libnftables' JSON (package python3-nftables of the distribution)."""
+"""The rules of our nft table through libnftables (package python3-nftables of the distribution).
+
+Only what reads or writes rules comes here: `packed.nftables` finds and deletes the table.
+"""
 
 from __future__ import annotations
 
 import errno
-import struct
-from typing import Any
+import re
+from typing import TYPE_CHECKING
 
-import nftables
+from ..core.plan.nft_table import TABLE, Json, Listing
+from ..core.plan.objects import NftTable
+from ..errors import KernelRefused, Refused
+from .packed.nftables import table_flags
 
-from ..core.plan.layout import TABLE
-from ..errors import KernelRefused
-from .packed.netlink import HEADER, NETLINK_NETFILTER, NLM_F_REQUEST, Netlink, attr, attrs
+if TYPE_CHECKING:
+    from nftables import Nftables
 
-# include/uapi/linux/netfilter/nf_tables.h
-_GETTABLE = 10 << 8 | 1
-_TABLE_NAME, _TABLE_FLAGS = 1, 2
-_NFGENMSG = struct.Struct(">BBH")  # family, version, res_id
-_NFPROTO_INET = 1
-_NAME = {"family": "inet", "name": TABLE}
+_NAME: Json = {"family": "inet", "name": TABLE}
 
 
-def _run(commands: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
-    nft = nftables.Nftables()
+def libnftables() -> Nftables:
+    """The library, ready to speak JSON; Refused with the package's name where it is missing."""
+    try:
+        import nftables
+
+        nft = nftables.Nftables()
+    except (ImportError, OSError) as error:
+        raise Refused(
+            f"libnftables cannot be used by this Python ({error}): "
+            "install the package python3-nftables"
+        ) from error
     nft.set_json_output(True)
+    # Or it depends on the node's /etc/protocols what our rules look like.
+    nft.set_numeric_proto_output(True)
     # Elements of maps are the agent's, and many.
     nft.set_terse_output(True)
-    code, output, error = nft.json_cmd({"nftables": commands})
+    return nft
+
+
+def _run(commands: Listing, what: str) -> Listing:
+    code, output, error = libnftables().json_cmd({"nftables": commands})
     if code:
         # libnftables tells the errno only in words.
         number = errno.EPERM if "not permitted" in error else errno.EINVAL
@@ -33,46 +48,32 @@ def _run(commands: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
     return output["nftables"] if isinstance(output, dict) else []
 
 
-def _flags() -> int | None:
-    """Flags of our table; None if there is no table.
+def version() -> tuple[int, ...]:
+    """The library's version, such as (1, 0, 6)."""
+    what = "asking libnftables for its version"
+    for item in _run([{"list": {"flowtables": {}}}], what):  # the shortest list
+        about = item.get("metainfo")
+        if isinstance(about, dict):
+            return tuple(map(int, re.findall(r"\d+", str(about.get("version")))))
+    raise KernelRefused(errno.EPROTO, what)
 
-    Asked of the kernel: libnftables 1.0.6 reads freed memory and may abort when it lists a table
-    with flags as JSON, ours (dormant) or somebody else's (firewalld sets ``owner``).
+
+def read_table() -> NftTable | None:
+    """Everything in our table as libnftables lists it; None if there is no table.
+
+    The flags are asked of the kernel: libnftables 1.0.6 reads freed memory and may abort when it
+    lists a table with flags as JSON, ours (dormant) or somebody else's (firewalld sets ``owner``).
     """
-    body = _NFGENMSG.pack(_NFPROTO_INET, 0, 0) + attr(_TABLE_NAME, TABLE.encode() + b"\0")
-    netlink = Netlink(NETLINK_NETFILTER)
-    try:
-        errors, replies = netlink.batch(
-            [lambda seq: HEADER.pack(16 + len(body), _GETTABLE, NLM_F_REQUEST, seq, 0) + body]
-        )
-    finally:
-        netlink.close()
-    if errors.get(0) == errno.ENOENT:
-        return None
-    if errors:
-        raise KernelRefused(errors[0], f"reading nft table inet {TABLE}")
-    payload = replies[0].payload
-    found = {number: payload[a:b] for number, a, b in attrs(payload, _NFGENMSG.size)}
-    return int.from_bytes(found.get(_TABLE_FLAGS, b""), "big")
-
-
-def read_table() -> list[dict[str, Any]] | None:
-    """Everything in our table as libnftables lists it; None if there is no table."""
-    flags = _flags()
+    flags = table_flags()
     if flags is None:
         return None
     if flags:
-        return [{"table": {**_NAME, "flags": flags}}]
-    return _run([{"list": {"table": _NAME}}], f"reading nft table inet {TABLE}")
+        return NftTable([{"table": {"family": "inet", "name": TABLE, "flags": flags}}])
+    return NftTable(_run([{"list": {"table": _NAME}}], f"reading nft table inet {TABLE}"))
 
 
-def replace_table(objects: list[dict[str, Any]]) -> None:
+def replace_table(table: NftTable) -> None:
     """Make the table anew, in one transaction: packets see the old or the new one."""
-    commands = [{"add": {"table": _NAME}}, {"delete": {"table": _NAME}}]
-    _run(commands + [{"add": item} for item in objects], f"writing nft table inet {TABLE}")
-
-
-def delete_table() -> None:
-    """Delete the table; no error if it is gone."""
-    commands = [{"add": {"table": _NAME}}, {"delete": {"table": _NAME}}]
-    _run(commands, f"removing nft table inet {TABLE}")
+    commands: Listing = [{"add": {"table": _NAME}}, {"delete": {"table": _NAME}}]
+    commands += [{"add": dict(item)} for item in table.objects]
+    _run(commands, f"writing nft table inet {TABLE}")

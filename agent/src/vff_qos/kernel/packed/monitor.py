@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import Collection
 
-from ...core.plan.layout import TABLE
+from ...core.plan.nft_table import TABLE
 from .netlink import HEADER, NETLINK_NETFILTER, attrs, set_receive_buffer
 
 # include/uapi/linux/rtnetlink.h

@@ -1,0 +1,213 @@
+"""Our nft table as data: chains, rules and maps as libnftables' JSON has them.
+
+See libnftables-json(5).  ``post`` gives packets of a marked flow their flow's mark.  ``pre`` takes
+our mark away that a packet carried through the IFB, before routing can see it.  ``early`` gives new
+flows to the service ports a provisional mark if their source is known; the agent fills the maps.
+``flood`` paces new flows to the service ports from addresses that the agent has put into its sets.
+"""
+
+from __future__ import annotations
+
+from ..htb import OURS_MASK, PROVISIONAL, TAG_MASK, classid
+from ..settings import Settings
+from ..sole_users import MAX_ADDRESSES
+
+TABLE = "vff_qos"
+#: Maps from a client's address to the provisional mark of its next connections.
+EARLY4, EARLY6 = "early4", "early6"
+#: Elements go by themselves if the agent does not renew them (it does so three times as often):
+#: without it nobody corrects what they do.
+EARLY_TIMEOUT_S = 300
+#: Sets of addresses that flood the node with new connections; their elements bear limits.
+FLOOD4, FLOOD6 = "flood4", "flood6"
+#: Counts the packets that `flood` has dropped.
+FLOOD_COUNTER = "flood_dropped"
+FLOOD_TIMEOUT_S = 60
+MAX_FLOODERS = 4_096
+#: New connections a second that one flooding address may have, and how many at once.
+FLOOD_PER_S, FLOOD_BURST = 5, 10
+#: From this libnftables on JSON has the statements of a set; earlier ones leave them out.
+SETS_WITH_LIMITS = (1, 0, 6)
+
+Json = str | int | bool | None | list["Json"] | dict[str, "Json"]
+#: What libnftables lists: one object an item, ``{"chain": {...}}``.
+Listing = list[dict[str, Json]]
+
+#: What is not ours to say, of a chain, map or counter.
+_VARIES = ("handle", "elem", "packets", "bytes")
+_CT_MARK: Json = {"ct": {"key": "mark"}}
+_SOURCE4: Json = {"payload": {"protocol": "ip", "field": "saddr"}}
+_SOURCE6: Json = {
+    "&": [{"payload": {"protocol": "ip6", "field": "saddr"}}, "ffff:ffff:ffff:ffff::"]
+}
+
+
+def table(settings: Settings) -> Listing:
+    """Everything in our table, in the order of creation, without handles."""
+    tag = classid(settings.major, 0)
+    objects: Listing = [
+        {"table": {"family": "inet", "name": TABLE}},
+        _chain("pre", "prerouting", -300),
+        _chain("post", "postrouting", -150),
+        _mangle("pre", [_tagged("meta", TAG_MASK, tag)], "meta", 0),
+    ]
+    objects += _flood_guard(settings)
+    if not settings.early_shaping:
+        return [*objects, _mangle("post", [_tagged("ct", TAG_MASK, tag)], "meta", _CT_MARK)]
+    new = [
+        _match({"ct": {"key": "state"}}, "new", "in"),
+        _match(_CT_MARK, 0),
+        *_service_ports(settings),
+    ]
+    final: Json = {"&": [_CT_MARK, 0xFFFFFFFF & ~PROVISIONAL]}
+    return [
+        *objects,
+        # After conntrack (-200), before DNAT (-100): the ports are those that clients use.
+        _chain("early", "prerouting", -150),
+        _early_map(EARLY4, "ipv4_addr"),
+        _early_map(EARLY6, "ipv6_addr"),
+        _mangle("post", [_tagged("ct", OURS_MASK, tag)], "meta", final),
+        _mangle("early", new, "ct", {"map": {"key": _SOURCE4, "data": f"@{EARLY4}"}}),
+        _mangle("early", new, "ct", {"map": {"key": _SOURCE6, "data": f"@{EARLY6}"}}),
+    ]
+
+
+def _flood_guard(settings: Settings) -> Listing:
+    """What paces the addresses in the sets: never those of this host, whose packets come by lo,
+    never established flows, and nothing where all ports are the service's, SSH's among them."""
+    if not settings.flood_guard or not settings.service_ports:
+        return []
+    new = [
+        _match({"meta": {"key": "iifname"}}, "lo", "!="),
+        _match({"ct": {"key": "state"}}, "new", "in"),
+        *_service_ports(settings),
+    ]
+    # An element that is below its limit is not found.
+    drop: list[Json] = [{"counter": FLOOD_COUNTER}, {"drop": None}]
+    return [
+        # After conntrack (-200), before DNAT (-100): the ports are those that clients use.
+        _chain("flood", "prerouting", -150),
+        {"counter": {"family": "inet", "table": TABLE, "name": FLOOD_COUNTER}},
+        _flood_set(FLOOD4, "ipv4_addr"),
+        _flood_set(FLOOD6, "ipv6_addr"),
+        _rule("flood", [*new, _match(_SOURCE4, f"@{FLOOD4}"), *drop]),
+        _rule("flood", [*new, _match(_SOURCE6, f"@{FLOOD6}"), *drop]),
+    ]
+
+
+def _flood_set(name: str, kind: str) -> dict[str, Json]:
+    return {
+        "set": {
+            "family": "inet",
+            "table": TABLE,
+            "name": name,
+            "type": kind,
+            "flags": ["timeout"],
+            "timeout": FLOOD_TIMEOUT_S,
+            "size": MAX_FLOODERS,
+            # Elements bear it, too; without it here nobody could load a saved ruleset again.
+            "stmt": [
+                {
+                    "limit": {
+                        "rate": FLOOD_PER_S,
+                        "burst": FLOOD_BURST,
+                        "per": "second",
+                        "inv": True,
+                    }
+                }
+            ],
+        }
+    }
+
+
+def _service_ports(settings: Settings) -> list[Json]:
+    """What matches a packet to the service ports, of TCP (6) or UDP (17)."""
+    found = [_match({"meta": {"key": "l4proto"}}, {"set": [6, 17]})]
+    if settings.service_ports:
+        ports: list[Json] = [
+            low if low == high else {"range": [low, high]} for low, high in settings.service_ports
+        ]
+        # libnftables makes a plain value of a set of one.
+        port: Json = ports[0] if len(ports) == 1 else {"set": ports}
+        found.append(_match({"payload": {"protocol": "th", "field": "dport"}}, port))
+    return found
+
+
+def _match(left: Json, right: Json, op: str = "==") -> Json:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def _tagged(what: str, mask: int, tag: int) -> Json:
+    return _match({"&": [{what: {"key": "mark"}}, mask]}, tag)
+
+
+def _chain(name: str, hook: str, prio: int) -> dict[str, Json]:
+    return {
+        "chain": {
+            "family": "inet",
+            "table": TABLE,
+            "name": name,
+            "type": "filter",
+            "hook": hook,
+            "prio": prio,
+            "policy": "accept",
+        }
+    }
+
+
+def _rule(chain: str, statements: list[Json]) -> dict[str, Json]:
+    return {"rule": {"family": "inet", "table": TABLE, "chain": chain, "expr": statements}}
+
+
+def _mangle(chain: str, matches: list[Json], what: str, value: Json) -> dict[str, Json]:
+    """A rule that sets the mark of the packet (``meta``) or of its connection (``ct``)."""
+    mangle: Json = {"mangle": {"key": {what: {"key": "mark"}}, "value": value}}
+    return _rule(chain, [*matches, mangle])
+
+
+def _early_map(name: str, kind: str) -> dict[str, Json]:
+    return {
+        "map": {
+            "family": "inet",
+            "table": TABLE,
+            "name": name,
+            "type": kind,
+            "map": "mark",
+            "flags": ["timeout"],
+            "timeout": EARLY_TIMEOUT_S,
+            "size": MAX_ADDRESSES,
+        }
+    }
+
+
+def normal_table(listing: Listing) -> Listing:
+    """A listing of libnftables without what differs between runs and versions.
+
+    Handles, elements and counts go; ``mark & 0xffff0000 == X``, which may be listed as the prefix
+    ``X/16``, becomes the former; rules stay in their order, the rest is sorted.
+    """
+    items: list[tuple[str, dict[str, Json]]] = []
+    for item in listing:
+        for kind, body in item.items():
+            if kind == "metainfo" or not isinstance(body, dict):
+                continue
+            plain = {k: _plain(v) for k, v in body.items() if k not in _VARIES}
+            if isinstance(plain.get("flags"), str):
+                plain["flags"] = [plain["flags"]]  # so newer versions list a single one
+            items.append((kind, plain))
+    rank = {"table": 0, "chain": 1, "rule": 3}
+    items.sort(key=lambda i: (rank.get(i[0], 2), str(i[1].get("chain", i[1].get("name")))))
+    return [{kind: body} for kind, body in items]
+
+
+def _plain(value: Json) -> Json:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    right = value.get("right")
+    prefix = right.get("prefix") if isinstance(right, dict) else None
+    if isinstance(prefix, dict) and isinstance(length := prefix.get("len"), int):
+        mask = 0xFFFFFFFF << (32 - length) & 0xFFFFFFFF
+        return {**value, "left": {"&": [value["left"], mask]}, "right": prefix["addr"]}
+    return {key: _plain(item) for key, item in value.items()}

@@ -1,0 +1,157 @@
+"""Elements of our nft maps and sets: packed by hand, because libnftables costs the agent memory.
+
+Source of the numbers: include/uapi/linux/netfilter/nf_tables.h.  Maps and sets themselves are
+bootstrap's (core/plan/nft_table.py).  Keys are packed addresses, an IPv6 one only its upper eight
+bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Collection, Iterable, Mapping
+
+from ...core.plan.nft_table import EARLY4, EARLY6, FLOOD4, FLOOD6, FLOOD_BURST, FLOOD_PER_S, TABLE
+from ...errors import KernelRefused
+from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_CREATE, Encoder, Netlink, attr, nest
+from .nftables import encode, transact
+
+_NEWSETELEM, _DELSETELEM = 10 << 8 | 12, 10 << 8 | 14
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_ELEM, _ELEM_KEY, _ELEM_DATA, _ELEM_EXPR, _DATA_VALUE = 1, 1, 2, 7, 1
+_EXPR_NAME, _EXPR_DATA = 1, 2
+_LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_FLAGS = 1, 2, 3, 5
+_LIMIT_F_INV = 1  # matches what is above the limit
+_BE32, _BE64 = struct.Struct(">I"), struct.Struct(">Q")
+# In the kernel a mark is a number of the machine's own byte order.
+_MARK = struct.Struct("=I")
+#: Elements of one message: the length of an attribute has 16 bits.
+_PER_MESSAGE = 512
+#: Messages of one transaction: they must fit into the socket's send buffer.
+_MESSAGES = 4
+
+
+def mark_of(mark: int) -> bytes:
+    """What an element of a map from addresses to marks has beside its key."""
+    return nest(_ELEM_DATA, attr(_DATA_VALUE, _MARK.pack(mark)))
+
+
+def limit_of(per_s: int, burst: int) -> bytes:
+    """What an element of a set has beside its key, so that a rule finds it only above a limit.
+
+    Each element counts for itself (nft_set_elem_update_expr, kernel 5.7).  It bears the limit of
+    its set: kernels before 5.16 do not give it that by themselves.
+    """
+    data = attr(_LIMIT_RATE, _BE64.pack(per_s)) + attr(_LIMIT_UNIT, _BE64.pack(1))
+    data += attr(_LIMIT_BURST, _BE32.pack(burst)) + attr(_LIMIT_FLAGS, _BE32.pack(_LIMIT_F_INV))
+    return nest(_ELEM_EXPR, attr(_EXPR_NAME, b"limit\0"), nest(_EXPR_DATA, data))
+
+
+_PACED = limit_of(FLOOD_PER_S, FLOOD_BURST)
+
+
+def encode_elements(
+    seq: int, name: str, values: Mapping[bytes, bytes] | None, delete: bool = False
+) -> bytes:
+    """Request to add elements to ``name``, or to delete them (None: all there are); values are
+    what `mark_of` or `limit_of` gave."""
+    body = attr(_LIST_TABLE, TABLE.encode() + b"\0") + attr(_LIST_SET, name.encode() + b"\0")
+    if values is not None:
+        elements = []
+        for key, value in values.items():
+            padded = key if len(key) == 4 else key + bytes(8)
+            element = nest(_ELEM_KEY, attr(_DATA_VALUE, padded))
+            elements.append(nest(_LIST_ELEM, element + (b"" if delete else value)))
+        body += nest(_LIST_ELEMENTS, *elements)
+    kind, flags = (_DELSETELEM, 0) if delete else (_NEWSETELEM, NLM_F_CREATE)
+    return encode(seq, kind, flags | NLM_F_ACK, body)
+
+
+class Elements:
+    """The elements of a pair of maps or sets.  Every method raises KernelRefused; ENOENT: no such
+    map, or no such element."""
+
+    #: By the size of the keys.
+    _names: Mapping[int, str]
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(NETLINK_NETFILTER)
+
+    def close(self) -> None:
+        """Release the socket."""
+        self._netlink.close()
+
+    def _change(self, values: Mapping[bytes, bytes], gone: Iterable[bytes]) -> None:
+        """Delete ``gone``, add ``values``; what is there keeps its timeout."""
+        self._transact(
+            [*self._requests(dict.fromkeys(gone, b""), True), *self._requests(values, False)]
+        )
+
+    def _replace(self, values: Mapping[bytes, bytes]) -> None:
+        """Have ``values`` and nothing else; what stays gets its whole timeout again."""
+        flush: list[Encoder] = [
+            lambda seq, n=name: encode_elements(seq, n, None, True)  # type: ignore[misc]
+            for name in self._names.values()
+        ]
+        self._transact([*flush, *self._requests(values, False)])
+
+    def clear(self) -> None:
+        """Leave no element; no error where there are no maps or sets."""
+        try:
+            self._replace({})
+        except KernelRefused as error:
+            if error.code != errno.ENOENT:
+                raise
+
+    def _requests(self, values: Mapping[bytes, bytes], delete: bool) -> list[Encoder]:
+        requests: list[Encoder] = []
+        for size, name in self._names.items():
+            items = [item for item in values.items() if len(item[0]) == size]
+            for start in range(0, len(items), _PER_MESSAGE):
+                part = dict(items[start : start + _PER_MESSAGE])
+                requests.append(
+                    lambda seq, n=name, p=part: encode_elements(seq, n, p, delete)  # type: ignore[misc]
+                )
+        return requests
+
+    def _transact(self, requests: list[Encoder]) -> None:
+        """The kernel does all of some 2,000 elements or nothing of them."""
+        what = f"changing {' and '.join(self._names.values())} of nft table inet {TABLE}"
+        for start in range(0, len(requests), _MESSAGES):
+            transact(self._netlink, requests[start : start + _MESSAGES], what)
+
+
+class EarlyMaps(Elements):
+    """The maps from addresses to the marks of their next connections."""
+
+    _names = {4: EARLY4, 8: EARLY6}  # noqa: RUF012
+
+    def change(self, marks: Mapping[bytes, int], gone: Iterable[bytes]) -> None:
+        """Delete ``gone``, add ``marks``: all or nothing, if they are not thousands."""
+        self._change({key: mark_of(mark) for key, mark in marks.items()}, gone)
+
+    def replace(self, marks: Mapping[bytes, int]) -> None:
+        """Have ``marks`` and nothing else in the maps; what stays gets its whole timeout again."""
+        self._replace({key: mark_of(mark) for key, mark in marks.items()})
+
+
+class FloodSets(Elements):
+    """The sets of addresses whose new connections are paced."""
+
+    _names = {4: FLOOD4, 8: FLOOD6}  # noqa: RUF012
+
+    def pace(self, addresses: Collection[bytes], gone: Iterable[bytes] = ()) -> None:
+        """Let each of ``addresses`` have FLOOD_PER_S new connections a second, for FLOOD_TIMEOUT_S
+        and not longer; end that of ``gone``.  Where one is paced already, its time goes on.
+        ENFILE: the sets are full."""
+        self._change(dict.fromkeys(addresses, _PACED), gone)
+
+
+def clear_elements(*kinds: type[Elements]) -> None:
+    """Leave no element of these kinds; no error where there is no table."""
+    for kind in kinds:
+        elements = kind()
+        try:
+            elements.clear()
+        finally:
+            elements.close()

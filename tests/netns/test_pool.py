@@ -25,9 +25,9 @@ class PoolNode(Node):
         super().__init__(directory)
         path = directory / "settings.yml"
         text = path.read_text().replace(
-            "pool_min: 0, pool_max: 4", f"pool_min: {POOL}, pool_max: 30"
+            "gc_pool_min: 0\ngc_pool_max: 4", f"gc_pool_min: {POOL}\ngc_pool_max: 30"
         )
-        path.write_text(text.replace("idle_s: 3600", "idle_s: 1"))
+        path.write_text(text.replace("gc_idle_sec: 3600", "gc_idle_sec: 1"))
         self.state = State(str(directory / "state"))
 
     def spares(self) -> set[int]:

@@ -85,6 +85,7 @@ gc_pool_max: 7
         (b"if_wan: eth0\nlief: cake", "s:2: lief: unknown key; did you mean 'leaf'"),
         (b"leaf: red", "s:1: leaf: 'red' is not one of fq_codel, pfifo, cake"),
         (b"\n\ngc_idle_sec: soon", "s:3: gc_idle_sec: 'soon' is not a whole number"),
+        (b"gc_pool_min: -1", "s:1: gc_pool_min: -1 is not a whole number from 0 to 65000"),
         (b"service_ports: [443, 99999]", "s:1: service_ports.1: 99999 is not a port"),
         (b"service_ports: [20-10]", "is not a port"),
         (b"service_ports: []", "must be 'all' or a list"),

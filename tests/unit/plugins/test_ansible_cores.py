@@ -36,6 +36,7 @@ VARIABLES: dict[str, Any] = {
     "qos_handle": "5100",
     "qos_service_ports": [443, "20000-20100"],
     "qos_gc_idle_sec": "{{ some_number }}",
+    "qos_gc_pool_min": "32",
     "qos_gc_pool_max": "64",
     "qos_gc_check_conntrack": "{{ not some_truth }}",
     "qos_early_shaping": "yes",
@@ -68,7 +69,7 @@ SETTINGS: dict[str, Any] = {
     "gc_idle_sec": 900,
     "gc_min_age_sec": 600,
     "gc_check_conntrack": False,
-    "gc_pool_min": 1024,
+    "gc_pool_min": 32,
     "gc_pool_max": 64,
 }
 POLICY: dict[str, Any] = {

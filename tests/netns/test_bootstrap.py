@@ -22,7 +22,8 @@ from vff_qos.cli import main
 from vff_qos.commands import bootstrap
 from vff_qos.commands.killswitch import resume, suspend
 from vff_qos.core.htb import PROVISIONAL, user_class
-from vff_qos.core.plan.objects import KernelRecord, OtherAction, OtherMatch
+from vff_qos.core.plan.kernel_record import KernelRecord
+from vff_qos.core.plan.objects import OtherAction, OtherMatch
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 from vff_qos.journal import Journal

@@ -16,11 +16,12 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from vff_qos.core.flow import Flow
 from vff_qos.core.htb import HtbClass, same_class, shared_class, user_class
+from vff_qos.core.plan.desired import desired
 from vff_qos.core.plan.objects import Filter
-from vff_qos.core.plan.plan import desired
 from vff_qos.core.settings import Settings
 from vff_qos.kernel import filters, route
 from vff_qos.kernel.packed import conntrack, tc
+from vff_qos.kernel.packed.filter_list import decode_filter
 from vff_qos.kernel.packed.netlink import NLA_F_NESTED
 
 V4 = Flow(6, socket.inet_aton("198.51.100.7"), 5555, socket.inet_aton("203.0.113.1"), 443)
@@ -264,7 +265,7 @@ def test_filters_are_those_that_were_tried_on_real_kernels(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in FILTERS if "add ingress" in name])
 def test_a_filter_that_the_kernel_shows_is_the_one_that_was_made(name: str) -> None:
     item = FILTERS[name][1]
-    found = tc.decode_filter(bytes.fromhex(MESSAGES[name]))
+    found = decode_filter(bytes.fromhex(MESSAGES[name]))
     assert filters.decode(found, "wan0", "ingress", (0x5100,), NAMES) == item
     other = filters.decode(found, "wan0", "ingress", (0x5100,), {9: "up9"})
     assert (other == item) == ("20" in name)  # those of chain 0 name no device

@@ -10,25 +10,23 @@ import pytest
 
 from vff_qos.core.htb import shared_class
 from vff_qos.core.plan import nft_table, plan
+from vff_qos.core.plan.kernel_record import DeviceRecord, KernelRecord, SavedQdisc
 from vff_qos.core.plan.objects import (
     INGRESS_PARENT,
     ROOT_PARENT,
     SPLIT_LIMIT,
     Clsact,
     CopyMark,
-    DeviceRecord,
     Filter,
     Flower,
     Ifb,
     Interface,
-    KernelRecord,
     NftTable,
     Observed,
     OtherAction,
     OtherMatch,
     Place,
     Qdisc,
-    SavedQdisc,
     SharedClass,
     SharedLeaf,
     Sysctl,

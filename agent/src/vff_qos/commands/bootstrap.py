@@ -26,6 +26,8 @@ from ..core.htb import (
     usable_minor,
 )
 from ..core.plan import plan as planner
+from ..core.plan.desired import SYSCTLS
+from ..core.plan.kernel_record import KernelRecord, SavedRoot
 from ..core.plan.nft_table import TABLE
 from ..core.plan.objects import (
     ALIAS,
@@ -40,11 +42,9 @@ from ..core.plan.objects import (
     Filter,
     Ifb,
     KernelObject,
-    KernelRecord,
     NftTable,
     Observed,
     Redirect,
-    SavedRoot,
     SetMark,
     SharedClass,
     SharedLeaf,
@@ -63,6 +63,7 @@ from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
 from ..kernel.packed.nftables import delete_table, table_flags
+from ..kernel.packed.qdisc_list import read_qdiscs
 from ..kernel.sysctls import read_sysctl, write_sysctl
 from ..state import KERNEL_RECORD
 
@@ -94,10 +95,10 @@ def observe(settings: Settings, record: KernelRecord, with_rules: bool = True) -
         seen = Observed(
             found,
             default_route_device(),
-            tc.read_qdiscs(netlink, names, majors),
+            read_qdiscs(netlink, names, majors),
             nft=nft.read_table() if with_rules else _table_alone(),
             nft_version=nft.version() if with_rules else (),
-            sysctls={item.name: read_sysctl(item.name) for item in planner.SYSCTLS},
+            sysctls={item.name: read_sysctl(item.name) for item in SYSCTLS},
         )
         for qdisc in seen.qdiscs:
             index, major = found[qdisc.dev].ifindex, qdisc.handle >> 16

@@ -14,15 +14,14 @@ from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
+from ..kernel.packed.filter_list import TcFilter, read_filters
 from ..kernel.packed.nft_elements import EarlyMaps, clear_elements
 from ..kernel.packed.tc import (
     ClassKey,
     ClassState,
     Tc,
-    TcFilter,
     change_class,
     delete_class,
-    read_filters,
 )
 from ..lock import Lock
 from ..render import display_name, local_time

@@ -26,7 +26,8 @@ from ..journal import NOTICE, Journal
 from ..kernel.packed.conntrack import Conntrack, Entry
 from ..kernel.packed.netlink import Netlink
 from ..kernel.packed.nft_elements import EarlyMaps, FloodSets, clear_elements
-from ..kernel.packed.tc import ClassKey, Tc, change_class, read_qdiscs
+from ..kernel.packed.qdisc_list import read_qdiscs
+from ..kernel.packed.tc import ClassKey, Tc, change_class
 from ..lock import Lock
 from ..state import State
 

@@ -35,8 +35,8 @@ from ..core.plan.objects import (
     SetMark,
 )
 from . import act_ctinfo, tc_flower
+from .packed.filter_list import TcFilter, filter_parent, read_filters
 from .packed.netlink import HEADER
-from .packed.tc import TcFilter, filter_parent, read_filters
 from .route import CREATE, ChainTcmsg, request
 
 plugins["flower"] = tc_flower

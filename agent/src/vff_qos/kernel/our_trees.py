@@ -8,7 +8,8 @@ from contextlib import closing
 from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR, same_class, shared_class
 from ..core.plan.objects import ALIAS, is_tree
 from . import rtnetlink
-from .packed.tc import Tc, read_qdiscs
+from .packed.qdisc_list import read_qdiscs
+from .packed.tc import Tc
 
 _SHARED = (CEIL_MINOR, UNCLASSIFIED_MINOR)
 

@@ -23,7 +23,7 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 from ..core.htb import classid
 from ..core.plan.objects import INGRESS_PARENT, ROOT_PARENT, splitter
 from ..errors import KernelRefused
-from .packed.tc import splitter_options, tree_options
+from .packed.qdisc_list import splitter_options, tree_options
 
 CREATE, REPLACE = NLM_F_CREATE | NLM_F_EXCL, NLM_F_CREATE | NLM_F_REPLACE
 _CLSACT_HANDLE = 0xFFFF0000

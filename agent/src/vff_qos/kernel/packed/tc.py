@@ -1,15 +1,14 @@
-"""Classes and what is listed by the thousand, qdiscs and filters: rtnetlink packed by hand.
+"""Classes and their leaf qdiscs: rtnetlink packed by hand.
 
-Source of the numbers: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h, net/sched/sch_htb.c.
-Adding or deleting a class walks all classes of the qdisc; changing one does not.
+Source of the numbers: include/uapi/linux/{rtnetlink,pkt_sched}.h, net/sched/sch_htb.c.  Adding
+or deleting a class walks all classes of the qdisc; changing one does not.
 """
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from sys import intern
 from typing import NamedTuple
@@ -23,8 +22,9 @@ from ...core.htb import (
     classid,
     format_classid,
 )
-from ...core.plan.objects import INGRESS, ROOT, SPLIT_LIMIT, Qdisc, leads_away
+from ...core.plan.objects import INGRESS, leads_away
 from ...errors import KernelRefused
+from .filter_list import TcFilter, read_filters
 from .netlink import (
     HEADER,
     NLM_F_CREATE,
@@ -43,14 +43,7 @@ _NEWTCLASS, _DELTCLASS, _GETTCLASS = 40, 41, 42
 _DELTFILTER, _GETTFILTER = 45, 46
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
 _KIND, _OPTIONS, _STATS2, _CHAIN = 1, 2, 7, 11
-_HTB_PARMS, _HTB_INIT, _HTB_RATE64, _HTB_CEIL64 = 1, 2, 6, 7
-_HTB_GLOB = struct.Struct("=5I")  # version, rate2quantum, defcls, debug, direct_pkts
-_TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
-# tc_tbf_qopt: two tc_ratespec (as in tc_htb_opt), then limit, buffer, mtu
-_TBF_OPT = struct.Struct("=BBHhHI 12x III")
-_TBF_LIMIT_AT = 24
-#: Bytes a second; at this rate psched_l2t_ns gives no packet any time.
-_NO_RATE = 10**18
+_HTB_PARMS, _HTB_RATE64, _HTB_CEIL64 = 1, 6, 7
 _STATS_BASIC, _STATS_QUEUE = 1, 3
 # tc_htb_opt: two tc_ratespec (cell_log, linklayer, overhead, cell_align, mpu, rate), then
 # buffer, cbuffer, quantum, level, prio
@@ -59,8 +52,6 @@ _ETHERNET = 1  # TC_LINKLAYER_ETHERNET: the kernel then needs no rate table
 _U32_MAX = 0xFFFFFFFF
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 _BASIC, _QUEUE = struct.Struct("=QI"), struct.Struct("=III")
-#: Parents of filters at the hooks of clsact.
-_HOOKS = {INGRESS: 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 
 _FQ_CODEL_TARGET, _FQ_CODEL_FLOWS = 1, 5
 #: 64 buckets keep a user's leaf at 4.8 KiB instead of 71 KiB; strangers share the common one.
@@ -80,20 +71,6 @@ class ClassState(NamedTuple):
     sent_packets: int
     drops: int
     backlog_bytes: int
-
-
-class TcFilter(NamedTuple):
-    """A filter as far as all kinds are alike; ``classid`` is where it sends packets (0: it says
-    not), ``payload`` the whole message."""
-
-    parent: int
-    chain: int
-    pref: int
-    protocol: int  # in network byte order, as rtnetlink has it
-    handle: int
-    kind: str
-    classid: int
-    payload: bytes
 
 
 class ClassKey(NamedTuple):
@@ -246,103 +223,6 @@ def decode_sent(payload: bytes) -> int:
     start, end = find_attr(payload, _STATS2, _TCMSG.size, len(payload))
     start, end = find_attr(payload, _STATS_BASIC, start, end)
     return int(_U64.unpack_from(payload, start)[0]) if start < end else 0
-
-
-#: Attribute that holds the classid, by kind of filter (include/uapi/linux/pkt_cls.h).
-_CLASSID_ATTR = {"fw": 1, "u32": 1, "flower": 1, "matchall": 1, "basic": 1, "bpf": 3}
-
-
-def decode_filter(payload: bytes) -> TcFilter:
-    """A filter from the payload of its message."""
-    _family, _ifindex, handle, parent, info = _TCMSG.unpack_from(payload)
-    kind, target, chain = "", 0, 0
-    for number, start, end in attrs(payload, _TCMSG.size):
-        if number == _KIND:
-            kind = payload[start : end - 1].decode("ascii", "replace")
-        elif number == _CHAIN:
-            (chain,) = _U32.unpack_from(payload, start)
-        elif number == _OPTIONS:
-            for inner, at, stop in attrs(payload, start, end):
-                if inner == _CLASSID_ATTR.get(kind) and stop - at == 4:
-                    (target,) = _U32.unpack_from(payload, at)
-    return TcFilter(parent, chain, info >> 16, info & 0xFFFF, handle, kind, target, payload)
-
-
-def filter_parent(hook: str, major: int) -> int:
-    """The parent of filters at a hook; ROOT is the HTB with this major."""
-    return classid(major, 0) if hook == ROOT else _HOOKS[hook]
-
-
-def read_filters(ifindex: int, hook: str, major: int) -> Iterator[TcFilter]:
-    """The filters at one hook of a device.
-
-    The kernel ends a dump that meets cls_fw without handles (fw_walk) with EMSGSIZE, as if it
-    had run out of space; tc prints "Buffer too small for object".  What came before is whole, and
-    our fw filter has the last preference: nothing comes after it.
-    """
-    request = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, filter_parent(hook, major), 0)
-    what = f"reading filters at {hook} of interface {ifindex}"
-    netlink = Netlink(socket.NETLINK_ROUTE)
-    try:
-        for payload in netlink.dump(_GETTFILTER, request, what, ends=errno.EMSGSIZE):
-            found = decode_filter(payload)
-            # Each preference is listed once with handle 0 as a heading, then its filters.
-            # cls_fw without handles is only the heading.
-            if found.handle or (found.kind == "fw" and hook == ROOT):
-                yield found
-    finally:
-        netlink.close()
-
-
-def read_qdiscs(netlink: Netlink, names: Mapping[int, str], majors: Collection[int]) -> list[Qdisc]:
-    """The qdiscs of all devices; of the leaves below roots with ``majors`` only the shared one's,
-    because there may be thousands: 5,000 take 5 ms here, and 0.3 s in pyroute2."""
-    found = []
-    for data in netlink.dump(_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0), "reading qdiscs"):
-        _family, index, handle, parent, _info = _TCMSG.unpack_from(data)
-        minor = parent & MINOR_MASK
-        if index not in names or (parent >> 16 in majors and minor != UNCLASSIFIED_MINOR):
-            continue
-        kind, options, default, limit = "", b"", 0, 0
-        for number, start, end in attrs(data, _TCMSG.size):
-            if number == _KIND:
-                kind = data[start : end - 1].decode()
-            elif number == _OPTIONS:
-                options = data[start:end]
-        if kind == "htb":
-            for number, start, _end in attrs(options):
-                if number == _HTB_INIT:
-                    _version, quotient, default, _, _ = _HTB_GLOB.unpack_from(options, start)
-                    options = tree_options(default, quotient)
-                    break
-        elif kind == "tbf":
-            limit = _splitter_limit(options)
-        found.append(Qdisc(names[index], kind, handle, parent, options, default, limit))
-    return found
-
-
-def tree_options(default: int, rate2quantum: int = 10) -> bytes:
-    """TCA_OPTIONS of an HTB whose default class has the minor ``default``."""
-    # The kernel shows version 0x30011 and accepts only 3: what it shows cannot be given back.
-    return attr(_HTB_INIT, _HTB_GLOB.pack(3, rate2quantum, default, 0, 0))
-
-
-def splitter_options(split_bytes: int) -> bytes:
-    """TCA_OPTIONS of a TBF that splits packets of more than ``split_bytes`` into frames.
-
-    Its rate is never reached (tbf_segment in net/sched/sch_tbf.c is all that is wanted of it).
-    """
-    parms = _TBF_OPT.pack(0, _ETHERNET, 0, 0, 0, _U32_MAX, split_bytes * SPLIT_LIMIT, 0, 0)
-    rate = attr(_TBF_RATE64, _U64.pack(_NO_RATE))
-    return attr(_TBF_PARMS, parms) + rate + attr(_TBF_BURST, _U32.pack(split_bytes))
-
-
-def _splitter_limit(options: bytes) -> int:
-    """The limit of a TBF of our making, 0 of others: nobody else gives one such a rate."""
-    at = {number: start for number, start, _end in attrs(options)}
-    if _TBF_RATE64 not in at or _U64.unpack_from(options, at[_TBF_RATE64])[0] != _NO_RATE:
-        return 0
-    return int(_U32.unpack_from(options, at[_TBF_PARMS] + _TBF_LIMIT_AT)[0])
 
 
 class Tc:

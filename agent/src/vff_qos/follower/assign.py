@@ -169,7 +169,7 @@ class Assigner:
         # Whether lines of some inbounds hold names that the engine did not check.
         self._free_text = bool(settings.free_text_ports) and settings.source != "webhook"
         self._free_text_until = 0
-        self._careful_until = 0.0
+        self._careful_until = self._round_s = 0.0
         self._window: tuple[float, float] = (0.0, 0.0)
         self._epoch_offset_s: float | None = None
 
@@ -389,6 +389,7 @@ class Assigner:
 
     def _give(self, claims: list[Claim]) -> None:
         """One round: each claim meets its flow, is judged, and the marks are set."""
+        self._round_s = self._steady_clock()
         ends = [(claim, client_end(claim)) for claim in claims]
         if self._flows.may_miss:
             self._look_up(ends)
@@ -617,9 +618,9 @@ class Assigner:
         """Save, make classes, set marks, remember."""
         registry, mirror = self._registry, self._flows.mirror
         registry.commit()
-        now = self._steady_clock()
         for minor in registry.displaced:
-            self._vouchers.passed_on(minor, now)
+            # Not later: in this round a word may have vouched for the new owner.
+            self._vouchers.passed_on(minor, self._round_s)
         registry.displaced.clear()
         given = list(round_.given.values())
         requests = [self._flows.request(g.client, g.after, mirror.mark(g.after)) for g in given]

@@ -21,6 +21,7 @@ from ..core.claims.accesslog import (
     Counters,
     Scanner,
     Stranger,
+    is_start,
 )
 from ..core.claims.stamp import QUARTER_S, SLACK_S
 from ..errors import SourceError
@@ -84,6 +85,8 @@ class JournalSource:
         self._scanners: dict[bytes, Scanner] = {}
         #: Whether the start of a stream that is not among them was before what we see.
         self._within = False
+        #: Nothing older is in the journal.
+        self._all_seen = False
         self._streams = 0
         if checkpoint:
             self._cursor = str(checkpoint["cursor"])
@@ -144,7 +147,12 @@ class JournalSource:
         at = reader._get_cursor() if self._cursor is not None else None
         since = reader._get_realtime() if at is not None else 0
         reader.seek_tail()
-        reader._previous(REPLAY_ENTRIES if at is not None else self._first_look)
+        wanted = REPLAY_ENTRIES if at is not None else self._first_look
+        if reader._previous(wanted) < wanted and at is None:
+            # All that the journal has.  A stream that begins as an engine does has its beginning.
+            self._distrust()
+            self._all_seen = self._held = True
+            return
         if at is None or reader._get_realtime() > since:
             self._distrust()
             self._held = True
@@ -157,12 +165,12 @@ class JournalSource:
         self._scanners.clear()
         self._within = True
 
-    def _scanner(self, stream: bytes) -> Scanner:
+    def _scanner(self, stream: bytes, first: bytes = b"") -> Scanner:
         scanner = self._scanners.pop(stream, None)
         if scanner is None:
             self._streams += 1
             scanner = Scanner(self.counters, self._streams << 48)
-            if self._within:
+            if self._within and not (self._all_seen and is_start(first)):
                 scanner.begin_within()
             if len(self._scanners) >= _MAX_STREAMS:
                 quiet = (key for key, one in self._scanners.items() if not one.taint_left)
@@ -220,7 +228,7 @@ class JournalSource:
         self.more = self._held or count == _ENTRIES_PER_READ
         if not self.more:
             self.replaying = False
-            self._within = False  # whatever stream comes now begins now
+            self._within = self._all_seen = False  # whatever stream comes now begins now
         return claims
 
     def _cursor_before(self) -> str:
@@ -231,7 +239,7 @@ class JournalSource:
         return cursor
 
     def _scan(self, stream: bytes, lines: list[bytes]) -> list[Claim]:
-        scanner = self._scanner(stream)
+        scanner = self._scanner(stream, lines[0])
         claims = scanner.scan(b"\n".join([*lines, b""]))
         if scanner.strangers:
             self.strangers += scanner.strangers

@@ -315,6 +315,11 @@ def spellings(source: Source) -> tuple[bytes, bytes, bytes]:
     return text, b"tcp:" + text, b"udp:" + text
 
 
+def is_start(line: bytes) -> bool:
+    """Whether an engine says this when it starts, before anybody can have it write a text."""
+    return bool(_START.match(line))
+
+
 def inbound_tag(detour: bytes) -> bytes:
     """The inbound's tag in ``in-tag -> out-tag``; empty if there is none."""
     return _ARROW.split(detour, 1)[0]

@@ -22,6 +22,7 @@ from vff_qos.core.htb import classid, format_classid, usable_minor
 from vff_qos.core.owners import (
     ACTIVE,
     DEFAULT_SHARED,
+    FEW_CLASSES,
     PARKED,
     QUARANTINE,
     RESTRICTED,
@@ -127,8 +128,9 @@ def test_restricted_classes_are_bounded_and_cost_users_nothing() -> None:
     again = Minors(MAJOR, minors.by_key.values())
     assert again.restricted("eeeeeeee", 4.0).key == RESTRICTED + "eeeeeeee"
     assert again.restricted("dddddddd", 4.0).key == RESTRICTED
-    # Half of the pool is for users.
-    minors = Minors(MAJOR, Minors(MAJOR).spares(4, 0.0), reserve=2)
+    # Where classes are many, half of the pool is for users.
+    many = [Owner(f"u{n}", 100 + n) for n in range(FEW_CLASSES)]
+    minors = Minors(MAJOR, [*many, *Minors(MAJOR).spares(4, 0.0)], reserve=2)
     keys = [minors.restricted(f"{n:08x}", 1.0).key for n in range(6)]
     assert sum(key != RESTRICTED for key in keys) == 3
     assert minors.pooled == 1

@@ -29,6 +29,8 @@ DEFAULT_SHARED = "\x04"
 #: At most so many addresses have a restricted class of their own, a sixteenth of the minors: who
 #: writes lines in strangers' names must not use up what users need.
 RESTRICTED_MAX = 4_096
+#: With more classes than this, making one takes long (it walks all others).
+FEW_CLASSES = 2_000
 
 ACTIVE = "active"
 #: The class is idle, but flows may still bear its mark.
@@ -143,7 +145,9 @@ class Minors:
         key = RESTRICTED + address
         known = self.by_key.get(key)
         if known is None or known.state != ACTIVE:
-            if len(self._restricted) >= RESTRICTED_MAX or self.pooled < self._reserve:
+            # Making a class costs little while there are few.
+            is_dear = self.pooled < self._reserve and len(self.by_minor) > FEW_CLASSES
+            if len(self._restricted) >= RESTRICTED_MAX or is_dear:
                 return self._common(RESTRICTED, RESTRICTED_MINOR, now_s)
             try:
                 return self.take(key, now_s)[0]

@@ -7,52 +7,32 @@ and a crash between two steps leaves nothing that the next start does not adopt.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 from ..core.claims.accesslog import (
-    FREE_TEXT_BYTES,
     Claim,
+    Stranger,
     client_end,
-    spellings_of,
-    taint_authors,
 )
-from ..core.claims.stamp import written
 from ..core.claims.trust import (
-    DOUBTED,
-    HINTED,
-    PLAIN,
-    TOLD,
-    VOUCHED,
     WEAK,
-    Verdict,
     Vouchers,
-    address_key,
-    judge,
 )
-from ..core.flows.meeting import Local, Written, meet
-from ..core.flows.mirror import SLACK_MS, Heard, Held
+from ..core.flows.mirror import Heard
 from ..core.flows.record import (
-    END,
-    FOREIGN,
     MINOR,
     PROVISIONAL,
-    REMEMBERED,
     RESTRICTED,
-    owned,
-    port,
     rank,
-    unowned,
 )
-from ..core.owners import ACTIVE, Owner
+from ..core.owners import ACTIVE
 from ..core.policy.model import Policy
 from ..core.policy.overrides import Override
 from ..core.settings import Settings
-from ..errors import Exhausted, KernelRefused
-from ..journal import ERROR, NOTICE, WARNING, Journal
+from ..errors import KernelRefused
+from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.netlink import MAX_BATCH
 from ..kernel.packed.tc import Tc
@@ -61,65 +41,18 @@ from ..shaping import Classes, Listed
 from ..state import State
 from .adopt import adopt
 from .early import EarlyShaping
+from .flood_guard import FloodGuard
 from .flow_table import FlowTable
+from .judging import Judging
 from .known import KnownWords, Word
+from .marking import Marking
 from .orders import Orders
 from .plain_words import End, PlainWords
 from .pool import Pool
 from .registry import Registry, Suspended
-from .restriction import Restriction
+from .round import Counts, Round
 
-#: So many new flows of a round are looked at for marks of other software; once one was seen, all.
-_LOOKED_AT, _CAREFUL_S = 16, 3_600.0
-
-__all__ = ["Assigner", "Counts", "Suspended"]
-
-
-@dataclass
-class Counts:
-    """What became of the claims."""
-
-    marked: int = 0
-    kept: int = 0
-    no_flow: int = 0
-    no_source: int = 0
-    stale: int = 0
-    restricted: int = 0
-    conflicts: int = 0
-    ignored_tainted: int = 0
-    foreign_mark: int = 0
-    new_owners: int = 0
-    exhausted: int = 0
-    restored: int = 0
-    handed_on: int = 0
-    ambiguous_udp: int = 0
-    early_confirmed: int = 0
-    early_corrected: int = 0
-
-
-class _Given(NamedTuple):
-    """A flow that a round has given away, as it was and as it shall be."""
-
-    client: bytes
-    before: int
-    after: int
-    #: What to remember of it: the claim whose repetitions then mean the same flow.
-    claim: Claim | None
-
-
-class _Round:
-    """What one round of claims leads to: the last word on each flow counts."""
-
-    def __init__(self) -> None:
-        self.given: dict[tuple[bytes, int], _Given] = {}
-
-    def give(self, client: bytes, before: int, after: int, claim: Claim | None) -> None:
-        """The flow shall be as ``after`` says."""
-        name = client, before & END
-        earlier = self.given.get(name)
-        if earlier is not None:
-            before = earlier.before
-        self.given[name] = _Given(client, before, after, claim)
+__all__ = ["Assigner", "Suspended"]
 
 
 class Assigner:
@@ -151,9 +84,8 @@ class Assigner:
         )
         self._pool, self._clock = Pool(self._registry, pool_min, steady_clock), clock
         self._orders = Orders(state, self._registry, journal, clock)
-        self._restriction = Restriction(settings, self._registry)
         self._flows = FlowTable(
-            settings, addresses, self._conntrack, journal, self._restriction.is_restricted,
+            settings, addresses, self._conntrack, journal, self._registry.is_restricted,
             steady_clock,
         )  # fmt: skip
         self._early = (
@@ -161,23 +93,31 @@ class Assigner:
         )
         self._known = KnownWords()
         self._vouchers = Vouchers()
-        self._plain = TOLD if settings.source == "webhook" else PLAIN
+        self._judging = Judging(
+            settings, self._registry, self._flows, self._vouchers, self._early, self.counts,
+            journal, steady_clock,
+        )  # fmt: skip
+        self._guard = (
+            FloodGuard(self._flows.mirror, journal, steady_clock)
+            if settings.flood_guard and settings.service_ports and settings.source != "webhook"
+            else None
+        )
+        self._marking = Marking(
+            settings, self._registry, self._flows, self._known, self._vouchers, self._conntrack,
+            self.counts, self._judging.shared, steady_clock,
+        )  # fmt: skip
         self._plain_words = PlainWords(
-            self._plain, self._registry, self._flows, self._known, self._vouchers,
+            self._judging.plain, self._registry, self._flows, self._known, self._vouchers,
             self._conntrack, self._early,
         )  # fmt: skip
-        # Whether lines of some inbounds hold names that the engine did not check.
-        self._free_text = bool(settings.free_text_ports) and settings.source != "webhook"
-        self._free_text_until = 0
-        self._careful_until = self._round_s = 0.0
-        self._window: tuple[float, float] = (0.0, 0.0)
-        self._epoch_offset_s: float | None = None
 
     def close(self) -> None:
         """Release sockets."""
         self._flows.close()
         self._conntrack.close()
         self._tc.close()
+        if self._guard is not None:
+            self._guard.close()
         if self._early is not None:
             self._early.close()
 
@@ -212,7 +152,7 @@ class Assigner:
         """Our addresses have changed.  Raises Suspended."""
         with self._lock:
             self._refresh()
-            self._carry_out(self._flows.set_addresses(addresses))
+            self._marking.carry_out(self._flows.set_addresses(addresses))
 
     # -- what is there ----------------------------------------------------------------------------
 
@@ -236,7 +176,7 @@ class Assigner:
                 if not record & (RESTRICTED | PROVISIONAL) and rank(record) == WEAK:
                     # Whoever had a flow from there before has it still.
                     self._vouchers.saw(record & MINOR, client[:-2], now)
-            self._carry_out(heard)
+            self._marking.carry_out(heard)
             # The policy may have changed, or an override ended, while nobody looked.
             wanted = mirror.wanted_minors()
             registry = self._registry
@@ -285,51 +225,19 @@ class Assigner:
         if heard.restore or heard.handed_on or heard.ambiguous or heard.forgotten or heard.foreign:
             with self._lock:
                 self._refresh()
-                self._carry_out(heard)
+                self._marking.carry_out(heard)
 
-    def _carry_out(self, heard: Heard) -> None:
-        """Set marks that are missing, hand on those of flows that continue others."""
-        for client in heard.forgotten:
-            self._forget(client)
-        if heard.foreign:
-            self._careful_until = self._steady_clock() + _CAREFUL_S
-        mirror, counts = self._flows.mirror, self.counts
-        wanted: list[Held] = []
-        for held in (*heard.restore, *heard.handed_on):
-            owner = self._registry.owner(held[1] & MINOR)
-            if owner is not None and self._registry.is_shaped(owner):
-                wanted.append(held)
-            else:
-                mirror.put(held[0], unowned(held[1]))
-        counts.restored += len(heard.restore)
-        counts.handed_on += len(heard.handed_on)
-        counts.ambiguous_udp += len(heard.ambiguous)
-        if self._settings.unknown_udp == "restrict":
-            for client, record in heard.ambiguous:
-                owner = self._restriction.shared(client[:-2])
-                restricted = owned(record, owner.minor, DOUBTED, RESTRICTED)
-                mirror.put(client, restricted)
-                wanted.append((client, restricted))
-            self._registry.commit()
-        if wanted:
-            errors = self._conntrack.set_marks(
-                [self._flows.request(c, r, mirror.mark(r)) for c, r in wanted]
-            )
-            for index, code in errors.items():
-                self._not_marked(*wanted[index], code)
+    def saw_strangers(self, strangers: list[Stranger]) -> None:
+        """Lines that bear strangers' text were read."""
+        if self._guard is not None and strangers:
+            self._guard.saw(strangers)
 
-    def _not_marked(self, client: bytes, record: int, code: int) -> None:
-        self._flows.mirror.remove(client, record)
-        self._forget(client)
-        if code == errno.ENOENT:
-            self.counts.no_flow += 1
-            return
-        name = self._flows.mirror.flow(client, record)
-        self._registry.refused(KernelRefused(code, f"setting the mark of {name}"))
-
-    def _forget(self, client: bytes) -> None:
-        """No repetition of words on flows from this end is known any more."""
-        self._known.forget((client, *spellings_of(client)))
+    def doubted(self) -> tuple[list[int], dict[int, set[str]]]:
+        """Minors of restricted classes, and which users' flows have left which since last asked."""
+        registry = self._registry
+        left, registry.left = registry.left, {}
+        owners = registry.minors.by_minor.values()
+        return [owner.minor for owner in owners if not owner.is_user], left
 
     # -- claims -----------------------------------------------------------------------------------
 
@@ -345,12 +253,12 @@ class Assigner:
         and their stamps count with ``epoch_offset_s``, see `stamp.written`.
         """
         now = self._steady_clock()
-        self._window = window or (now - 1.0, now)
-        self._epoch_offset_s = epoch_offset_s
+        self._judging.window = window or (now - 1.0, now)
+        self._judging.epoch_offset_s = epoch_offset_s
         with self._lock:
             if self._lock.changed_hands:
                 self._refresh()
-            self._carry_out(self._flows.drain())
+            self._marking.carry_out(self._flows.drain())
             repeated: dict[Word, Claim] = {}
             others: list[Claim] = []
             words = self._known.words
@@ -366,46 +274,26 @@ class Assigner:
                 else:
                     others.append(claim)
             if repeated:
-                others += self._repeat(repeated)
+                others += self._marking.repeat(repeated)
             for start in range(0, len(others), MAX_BATCH):
                 self._give(others[start : start + MAX_BATCH])
 
-    def _repeat(self, repeated: dict[Word, Claim]) -> list[Claim]:
-        """Set marks of known words again; returns the claims whose flow is not there."""
-        errors = self._conntrack.set_marks([word.request for word in repeated])
-        self.counts.marked += len(repeated) - len(errors)
-        if not errors:
-            return []
-        words, claims = list(repeated), list(repeated.values())
-        for index, code in errors.items():
-            for record in self._flows.mirror.find(words[index].client):
-                self._flows.mirror.remove(words[index].client, record)
-            self._forget(words[index].client)
-            if code != errno.ENOENT:
-                name = spellings_of(words[index].client)[0].decode()
-                what = f"setting the mark of {name}"
-                self._registry.refused(KernelRefused(code, what))
-        return [claims[index] for index in errors]
-
     def _give(self, claims: list[Claim]) -> None:
         """One round: each claim meets its flow, is judged, and the marks are set."""
-        self._round_s = self._steady_clock()
         ends = [(claim, client_end(claim)) for claim in claims]
         if self._flows.may_miss:
             self._look_up(ends)
-        self._look_at_marks(ends)
-        round_ = _Round()
-        if not self._free_text:
+        self._marking.look_at(ends)
+        round_ = Round(self._steady_clock())
+        if not self._judging.free_text:
             now = self._steady_clock()
-            ends, marked = self._plain_words.give(ends, now, self._not_marked)
+            ends, marked = self._plain_words.give(ends, now, self._marking.failed)
             self.counts.marked += marked
         for claim, client in ends:
-            try:
-                self._judge(claim, client, round_)
-            except Exhausted as error:
-                self.counts.exhausted += 1
-                self._journal.limited("exhausted", str(error), ERROR)
-        self._finish(round_)
+            self._judging.judge(claim, client, round_)
+        self._marking.finish(round_)
+        if self._early is not None and self._early.users.removed:
+            self._write_early()  # the next connection from there may already be on its way
 
     def _look_up(self, ends: list[End]) -> None:
         """Ask for flows that the mirror may have missed."""
@@ -413,241 +301,6 @@ class Assigner:
         wanted = [(c, tag(claim.detour)) for claim, c in ends if c is not None and not find(c)]
         if wanted:
             self._flows.look_up(wanted)
-
-    def _look_at_marks(self, ends: list[End]) -> None:
-        """See which flows that are nobody's bear a mark of other software, or one in advance.
-
-        Not all of a burst are looked at, unless marks have been seen here that are not ours: it
-        would cost more than all the rest.
-        """
-        now, mirror = self._steady_clock(), self._flows.mirror
-        careful = self._early is not None or now < self._careful_until
-        some = ends if careful else ends[:: len(ends) // _LOOKED_AT + 1]
-        held = {
-            (client, record): self._flows.request(client, record, 0)
-            for _claim, client in some
-            if client is not None
-            for record in mirror.find(client)
-            if not record & (MINOR | FOREIGN)
-        }
-        if not held:
-            return
-        marks = self._conntrack.get_marks(list(held.values()))
-        foreign = False
-        for (client, record), mark in zip(held, marks, strict=True):
-            if mark:
-                foreign |= mirror.correct(client, record, mark)
-        if foreign:
-            self._careful_until = now + _CAREFUL_S
-            if not careful:
-                self._look_at_marks(ends)
-
-    def _judge(self, claim: Claim, client: bytes | None, round_: _Round) -> None:
-        """One claim, by the rules of trust."""
-        counts, mirror = self.counts, self._flows.mirror
-        if client is None:
-            counts.no_source += 1
-            return
-        records = mirror.find(client)
-        tag = self._flows.tags.tag(claim.detour)
-        if not records:
-            counts.no_flow += 1
-            if self._free_text:
-                self._taint_after(claim, mirror.last_port(client))
-            return
-        # What this round has said of them already.
-        records = tuple(
-            given.after if (given := round_.given.get((client, r & END))) else r for r in records
-        )
-        named = self._registry.of_email(claim.email) if claim.email else None
-        end = claim.local
-        local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
-        meeting = meet(
-            records, named.minor if named else 0, tag, local, self._flows.tags,
-            lambda: self._when(claim), SLACK_MS,
-        )  # fmt: skip
-        if meeting is None:
-            counts.stale += 1
-            return
-        record = meeting.record
-        free_text = self._is_free_text(port(record))
-        if self._free_text:
-            self._taint_after(claim, port(record))
-        if claim.email == b"" and not free_text:
-            # A line without a user claims nothing where names are checked.
-            if record & PROVISIONAL:
-                if not claim.tainted:
-                    self._bar(client)
-                counts.early_corrected += 1
-                round_.give(client, record, unowned(record), None)
-            return
-        word_rank = self._rank(claim, client, named, meeting.certain)
-        if free_text:
-            self._restrict_free_text(client, record, round_)
-            return
-        claimed = None if claim.email is None else named.minor if named else 0
-        verdict = judge(record, claimed, word_rank)
-        if verdict is Verdict.FOREIGN:
-            self._tell_foreign(client, record)
-        elif verdict is Verdict.KEEP:
-            counts.kept += 1
-            if claimed != record & MINOR:
-                counts.ignored_tainted += bool(claim.tainted)
-            elif claim.email:
-                owner = self._registry.own(named.key if named else "")
-                if word_rank >= PLAIN:
-                    self._witness(client, owner)
-                    round_.give(client, record, record, claim)
-        elif verdict is Verdict.GIVE:
-            assert claim.email
-            owner = self._registry.own_email(claim.email)
-            self._count_early(record, owner.minor)
-            after = owned(record, owner.minor, word_rank)
-            remembered = claim if word_rank >= PLAIN and len(records) == 1 else None
-            if word_rank >= PLAIN:
-                self._witness(client, owner)
-            if word_rank >= WEAK and len(records) == 1 and not mirror.last_port(client):
-                self._flows.tags.learn(tag, record)
-            round_.give(client, record, after, remembered)
-        else:
-            self._restrict(claim, client, record, verdict, word_rank, round_)
-
-    def _rank(self, claim: Claim, client: bytes, named: Owner | None, certain: bool) -> int:
-        if not claim.tainted and not self._is_after_free_text(claim):
-            return self._plain if certain else WEAK
-        if named is None:
-            return DOUBTED
-        if not self._vouchers.vouch(named.minor, client[:-2], self._steady_clock()):
-            return DOUBTED
-        return HINTED if self._is_inside(claim, client) else VOUCHED
-
-    def _is_inside(self, claim: Claim, client: bytes) -> bool:
-        """Whether who wrote the text that taints a claim may have the flow that it names."""
-        authors = taint_authors(claim)
-        place, mirror = address_key(client[:-2]), self._flows.mirror
-        return not authors or any(
-            address_key(author[:-2]) == place
-            and (author is authors[0] or bool(mirror.find(author) or mirror.last_port(author)))
-            for author in authors
-        )
-
-    def _when(self, claim: Claim) -> Written:
-        """When a claim was made."""
-        return self._flows.written(*written(claim.time, *self._window, self._epoch_offset_s))
-
-    def _witness(self, client: bytes, owner: Owner) -> None:
-        """A plain word stands: it vouches for its user at this address."""
-        self._vouchers.saw(owner.minor, client[:-2], self._steady_clock())
-        if self._early is not None:
-            self._early.users.saw(client[:-2], owner.key, self._steady_clock())
-
-    def _restrict(
-        self,
-        claim: Claim,
-        client: bytes,
-        record: int,
-        verdict: Verdict,
-        word_rank: int,
-        round_: _Round,
-    ) -> None:
-        """Into a class that the flows in doubt of one address share."""
-        conflict = verdict is Verdict.CONFLICT
-        inside = not conflict and self._is_inside(claim, client)
-        owner = self._restriction.of(client[:-2], record, claim.email, inside)
-        after = owned(record, owner.minor, word_rank if conflict else rank(record), RESTRICTED)
-        if record & PROVISIONAL or not record & MINOR:
-            after = owned(record, owner.minor, DOUBTED, RESTRICTED)
-        self._count_early(record, owner.minor)
-        if conflict:
-            self.counts.conflicts += 1
-            self._bar(client)
-        else:
-            self.counts.restricted += 1
-        if after == record:
-            return
-        round_.give(client, record, after, None)
-        flow = self._flows.mirror.flow(client, record)
-        if conflict:
-            self._journal.limited(
-                "conflict",
-                f"{flow} is claimed by two users; it goes into a restricted class of its "
-                "address. Somebody forges log lines, or a port was reused",
-                WARNING,
-                flow=str(flow),
-            )
-        else:
-            self._journal.limited(
-                "distrust",
-                f"{flow} is claimed within reach of text that a stranger wrote; restricted until "
-                "a line that can be trusted",
-                WARNING,
-                flow=str(flow),
-            )
-
-    def _restrict_free_text(self, client: bytes, record: int, round_: _Round) -> None:
-        """What is said in an inbound that checks no names counts for nobody."""
-        if record & FOREIGN:
-            self._tell_foreign(client, record)
-            return
-        owner = self._restriction.lowest(client[:-2])
-        after = owned(record, owner.minor, TOLD, RESTRICTED)
-        self._count_early(record, owner.minor)
-        self.counts.restricted += 1
-        if after != record:
-            round_.give(client, record, after, None)
-
-    # -- names that were not checked --------------------------------------------------------------
-
-    def _is_free_text(self, our_port: int) -> bool:
-        return self._free_text and any(
-            low <= our_port <= high for low, high in self._settings.free_text_ports
-        )
-
-    def _taint_after(self, claim: Claim, our_port: int) -> None:
-        """What follows a line of such an inbound (0: nobody knows which) may be a stranger's."""
-        if not our_port or self._is_free_text(our_port):
-            self._free_text_until = claim.position + FREE_TEXT_BYTES
-
-    def _is_after_free_text(self, claim: Claim) -> bool:
-        # Not below the window either: another file of the log counts from its own start.
-        return self._free_text_until - FREE_TEXT_BYTES < claim.position < self._free_text_until
-
-    # -- carrying out -----------------------------------------------------------------------------
-
-    def _finish(self, round_: _Round) -> None:
-        """Save, make classes, set marks, remember."""
-        registry, mirror = self._registry, self._flows.mirror
-        registry.commit()
-        for minor in registry.displaced:
-            # Not later: in this round a word may have vouched for the new owner.
-            self._vouchers.passed_on(minor, self._round_s)
-        registry.displaced.clear()
-        given = list(round_.given.values())
-        requests = [self._flows.request(g.client, g.after, mirror.mark(g.after)) for g in given]
-        errors = self._conntrack.set_marks(requests) if requests else {}
-        self.counts.marked += sum(g.before & MINOR != g.after & MINOR for g in given)
-        for index, (client, before, after, claim) in enumerate(given):
-            if index in errors:
-                self._not_marked(client, after, errors[index])
-            elif claim is not None:
-                remembered = 0
-                if claim.local is None:
-                    self._known.learn(claim.source, claim.email or b"", requests[index], client)
-                    remembered = REMEMBERED
-                mirror.put(client, after | remembered)
-            else:
-                if before & REMEMBERED:
-                    self._forget(client)
-                mirror.put(client, after)
-        if self._early is not None and self._early.users.removed:
-            self._write_early()  # the next connection from there may already be on its way
-
-    def _tell_foreign(self, client: bytes, record: int) -> None:
-        self.counts.foreign_mark += 1
-        flow = self._flows.mirror.flow(client, record)
-        self._journal.limited(
-            "foreign", f"{flow} bears a mark of other software; left as it is", NOTICE
-        )
 
     # -- classes in advance -----------------------------------------------------------------------
 
@@ -685,17 +338,6 @@ class Assigner:
             return None
         return self._tag | owner.minor
 
-    def _bar(self, client: bytes) -> None:
-        """More than one user comes from an address."""
-        if self._early is not None:
-            self._early.users.bar(client[:-2], self._steady_clock())
-
-    def _count_early(self, record: int, minor: int) -> None:
-        """A word has come for a flow that was given away in advance."""
-        if record & PROVISIONAL:
-            self.counts.early_confirmed += record & MINOR == minor
-            self.counts.early_corrected += record & MINOR != minor
-
     # -- once a second ----------------------------------------------------------------------------
 
     def tend_flows(self) -> None:
@@ -703,7 +345,7 @@ class Assigner:
         heard = self._flows.tend()
         with self._lock:
             self._refresh()
-            self._carry_out(heard)
+            self._marking.carry_out(heard)
 
     def keep_time(self) -> None:
         """Once a second: take over what other processes ordered, end overrides in time."""
@@ -769,6 +411,8 @@ class Assigner:
             "flows_looked_up": flows.look_ups,
             "flows_not_looked_up": flows.skipped,
         }
+        if self._guard is not None:
+            counts["floods_paced"], counts["floods_held"] = self._guard.paced, self._guard.held
         if self._early is not None:
             counts["early_addresses"] = self._early.elements
             counts["early_expired"] = self._early.expired

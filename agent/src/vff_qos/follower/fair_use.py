@@ -111,6 +111,7 @@ class FairUse:
         yield
         down = assigner.counters(1)
         ledger.open(up, down, self._clock())
+        ledger.settle(*assigner.doubted())
         yield
         # Not before: who came meanwhile has sent what the counters say.
         minors = dict(assigner.active())

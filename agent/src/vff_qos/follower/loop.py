@@ -200,6 +200,7 @@ class Follower:
         claims = self._source.read()
         if claims:
             self._assigner.assign(claims, self._source.window, self._source.epoch_offset_s)
+        self._assigner.saw_strangers(self._source.strangers)
         if replaying and not self._source.replaying:
             self._state.set_value("replay_since", None)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..core.claims.email import decode_email
-from ..core.owners import ACTIVE, QUARANTINE, Minors, Owner
+from ..core.owners import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
 from ..core.policy.model import Limits
 from ..errors import KernelRefused
 from ..journal import ERROR, Journal
@@ -48,6 +48,8 @@ class Registry:
         self.new_owners = 0
         #: Minors that have passed to another owner, for who keeps books by minor.
         self.displaced: list[int] = []
+        #: Who has left which restricted class, for who keeps books by class.
+        self.left: dict[int, set[str]] = {}
         self._major, self._reserve = major, reserve
         self._state, self._lock, self._journal, self._clock = state, lock, journal, clock
         self._version = self._version_read = -1
@@ -121,9 +123,42 @@ class Registry:
         """The limits of a user, whether they have a class or not."""
         return self.classes.limits_of(decode_email(email))
 
-    def changed(self, owner: Owner) -> None:
-        """An owner record is not as it was saved; `commit` does that."""
-        self._fresh[owner.minor] = owner
+    def own_restricted(
+        self, address: str, up_bps: int | None, down_bps: int | None, bounded: bool
+    ) -> Owner:
+        """The owner of a class that flows in doubt share, active.
+
+        ``address`` is the class's name; None: the default's limit.  ``bounded``: above a share of
+        all minors it is the one that all further addresses have.
+        """
+        known = self.minors.by_key.get(RESTRICTED + address)
+        was_active = known is not None and known.state == ACTIVE
+        if bounded:
+            owner = self.minors.restricted(address, self._clock())
+        else:
+            owner = self.own(RESTRICTED + address)
+        if not owner.is_common and (up_bps, down_bps) != (owner.up_bps, owner.down_bps):
+            owner.up_bps, owner.down_bps = up_bps, down_bps
+            was_active = False
+        if not was_active or not self.classes.has(owner.minor):
+            self._fresh[owner.minor] = owner
+        return owner
+
+    def own_overflow(self) -> Owner:
+        """The owner of the class that newcomers share when all minors are taken, active."""
+        owner = self.minors.overflow(self._clock())
+        if not self.classes.has(owner.minor):
+            self._fresh[owner.minor] = owner
+        return owner
+
+    def is_restricted(self, minor: int) -> bool:
+        """Whether a class is none of a user: any word frees its flows."""
+        owner = self.owner(minor)
+        return owner is None or not owner.is_user
+
+    def freed(self, minor: int, owner: Owner) -> None:
+        """A flow has left the restricted class ``minor``, because it is ``owner``'s."""
+        self.left.setdefault(minor, set()).add(owner.key)
 
     def commit(self) -> None:
         """Save what was given, then make the classes: a mark names no class that is not there."""

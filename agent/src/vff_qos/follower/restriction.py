@@ -14,10 +14,8 @@ from __future__ import annotations
 
 from ..core.claims.trust import address_key
 from ..core.flows.record import MINOR, PROVISIONAL
-from ..core.owners import RESTRICTED as RESTRICTED_KEY
 from ..core.owners import Owner
 from ..core.policy.model import Limits, Policy, lowest_of
-from ..core.settings import Settings
 from .registry import Registry
 
 _Rates = tuple[int | None, int | None]
@@ -26,26 +24,22 @@ _Rates = tuple[int | None, int | None]
 class Restriction:
     """Owners of restricted classes."""
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
-        self._settings, self._registry = settings, registry
-
-    def is_restricted(self, minor: int) -> bool:
-        """Whether a class is none of a user: any word frees its flows."""
-        owner = self._registry.owner(minor)
-        return owner is None or owner.key < " "
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
 
     def shared(self, address: bytes) -> Owner:
-        """The class with the default's limits.  Raises Exhausted."""
+        """The class with the default's limits."""
         return self._owner(address, (None, None))
 
     def lowest(self, address: bytes) -> Owner:
-        """The class with the lowest limits that any rule gives.  Raises Exhausted."""
-        return self._owner(address, self._below_default(self._policy().lowest()))
+        """The class with the lowest limits that any rule gives."""
+        # Only who has an account is there, so that their number needs no bound.
+        return self._owner(address, self._below_default(self._policy().lowest()), bounded=False)
 
     def of(self, address: bytes, record: int, email: bytes | None, inside: bool) -> Owner:
         """The class for a flow that ``email`` is said to have, if anybody.
 
-        ``inside``: the text may have been written by whoever has the flow.  Raises Exhausted.
+        ``inside``: the text may have been written by whoever has the flow.
         """
         claims: list[Limits] = []
         if email:
@@ -70,15 +64,11 @@ class Restriction:
             _lower(limits.download_bps, default.download_bps),
         )
 
-    def _owner(self, address: bytes, rates: _Rates) -> Owner:
+    def _owner(self, address: bytes, rates: _Rates, bounded: bool = True) -> Owner:
         key = address_key(address).hex()
         if rates != (None, None):
             key += f"/{rates[0] or ''}-{rates[1] or ''}"
-        owner = self._registry.own(f"{RESTRICTED_KEY}{key}")
-        if rates != (owner.up_bps, owner.down_bps):
-            owner.up_bps, owner.down_bps = rates
-            self._registry.changed(owner)
-        return owner
+        return self._registry.own_restricted(key, *rates, bounded)
 
 
 def _highest_of(claims: list[Limits]) -> Limits:

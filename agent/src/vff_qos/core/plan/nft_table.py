@@ -22,7 +22,7 @@ EARLY_TIMEOUT_S = 300
 FLOOD4, FLOOD6 = "flood4", "flood6"
 #: Counts the packets that `flood` has dropped.
 FLOOD_COUNTER = "flood_dropped"
-FLOOD_TIMEOUT_S = 60
+FLOOD_TIMEOUT_S = 300
 MAX_FLOODERS = 4_096
 #: New connections a second that one flooding address may have, and how many at once.
 FLOOD_PER_S, FLOOD_BURST = 5, 10

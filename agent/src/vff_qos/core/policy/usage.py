@@ -24,7 +24,7 @@ a class that was made anew and counts from zero.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import tzinfo
 from typing import Any, NamedTuple
 
@@ -158,6 +158,9 @@ class Ledger:
             self._seen[0][row.minor], self._seen[1][row.minor] = row.up_seen, row.down_seen
         self._start_s = self._now_s = read_s
         self._counters: tuple[Mapping[int, int], Mapping[int, int]] = ({}, {})
+        # What restricted classes have moved that is nobody's yet, and what came of it to whom.
+        self._doubted: dict[int, tuple[int, int]] = {}
+        self._owed: dict[str, tuple[int, int]] = {}
         self._periods: dict[Quota, Period] = {}
 
     def open(self, up: Mapping[int, int], down: Mapping[int, int], now_s: float) -> None:
@@ -165,6 +168,23 @@ class Ledger:
         self._start_s, self._now_s = min(self.read_s or now_s, now_s), now_s
         self._counters = up, down
         self._periods = {}
+
+    def settle(self, doubted: Iterable[int], left: Mapping[int, Collection[str]]) -> None:
+        """What flows moved while they were in doubt counts for whoever has them in the end.
+
+        ``doubted`` are the minors of restricted classes; ``left`` says which users' flows have
+        left which of them since the last round: they share what it has moved until now.
+        """
+        before, self._doubted = self._doubted, {}
+        for minor in doubted:
+            up, down = before.get(minor, (0, 0))
+            more_up, more_down = self._moved(minor)
+            self._doubted[minor] = up + more_up, down + more_down
+        for minor, keys in left.items():
+            up, down = self._doubted.pop(minor, (0, 0))
+            for key in keys:
+                owed_up, owed_down = self._owed.get(key, (0, 0))
+                self._owed[key] = owed_up + up // len(keys), owed_down + down // len(keys)
 
     def close(self) -> None:
         """End a round: the next one counts from here."""
@@ -201,7 +221,10 @@ class Ledger:
         is in force.
         """
         usage = self.users.get(key)
+        owed = self._owed.pop(key, (0, 0))
         moved = self._moved(minor) if terms else (0, 0)
+        if terms:
+            moved = moved[0] + owed[0], moved[1] + owed[1]
         if usage is None:
             if moved == (0, 0):
                 return []

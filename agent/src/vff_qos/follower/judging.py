@@ -1,0 +1,284 @@
+"""The judge's use: a claim meets its flow, gets a rank, and what follows is put into the round.
+
+The rules themselves are `core.claims.trust.judge`; nothing here touches the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..core.claims.accesslog import FREE_TEXT_BYTES, Claim, taint_authors
+from ..core.claims.stamp import written
+from ..core.claims.trust import (
+    DOUBTED,
+    HINTED,
+    PLAIN,
+    TOLD,
+    VOUCHED,
+    WEAK,
+    Verdict,
+    Vouchers,
+    address_key,
+    judge,
+)
+from ..core.flows.meeting import Local, Written, meet
+from ..core.flows.mirror import SLACK_MS
+from ..core.flows.record import (
+    END,
+    FOREIGN,
+    MINOR,
+    PROVISIONAL,
+    RESTRICTED,
+    owned,
+    port,
+    rank,
+    unowned,
+)
+from ..core.owners import Owner
+from ..core.settings import Settings
+from ..errors import Exhausted
+from ..journal import ERROR, NOTICE, WARNING, Journal
+from .early import EarlyShaping
+from .flow_table import FlowTable
+from .registry import Registry
+from .restriction import Restriction
+from .round import Counts, Round
+
+
+class Judging:
+    """Gives each claim's flow to whom it belongs, in the mirror's terms."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        flows: FlowTable,
+        vouchers: Vouchers,
+        early: EarlyShaping | None,
+        counts: Counts,
+        journal: Journal,
+        clock: Callable[[], float],
+    ) -> None:
+        """``clock`` never goes back."""
+        self._settings, self._registry, self._flows = settings, registry, flows
+        self._vouchers, self._early = vouchers, early
+        self._counts, self._journal, self._clock = counts, journal, clock
+        self._restriction = Restriction(registry)
+        #: Rank of a word that no stranger's text can have reached.
+        self.plain = TOLD if settings.source == "webhook" else PLAIN
+        #: Whether lines of some inbounds hold names that the engine did not check.
+        self.free_text = bool(settings.free_text_ports) and settings.source != "webhook"
+        self._free_text_until = 0
+        #: When the claims of the round were made, see `stamp.written`.
+        self.window: tuple[float, float] = (0.0, 0.0)
+        self.epoch_offset_s: float | None = None
+
+    def shared(self, client: bytes) -> Owner:
+        """The owner of the restricted class, with the default's limits, of a client's address."""
+        return self._restriction.shared(client[:-2])
+
+    def judge(self, claim: Claim, client: bytes | None, round_: Round) -> None:
+        """One claim, by the rules of trust."""
+        counts, mirror = self._counts, self._flows.mirror
+        if client is None:
+            counts.no_source += 1
+            return
+        records = mirror.find(client)
+        tag = self._flows.tags.tag(claim.detour)
+        if not records:
+            counts.no_flow += 1
+            if self.free_text:
+                self._taint_after(claim, mirror.last_port(client))
+            return
+        # What this round has said of them already.
+        records = tuple(
+            given.after if (given := round_.given.get((client, r & END))) else r for r in records
+        )
+        named = self._registry.of_email(claim.email) if claim.email else None
+        end = claim.local
+        local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
+        meeting = meet(
+            records, named.minor if named else 0, tag, local, self._flows.tags,
+            lambda: self._when(claim), SLACK_MS,
+        )  # fmt: skip
+        if meeting is None:
+            counts.stale += 1
+            return
+        record = meeting.record
+        free_text = self._is_free_text(port(record))
+        if self.free_text:
+            self._taint_after(claim, port(record))
+        if claim.email == b"" and not free_text:
+            # A line without a user claims nothing where names are checked.
+            if record & PROVISIONAL:
+                if not claim.tainted:
+                    self._bar(client)
+                counts.early_corrected += 1
+                round_.give(client, record, unowned(record), None)
+            return
+        word_rank = self._rank(claim, client, named, meeting.certain)
+        if free_text:
+            self._restrict_free_text(client, record, round_)
+            return
+        claimed = None if claim.email is None else named.minor if named else 0
+        verdict = judge(record, claimed, word_rank)
+        if verdict is Verdict.FOREIGN:
+            self._tell_foreign(client, record)
+        elif verdict is Verdict.KEEP:
+            counts.kept += 1
+            if claimed != record & MINOR:
+                counts.ignored_tainted += bool(claim.tainted)
+            elif claim.email:
+                owner = self._registry.own(named.key if named else "")
+                if word_rank >= PLAIN:
+                    self._witness(client, owner)
+                    round_.give(client, record, record, claim)
+        elif verdict is Verdict.GIVE:
+            assert claim.email
+            try:
+                owner = self._registry.own_email(claim.email)
+            except Exhausted as error:
+                self._share(client, record, error, round_)
+                return
+            self._count_early(record, owner.minor)
+            after = owned(record, owner.minor, word_rank)
+            if record & RESTRICTED:
+                self._registry.freed(record & MINOR, owner)
+            remembered = claim if word_rank >= PLAIN and len(records) == 1 else None
+            if word_rank >= PLAIN:
+                self._witness(client, owner)
+            if word_rank >= WEAK and len(records) == 1 and not mirror.last_port(client):
+                self._flows.tags.learn(tag, record)
+            round_.give(client, record, after, remembered)
+        else:
+            self._restrict(claim, client, record, verdict, word_rank, round_)
+
+    def _rank(self, claim: Claim, client: bytes, named: Owner | None, certain: bool) -> int:
+        if not claim.tainted and not self._is_after_free_text(claim):
+            return self.plain if certain else WEAK
+        if named is None:
+            return DOUBTED
+        if not self._vouchers.vouch(named.minor, client[:-2], self._clock()):
+            return DOUBTED
+        return HINTED if self._is_inside(claim, client) else VOUCHED
+
+    def _is_inside(self, claim: Claim, client: bytes) -> bool:
+        """Whether who wrote the text that taints a claim may have the flow that it names."""
+        authors = taint_authors(claim)
+        place, mirror = address_key(client[:-2]), self._flows.mirror
+        return not authors or any(
+            address_key(author[:-2]) == place
+            and (author is authors[0] or bool(mirror.find(author) or mirror.last_port(author)))
+            for author in authors
+        )
+
+    def _when(self, claim: Claim) -> Written:
+        """When a claim was made."""
+        return self._flows.written(*written(claim.time, *self.window, self.epoch_offset_s))
+
+    def _witness(self, client: bytes, owner: Owner) -> None:
+        """A plain word stands: it vouches for its user at this address."""
+        self._vouchers.saw(owner.minor, client[:-2], self._clock())
+        if self._early is not None:
+            self._early.users.saw(client[:-2], owner.key, self._clock())
+
+    def _restrict(
+        self,
+        claim: Claim,
+        client: bytes,
+        record: int,
+        verdict: Verdict,
+        word_rank: int,
+        round_: Round,
+    ) -> None:
+        """Into a class that the flows in doubt of one address share."""
+        conflict = verdict is Verdict.CONFLICT
+        inside = not conflict and self._is_inside(claim, client)
+        owner = self._restriction.of(client[:-2], record, claim.email, inside)
+        after = owned(record, owner.minor, word_rank if conflict else rank(record), RESTRICTED)
+        if record & PROVISIONAL or not record & MINOR:
+            after = owned(record, owner.minor, DOUBTED, RESTRICTED)
+        self._count_early(record, owner.minor)
+        if conflict:
+            self._counts.conflicts += 1
+            self._bar(client)
+        else:
+            self._counts.restricted += 1
+        if after == record:
+            return
+        round_.give(client, record, after, None)
+        flow = self._flows.mirror.flow(client, record)
+        if conflict:
+            self._journal.limited(
+                "conflict",
+                f"{flow} is claimed by two users; it goes into a restricted class of its "
+                "address. Somebody forges log lines, or a port was reused",
+                WARNING,
+                flow=str(flow),
+            )
+        else:
+            self._journal.limited(
+                "distrust",
+                f"{flow} is claimed within reach of text that a stranger wrote; restricted until "
+                "a line that can be trusted",
+                WARNING,
+                flow=str(flow),
+            )
+
+    def _restrict_free_text(self, client: bytes, record: int, round_: Round) -> None:
+        """What is said in an inbound that checks no names counts for nobody."""
+        if record & FOREIGN:
+            self._tell_foreign(client, record)
+            return
+        owner = self._restriction.lowest(client[:-2])
+        after = owned(record, owner.minor, TOLD, RESTRICTED)
+        self._count_early(record, owner.minor)
+        self._counts.restricted += 1
+        if after != record:
+            round_.give(client, record, after, None)
+
+    # -- names that were not checked --------------------------------------------------------------
+
+    def _is_free_text(self, our_port: int) -> bool:
+        return self.free_text and any(
+            low <= our_port <= high for low, high in self._settings.free_text_ports
+        )
+
+    def _taint_after(self, claim: Claim, our_port: int) -> None:
+        """What follows a line of such an inbound (0: nobody knows which) may be a stranger's."""
+        if not our_port or self._is_free_text(our_port):
+            self._free_text_until = claim.position + FREE_TEXT_BYTES
+
+    def _is_after_free_text(self, claim: Claim) -> bool:
+        # Not below the window either: another file of the log counts from its own start.
+        return self._free_text_until - FREE_TEXT_BYTES < claim.position < self._free_text_until
+
+    # -- when something is short ------------------------------------------------------------------
+
+    def _share(self, client: bytes, record: int, error: Exhausted, round_: Round) -> None:
+        """All minors are taken: newcomers share one class, with the default's limits."""
+        self._counts.exhausted += 1
+        self._journal.limited("exhausted", str(error), ERROR)
+        after = owned(record, self._registry.own_overflow().minor, DOUBTED, RESTRICTED)
+        if after != record:
+            round_.give(client, record, after, None)
+
+    # -- early shaping ----------------------------------------------------------------------------
+
+    def _bar(self, client: bytes) -> None:
+        """More than one user comes from an address."""
+        if self._early is not None:
+            self._early.users.bar(client[:-2], self._clock())
+
+    def _count_early(self, record: int, minor: int) -> None:
+        """A word has come for a flow that was given away in advance."""
+        if record & PROVISIONAL:
+            self._counts.early_confirmed += record & MINOR == minor
+            self._counts.early_corrected += record & MINOR != minor
+
+    def _tell_foreign(self, client: bytes, record: int) -> None:
+        self._counts.foreign_mark += 1
+        flow = self._flows.mirror.flow(client, record)
+        self._journal.limited(
+            "foreign", f"{flow} bears a mark of other software; left as it is", NOTICE
+        )

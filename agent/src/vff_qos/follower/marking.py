@@ -1,0 +1,166 @@
+"""What was decided goes into the kernel: marks that were given, lost ones, those handed on.
+
+The mirror and the known words are brought to what the kernel has then.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from ..core.claims.accesslog import Claim, spellings_of
+from ..core.claims.trust import DOUBTED, Vouchers
+from ..core.flows.mirror import Heard, Held
+from ..core.flows.record import FOREIGN, MINOR, REMEMBERED, RESTRICTED, owned, unowned
+from ..core.owners import Owner
+from ..core.settings import Settings
+from ..errors import KernelRefused
+from ..kernel.packed.conntrack import Conntrack
+from .flow_table import FlowTable
+from .known import KnownWords, Word
+from .plain_words import End
+from .registry import Registry
+from .round import Counts, Round
+
+#: So many new flows of a round are looked at for marks of other software; once one was seen, all.
+_LOOKED_AT, _CAREFUL_S = 16, 3_600.0
+
+
+class Marking:
+    """Sets marks and remembers what was set."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        flows: FlowTable,
+        known: KnownWords,
+        vouchers: Vouchers,
+        conntrack: Conntrack,
+        counts: Counts,
+        shared: Callable[[bytes], Owner],
+        clock: Callable[[], float],
+    ) -> None:
+        """``shared`` gives the owner of the restricted class of a client's address; ``clock``
+        never goes back."""
+        self._settings, self._registry, self._flows = settings, registry, flows
+        self._known, self._vouchers, self._conntrack = known, vouchers, conntrack
+        self._counts, self._shared, self._clock = counts, shared, clock
+        # Marks that nft has set in advance are told of by no event where it does so late.
+        self._is_early = settings.early_shaping
+        self._careful_until = 0.0
+
+    def carry_out(self, heard: Heard) -> None:
+        """Set marks that are missing, hand on those of flows that continue others."""
+        for client in heard.forgotten:
+            self._forget(client)
+        if heard.foreign:
+            self._careful_until = self._clock() + _CAREFUL_S
+        mirror, counts = self._flows.mirror, self._counts
+        wanted: list[Held] = []
+        for held in (*heard.restore, *heard.handed_on):
+            owner = self._registry.owner(held[1] & MINOR)
+            if owner is not None and self._registry.is_shaped(owner):
+                wanted.append(held)
+            else:
+                mirror.put(held[0], unowned(held[1]))
+        counts.restored += len(heard.restore)
+        counts.handed_on += len(heard.handed_on)
+        counts.ambiguous_udp += len(heard.ambiguous)
+        if self._settings.unknown_udp == "restrict":
+            for client, record in heard.ambiguous:
+                owner = self._shared(client)
+                restricted = owned(record, owner.minor, DOUBTED, RESTRICTED)
+                mirror.put(client, restricted)
+                wanted.append((client, restricted))
+            self._registry.commit()
+        if wanted:
+            errors = self._conntrack.set_marks(
+                [self._flows.request(c, r, mirror.mark(r)) for c, r in wanted]
+            )
+            for index, code in errors.items():
+                self.failed(*wanted[index], code)
+
+    def failed(self, client: bytes, record: int, code: int) -> None:
+        self._flows.mirror.remove(client, record)
+        self._forget(client)
+        if code == errno.ENOENT:
+            self._counts.no_flow += 1
+            return
+        name = self._flows.mirror.flow(client, record)
+        self._registry.refused(KernelRefused(code, f"setting the mark of {name}"))
+
+    def _forget(self, client: bytes) -> None:
+        """No repetition of words on flows from this end is known any more."""
+        self._known.forget((client, *spellings_of(client)))
+
+    def repeat(self, repeated: dict[Word, Claim]) -> list[Claim]:
+        """Set marks of known words again; returns the claims whose flow is not there."""
+        errors = self._conntrack.set_marks([word.request for word in repeated])
+        self._counts.marked += len(repeated) - len(errors)
+        if not errors:
+            return []
+        words, claims = list(repeated), list(repeated.values())
+        for index, code in errors.items():
+            for record in self._flows.mirror.find(words[index].client):
+                self._flows.mirror.remove(words[index].client, record)
+            self._forget(words[index].client)
+            if code != errno.ENOENT:
+                name = spellings_of(words[index].client)[0].decode()
+                what = f"setting the mark of {name}"
+                self._registry.refused(KernelRefused(code, what))
+        return [claims[index] for index in errors]
+
+    def look_at(self, ends: list[End]) -> None:
+        """See which flows that are nobody's bear a mark of other software, or one in advance.
+
+        Not all of a burst are looked at, unless marks have been seen here that are not ours: it
+        would cost more than all the rest.
+        """
+        now, mirror = self._clock(), self._flows.mirror
+        careful = self._is_early or now < self._careful_until
+        some = ends if careful else ends[:: len(ends) // _LOOKED_AT + 1]
+        held = {
+            (client, record): self._flows.request(client, record, 0)
+            for _claim, client in some
+            if client is not None
+            for record in mirror.find(client)
+            if not record & (MINOR | FOREIGN)
+        }
+        if not held:
+            return
+        marks = self._conntrack.get_marks(list(held.values()))
+        foreign = False
+        for (client, record), mark in zip(held, marks, strict=True):
+            if mark:
+                foreign |= mirror.correct(client, record, mark)
+        if foreign:
+            self._careful_until = now + _CAREFUL_S
+            if not careful:
+                self.look_at(ends)
+
+    def finish(self, round_: Round) -> None:
+        """Save, make classes, set marks, remember."""
+        registry, mirror = self._registry, self._flows.mirror
+        registry.commit()
+        for minor in registry.displaced:
+            # Not later: in this round a word may have vouched for the new owner.
+            self._vouchers.passed_on(minor, round_.began_s)
+        registry.displaced.clear()
+        given = list(round_.given.values())
+        requests = [self._flows.request(g.client, g.after, mirror.mark(g.after)) for g in given]
+        errors = self._conntrack.set_marks(requests) if requests else {}
+        self._counts.marked += sum(g.before & MINOR != g.after & MINOR for g in given)
+        for index, (client, before, after, claim) in enumerate(given):
+            if index in errors:
+                self.failed(client, after, errors[index])
+            elif claim is not None:
+                remembered = 0
+                if claim.local is None:
+                    self._known.learn(claim.source, claim.email or b"", requests[index], client)
+                    remembered = REMEMBERED
+                mirror.put(client, after | remembered)
+            else:
+                if before & REMEMBERED:
+                    self._forget(client)
+                mirror.put(client, after)

@@ -366,12 +366,12 @@ class Mirror:
         else:
             lost = self._fallen[0].pop((client, end), 0) or self._fallen[1].pop((client, end), 0)
         record = birth | end | self._of_mark(mark)
-        if client in self._graves[0] or client in self._graves[1]:
+        if lost or client in self._graves[0] or client in self._graves[1]:
             record |= REUSED
         # A connection that goes on: somebody has emptied the table below it.
         goes_on = tcp_state not in _BEGINNING or bool(end & UDP)
         if lost & MINOR and goes_on and not mark:
-            record = owned(record | REUSED, lost & MINOR, WEAK, lost & (RESTRICTED | PROVISIONAL))
+            record = owned(record, lost & MINOR, WEAK, lost & (RESTRICTED | PROVISIONAL))
             heard.restore.append((client, record))
         elif end & UDP and not mark and self._hand_on:
             users = self._neighbours.get(self._place(client, record), {})

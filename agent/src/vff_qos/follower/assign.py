@@ -497,7 +497,8 @@ class Assigner:
                 owner = self._registry.own(named.key if named else "")
                 if word_rank >= PLAIN:
                     self._witness(client, owner)
-                    round_.give(client, record, record, claim)
+                    if len(records) == 1:
+                        round_.give(client, record, record, claim)
         elif verdict is Verdict.GIVE:
             assert claim.email
             owner = self._registry.own_email(claim.email)

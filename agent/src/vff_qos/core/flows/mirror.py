@@ -306,7 +306,7 @@ class Mirror:
         self._claimed, self._young, self._old = {}, {}, {}
         self._neighbours = {}
         now = self._birth(now_s)
-        stayed: dict[bytes, int] = {}
+        stayed: set[bytes] = set()
         for seen in table:
             end = self._end(seen.ours)
             # The table changes while it is read: a flow may come twice.
@@ -330,12 +330,13 @@ class Mirror:
                 heard.restore.append((seen.client, record))
             heard.foreign |= bool(record & FOREIGN)
             if record & REMEMBERED:
-                stayed[seen.client] = record
+                stayed.add(seen.client)
             self._enter(seen.client, record)
         heard.forgotten = [
             client
             for client, records in known.items()
-            if client not in stayed and any(r & REMEMBERED for r in records)
+            if (client not in stayed or len(self.find(client)) > 1)
+            and any(r & REMEMBERED for r in records)
         ]
         return heard
 
@@ -381,6 +382,9 @@ class Mirror:
             elif users:
                 heard.ambiguous.append((client, record))
         heard.foreign |= bool(record & FOREIGN)
+        if any(other & REMEMBERED for other in self.find(client)):
+            # The same text means either of them now.
+            heard.forgotten.append(client)
         self._enter(client, record)
 
     def _end_flow(self, client: bytes, end: int, by_request: bool, heard: Heard) -> None:

@@ -94,6 +94,20 @@ def test_what_another_tag_has_is_left_to_it() -> None:
     assert of(records, tag=b"new", tags=knowing(a=443)) == Meeting(records[1], True)
 
 
+def test_a_flow_to_where_the_tag_was_not_seen_yet_is_met_when_the_others_have_their_word() -> None:
+    """Shadowsocks takes TCP and UDP on one port, under one tag; so does a range."""
+    tags = knowing(a=443)
+    mine, new = flow(443, minor=ALICE), flow(443, flags=UDP)
+    assert of([mine, new], tag=b"a", tags=tags) == Meeting(new, False)
+    tags.learn(b"b", flow(443, flags=UDP))
+    assert of([mine, new], tag=b"a", tags=tags) == Meeting(mine, True)
+
+
+def test_that_of_another_user_is_left_alone() -> None:
+    records = [flow(443, minor=ALICE), flow(8443, minor=BOB)]
+    assert of(records, tag=b"a", tags=knowing(a=443)) == Meeting(records[0], True)
+
+
 def test_our_end_in_the_claim_decides() -> None:
     records = [flow(443, 0), flow(443, 1), flow(8443, 0)]
     assert of(records, local=Local(443, 1)) == Meeting(records[1], True)

@@ -218,6 +218,15 @@ def test_repetitions_are_forgotten_with_their_flow(kernel: Kernel) -> None:
     assert heard.forgotten == [client(3)]
 
 
+def test_a_repetition_may_mean_the_second_flow_of_its_client_end(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    kernel.give(client(1), ALICE, flags=REMEMBERED)
+    two = seen(client(1), mark=TAG | ALICE), seen(client(1), ours(port_number=8443))
+    assert kernel.dump(*two).forgotten == [client(1)]
+    kernel.dump(two[0])
+    assert kernel.new(client(1), ours(port_number=8443)).forgotten == [client(1)]
+
+
 def test_a_flow_that_comes_twice_in_a_dump_is_one(kernel: Kernel) -> None:
     kernel.dump(seen(client(1)), seen(client(1)), seen(client(1), ours(port_number=8443)))
     assert len(kernel.mirror.find(client(1))) == 2

@@ -34,7 +34,7 @@ from ..core.claims.trust import (
     judge,
 )
 from ..core.flows.meeting import Local, Written, meet
-from ..core.flows.mirror import SLACK_MS, Heard, Held
+from ..core.flows.mirror import Heard, Held
 from ..core.flows.record import (
     END,
     FOREIGN,
@@ -464,7 +464,7 @@ class Assigner:
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,
-            lambda: self._when(claim), SLACK_MS,
+            lambda: self._when(claim), mirror.earliest_ms,
         )  # fmt: skip
         if meeting is None:
             counts.stale += 1

@@ -113,12 +113,13 @@ def meet(
     local: Local | None,
     tags: Tags,
     written: Callable[[], Written],
-    slack_ms: float,
+    earliest_ms: Callable[[int], int] = birth_ms,
 ) -> Meeting | None:
     """The one of a client end's ``records`` that a claim of the user ``claimed`` (0: new) means.
 
     ``local`` is our end if the claim names it, ``written`` tells when it was made (asked for only
-    where it matters).  None: the flow it means has gone.
+    where it matters), ``earliest_ms`` before when a flow was surely not born.  None: the flow it
+    means has gone.
     """
     found = _at_end(records, claimed, tag, local, tags)
     certain = len(found) == 1
@@ -130,7 +131,7 @@ def meet(
         certain = held == claimed != 0
     if any(record & REUSED for record in found):
         time = written()
-        alive = [r for r in found if r & VAGUE or birth_ms(r) - slack_ms <= time.until_ms]
+        alive = [r for r in found if r & VAGUE or earliest_ms(r) <= time.until_ms]
         certain = (
             certain
             and len(alive) == 1

@@ -53,7 +53,9 @@ _FALLEN, _FALLEN_S = 65_536, 120.0
 #: Ends that a scan of our ports can make us remember.
 _MAX_ENDS = 65_536
 #: Between the birth of a flow and the event lie some ms when much happens at once.
-SLACK_MS = 50
+_SLACK_MS = 50
+#: Looks that came late, of which is known since when their events may have waited.
+_LATE = 256
 
 _PROTO_BIT = {TCP_PROTO: 0, UDP_PROTO: UDP}
 
@@ -103,6 +105,8 @@ class Mirror:
         self._graves: tuple[dict[bytes, int], dict[bytes, int]] = ({}, {})
         self._fallen: tuple[dict[Held, int], dict[Held, int]] = ({}, {})
         self._turn_graves_s = self._turn_fallen_s = now_s
+        # For births that were read late, when they were read to since when they may be: ms.
+        self._late: dict[int, int] = {}
         self._addresses: list[bytes] = []
         self._ends: dict[bytes, int] = {}
         #: Who lives where: {address and our UDP port: {minor: flows}}.
@@ -180,6 +184,11 @@ class Mirror:
         """When a flow was first seen."""
         return self.epoch_s + birth_ms(record) / 1e3
 
+    def earliest_ms(self, record: int) -> int:
+        """Before this a flow was surely not born; in ms since the mirror began."""
+        birth = birth_ms(record)
+        return min(self._late.get(birth, birth), birth - _SLACK_MS)
+
     def neighbours(self, client: bytes, record: int) -> Collection[int]:
         """Minors of the users whose UDP flows go from a client's address to the same port."""
         return self._neighbours.get(self._place(client, record), ())
@@ -248,9 +257,13 @@ class Mirror:
         return record
 
     def apply(
-        self, events: Iterable[tuple[bool, FlowSeen]], now_s: float, after_dump: bool = False
+        self,
+        events: Iterable[tuple[bool, FlowSeen]],
+        now_s: float,
+        after_dump: bool = False,
+        since_s: float | None = None,
     ) -> Heard:
-        """Take over events that were read at ``now_s``.
+        """Take over events that were read at ``now_s`` and sent after ``since_s``, if that is told.
 
         ``after_dump``: they were sent while the table was dumped, so that a new flow may be one
         that the dump has shown.
@@ -258,6 +271,10 @@ class Mirror:
         self._turn(now_s)
         heard = Heard()
         birth = self._birth(now_s)
+        if since_s is not None and now_s - since_s > _SLACK_MS / 1e3:
+            if len(self._late) >= _LATE:
+                del self._late[next(iter(self._late))]
+            self._late[birth >> BIRTH_SHIFT] = self._birth(since_s) >> BIRTH_SHIFT
         ends, claimed, young = self._ends, self._claimed, self._young
         for is_new, seen in events:
             client = seen[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import socket
@@ -17,12 +16,9 @@ from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.conntrack import prepare
 from vff_qos.state import State
 
-from .conftest import run
-from .test_follow import Node, eventually
+from .harness import CLONE_NEWNET, LIBC, Node, eventually, run
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWNET = 0x40000000
 #: Ours, and those of who connects.
 NODE = [f"10.98.0.{number}" for number in (1, 2, 3)]
 CUSTOMERS = [f"10.98.0.{number}" for number in range(11, 20)]
@@ -32,7 +28,9 @@ _RESET = struct.pack("ii", 1, 0)
 
 def stamp(ago_s: float = 0.0) -> str:
     """As the engine writes it."""
-    return time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(time.time() - ago_s)) + ".000001"
+    at_s = time.time() - ago_s
+    whole = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(at_s))
+    return f"{whole}.{int(at_s % 1 * 1e6):06d}"
 
 
 class Connection:
@@ -99,11 +97,11 @@ class Site:
 
     @contextlib.contextmanager
     def _entered(self) -> Iterator[None]:
-        assert _LIBC.setns(self._there, _CLONE_NEWNET) == 0
+        assert LIBC.setns(self._there, CLONE_NEWNET) == 0
         try:
             yield
         finally:
-            assert _LIBC.setns(self._home, _CLONE_NEWNET) == 0
+            assert LIBC.setns(self._home, CLONE_NEWNET) == 0
 
     def connect(
         self,

@@ -27,6 +27,10 @@ ALICE, BOB = 7, 8
 SLACK_MS = 50
 
 
+def earliest_ms(record: int) -> int:
+    return (record >> BIRTH_SHIFT) - SLACK_MS
+
+
 def flow(
     port: int = 443, address: int = 0, born_ms: int = 1_000, flags: int = 0, minor: int = 0
 ) -> int:
@@ -49,7 +53,7 @@ def of(
 ) -> Meeting | None:
     """Which flow a claim means."""
     when = never if written is None else lambda: Written(*written)
-    return meet(records, claimed, tag, local, tags or Tags(), when, SLACK_MS)
+    return meet(records, claimed, tag, local, tags or Tags(), when, earliest_ms)
 
 
 def knowing(**ends: int | tuple[int, ...]) -> Tags:

@@ -156,6 +156,18 @@ def test_graves_are_bounded(kernel: Kernel) -> None:
     assert kernel.mirror.size == 0
 
 
+def test_a_birth_that_was_read_late_may_have_been_earlier(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    assert kernel.mirror.earliest_ms(kernel.only(client(1))) == -50
+    kernel.mirror.apply([(True, seen(client(2)))], 9.0, since_s=8.999)
+    assert kernel.mirror.earliest_ms(kernel.only(client(2))) == 8_950
+    kernel.mirror.apply([(True, seen(client(3)))], 12.0, since_s=9.0)
+    assert kernel.mirror.earliest_ms(kernel.only(client(3))) == 9_000
+    for number in range(1_000):
+        kernel.mirror.apply([], 20.0 + number, since_s=19.0 + number)
+    assert len(kernel.mirror._late) <= mirrors._LATE
+
+
 # -- somebody flushes the table -------------------------------------------------------------------
 
 

@@ -213,10 +213,12 @@ def test_a_new_connection_after_a_flush_is_nobodys(kernel: Kernel) -> None:
 @pytest.mark.parametrize("flags", [RESTRICTED, PROVISIONAL])
 def test_what_was_in_doubt_before_a_flush_is_in_doubt_after_it(flags: int, kernel: Kernel) -> None:
     kernel.new(client(1))
-    kernel.give(client(1), ALICE, DOUBTED, flags)
+    kernel.give(client(1), ALICE, PLAIN, flags)
     kernel.destroy(client(1), by_request=True)
     kernel.new(client(1), state=ESTABLISHED)
     assert kernel.only(client(1)) & (RESTRICTED | PROVISIONAL) == flags
+    # Any word but a doubted one ends it.
+    assert rank(kernel.only(client(1))) == DOUBTED
 
 
 def test_a_flow_that_came_back_with_a_mark_keeps_that(kernel: Kernel) -> None:

@@ -389,7 +389,9 @@ class Mirror:
         # A connection that goes on: somebody has emptied the table below it.
         goes_on = tcp_state not in _BEGINNING or bool(end & UDP)
         if lost & MINOR and goes_on and not mark:
-            record = owned(record, lost & MINOR, WEAK, lost & (RESTRICTED | PROVISIONAL))
+            # What was in doubt is so until the next word, as after a restart.
+            doubt = lost & (RESTRICTED | PROVISIONAL)
+            record = owned(record, lost & MINOR, DOUBTED if doubt else WEAK, doubt)
             heard.restore.append((client, record))
         elif end & UDP and not mark and self._hand_on:
             users = self._neighbours.get(self._place(client, record), {})

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.conntrack import prepare
 from vff_qos.state import State
@@ -83,17 +85,12 @@ class Site:
             answerer = socket.socket(type=socket.SOCK_DGRAM)
             answerer.bind(("0.0.0.0", port))
             self._sockets += [listener, answerer]
-        self._kept: dict[str, object] = {}
         self.set(service_ports=list(ports))
 
     def set(self, **more: object) -> None:
-        """Other settings."""
-        lines = {
-            "wan": "wan0", "leaf": "pfifo", "access_log": str(self.node.log), **self._kept, **more,
-        }  # fmt: skip
-        self._kept = {**self._kept, **more}
-        text = "".join(f"{name}: {value}\n" for name, value in lines.items())
-        (self.node.directory / "settings.yml").write_text(text)
+        """Change the node's settings."""
+        file = self.node.directory / "settings.yml"
+        file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **more}))
 
     @contextlib.contextmanager
     def _entered(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from vff_qos.core.flow import Flow
+from vff_qos.kernel.packed.conntrack import prepare
+
 from .customers import CUSTOMERS, NODE, STRANGER, Connection, Site, stamp
-from .harness import Node, eventually
+from .entries import begin
+from .harness import Node, eventually, run
 
 VICTIM, NAT = CUSTOMERS[0], CUSTOMERS[1]
 #: Each honest user has one; the default is 2 and 3 Mbit/s.
@@ -271,3 +276,35 @@ def test_names_that_nobody_checked_change_nothing_for_others(
     assert site.limits(mallorys) == (1_000_000, 1_000_000)
     site.node.write(young.line("victim@x"))
     eventually(lambda: site.holders(young, last) == ["victim@x", "last@x"])
+
+
+# -- what strangers could use up ------------------------------------------------------------------
+
+
+def test_spoofed_addresses_use_up_neither_classes_nor_the_newcomers_time(site: Site) -> None:
+    """Each /64 that a forged line names has a flow: a spoofed SYN is enough for that."""
+    ours = "2001:db8:98::1"
+    run("ip", "address", "add", f"{ours}/64", "dev", "wan0", "nodad")
+    site.node.start()
+    ports = itertools.count(1_024)
+    spoofed = [
+        Flow(6, bytes((0x20, 1, 0xD, 0xB8)) + (n + 1).to_bytes(4, "big") + bytes(7) + b"\1",
+             next(ports) % 60_000, socket.inet_pton(socket.AF_INET6, ours), 443)
+        for n in range(5_000)
+    ]  # fmt: skip
+    begin(spoofed)
+    for start in range(0, len(spoofed), 500):
+        site.node.write(*(
+            forged(f"[{socket.inet_ntop(socket.AF_INET6, flow.src)}]:{flow.sport}", "x@x")
+            for flow in spoofed[start : start + 500]
+        ))  # fmt: skip
+    marks = site.node.conntrack.get_marks
+    eventually(lambda: all(marks([prepare(flow) for flow in spoofed])), 60.0)
+    # A sixteenth of the minors, and one for all others.
+    assert len(site.node.classes()[0]) <= 4_096 + 8
+    site.node.write(harmless())
+    newcomers = [site.connect(CUSTOMERS[3]) for _ in range(50)]
+    site.node.write(*(flow.line(f"new{n}@x") for n, flow in enumerate(newcomers)))
+    eventually(lambda: all(map(site.mark, newcomers)))
+    assert site.holders(*newcomers) == [f"new{n}@x" for n in range(50)]
+    assert len(site.node.classes()[0]) <= 4_096 + 58

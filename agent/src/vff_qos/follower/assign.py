@@ -400,11 +400,7 @@ class Assigner:
             ends, marked = self._plain_words.give(ends, now, self._not_marked)
             self.counts.marked += marked
         for claim, client in ends:
-            try:
-                self._judge(claim, client, round_)
-            except Exhausted as error:
-                self.counts.exhausted += 1
-                self._journal.limited("exhausted", str(error), ERROR)
+            self._judge(claim, client, round_)
         self._finish(round_)
 
     def _look_up(self, ends: list[End]) -> None:
@@ -501,7 +497,11 @@ class Assigner:
                         round_.give(client, record, record, claim)
         elif verdict is Verdict.GIVE:
             assert claim.email
-            owner = self._registry.own_email(claim.email)
+            try:
+                owner = self._registry.own_email(claim.email)
+            except Exhausted as error:
+                self._share(client, record, error, round_)
+                return
             self._count_early(record, owner.minor)
             after = owned(record, owner.minor, word_rank)
             remembered = claim if word_rank >= PLAIN and len(records) == 1 else None
@@ -512,6 +512,15 @@ class Assigner:
             round_.give(client, record, after, remembered)
         else:
             self._restrict(claim, client, record, verdict, word_rank, round_)
+
+    def _share(self, client: bytes, record: int, error: Exhausted, round_: _Round) -> None:
+        """All minors are taken: a newcomer's flow goes where all newcomers' do, for now."""
+        self.counts.exhausted += 1
+        self._journal.limited("exhausted", str(error), ERROR)
+        owner = self._registry.own_overflow()
+        after = owned(record, owner.minor, DOUBTED, RESTRICTED)
+        if after != record:
+            round_.give(client, record, after, None)
 
     def _rank(self, claim: Claim, client: bytes, named: Owner | None, certain: bool) -> int:
         if not claim.tainted and not self._is_after_free_text(claim):

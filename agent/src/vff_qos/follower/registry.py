@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..core.claims.email import decode_email
-from ..core.owners import ACTIVE, QUARANTINE, Minors, Owner
+from ..core.owners import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
 from ..core.policy.model import Limits
 from ..errors import KernelRefused
 from ..journal import ERROR, Journal
@@ -111,6 +111,29 @@ class Registry:
             self._by_email.clear()
             self.displaced.append(owner.minor)
         self.new_owners += 1
+        return owner
+
+    def own_restricted(self, address: str) -> Owner:
+        """The owner of the restricted class of an address, or of the one for all further ones."""
+        known = self.minors.by_key.get(RESTRICTED + address)
+        if known is not None and known.state == ACTIVE:
+            return self.own(known.key)
+        owner = self.minors.restricted(address, self._clock())
+        if owner.is_common:
+            return self._have(owner)
+        # It may have been a user's who was collected.
+        self._fresh[owner.minor] = owner
+        self._by_email.clear()
+        self.displaced.append(owner.minor)
+        return owner
+
+    def own_overflow(self) -> Owner:
+        """The owner of the class that newcomers share when all minors are taken."""
+        return self._have(self.minors.overflow(self._clock()))
+
+    def _have(self, owner: Owner) -> Owner:
+        if not self.classes.has(owner.minor):
+            self._fresh[owner.minor] = owner
         return owner
 
     def own_email(self, email: bytes) -> Owner:

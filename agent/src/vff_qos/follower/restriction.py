@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from ..core.claims.trust import address_key
 from ..core.flows.record import MINOR, PROVISIONAL
-from ..core.owners import RESTRICTED as RESTRICTED_KEY
 from ..core.owners import Owner
 from ..core.policy.model import Limits, Policy, lowest_of
 from ..core.settings import Settings
@@ -35,17 +34,17 @@ class Restriction:
         return owner is None or owner.key < " "
 
     def shared(self, address: bytes) -> Owner:
-        """The class with the default's limits.  Raises Exhausted."""
+        """The class with the default's limits."""
         return self._owner(address, (None, None))
 
     def lowest(self, address: bytes) -> Owner:
-        """The class with the lowest limits that any rule gives.  Raises Exhausted."""
+        """The class with the lowest limits that any rule gives."""
         return self._owner(address, self._below_default(self._policy().lowest()))
 
     def of(self, address: bytes, record: int, email: bytes | None, inside: bool) -> Owner:
         """The class for a flow that ``email`` is said to have, if anybody.
 
-        ``inside``: the text may have been written by whoever has the flow.  Raises Exhausted.
+        ``inside``: the text may have been written by whoever has the flow.
         """
         claims: list[Limits] = []
         if email:
@@ -74,8 +73,8 @@ class Restriction:
         key = address_key(address).hex()
         if rates != (None, None):
             key += f"/{rates[0] or ''}-{rates[1] or ''}"
-        owner = self._registry.own(f"{RESTRICTED_KEY}{key}")
-        if rates != (owner.up_bps, owner.down_bps):
+        owner = self._registry.own_restricted(key)
+        if not owner.is_common and rates != (owner.up_bps, owner.down_bps):
             owner.up_bps, owner.down_bps = rates
             self._registry.changed(owner)
         return owner

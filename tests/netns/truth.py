@@ -16,7 +16,7 @@ from vff_qos.core.claims.accesslog import Scanner
 from vff_qos.core.flow import Flow
 from vff_qos.core.htb import OURS_MASK, PROVISIONAL
 from vff_qos.core.policy.model import Limits, Policy
-from vff_qos.core.settings import Settings
+from vff_qos.core.settings import GcSettings, Settings
 from vff_qos.follower.assign import Assigner
 from vff_qos.journal import Journal
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
@@ -85,6 +85,7 @@ class World:
         run("ip", "addr", "add", "203.0.113.1/32", "dev", "lo")
         self._settings = Settings(
             wan="wan0", leaf="pfifo", service_ports=((443, 443), (8443, 8443)),
+            gc=GcSettings(pool_min=0),  # nothing fills it here
         )  # fmt: skip
         self._policy = Policy(DEFAULT, PLANS)
         self._directory = directory

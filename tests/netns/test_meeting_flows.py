@@ -228,6 +228,17 @@ def test_a_udp_client_that_changes_its_port_keeps_its_class(site: Site) -> None:
     assert site.holders(*elsewhere) == ["", ""]
 
 
+def test_a_udp_client_that_moved_while_nobody_ran_is_known_again(site: Site) -> None:
+    site.node.start()
+    flow = site.connect(proto=UDP)
+    site.node.write(flow.line(ALICE))
+    eventually(lambda: site.mark(flow))
+    site.node.stop()
+    moved = site.connect(proto=UDP)
+    site.node.start()
+    eventually(lambda: site.holders(moved) == [ALICE])
+
+
 def test_a_udp_flow_that_was_handed_on_is_the_next_ones_who_speaks(site: Site) -> None:
     site.node.start()
     first = site.connect(proto=UDP)

@@ -97,6 +97,26 @@ def test_nothing_is_handed_on_where_that_is_switched_off() -> None:
     assert kernel.new(client(2), ours(UDP)) == Heard()
 
 
+def test_who_moved_while_nobody_looked_is_handed_on_too(kernel: Kernel) -> None:
+    heard = kernel.dump(
+        seen(client(2), ours(UDP)), seen(client(1), ours(UDP), TAG | ALICE),
+        seen(client(3), ours()), seen(client(4, "198.51.100.8"), ours(UDP)),
+    )  # fmt: skip
+    assert heard.handed_on == [(client(2), kernel.only(client(2)))]
+    assert kernel.mirror.mark(kernel.only(client(2))) == 0x80000000 | TAG | ALICE
+    heard = kernel.dump(
+        seen(client(1), ours(UDP), TAG | ALICE), seen(client(5), ours(UDP), TAG | BOB),
+        seen(client(6), ours(UDP)),
+    )  # fmt: skip
+    assert heard.ambiguous == [(client(6), kernel.only(client(6)))]
+    # What was seen before is told of once.
+    heard = kernel.dump(
+        seen(client(1), ours(UDP), TAG | ALICE), seen(client(5), ours(UDP), TAG | BOB),
+        seen(client(6), ours(UDP)),
+    )  # fmt: skip
+    assert (heard.handed_on, heard.ambiguous) == ([], [])
+
+
 def test_neighbours_are_right_after_a_dump(kernel: Kernel) -> None:
     for number, minor in ((1, ALICE), (2, BOB)):
         kernel.new(client(number), ours(UDP))

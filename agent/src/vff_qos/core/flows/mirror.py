@@ -324,6 +324,7 @@ class Mirror:
         self._neighbours = {}
         now = self._birth(now_s)
         stayed: set[bytes] = set()
+        new: list[Held] = []
         for seen in table:
             end = self._end(seen.ours)
             # The table changes while it is read: a flow may come twice.
@@ -343,12 +344,17 @@ class Mirror:
                     record |= VAGUE
                 else:
                     record = record & (1 << BIRTH_SHIFT) - 1 | max(born_ms, 0) << BIRTH_SHIFT
+                if end & UDP and not seen.mark:
+                    new.append((seen.client, record))
             elif not seen.mark and record & MINOR:
                 heard.restore.append((seen.client, record))
             heard.foreign |= bool(record & FOREIGN)
             if record & REMEMBERED:
                 stayed.add(seen.client)
             self._enter(seen.client, record)
+        for client, record in new:
+            # Now all neighbours are known.
+            self.put(client, self._hand_over(client, record, heard))
         heard.forgotten = [
             client
             for client, records in known.items()
@@ -393,18 +399,23 @@ class Mirror:
             doubt = lost & (RESTRICTED | PROVISIONAL)
             record = owned(record, lost & MINOR, DOUBTED if doubt else WEAK, doubt)
             heard.restore.append((client, record))
-        elif end & UDP and not mark and self._hand_on:
-            users = self._neighbours.get(self._place(client, record), {})
-            if len(users) == 1:
-                record = owned(record, next(iter(users)), DOUBTED, PROVISIONAL)
-                heard.handed_on.append((client, record))
-            elif users:
-                heard.ambiguous.append((client, record))
+        elif end & UDP and not mark:
+            record = self._hand_over(client, record, heard)
         heard.foreign |= bool(record & FOREIGN)
         if any(other & REMEMBERED for other in self.find(client)):
             # The same text means either of them now.
             heard.forgotten.append(client)
         self._enter(client, record)
+
+    def _hand_over(self, client: bytes, record: int, heard: Heard) -> int:
+        """A new UDP flow of nobody: the only user's of its address, until a word comes."""
+        users = self._neighbours.get(self._place(client, record), {}) if self._hand_on else {}
+        if len(users) == 1:
+            record = owned(record, next(iter(users)), DOUBTED, PROVISIONAL)
+            heard.handed_on.append((client, record))
+        elif users:
+            heard.ambiguous.append((client, record))
+        return record
 
     def _end_flow(self, client: bytes, end: int, by_request: bool, heard: Heard) -> None:
         for flows in (self._claimed, self._young, self._old):

@@ -54,13 +54,13 @@ def _send(messages: list[Encoder], passed: tuple[int, ...] = ()) -> None:
             raise OSError(code, "changing conntrack entries")
 
 
-def begin(flows: Iterable[Flow], tcp_state: int = SYN_SENT) -> None:
+def begin(flows: Iterable[Flow], tcp_state: int = SYN_SENT, timeout_s: int = _TIMEOUT_S) -> None:
     """The flows begin; with ``ESTABLISHED`` conntrack has picked them up in the middle."""
     messages = []
     for flow in flows:
         status = _CONFIRMED | (_SEEN_REPLY_ASSURED if tcp_state == ESTABLISHED else 0)
         more = _tuple(2, flow, True) + attr(3, struct.pack(">I", status))
-        more += attr(7, struct.pack(">I", _TIMEOUT_S))
+        more += attr(7, struct.pack(">I", timeout_s))
         if flow.proto == socket.IPPROTO_TCP:
             more += nest(4, nest(1, attr(1, bytes((tcp_state,)))))
         messages.append(_message(flow, NLM_F_CREATE, more))

@@ -93,8 +93,8 @@ bump: setup ## Set VERSION=x.y.z in all its places
 	@$(PY) tests/bump.py '$(VERSION)'
 
 .PHONY: soak
-soak: setup ## Ten minutes of rotations, restarts, kills, flushes and forged lines
-	VFF_QOS_SOAK_S=600 $(PY) -m pytest tests/netns/test_soak.py -s
+soak: setup ## Ten minutes of restarts, kills, flushes, floods and forged lines; two million lines against the truth
+	VFF_QOS_SOAK_S=600 VFF_QOS_LINES=2000000 $(PY) -m pytest tests/netns/test_soak.py tests/netns/test_truth.py -s
 
 .PHONY: build
 build: build/collection.stamp ## Build the wheels that travel with the role and the collection's tarball

@@ -64,10 +64,11 @@ class Client:
 
     def line(self, email: str, prefix: str = "") -> bytes:
         """The line that Xray writes for this flow."""
-        now = time.strftime("%Y/%m/%d %H:%M:%S")
+        now = time.time()
+        stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(now))
         return (
-            f"{now}.000001 from {prefix}{self.text}:{self.port} accepted tcp:example.com:443 "
-            f"[in >> direct] email: {email}\n"
+            f"{stamp}.{int(now % 1 * 1e6):06d} from {prefix}{self.text}:{self.port} accepted "
+            f"tcp:example.com:443 [in >> direct] email: {email}\n"
         ).encode()
 
 

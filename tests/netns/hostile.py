@@ -10,7 +10,7 @@ from bench.world import NODE, make_some_flows
 from vff_qos.core.claims.accesslog import Scanner
 from vff_qos.core.flow import Flow
 from vff_qos.core.policy.model import Limits, Policy
-from vff_qos.core.settings import Settings
+from vff_qos.core.settings import GcSettings, Settings
 from vff_qos.follower.assign import Assigner
 from vff_qos.journal import Journal
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
@@ -62,6 +62,8 @@ class Scene:
         conf = Settings(
             wan="wan0", leaf="pfifo", free_text_ports=((SS2022, SS2022),),
             service_ports=((VLESS, VLESS), (TROJAN, TROJAN), (SS2022, SS2022)),
+            # Nothing fills a pool here, and half of it would be kept for users.
+            gc=GcSettings(pool_min=0),
         )  # fmt: skip
         self.devices = tuple(socket.if_nametoindex(name) for name in ("vffqos0", "wan0"))
         self.conntrack, self.tc = Conntrack(), Tc()

@@ -21,6 +21,8 @@ from ..kernel.packed.flow_events import FlowEvents, dump_flows, events_mode
 #: Flows that began before us tell of no end (nf_conntrack_events of 2), and marks that others
 #: overwrite tell of nothing: so often the whole table is compared.
 _COMPARE_S = 600.0
+#: Events were lost during the comparison itself: so long until the next one.
+_AGAIN_S = 1.0
 #: So many losses of events within this time, and look-ups take over for a while.
 _MAX_LOSSES, _LOSSES_S, _WITHOUT_S = 5, 10.0, 60.0
 #: Look-ups of flows that no event has told of, each second; one costs 6 us.
@@ -46,7 +48,8 @@ class FlowTable:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``clock`` never goes back; ``is_restricted`` knows minors that flows in doubt share."""
-        self.mirror = Mirror(settings.major, clock())
+        # Births are counted since the clock began: flows are older than we are.
+        self.mirror = Mirror(settings.major)
         self.tags = Tags()
         self.look_ups = self.skipped = self.losses = 0
         self._settings, self._conntrack, self._journal = settings, conntrack, journal
@@ -58,7 +61,8 @@ class FlowTable:
         self._next_compare = clock() + _COMPARE_S
         self._around: dict[int, tuple[bytes, bytes, bytes]] = {}
         self._budget, self._budget_s = float(_LOOK_UPS), clock()
-        self._evicted = 0
+        # When all events had been read that there were.
+        self._empty_s = clock()
         self._open()
 
     def close(self) -> None:
@@ -110,15 +114,15 @@ class FlowTable:
         """Take over all events that have been sent until now."""
         if self._events is None:
             return Heard()
-        drained = self._events.drain()
-        heard = self.mirror.apply(drained.events, self._clock())
-        lost = drained.lost
-        for _more in range(_MAX_DRAINS):
-            if not drained.more:
-                break
+        heard, lost = Heard(), False
+        for _block in range(_MAX_DRAINS):
             drained = self._events.drain()
-            heard.add(self.mirror.apply(drained.events, self._clock()))
+            now = self._clock()
+            heard.add(self.mirror.apply(drained.events, now, since_s=self._empty_s))
             lost |= drained.lost
+            if not drained.more:
+                self._empty_s = now
+                break
         if lost:
             heard.add(self._make_up())
         return heard
@@ -164,9 +168,16 @@ class FlowTable:
             dump_flows(self._ends), self._clock(), self._is_restricted, lossy, offset_s
         )
         if self._events is not None:
-            # Sent meanwhile; what is lost of it, the next look shows.
             drained = self._events.drain()
-            heard.add(self.mirror.apply(drained.events, self._clock(), after_dump=True))
+            now = self._clock()
+            heard.add(
+                self.mirror.apply(drained.events, now, after_dump=True, since_s=self._empty_s)
+            )
+            if not drained.more:
+                self._empty_s = now
+            if drained.lost:
+                self.losses += 1
+                self._next_compare = now + _AGAIN_S
         return heard
 
     # -- marks ------------------------------------------------------------------------------------

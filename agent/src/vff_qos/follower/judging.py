@@ -22,7 +22,6 @@ from ..core.claims.trust import (
     judge,
 )
 from ..core.flows.meeting import Local, Written, meet
-from ..core.flows.mirror import SLACK_MS
 from ..core.flows.record import (
     END,
     FOREIGN,
@@ -99,7 +98,7 @@ class Judging:
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,
-            lambda: self._when(claim), SLACK_MS,
+            lambda: self._when(claim), mirror.earliest_ms,
         )  # fmt: skip
         if meeting is None:
             counts.stale += 1
@@ -132,7 +131,8 @@ class Judging:
                 owner = self._registry.own(named.key if named else "")
                 if word_rank >= PLAIN:
                     self._witness(client, owner)
-                    round_.give(client, record, record, claim)
+                    if len(records) == 1:
+                        round_.give(client, record, record, claim)
         elif verdict is Verdict.GIVE:
             assert claim.email
             try:

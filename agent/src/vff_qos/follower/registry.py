@@ -140,6 +140,10 @@ class Registry:
         if not owner.is_common and (up_bps, down_bps) != (owner.up_bps, owner.down_bps):
             owner.up_bps, owner.down_bps = up_bps, down_bps
             was_active = False
+        if not was_active and not owner.is_common:
+            # It may have been a user's who was collected.
+            self._by_email.clear()
+            self.displaced.append(owner.minor)
         if not was_active or not self.classes.has(owner.minor):
             self._fresh[owner.minor] = owner
         return owner

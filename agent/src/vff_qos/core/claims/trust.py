@@ -97,7 +97,7 @@ class Vouchers:
     def vouch(self, minor: int, address: bytes, now_s: float) -> bool:
         """Whether a plain word vouches for this user at this address."""
         place = address_key(address) + minor.to_bytes(2, "big")
-        seen = self._young.get(place) or self._old.get(place)
+        seen = self._young.get(place, self._old.get(place))
         if seen is None or now_s - seen >= VOUCH_S:
             return False
         return seen >= self._since.get(minor, seen)

@@ -113,24 +113,25 @@ def meet(
     local: Local | None,
     tags: Tags,
     written: Callable[[], Written],
-    slack_ms: float,
+    earliest_ms: Callable[[int], int] = birth_ms,
 ) -> Meeting | None:
     """The one of a client end's ``records`` that a claim of the user ``claimed`` (0: new) means.
 
     ``local`` is our end if the claim names it, ``written`` tells when it was made (asked for only
-    where it matters).  None: the flow it means has gone.
+    where it matters), ``earliest_ms`` before when a flow was surely not born.  None: the flow it
+    means has gone.
     """
-    found = _at_end(records, tag, local, tags)
+    found = _at_end(records, claimed, tag, local, tags)
     certain = len(found) == 1
     if certain and local is None and _is_elsewheres(found[0], tag, tags):
         # Its inbound listens elsewhere, as far as is known.
-        held = 0 if found[0] & (PROVISIONAL | RESTRICTED) else found[0] & MINOR
+        held = _held(found[0])
         if held and held != claimed:
             return None
         certain = held == claimed != 0
     if any(record & REUSED for record in found):
         time = written()
-        alive = [r for r in found if r & VAGUE or birth_ms(r) - slack_ms <= time.until_ms]
+        alive = [r for r in found if r & VAGUE or earliest_ms(r) <= time.until_ms]
         certain = (
             certain
             and len(alive) == 1
@@ -145,7 +146,9 @@ def meet(
     return Meeting(min(found, key=lambda record: _order(record, claimed)), False)
 
 
-def _at_end(records: Sequence[int], tag: bytes, local: Local | None, tags: Tags) -> Sequence[int]:
+def _at_end(
+    records: Sequence[int], claimed: int, tag: bytes, local: Local | None, tags: Tags
+) -> Sequence[int]:
     """Those that go to the end that the claim or its tag knows; all if neither does."""
     if local is not None:
         at_port = [record for record in records if port(record) == local.port]
@@ -159,10 +162,22 @@ def _at_end(records: Sequence[int], tag: bytes, local: Local | None, tags: Tags)
     if len(records) > 1:
         ends = tags.ends(tag)
         known = [record for record in records if record & _END in ends]
-        if not known:
-            known = [record for record in records if not tags.knows_elsewhere(tag, record)]
+        if all(_held(record) == claimed != 0 for record in known):
+            # They have their word; this may be that of a flow to where the tag was not seen yet.
+            known += [
+                record
+                for record in records
+                if record not in known
+                and not (known and _held(record))
+                and not tags.knows_elsewhere(tag, record)
+            ]
         records = known or records
     return records
+
+
+def _held(record: int) -> int:
+    """Whose a flow is: not what was given in advance, nor what is in doubt."""
+    return 0 if record & (PROVISIONAL | RESTRICTED) else record & MINOR
 
 
 def _is_elsewheres(record: int, tag: bytes, tags: Tags) -> bool:

@@ -53,7 +53,9 @@ _FALLEN, _FALLEN_S = 65_536, 120.0
 #: Ends that a scan of our ports can make us remember.
 _MAX_ENDS = 65_536
 #: Between the birth of a flow and the event lie some ms when much happens at once.
-SLACK_MS = 50
+_SLACK_MS = 50
+#: Looks that came late, of which is known since when their events may have waited.
+_LATE = 256
 
 _PROTO_BIT = {TCP_PROTO: 0, UDP_PROTO: UDP}
 
@@ -103,6 +105,8 @@ class Mirror:
         self._graves: tuple[dict[bytes, int], dict[bytes, int]] = ({}, {})
         self._fallen: tuple[dict[Held, int], dict[Held, int]] = ({}, {})
         self._turn_graves_s = self._turn_fallen_s = now_s
+        # For births that were read late, when they were read to since when they may be: ms.
+        self._late: dict[int, int] = {}
         self._addresses: list[bytes] = []
         self._ends: dict[bytes, int] = {}
         #: Who lives where: {address and our UDP port: {minor: flows}}.
@@ -180,6 +184,11 @@ class Mirror:
         """When a flow was first seen."""
         return self.epoch_s + birth_ms(record) / 1e3
 
+    def earliest_ms(self, record: int) -> int:
+        """Before this a flow was surely not born; in ms since the mirror began."""
+        birth = birth_ms(record)
+        return min(self._late.get(birth, birth), birth - _SLACK_MS)
+
     def neighbours(self, client: bytes, record: int) -> Collection[int]:
         """Minors of the users whose UDP flows go from a client's address to the same port."""
         return self._neighbours.get(self._place(client, record), ())
@@ -248,9 +257,13 @@ class Mirror:
         return record
 
     def apply(
-        self, events: Iterable[tuple[bool, FlowSeen]], now_s: float, after_dump: bool = False
+        self,
+        events: Iterable[tuple[bool, FlowSeen]],
+        now_s: float,
+        after_dump: bool = False,
+        since_s: float | None = None,
     ) -> Heard:
-        """Take over events that were read at ``now_s``.
+        """Take over events that were read at ``now_s`` and sent after ``since_s``, if that is told.
 
         ``after_dump``: they were sent while the table was dumped, so that a new flow may be one
         that the dump has shown.
@@ -258,6 +271,10 @@ class Mirror:
         self._turn(now_s)
         heard = Heard()
         birth = self._birth(now_s)
+        if since_s is not None and now_s - since_s > _SLACK_MS / 1e3:
+            if len(self._late) >= _LATE:
+                del self._late[next(iter(self._late))]
+            self._late[birth >> BIRTH_SHIFT] = self._birth(since_s) >> BIRTH_SHIFT
         ends, claimed, young = self._ends, self._claimed, self._young
         for is_new, seen in events:
             client = seen[0]
@@ -306,7 +323,8 @@ class Mirror:
         self._claimed, self._young, self._old = {}, {}, {}
         self._neighbours = {}
         now = self._birth(now_s)
-        stayed: dict[bytes, int] = {}
+        stayed: set[bytes] = set()
+        new: list[Held] = []
         for seen in table:
             end = self._end(seen.ours)
             # The table changes while it is read: a flow may come twice.
@@ -326,16 +344,22 @@ class Mirror:
                     record |= VAGUE
                 else:
                     record = record & (1 << BIRTH_SHIFT) - 1 | max(born_ms, 0) << BIRTH_SHIFT
+                if end & UDP and not seen.mark:
+                    new.append((seen.client, record))
             elif not seen.mark and record & MINOR:
                 heard.restore.append((seen.client, record))
             heard.foreign |= bool(record & FOREIGN)
             if record & REMEMBERED:
-                stayed[seen.client] = record
+                stayed.add(seen.client)
             self._enter(seen.client, record)
+        for client, record in new:
+            # Now all neighbours are known.
+            self.put(client, self._hand_over(client, record, heard))
         heard.forgotten = [
             client
             for client, records in known.items()
-            if client not in stayed and any(r & REMEMBERED for r in records)
+            if (client not in stayed or len(self.find(client)) > 1)
+            and any(r & REMEMBERED for r in records)
         ]
         return heard
 
@@ -366,22 +390,32 @@ class Mirror:
         else:
             lost = self._fallen[0].pop((client, end), 0) or self._fallen[1].pop((client, end), 0)
         record = birth | end | self._of_mark(mark)
-        if client in self._graves[0] or client in self._graves[1]:
+        if lost or client in self._graves[0] or client in self._graves[1]:
             record |= REUSED
         # A connection that goes on: somebody has emptied the table below it.
         goes_on = tcp_state not in _BEGINNING or bool(end & UDP)
         if lost & MINOR and goes_on and not mark:
-            record = owned(record | REUSED, lost & MINOR, WEAK, lost & (RESTRICTED | PROVISIONAL))
+            # What was in doubt is so until the next word, as after a restart.
+            doubt = lost & (RESTRICTED | PROVISIONAL)
+            record = owned(record, lost & MINOR, DOUBTED if doubt else WEAK, doubt)
             heard.restore.append((client, record))
-        elif end & UDP and not mark and self._hand_on:
-            users = self._neighbours.get(self._place(client, record), {})
-            if len(users) == 1:
-                record = owned(record, next(iter(users)), DOUBTED, PROVISIONAL)
-                heard.handed_on.append((client, record))
-            elif users:
-                heard.ambiguous.append((client, record))
+        elif end & UDP and not mark:
+            record = self._hand_over(client, record, heard)
         heard.foreign |= bool(record & FOREIGN)
+        if any(other & REMEMBERED for other in self.find(client)):
+            # The same text means either of them now.
+            heard.forgotten.append(client)
         self._enter(client, record)
+
+    def _hand_over(self, client: bytes, record: int, heard: Heard) -> int:
+        """A new UDP flow of nobody: the only user's of its address, until a word comes."""
+        users = self._neighbours.get(self._place(client, record), {}) if self._hand_on else {}
+        if len(users) == 1:
+            record = owned(record, next(iter(users)), DOUBTED, PROVISIONAL)
+            heard.handed_on.append((client, record))
+        elif users:
+            heard.ambiguous.append((client, record))
+        return record
 
     def _end_flow(self, client: bytes, end: int, by_request: bool, heard: Heard) -> None:
         for flows in (self._claimed, self._young, self._old):

@@ -1,0 +1,290 @@
+"""What the mirror makes of UDP, of marks that are there, and of a dump of the whole table."""
+
+from __future__ import annotations
+
+import pytest
+from kernel_events import (
+    ALICE,
+    BOB,
+    MAJOR,
+    TAG,
+    TCP,
+    UDP,
+    US6,
+    Kernel,
+    client,
+    ours,
+    seen,
+)
+
+from vff_qos.core.claims.trust import DOUBTED, WEAK
+from vff_qos.core.flows.mirror import Heard, Mirror
+from vff_qos.core.flows.record import (
+    FOREIGN,
+    MINOR,
+    NOT_PLAIN,
+    PROVISIONAL,
+    REMEMBERED,
+    RESTRICTED,
+    REUSED,
+    VAGUE,
+    birth_ms,
+    port,
+    rank,
+)
+
+# -- UDP ------------------------------------------------------------------------------------------
+
+
+def test_a_udp_flow_of_an_address_where_one_user_lives_is_handed_on(kernel: Kernel) -> None:
+    kernel.new(client(1), ours(UDP))
+    kernel.give(client(1), ALICE)
+    heard = kernel.new(client(2), ours(UDP))
+    record = kernel.only(client(2))
+    assert heard.handed_on == [(client(2), record)]
+    assert (record & MINOR, record & PROVISIONAL) == (ALICE, PROVISIONAL)
+    assert kernel.mirror.mark(record) == TAG | ALICE | 0x80000000
+
+
+@pytest.mark.parametrize(
+    ("end", "our_end"),
+    [
+        (client(2, "198.51.100.8"), ours(UDP)),
+        (client(2), ours(UDP, 8443)),
+        (client(2), ours(TCP)),
+    ],
+    ids=["other address", "other port", "tcp"],
+)
+def test_nothing_else_is_handed_on(end: bytes, our_end: bytes, kernel: Kernel) -> None:
+    kernel.new(client(1), ours(UDP))
+    kernel.give(client(1), ALICE)
+    heard = kernel.new(end, our_end)
+    assert heard == Heard()
+    assert kernel.only(end) & MINOR == 0
+
+
+def test_where_several_live_a_udp_flow_is_nobodys_and_told_of(kernel: Kernel) -> None:
+    for number, minor in ((1, ALICE), (2, BOB)):
+        kernel.new(client(number), ours(UDP))
+        kernel.give(client(number), minor)
+    heard = kernel.new(client(3), ours(UDP))
+    assert heard.ambiguous == [(client(3), kernel.only(client(3)))]
+    assert kernel.only(client(3)) & MINOR == 0
+    # One of them leaves: the other one is alone.
+    kernel.destroy(client(2), ours(UDP))
+    assert kernel.new(client(4), ours(UDP)).handed_on == [(client(4), kernel.only(client(4)))]
+    assert kernel.only(client(4)) & MINOR == ALICE
+
+
+@pytest.mark.parametrize("flags", [RESTRICTED, PROVISIONAL])
+def test_what_is_in_doubt_says_nothing_about_who_lives_there(flags: int, kernel: Kernel) -> None:
+    kernel.new(client(1), ours(UDP))
+    kernel.give(client(1), ALICE, DOUBTED, flags)
+    assert kernel.new(client(2), ours(UDP)) == Heard()
+
+
+def test_a_ipv6_customer_moves_within_a_64(kernel: Kernel) -> None:
+    kernel.new(client(1, "2001:db8::1"), ours(UDP, address=US6))
+    kernel.give(client(1, "2001:db8::1"), ALICE)
+    assert kernel.new(client(2, "2001:db8::2:2"), ours(UDP, address=US6)).handed_on
+    assert not kernel.new(client(2, "2001:db8:0:1::1"), ours(UDP, address=US6)).handed_on
+
+
+def test_nothing_is_handed_on_where_that_is_switched_off() -> None:
+    kernel = Kernel(hand_on=False)
+    kernel.new(client(1), ours(UDP))
+    kernel.give(client(1), ALICE)
+    assert kernel.new(client(2), ours(UDP)) == Heard()
+
+
+def test_who_moved_while_nobody_looked_is_handed_on_too(kernel: Kernel) -> None:
+    heard = kernel.dump(
+        seen(client(2), ours(UDP)), seen(client(1), ours(UDP), TAG | ALICE),
+        seen(client(3), ours()), seen(client(4, "198.51.100.8"), ours(UDP)),
+    )  # fmt: skip
+    assert heard.handed_on == [(client(2), kernel.only(client(2)))]
+    assert kernel.mirror.mark(kernel.only(client(2))) == 0x80000000 | TAG | ALICE
+    heard = kernel.dump(
+        seen(client(1), ours(UDP), TAG | ALICE), seen(client(5), ours(UDP), TAG | BOB),
+        seen(client(6), ours(UDP)),
+    )  # fmt: skip
+    assert heard.ambiguous == [(client(6), kernel.only(client(6)))]
+    # What was seen before is told of once.
+    heard = kernel.dump(
+        seen(client(1), ours(UDP), TAG | ALICE), seen(client(5), ours(UDP), TAG | BOB),
+        seen(client(6), ours(UDP)),
+    )  # fmt: skip
+    assert (heard.handed_on, heard.ambiguous) == ([], [])
+
+
+def test_neighbours_are_right_after_a_dump(kernel: Kernel) -> None:
+    for number, minor in ((1, ALICE), (2, BOB)):
+        kernel.new(client(number), ours(UDP))
+        kernel.give(client(number), minor)
+    kernel.dump(seen(client(2), ours(UDP), TAG | BOB))
+    heard = kernel.new(client(3), ours(UDP))
+    assert [record & MINOR for _client, record in heard.handed_on] == [BOB]
+    kernel.destroy(client(2), ours(UDP))
+    kernel.destroy(client(3), ours(UDP))
+    assert kernel.mirror._neighbours == {}
+
+
+# -- marks that are there -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [0x1234, TAG, 0x52000007])
+def test_a_mark_of_other_software_is_seen(mark: int, kernel: Kernel) -> None:
+    heard = kernel.new(client(1), mark=mark)
+    assert kernel.only(client(1)) & (FOREIGN | MINOR) == FOREIGN
+    assert heard.foreign
+
+
+def test_a_mark_given_in_advance_is_provisional(kernel: Kernel) -> None:
+    kernel.new(client(1), mark=0x80000000 | TAG | ALICE)
+    record = kernel.only(client(1))
+    assert record & MINOR == ALICE and record & PROVISIONAL
+    assert kernel.mirror.mark(record) == 0x80000000 | TAG | ALICE
+
+
+def test_a_mark_seen_later_is_taken_over(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    assert not kernel.mirror.correct(client(1), kernel.only(client(1)), 0x80000000 | TAG | ALICE)
+    assert kernel.only(client(1)) & PROVISIONAL
+    kernel.new(client(2))
+    assert kernel.mirror.correct(client(2), kernel.only(client(2)), 0x1234)
+    assert kernel.only(client(2)) & (FOREIGN | MINOR) == FOREIGN
+
+
+# -- the whole table ------------------------------------------------------------------------------
+
+
+def test_flows_that_were_there_before_are_vague_and_keep_their_owners(kernel: Kernel) -> None:
+    kernel.now_s = 5.0
+    kernel.dump(seen(client(1), mark=TAG | ALICE), seen(client(2)))
+    record = kernel.only(client(1))
+    assert (record & MINOR, rank(record)) == (ALICE, WEAK)
+    assert record & VAGUE and record & REUSED
+    assert kernel.only(client(2)) & NOT_PLAIN == VAGUE | REUSED
+
+
+def test_a_restricted_flow_is_free_again_by_any_word_after_a_restart() -> None:
+    mirror = Mirror(MAJOR)
+    mirror.resync([seen(client(1), mark=TAG | 9)], 1.0, lambda minor: minor == 9)
+    (record,) = mirror.find(client(1))
+    assert record & RESTRICTED
+    assert rank(record) == DOUBTED
+
+
+def test_the_kernels_own_time_of_birth_is_believed() -> None:
+    mirror = Mirror(MAJOR, 100.0)
+    born_ns = 1_000_101_500_000_000  # 101.5 s of our clock, which is 1,000,000 s behind
+    mirror.resync([seen(client(1), started_ns=born_ns)], 110.0, lambda _minor: False,
+                  epoch_offset_s=1_000_000.0)  # fmt: skip
+    (record,) = mirror.find(client(1))
+    assert birth_ms(record) == 1_500
+    assert not record & VAGUE
+
+
+def test_flows_that_have_gone_meanwhile_are_gone(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    kernel.new(client(2))
+    kernel.dump(seen(client(2)))
+    assert kernel.mirror.find(client(1)) == ()
+    assert kernel.mirror.size == 1
+
+
+def test_after_lost_events_a_flow_without_its_mark_is_another_one(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    kernel.give(client(1), ALICE)
+    heard = kernel.dump(seen(client(1), mark=0), lossy=True)
+    assert kernel.only(client(1)) & MINOR == 0
+    assert heard.restore == []
+
+
+def test_after_lost_events_a_flow_with_its_mark_stays_its_owners(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    kernel.give(client(1), ALICE)
+    kernel.new(client(2))
+    kernel.dump(seen(client(1), mark=TAG | ALICE), seen(client(2)), lossy=True)
+    assert kernel.only(client(1)) & (MINOR | VAGUE) == ALICE | VAGUE
+    # It may be another one than before: no word on it is certain any more.
+    assert kernel.only(client(2)) & VAGUE
+
+
+def test_where_nothing_was_lost_a_mark_that_others_took_is_restored(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    kernel.give(client(1), ALICE)
+    record = kernel.only(client(1))
+    heard = kernel.dump(seen(client(1), mark=0), lossy=False)
+    assert heard.restore == [(client(1), record)]
+    assert kernel.only(client(1)) == record
+
+
+def test_a_mark_that_other_software_has_written_over_ours_is_theirs(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    kernel.give(client(1), ALICE)
+    heard = kernel.dump(seen(client(1), mark=0x1234), lossy=False)
+    assert kernel.only(client(1)) & (FOREIGN | MINOR) == FOREIGN
+    assert heard.foreign
+    assert heard.restore == []
+
+
+def test_repetitions_are_forgotten_with_their_flow(kernel: Kernel) -> None:
+    for number in (1, 2, 3):
+        kernel.new(client(number))
+        kernel.give(client(number), ALICE, flags=REMEMBERED)
+    assert kernel.destroy(client(1)).forgotten == [client(1)]
+    heard = kernel.dump(seen(client(2), mark=TAG | ALICE), lossy=False)
+    assert heard.forgotten == [client(3)]
+
+
+def test_a_repetition_may_mean_the_second_flow_of_its_client_end(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    kernel.give(client(1), ALICE, flags=REMEMBERED)
+    two = seen(client(1), mark=TAG | ALICE), seen(client(1), ours(port_number=8443))
+    assert kernel.dump(*two).forgotten == [client(1)]
+    kernel.dump(two[0])
+    assert kernel.new(client(1), ours(port_number=8443)).forgotten == [client(1)]
+
+
+def test_a_flow_that_comes_twice_in_a_dump_is_one(kernel: Kernel) -> None:
+    kernel.dump(seen(client(1)), seen(client(1)), seen(client(1), ours(port_number=8443)))
+    assert len(kernel.mirror.find(client(1))) == 2
+
+
+def test_events_that_came_during_a_dump_tell_the_birth_of_what_it_has_shown(
+    kernel: Kernel,
+) -> None:
+    kernel.dump(seen(client(1)))
+    kernel.now_s = 0.25
+    kernel.new(client(1), after_dump=True)
+    record = kernel.only(client(1))
+    assert not record & VAGUE
+    assert birth_ms(record) == 250
+    kernel.destroy(client(1))
+    assert kernel.mirror.find(client(1)) == ()
+
+
+def test_an_owner_in_the_dump_is_not_lost_by_the_event_of_the_flows_birth(kernel: Kernel) -> None:
+    kernel.dump(seen(client(1), mark=TAG | ALICE))
+    kernel.new(client(1), after_dump=True)
+    assert kernel.only(client(1)) & MINOR == ALICE
+
+
+# -- look-ups -------------------------------------------------------------------------------------
+
+
+def test_a_flow_that_was_looked_up_is_vague(kernel: Kernel) -> None:
+    record = kernel.mirror.add(seen(client(1), mark=TAG | ALICE), 3.0)
+    assert record == kernel.only(client(1))
+    assert record & VAGUE and record & MINOR == ALICE
+    assert kernel.mirror.add(seen(client(1)), 4.0) == record
+
+
+def test_a_flow_that_the_kernel_does_not_have_is_removed(kernel: Kernel) -> None:
+    kernel.new(client(1), ours(UDP))
+    kernel.new(client(1), ours())
+    kernel.give(client(1), ALICE, our_end=ours(UDP))
+    kernel.mirror.remove(client(1), kernel.only(client(1), ours(UDP)))
+    assert port(kernel.only(client(1), ours())) == 443
+    assert kernel.new(client(2), ours(UDP)) == Heard()  # nobody lives there any more

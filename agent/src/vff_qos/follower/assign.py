@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -491,6 +491,8 @@ class Assigner:
                 counts.ignored_tainted += bool(claim.tainted)
             elif claim.email:
                 owner = self._registry.own(named.key if named else "")
+                # After a restart nothing else is there to learn from for a while.
+                self._learn(tag, client, records, word_rank)
                 if word_rank >= PLAIN:
                     self._witness(client, owner)
                     if len(records) == 1:
@@ -507,11 +509,15 @@ class Assigner:
             remembered = claim if word_rank >= PLAIN and len(records) == 1 else None
             if word_rank >= PLAIN:
                 self._witness(client, owner)
-            if word_rank >= WEAK and len(records) == 1 and not mirror.last_port(client):
-                self._flows.tags.learn(tag, record)
+            self._learn(tag, client, records, word_rank)
             round_.give(client, record, after, remembered)
         else:
             self._restrict(claim, client, record, verdict, word_rank, round_)
+
+    def _learn(self, tag: bytes, client: bytes, records: Sequence[int], word_rank: int) -> None:
+        """Where the inbound of a tag listens, from a word that can have meant one flow only."""
+        if word_rank >= WEAK and len(records) == 1 and not self._flows.mirror.last_port(client):
+            self._flows.tags.learn(tag, records[0])
 
     def _share(self, client: bytes, record: int, error: Exhausted, round_: _Round) -> None:
         """All minors are taken: a newcomer's flow goes where all newcomers' do, for now."""

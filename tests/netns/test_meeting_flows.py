@@ -91,6 +91,22 @@ def test_two_users_behind_one_translated_end_do_not_doubt_each_other(
     assert site.holders(alices, bobs) == [ALICE, BOB]
 
 
+def test_inbounds_are_known_again_after_a_restart_by_flows_that_go_on(site: Site) -> None:
+    site.node.start()
+    ends = (NODE[0], 443), (NODE[0], 8443)
+    others = [site.connect(CUSTOMERS[n + 1], ours=end) for n, end in enumerate(ends)]
+    lines = [other.line(f"other{n}@x", f"tag{n}") for n, other in enumerate(others)]
+    site.node.write(*lines)
+    eventually(lambda: all(map(site.mark, others)))
+    site.node.stop()
+    site.node.start()
+    site.node.write(*lines)
+    alices, bobs = (site.connect(port=PORT, ours=end) for end in ends)
+    # The younger one's line comes first.
+    site.node.write(bobs.line(BOB, "tag1"), alices.line(ALICE, "tag0"))
+    eventually(lambda: site.holders(alices, bobs) == [ALICE, BOB])
+
+
 # -- ends that are used again ---------------------------------------------------------------------
 
 

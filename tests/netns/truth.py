@@ -93,6 +93,7 @@ class World:
         self._conntrack, self._tc = Conntrack(), Tc()
         self.scanner = Scanner()
         self.lines = self.restarts = 0
+        self._down = False
         self._count = itertools.count()
         self._pending: list[bytes] = []
         self.live: dict[tuple[bytes, int, int, int], Live] = {}
@@ -172,6 +173,9 @@ class World:
         for other in self.live.values():
             if other.client == live.client:
                 other.late |= self._said.get(live.client, set())
+                # Which of an end's flows a line meant that comes after its flow and a restart,
+                # nothing tells: the tags' ends are not known yet.
+                other.told &= not (self._down and other.late - {UNCERTAIN})
                 other.doubts |= self._doubted.get(live.client, set())
                 other.inside |= live.inside
 
@@ -258,6 +262,7 @@ class World:
         self.feed()
         self.restarts += 1
         self._assigner.close()
+        self._down = True
         for live in self.live.values():
             live.witness = live.told
             live.late.add(UNCERTAIN)
@@ -268,6 +273,7 @@ class World:
             if told and [live.client for live in self.live.values()].count(told.client) == 1:
                 self.honest(which + 1)
         self._assigner = self._start()
+        self._down = False
         self._teach()
 
     def feed(self) -> None:

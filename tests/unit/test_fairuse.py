@@ -604,3 +604,39 @@ def test_ten_thousand_users_fit() -> None:
             assert ledger.observe(f"user{minor}@x", minor, RULES, LIMITS) == []
         ledger.close()
     assert len(ledger.users) == 10_000
+
+
+def test_what_flows_moved_in_doubt_counts_for_whoever_has_them_in_the_end() -> None:
+    of = terms("quota: {limit: 1GB, per: day, then: blocked}\n")
+    ledger = Ledger(zone=BERLIN)
+    doubted, mine = 50, 7
+
+    def look(at: float, in_doubt: int, left: dict[int, set[str]]) -> list[Change]:
+        ledger.open({mine: 0, doubted: 0}, {mine: 0, doubted: in_doubt}, at)
+        ledger.settle([doubted], left)
+        changes = ledger.observe("a@x", mine, of, LIMITS)
+        ledger.close()
+        return changes
+
+    assert look(START, 0, {}) == []
+    # Two looks long nobody knows whose it is; then it is all the user's, once.
+    assert look(START + 60, 600_000_000, {}) == []
+    assert look(START + 120, 1_200_000_000, {}) == []
+    (change,) = look(START + 180, 1_200_000_000, {doubted: {"a@x"}})
+    assert change.begins
+    assert look(START + 240, 1_200_000_000, {doubted: {"a@x"}}) == []
+
+
+def test_two_users_share_what_their_address_moved_in_doubt() -> None:
+    of = terms("quota: {limit: 1GB, per: day, then: blocked}\n")
+    ledger = Ledger(zone=BERLIN)
+    for at, in_doubt, left in ((0, 0, {}), (60, 1_600_000_000, {50: {"a@x", "b@x"}})):
+        ledger.open({7: 0, 8: 0, 50: 0}, {7: 0, 8: 0, 50: in_doubt}, START + at)
+        ledger.settle([50], left)
+        changes = [
+            ledger.observe(f"{who}@x", minor, of, LIMITS) for who, minor in (("a", 7), ("b", 8))
+        ]
+        ledger.close()
+    # 800 MB each: below the quota.
+    assert changes == [[], []]
+    assert {key for key in ledger.users} == {"a@x", "b@x"}

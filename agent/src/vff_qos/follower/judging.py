@@ -5,7 +5,7 @@ The rules themselves are `core.claims.trust.judge`; nothing here touches the ker
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..core.claims.accesslog import FREE_TEXT_BYTES, Claim, taint_authors
 from ..core.claims.stamp import written
@@ -128,6 +128,8 @@ class Judging:
             if claimed != record & MINOR:
                 counts.ignored_tainted += bool(claim.tainted)
             elif claim.email:
+                # After a restart nothing else is there to learn from for a while.
+                self._learn(tag, client, records, word_rank)
                 owner = self._registry.own(named.key if named else "")
                 if word_rank >= PLAIN:
                     self._witness(client, owner)
@@ -147,11 +149,15 @@ class Judging:
             remembered = claim if word_rank >= PLAIN and len(records) == 1 else None
             if word_rank >= PLAIN:
                 self._witness(client, owner)
-            if word_rank >= WEAK and len(records) == 1 and not mirror.last_port(client):
-                self._flows.tags.learn(tag, record)
+            self._learn(tag, client, records, word_rank)
             round_.give(client, record, after, remembered)
         else:
             self._restrict(claim, client, record, verdict, word_rank, round_)
+
+    def _learn(self, tag: bytes, client: bytes, records: Sequence[int], word_rank: int) -> None:
+        """Where the inbound of a tag listens, from a word that can have meant one flow only."""
+        if word_rank >= WEAK and len(records) == 1 and not self._flows.mirror.last_port(client):
+            self._flows.tags.learn(tag, records[0])
 
     def _rank(self, claim: Claim, client: bytes, named: Owner | None, certain: bool) -> int:
         if not claim.tainted and not self._is_after_free_text(claim):

@@ -241,6 +241,25 @@ def test_what_does_not_come_back_after_a_flush_is_forgotten(kernel: Kernel) -> N
     assert kernel.new(client(1), state=ESTABLISHED).restore == []
 
 
+def test_an_owner_of_two_flushes_ago_gets_nothing(kernel: Kernel) -> None:
+    for kernel.now_s in (1.0, 125.0):
+        kernel.mirror.add(seen(client(1), mark=TAG | ALICE), kernel.now_s)
+        kernel.destroy(client(1), by_request=True)
+    kernel.new(client(1), state=SYN_SENT)
+    kernel.destroy(client(1), by_request=True)
+    assert kernel.new(client(1), state=ESTABLISHED).restore == []
+    assert kernel.only(client(1)) & MINOR == 0
+
+
+def test_a_beginning_that_was_lost_is_no_way_back_to_the_owner_before(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    kernel.give(client(1), ALICE)
+    kernel.destroy(client(1), by_request=True)
+    kernel.dump(seen(client(1)), lossy=True)
+    kernel.destroy(client(1), by_request=True)
+    assert kernel.new(client(1), state=ESTABLISHED).restore == []
+
+
 def test_a_flush_in_the_older_socketless_mode_is_known_by_the_picked_up_flow(
     kernel: Kernel,
 ) -> None:

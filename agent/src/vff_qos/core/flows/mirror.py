@@ -382,13 +382,12 @@ class Mirror:
             # The dump has shown it; now its birth is known, too, at least to a bound.
             self.put(client, before & (1 << BIRTH_SHIFT) - 1 & ~VAGUE | birth)
             return
+        lost = self._come_back(client, end)
         if before:
             # Nobody told of its end: flows older than our socket send no event (nf_conntrack_events
             # of 2), and lost ones were lost.
             self._bury(client, before, False, heard)
             lost = before
-        else:
-            lost = self._fallen[0].pop((client, end), 0) or self._fallen[1].pop((client, end), 0)
         record = birth | end | self._of_mark(mark)
         if lost or client in self._graves[0] or client in self._graves[1]:
             record |= REUSED
@@ -428,11 +427,17 @@ class Mirror:
                 self._bury(client, record, by_request, heard)
             return
 
+    def _come_back(self, client: bytes, end: int) -> int:
+        """What had fallen under this name, the latest; no older one is to rise after it."""
+        latest, older = (fallen.pop((client, end), 0) for fallen in self._fallen)
+        return latest or older
+
     def _bury(self, client: bytes, record: int, by_request: bool, heard: Heard) -> None:
         """A flow has ended, or somebody has deleted it."""
         self._leave(client, record)
         if record & REMEMBERED:
             heard.forgotten.append(client)
+        self._come_back(client, record & END)
         if by_request and record & MINOR:
             if len(self._fallen[0]) < _FALLEN:
                 self._fallen[0][client, record & END] = record

@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import yaml
+
 from lab import Lab, LabError, User, network, operate
 from lab.labnode import GUEST
 from lab.machine import Load
@@ -58,6 +60,7 @@ LONG_S = 900.0  # for as long as it takes; ended by hand
 LOWEST, HIGHEST = 0.7, 1.05
 UNFAIR_PCT = 5.0
 OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
+POOL_S = 120  # a thousand classes in slices, beside all else
 HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
 SERVER_CONFIG = "/etc/xray/config.json"
@@ -141,9 +144,18 @@ def untouched() -> None:
         note.touch()
 
 
+def await_pool(lab: Lab) -> None:
+    """Wait until as many classes wait for new users as the role's default says."""
+    wanted = yaml.safe_load((ROOT / "roles/qos/defaults/main.yml").read_text())["qos_gc_pool_min"]
+    full = f'vff-qos status | grep -q ", {wanted} made in advance"'
+    lab.node.ssh(f"timeout {POOL_S} sh -c 'until {full}; do sleep 1; done'")
+
+
 def kernel() -> None:
     """The first time write the kernel's objects down, after that compare with them."""
-    seen = attach().node.ssh(KERNEL)
+    lab = attach()
+    await_pool(lab)
+    seen = lab.node.ssh(KERNEL)
     note = NOTES / "kernel"
     changed = difference(note.read_text(), seen) if note.exists() else []
     if changed:
@@ -338,6 +350,7 @@ def healing() -> None:
     users = [replace(user, flows=1) for user in USERS]  # more is load for the node, not for us
     run = lab.start_traffic("download", LONG_S, users=users, idle_s=1.0, warmup_s=1.0)
     time.sleep(WARMUP_S)  # everybody has a class and live flows
+    await_pool(lab)
     lab.node.put(GUEST / "heal.py", "/opt/lab/heal.py")
 
     def heal(**job: object) -> Any:

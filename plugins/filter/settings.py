@@ -75,9 +75,7 @@ def unquoted_names(variables: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def overruled(
-    limits: Mapping[str, Any], plan: str, defaults: Mapping[str, Any]
-) -> list[str]:
+def overruled(limits: Mapping[str, Any], plan: str, defaults: Mapping[str, Any]) -> list[str]:
     """One sentence for each of ``limits`` that somebody has set and that ``plan`` overrules.
 
     ``defaults`` are the role's own: what is equal to them counts as not set.

@@ -132,11 +132,11 @@ disabled:
   type: bool
   returned: success
   sample: false
-has_socket_unit:
-  description: Whether O(socket_unit) is there.
-  type: bool
+webhook_socket:
+  description: Where O(socket_unit) listens; empty if there is no such unit.
+  type: str
   returned: success
-  sample: false
+  sample: /run/vff-qos-webhook.sock
 notes:
   description: Things that do not stand in the way but that an operator should know.
   type: list
@@ -435,6 +435,12 @@ def check_disabled(module, problems, notes):
     return True
 
 
+def listens_at(unit):
+    """Where a socket unit listens (systemd.socket(5)); empty if it does not say."""
+    found = re.search(r"^ListenStream=(.*)$", unit, re.M)
+    return found.group(1).strip() if found else ""
+
+
 def account(name):
     """What the system knows of a user; empty if there is none, or no group of its number."""
     try:
@@ -505,7 +511,7 @@ def main():
         wheels=hashes(module, module.params["wheel_dir"]),
         account=account(module.params["user"]),
         disabled=disabled,
-        has_socket_unit=os.path.exists(module.params["socket_unit"]),
+        webhook_socket=listens_at(read(module.params["socket_unit"])),
         notes=notes,
     )
 

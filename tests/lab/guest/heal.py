@@ -22,7 +22,7 @@ PAUSE_S = 1.0
 FORGET = [
     (r"wan7", "wan0"),
     (r" direct_packets_stat \d+", ""),
-    (r" index \d+", ""),
+    (r"\bindex \d+", ""),
     (r"(?m)^class fq_codel .*\n", ""),
 ]
 #: Classes that no user has at the moment: they come back in slices, while the agent has time.

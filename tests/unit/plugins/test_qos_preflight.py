@@ -257,3 +257,11 @@ def test_the_preflight_reads_what_the_agent_writes(preflight: ModuleType, tmp_pa
     write_record(paths, Record(**RECORD))
     said = preflight.disabled_by_hand(paths.disabled)
     assert f"disabled by hand {said}" == str(read_record(paths))
+
+
+def test_the_webhooks_socket_is_read_from_the_unit_that_the_role_writes(
+    preflight: ModuleType,
+) -> None:
+    unit = (ROLE / "templates" / "vff-qos-webhook.socket.j2").read_text()
+    assert preflight.listens_at(unit) == "{{ __qos_socket_path }}"
+    assert preflight.listens_at("") == ""

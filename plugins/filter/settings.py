@@ -75,6 +75,20 @@ def unquoted_names(variables: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def overruled(limits: Mapping[str, Any], plan: str, defaults: Mapping[str, Any]) -> list[str]:
+    """One sentence for each of ``limits`` that somebody has set and that ``plan`` overrules.
+
+    ``defaults`` are the role's own: what is equal to them counts as not set.
+    """
+    if not plan:
+        return []
+    return [
+        f"{name}: {value} has no effect beside qos_plan_default: {plan}; leave one of them out"
+        for name, value in limits.items()
+        if str(value) != str(defaults[name])
+    ]
+
+
 def settings_problems(
     settings: Mapping[str, Any], policy: Mapping[str, Any], interval: str
 ) -> list[str]:
@@ -108,6 +122,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         return {
+            "overruled": overruled,
             "settings_problems": settings_problems,
             "unknown_variables": unknown_variables,
             "unquoted_names": unquoted_names,

@@ -66,6 +66,18 @@ options:
     description: Name of the account that an earlier run may have made.
     type: str
     required: true
+  disabled_file:
+    description: File in which C(vff-qos disable) says who has disabled this node by hand.
+    type: path
+    required: true
+  override_disable:
+    description: Consent to end what C(vff-qos disable) has ordered.
+    type: bool
+    default: false
+  socket_unit:
+    description: Unit file of the webhook's socket that an earlier run may have made.
+    type: path
+    required: true
 """
 
 EXAMPLES = r"""
@@ -79,6 +91,8 @@ EXAMPLES = r"""
     access_log: /var/log/xray/access.log
     wheel_dir: /opt/vff-qos/wheels
     user: vff-qos
+    disabled_file: /etc/vff-qos/disabled-by-hand
+    socket_unit: /usr/local/lib/systemd/system/vff-qos-webhook.socket
 """
 
 RETURN = r"""
@@ -113,6 +127,16 @@ account:
   type: dict
   returned: success
   sample: {}
+disabled:
+  description: Whether somebody has disabled this node by hand.
+  type: bool
+  returned: success
+  sample: false
+webhook_socket:
+  description: Where O(socket_unit) listens; empty if there is no such unit.
+  type: str
+  returned: success
+  sample: /run/vff-qos-webhook.sock
 notes:
   description: Things that do not stand in the way but that an operator should know.
   type: list
@@ -382,6 +406,41 @@ def packages_do_not_help(module, python, missing, path):
     return f"{base} (Python {'.'.join(str(part) for part in version)})"
 
 
+def disabled_by_hand(path):
+    """Who has disabled this node by hand, as a half of a sentence; None if nobody has."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            record = json.load(file)
+        who, when, why = (str(record[key]) for key in ("who", "when", "why"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        # That it is there is what counts.
+        return f"by somebody ({path} cannot be read)"
+    return f"by {who} at {when}" + (f" ({why})" if why else "")
+
+
+def check_disabled(module, problems, notes):
+    """What a person on call has done on the node, a play does not undo unasked."""
+    said = disabled_by_hand(module.params["disabled_file"])
+    if said is None:
+        return False
+    if module.params["override_disable"]:
+        notes.append(f"this node was disabled by hand {said}; qos_override_disable ends that")
+    else:
+        problems.append(
+            f"this node was disabled by hand {said}; 'vff-qos enable' on it ends that, or "
+            "-e qos_override_disable=true"
+        )
+    return True
+
+
+def listens_at(unit):
+    """Where a socket unit listens (systemd.socket(5)); empty if it does not say."""
+    found = re.search(r"^ListenStream=(.*)$", unit, re.M)
+    return found.group(1).strip() if found else ""
+
+
 def account(name):
     """What the system knows of a user; empty if there is none, or no group of its number."""
     try:
@@ -416,6 +475,9 @@ def main():
             "access_log": {"type": "path", "required": True},
             "wheel_dir": {"type": "path", "required": True},
             "user": {"type": "str", "required": True},
+            "disabled_file": {"type": "path", "required": True},
+            "override_disable": {"type": "bool", "default": False},
+            "socket_unit": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
@@ -427,6 +489,7 @@ def main():
         problems.append(problem)
     if not os.path.isdir("/run/systemd/system"):
         problems.append("systemd does not run here; vff-qos is started and watched by systemd")
+    disabled = check_disabled(module, problems, notes)
     version, missing = check_python(module, problems)
     check_kernel(module, problems, notes)
     wan = check_wan(module, problems, notes)
@@ -447,6 +510,8 @@ def main():
         missing_imports=missing,
         wheels=hashes(module, module.params["wheel_dir"]),
         account=account(module.params["user"]),
+        disabled=disabled,
+        webhook_socket=listens_at(read(module.params["socket_unit"])),
         notes=notes,
     )
 

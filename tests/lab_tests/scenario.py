@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import yaml
+
 from lab import Lab, LabError, User, network, operate
 from lab.labnode import GUEST
 from lab.machine import Load
@@ -58,6 +60,7 @@ LONG_S = 900.0  # for as long as it takes; ended by hand
 LOWEST, HIGHEST = 0.7, 1.05
 UNFAIR_PCT = 5.0
 OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
+POOL_S = 120  # a thousand classes in slices, beside all else
 HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
 SERVER_CONFIG = "/etc/xray/config.json"
@@ -141,9 +144,18 @@ def untouched() -> None:
         note.touch()
 
 
+def await_pool(lab: Lab) -> None:
+    """Wait until as many classes wait for new users as the role's default says."""
+    wanted = yaml.safe_load((ROOT / "roles/qos/defaults/main.yml").read_text())["qos_gc_pool_min"]
+    full = f'vff-qos status | grep -q ", {wanted} made in advance"'
+    lab.node.ssh(f"timeout {POOL_S} sh -c 'until {full}; do sleep 1; done'")
+
+
 def kernel() -> None:
     """The first time write the kernel's objects down, after that compare with them."""
-    seen = attach().node.ssh(KERNEL)
+    lab = attach()
+    await_pool(lab)
+    seen = lab.node.ssh(KERNEL)
     note = NOTES / "kernel"
     changed = difference(note.read_text(), seen) if note.exists() else []
     if changed:
@@ -200,6 +212,17 @@ def make(target: str, *more: str) -> None:
     operate.make(target, INVENTORY, *more)
 
 
+def refused(why: str, target: str) -> None:
+    """A make target that must fail and say `why`."""
+    try:
+        make(target)
+    except LabError as error:
+        if why in str(error):
+            return
+        raise
+    raise Failed(f"make {target} should say: {why}")
+
+
 def kill_switch() -> None:
     """Open connections lose their limits by `disabled` and get them back by `present`."""
     lab = attach()
@@ -242,14 +265,16 @@ def reboot() -> None:
 
 
 def disabled_reboot() -> None:
-    """The kill switch holds over a reboot, and `present` ends it."""
+    """The kill switch holds over a reboot; what a person did by hand a play ends only if told."""
     make("qos-disable")
+    attach().node.ssh("vff-qos disable --reason drill")
     attach().node.reboot()
     active = attach().node.ssh("systemctl list-units --no-legend --state=active 'vff-qos*'")
     if active or "5100:" in attach().node.ssh("tc qdisc show"):
         raise Failed(f"after the reboot something of ours runs: {active or 'qdiscs'}")
     unlimited()
-    make("qos")
+    refused("this node was disabled by hand by root at ", "qos")
+    make("qos", "EXTRA=-e qos_override_disable=true")
     limited()
 
 
@@ -262,6 +287,18 @@ def journal() -> None:
     make("qos", f"EXTRA=-e '{json.dumps(settings)}'")
     limited()
     lab.node.ssh(f"mv {SERVER_CONFIG}.file {SERVER_CONFIG} && {restart}")
+
+
+def webhook() -> None:
+    """The socket of a source comes and goes with it."""
+    lab, unit, path = attach(), "vff-qos-webhook.socket", "/run/vff-qos-webhook.sock"
+    make("qos", "EXTRA=-e qos_identity_source=webhook")
+    lab.node.ssh(f"systemctl is-active {unit} && test -S {path}")
+    make("qos")
+    left = lab.node.ssh(f"systemctl list-units --all --no-legend {unit}; find /run -path {path}")
+    if left:
+        raise Failed(f"the webhook left something behind: {left}")
+    lab.node.ssh("systemctl is-active vff-qos-bootstrap vff-qos-follow vff-qos-gc.timer")
 
 
 def gc() -> None:
@@ -428,6 +465,31 @@ def memory() -> None:
         raise Failed(f"status does not tell of TCP's memory:\n{status}")
 
 
+# Each of them keeps the agent from starting.
+SPOIL = """
+echo 'leef: pfifo' >>/etc/vff-qos/settings.yml
+echo 'users: [' >/etc/vff-qos/policy.yml
+dpkg --purge --force-depends python3-nftables >/dev/null
+systemctl kill --signal=KILL vff-qos-follow
+echo garbage >/var/lib/vff-qos/state.db
+fallocate -l $(df --output=avail -B1M / | tail -n1)M /ballast
+dd if=/dev/zero of=/ballast.reserved bs=64k
+"""
+
+
+def broken() -> None:
+    """What lifts limits works with all the rest broken: settings, policy, state, packages, disk."""
+    lab = attach()
+    lab.node.run(SPOIL, check=False)
+    if int(lab.node.ssh("df --output=avail -B1 / | tail -n1")):
+        raise Failed("the disk is not full")
+    make("qos-disable")
+    unlimited()
+    lab.node.ssh("rm /ballast*")
+    make("qos-absent")
+    same_as_fresh("absent left something behind on a broken node")
+
+
 def absent() -> None:
     """Nothing of ours is left, and nobody is limited."""
     make("qos-absent")
@@ -466,8 +528,8 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, reboot, gc, memory, journal, absent, never_installed, dependent,
-        disabled_reboot,
+        round_trips, reboot, gc, memory, journal, webhook, absent, never_installed,
+        dependent, disabled_reboot, broken,
     )
 }  # fmt: skip
 

@@ -89,6 +89,9 @@ REFUSED = {
     "qos_handle: 'zz'": "qos_handle: 'zz' is not a hex number",
     "qos_upload_default: 50mbps": "qos_upload_default: ",
     "qos_uplod_default: 50mbit": "did you mean qos_upload_default?",
+    "{qos_plans: {a: {}}, qos_plan_default: a, qos_upload_default: 7mbit}": (
+        "qos_upload_default: 7mbit has no effect beside qos_plan_default: a"
+    ),
     "qos_service_ports: [0]": "qos_service_ports[0]: ",
     "qos_gc_interval: often": "qos_gc_interval: 'often' is not a time",
 }
@@ -105,6 +108,8 @@ PREFLIGHT = {
     "access_log": "",
     "wheel_dir": "/nonexistent",
     "user": "nobody",
+    "disabled_file": "/nonexistent",
+    "socket_unit": "/nonexistent",
 }
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from vff_qos.config import Paths
 from vff_qos.core.settings import LEAVES
+from vff_qos.disabled import Record, read_record, write_record
 
 Plugin = Callable[[str], ModuleType]
 ROOT = Path(__file__).resolve().parents[3]
@@ -208,3 +210,58 @@ def test_an_account_has_a_group_and_nobody_has_none(preflight: ModuleType) -> No
     assert root["group"] == "root"
     assert root["home"] == os.path.expanduser("~root")
     assert preflight.account("no-such-account") == {}
+
+
+RECORD = {"who": "carol", "when": "2026-07-01 02:03", "why": "ticket 4711"}
+
+
+def by_hand(
+    preflight: ModuleType, path: Path, override: bool = False
+) -> tuple[bool, list[str], list[str]]:
+    """(whether it is disabled, problems, notes)"""
+    problems: list[str] = []
+    notes: list[str] = []
+    module = Module(disabled_file=str(path), override_disable=override)
+    return preflight.check_disabled(module, problems, notes), problems, notes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (json.dumps(RECORD), "by carol at 2026-07-01 02:03 (ticket 4711)"),
+        (json.dumps({**RECORD, "why": ""}), "by carol at 2026-07-01 02:03"),
+        ("", "by somebody ({path} cannot be read)"),
+        ('{"who": "carol"}', "by somebody ({path} cannot be read)"),
+        ("[]", "by somebody ({path} cannot be read)"),
+    ],
+)
+def test_what_somebody_disabled_by_hand_is_not_undone_unasked(
+    preflight: ModuleType, tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "disabled-by-hand"
+    assert by_hand(preflight, path) == (False, [], [])
+    path.write_text(text)
+    disabled, (problem,), notes = by_hand(preflight, path)
+    assert disabled and notes == []
+    assert problem == (
+        f"this node was disabled by hand {said.format(path=path)}; 'vff-qos enable' on it ends "
+        "that, or -e qos_override_disable=true"
+    )
+    disabled, problems, (note,) = by_hand(preflight, path, override=True)
+    assert disabled and problems == []
+    assert said.format(path=path) in note
+
+
+def test_the_preflight_reads_what_the_agent_writes(preflight: ModuleType, tmp_path: Path) -> None:
+    paths = Paths(settings=str(tmp_path / "settings.yml"))
+    write_record(paths, Record(**RECORD))
+    said = preflight.disabled_by_hand(paths.disabled)
+    assert f"disabled by hand {said}" == str(read_record(paths))
+
+
+def test_the_webhooks_socket_is_read_from_the_unit_that_the_role_writes(
+    preflight: ModuleType,
+) -> None:
+    unit = (ROLE / "templates" / "vff-qos-webhook.socket.j2").read_text()
+    assert preflight.listens_at(unit) == "{{ __qos_socket_path }}"
+    assert preflight.listens_at("") == ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -82,6 +87,58 @@ def test_an_environment_without_what_it_must_import_does_not_replace_the_old_one
     assert [name for name in os.listdir(tmp_path) if name.endswith(".new")] == []
     assert build(2, "json")["changed"]
     assert answer() == 2
+
+
+def test_wheels_come_along_and_only_once(tmp_path: Path) -> None:
+    """Through ansible itself, because the controller's half reads and sends them."""
+    store = tmp_path / "wheels"
+    store.mkdir()
+
+    def play(have: dict[str, str]) -> bool:
+        build = {
+            "path": str(tmp_path / "venv"),
+            "python": "/usr/bin/python3",
+            "python_version": "{}.{}".format(*_version("/usr/bin/python3")),
+            "wheel_dir": str(store),
+            "wheels": "{{ controller.wheels }}",
+            "have": have,
+            "commands": ["vff-qos"],
+        }
+        note = {"dest": str(tmp_path / "built.json"), "content": "{{ built | to_json }} "}
+        tasks = [
+            {"vff.qos.qos_wheels": {}, "register": "controller"},
+            {"vff.qos.qos_venv": build, "register": "built"},
+            {"ansible.builtin.copy": note},
+        ]
+        plays = [{"hosts": "localhost", "connection": "local", "gather_facts": False}]
+        (tmp_path / "play.yml").write_text(yaml.safe_dump([{**plays[0], "tasks": tasks}]))
+        subprocess.run(
+            [Path(sys.executable).with_name("ansible-playbook"), "play.yml"],
+            cwd=tmp_path,
+            check=True,
+            env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "build")},
+        )
+        changed: bool = json.loads((tmp_path / "built.json").read_text())["changed"]
+        return changed
+
+    def stored() -> dict[str, str]:
+        return {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in store.iterdir()
+        }
+
+    assert play({})
+    whole = stored()
+    assert len(whole) > 1
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in store.iterdir())
+    subprocess.run([tmp_path / "venv/bin/vff-qos", "--version"], check=True)
+    times = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}
+    assert not play(whole)
+    lost = next(iter(whole))
+    (store / lost).unlink()
+    assert play(stored())
+    assert stored() == whole
+    same = {path.name: path.stat().st_mtime_ns for path in store.iterdir() if path.name != lost}
+    assert same.items() < times.items()
 
 
 def _version(python: str) -> tuple[str, str]:

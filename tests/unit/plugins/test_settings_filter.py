@@ -108,3 +108,14 @@ def test_a_misspelt_variable_is_refused_with_the_likely_name(settings: ModuleTyp
         "did you mean qos_upload_default?",
         "qos_zz is not a variable of the role vff.qos.qos; see ansible-doc -t role vff.qos.qos",
     ]
+
+
+LIMITS = {"qos_upload_default": "20mbit", "qos_download_default": "50mbit"}
+
+
+def test_default_limits_beside_a_default_plan_are_refused(settings: ModuleType) -> None:
+    changed = {**LIMITS, "qos_download_default": "30mbit"}
+    assert settings.overruled(changed, "", LIMITS) == []
+    assert settings.overruled(LIMITS, "basic", LIMITS) == []
+    (problem,) = settings.overruled(changed, "basic", LIMITS)
+    assert problem.startswith("qos_download_default: 30mbit has no effect beside")

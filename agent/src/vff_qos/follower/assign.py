@@ -228,8 +228,9 @@ class Assigner:
                 self._marking.carry_out(heard)
 
     def saw_strangers(self, strangers: list[Stranger]) -> None:
-        """Lines that bear strangers' text were read."""
+        """Lines that bear strangers' text were read.  Raises Suspended."""
         if self._guard is not None and strangers:
+            self.listen()  # their connections are known by now
             self._guard.saw(strangers)
 
     def doubted(self) -> tuple[list[int], dict[int, set[str]]]:

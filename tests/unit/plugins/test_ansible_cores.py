@@ -18,11 +18,10 @@ import pytest
 import yaml
 
 from ansible_cores import OLDEST, RELEASES, bin_of, oldest_target
+from checkout import ROLE, ROOT
 from vff_qos.core.policy.parse import parse_policy
 from vff_qos.core.settings import parse_settings
 
-ROOT = Path(__file__).resolve().parents[3]
-ROLE = ROOT / "roles" / "qos"
 WANTED = list(RELEASES) if os.environ.get("VFF_QOS_PLATFORMS") else [OLDEST]
 
 #: Everything that could change its type on the way: numbers as text, text as numbers, templates.

@@ -73,7 +73,7 @@ test-unit: build ## Only what needs neither root nor a lab node
 
 .PHONY: test-platforms
 test-platforms: build ## What `make test` runs on one version, on all: ansible-core 2.16 to the newest
-	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/plugins/test_ansible_cores.py
+	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/repository/test_ansible_cores.py
 
 .PHONY: lint
 lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog

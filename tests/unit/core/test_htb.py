@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.htb import Node, burst_bytes, guarantee_shift, leaf_target_us, user_class
+from vff_qos.core.htb import NodeCapacity, burst_bytes, guarantee_shift, leaf_target_us, user_class
 
 
 @given(
@@ -16,7 +16,7 @@ from vff_qos.core.htb import Node, burst_bytes, guarantee_shift, leaf_target_us,
 def test_guarantees_of_10000_users_fit_into_the_node(
     ceil_bps: int, weights: list[int], limit_bps: int
 ) -> None:
-    node = Node(ceil_bps, max(weights))
+    node = NodeCapacity(ceil_bps, max(weights))
     classes = [user_class(limit_bps, weight, node=node) for weight in weights]
     assert sum(c.rate_bps for c in classes) * 10_000 // len(classes) <= ceil_bps // 2
     promised = [10**8 * weight for weight in weights]
@@ -29,7 +29,7 @@ def test_guarantees_of_10000_users_fit_into_the_node(
 
 def test_shares_follow_weights() -> None:
     for ceil_bps in (10**9, 10**8):
-        node = Node(ceil_bps, max_weight=4)
+        node = NodeCapacity(ceil_bps, max_weight=4)
         one, four = (user_class(5 * 10**7, weight, node=node) for weight in (1, 4))
         assert four.quantum_bytes == 4 * one.quantum_bytes
         assert four.rate_bps == 4 * one.rate_bps
@@ -39,9 +39,9 @@ def test_shares_follow_weights() -> None:
 def test_codel_waits_for_a_frame_and_for_the_turns_of_others() -> None:
     assert leaf_target_us(5 * 10**7) == 5_000
     assert leaf_target_us(10**6) == 24_224
-    assert leaf_target_us(10**7, Node(10**9)) == 5_000
-    assert leaf_target_us(10**7, Node(2 * 10**7)) == 38_758
-    assert leaf_target_us(10**7, Node(10**5)) == 100_000
+    assert leaf_target_us(10**7, NodeCapacity(10**9)) == 5_000
+    assert leaf_target_us(10**7, NodeCapacity(2 * 10**7)) == 38_758
+    assert leaf_target_us(10**7, NodeCapacity(10**5)) == 100_000
 
 
 def test_bursts_follow_the_rate() -> None:
@@ -61,7 +61,7 @@ def test_bursts_follow_the_rate() -> None:
 def test_classes_stay_within_what_htb_accepts(
     limit_bps: int, weight: int, ceil_bps: int, guaranteed_bps: int | None, shift: int
 ) -> None:
-    node = Node(ceil_bps, 32, shift)
+    node = NodeCapacity(ceil_bps, 32, shift)
     params = user_class(limit_bps, weight, guaranteed_bps=guaranteed_bps, node=node)
     assert 200 <= params.rate_bps <= params.ceil_bps == limit_bps
     assert 1_514 <= params.quantum_bytes <= 70_000

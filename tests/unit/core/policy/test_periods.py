@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vff_qos.core.policy.periods import BUCKETS, CELLS, Window, period
-from vff_qos.core.policy.terms import Rule
+from vff_qos.core.policy.terms import FairUseRule
 
 from .examples import START, at
 
@@ -72,7 +72,7 @@ def test_periods_meet_without_gap_and_begin_at_the_reset(
 def test_a_window_never_holds_more_than_came_in_it(
     steps: list[tuple[int, int]], window_s: float
 ) -> None:
-    rule = Rule("volume", 10**6, int(window_s), "both", "slow", 60)
+    rule = FairUseRule("volume", 10**6, int(window_s), "both", "slow", 60)
     window, now, came = Window(rule, array("I", bytes(4 * CELLS))), START, []
     for seconds, amount in steps:
         start, now = now, now + seconds

@@ -9,7 +9,7 @@ import pytest
 from checkout import DOCS
 from vff_qos.core.policy.model import NO_TERMS
 from vff_qos.core.policy.parse import parse_policy
-from vff_qos.core.policy.terms import BLOCKED, Quota, Rule
+from vff_qos.core.policy.terms import BLOCKED, FairUseRule, Quota
 from vff_qos.errors import ConfigError
 
 from .examples import GB, terms
@@ -26,10 +26,10 @@ def test_rules_are_read_as_people_write_them() -> None:
         "quota: {limit: 10GiB, per: day, reset: 4, then: blocked, direction: download}\n"
     )
     assert found.rules == (
-        Rule("volume", 20 * GB, 86_400, "both", "slow", 3_600),
-        Rule("volume", 1_500_000_000, 5_400, "upload", "crawl", 172_800),
-        Rule("rate", 95, 900, "upload", BLOCKED, 90),
-        Rule("rate", 95, 900, "download", BLOCKED, 90),
+        FairUseRule("volume", 20 * GB, 86_400, "both", "slow", 3_600),
+        FairUseRule("volume", 1_500_000_000, 5_400, "upload", "crawl", 172_800),
+        FairUseRule("rate", 95, 900, "upload", BLOCKED, 90),
+        FairUseRule("rate", 95, 900, "download", BLOCKED, 90),
     )
     assert found.quota == Quota(10 << 30, "day", 4, BLOCKED, "download")
     assert [rule.text for rule in found.rules[:3]] == [

@@ -88,6 +88,10 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 bench: build ## Measure the agent natively, shaping natively and on lab nodes (QUICK=1: fewer runs); build/bench/report.json
 	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: docs
+docs: setup ## Write what is made from other files: docs/VARIABLES.md, the tree in docs/ARCHITECTURE.md
+	$(PY) tests/made_docs.py
+
 .PHONY: bump
 bump: setup ## Set VERSION=x.y.z in all its places
 	@$(PY) tests/bump.py '$(VERSION)'

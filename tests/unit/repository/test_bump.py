@@ -46,9 +46,9 @@ def test_what_is_no_version_changes_nothing(copy: Path, version: str) -> None:
 
 
 def test_a_place_that_is_gone_is_said_before_anything_changes(copy: Path) -> None:
-    readme = copy / "README.md"
-    readme.write_text("nothing here\n")
-    with pytest.raises(ValueError, match=r"README\.md: the version stands there 0 times"):
+    page = copy / "docs/INSTALL.md"
+    page.write_text("nothing here\n")
+    with pytest.raises(ValueError, match=r"docs/INSTALL\.md: the version stands there 0 times"):
         bump.bump(copy, "9.8.7")
     assert (copy / "galaxy.yml").read_text() == (ROOT / "galaxy.yml").read_text()
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+import made_docs
 from checkout import DOCS, ROOT
 from vff_qos.cli import main
 from vff_qos.journal import MESSAGE_IDS
 
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 TROUBLESHOOTING = (DOCS / "TROUBLESHOOTING.md").read_text()
 
 
@@ -50,3 +52,32 @@ TARGETS = sorted(
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_that_is_named_exists(target: str) -> None:
     assert re.search(rf"^{target}\b[^=]*:", MAKEFILE, re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def links(page: Path) -> list[str]:
+    """Links of a page to files of the checkout, images included."""
+    found = re.findall(r"\]\(([^)]+)\)|<img src=\"([^\"]+)\"", page.read_text())
+    return [a or b for a, b in found if not (a or b).startswith("https://")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in links(page):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
+def test_the_tree_in_the_architecture_is_what_make_docs_writes() -> None:
+    assert made_docs.ARCHITECTURE.read_text() == made_docs.architecture()

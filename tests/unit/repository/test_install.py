@@ -18,7 +18,7 @@ import pytest
 import yaml
 from ansible_collections.vff.qos.plugins.plugin_utils.wheels import ensure
 
-from checkout import ROOT
+from checkout import DOCS, ROOT
 
 BIN = Path(sys.executable).parent
 WHEELS = ROOT / "roles" / "qos" / "files" / "wheels"
@@ -222,14 +222,14 @@ def test_a_directory_that_cannot_be_written_is_named(project: Project, sources: 
     assert "roles/qos/files cannot be written by this user" in done.stderr
 
 
-def test_the_playbook_is_found_where_the_readme_says(project: Project, sources: Path) -> None:
+def test_the_playbook_is_found_where_the_documents_say(project: Project, sources: Path) -> None:
     project.install(str(sources))
     words = ("ansible-playbook", "--syntax-check", "-i", "localhost,", "vff.qos.site")
-    # `-p collections` alone is not enough: this is why the README has the file below.
+    # `-p collections` alone is not enough: this is why INSTALL.md has the file below.
     assert project.run(*words).returncode != 0
-    readme = (ROOT / "README.md").read_text()
+    page = (DOCS / "INSTALL.md").read_text()
     setting = "[defaults]\ncollections_path = collections\n"
-    assert setting in readme
+    assert setting in page
     (project.directory / "ansible.cfg").write_text(setting)
     done = project.run(*words)
     assert done.returncode == 0, done.stderr

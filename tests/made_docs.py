@@ -1,16 +1,23 @@
-"""Writes docs/VARIABLES.md from the role's argument specs and defaults (`make docs`)."""
+"""What `make docs` writes: docs/VARIABLES.md, and the tree in docs/ARCHITECTURE.md.
+
+The page of variables comes from the role's argument specs and defaults, the tree from the first
+sentence of each module's docstring.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from checkout import DOCS, ROLE
+from checkout import AGENT, DOCS, ROLE
 
-PAGE = DOCS / "VARIABLES.md"
+VARIABLES = DOCS / "VARIABLES.md"
+ARCHITECTURE = DOCS / "ARCHITECTURE.md"
 _HEAD = """\
 # Variables of the role
 
@@ -18,8 +25,8 @@ _HEAD = """\
 
 {about}
 
-`ansible-doc -t role vff.qos.qos` says the same in a terminal. Plans, patterns, weights, fair use and quotas:
-[POLICY.md](POLICY.md). Sources of identities: [IDENTITIES.md](IDENTITIES.md).
+`ansible-doc -t role vff.qos.qos` says the same in a terminal. Plans, patterns, weights, fair use
+and quotas: [POLICY.md](POLICY.md). Sources of identities: [IDENTITIES.md](IDENTITIES.md).
 """
 
 
@@ -60,8 +67,8 @@ def _groups() -> list[tuple[str, list[str]]]:
     return groups
 
 
-def render() -> str:
-    """The page."""
+def variables() -> str:
+    """The page of variables."""
     specs = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())
     main = specs["argument_specs"]["main"]
     parts = [_HEAD.format(about="\n".join(_plain(line) for line in main["description"]))]
@@ -76,5 +83,46 @@ def render() -> str:
     return "\n".join(parts)
 
 
+_TREE = re.compile(
+    r"(?<=<!-- the tree: made by `make docs` -->\n).*?(?=<!-- end of the tree -->)", re.S
+)
+
+
+def _summary(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    # pyroute2's plug-ins begin with a heading, as its own do.
+    first = re.sub(r"^\S+\n\++\n\n", "", doc).partition("\n\n")[0]
+    return (
+        re.split(r"(?<=\.)\s\s?(?=[A-Z])", " ".join(first.split()))[0]
+        .rstrip(".")
+        .replace("``", "`")
+    )
+
+
+def _rows(directory: Path) -> list[str]:
+    """A table of a package's modules, then those of the packages in it."""
+    root = AGENT / "vff_qos"
+    name = "/".join(directory.relative_to(root.parent).parts)
+    rows = [f"**`{name}/`** {_summary(directory / '__init__.py')}\n", "| module | |", "|---|---|"]
+    files = [p for p in sorted(directory.glob("*.py")) if not p.name.startswith("__")]
+    if files:
+        rows += [f"| `{path.name}` | {_summary(path)} |" for path in files] + [""]
+    else:
+        del rows[1:]
+    for package in sorted(p.parent for p in directory.glob("*/__init__.py")):
+        rows += _rows(package)
+    return rows
+
+
+def architecture() -> str:
+    """ARCHITECTURE.md with the tree as it is now."""
+    tree = "\n".join(["", *_rows(AGENT / "vff_qos")]) + "\n"
+    text, count = _TREE.subn(lambda _: tree, ARCHITECTURE.read_text())
+    assert count == 1, "ARCHITECTURE.md has no place for the tree"
+    return text
+
+
 if __name__ == "__main__":
-    PAGE.write_text(render())
+    VARIABLES.write_text(variables())
+    ARCHITECTURE.write_text(architecture())

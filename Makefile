@@ -73,7 +73,7 @@ test-unit: build ## Only what needs neither root nor a lab node
 
 .PHONY: test-platforms
 test-platforms: build ## What `make test` runs on one version, on all: ansible-core 2.16 to the newest
-	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/plugins/test_ansible_cores.py
+	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/repository/test_ansible_cores.py
 
 .PHONY: lint
 lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
@@ -87,6 +87,10 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 .PHONY: bench
 bench: build ## Measure the agent natively, shaping natively and on lab nodes (QUICK=1: fewer runs); build/bench/report.json
 	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: docs
+docs: setup ## Write what is made from other files: docs/VARIABLES.md, the tree in docs/ARCHITECTURE.md
+	$(PY) tests/made_docs.py
 
 .PHONY: bump
 bump: setup ## Set VERSION=x.y.z in all its places

@@ -14,7 +14,7 @@ PLACES = {
     "galaxy.yml": (r"^version: ", r"$"),
     "agent/pyproject.toml": (r'^version = "', r'"$'),
     "agent/src/vff_qos/__init__.py": (r'^__version__ = "', r'"$'),
-    "README.md": (r"vff-qos-", r"\.tar\.gz"),
+    "docs/INSTALL.md": (r"vff-qos-", r"\.tar\.gz"),
 }
 
 

@@ -1,6 +1,9 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: MIT
-"""Says what would keep a node from running vff-qos; changes nothing and needs nothing installed."""
+"""Says what would keep a node from running vff-qos; changes nothing and needs nothing installed.
+
+Longer than 400 lines: each of the many things that may be wrong with a host has a sentence here.
+"""
 
 from __future__ import annotations
 

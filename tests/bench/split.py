@@ -18,7 +18,7 @@ from vff_qos.core.htb import (
     CEIL_MINOR,
     FIRST_USER_MINOR,
     ROOT_MINOR,
-    Node,
+    NodeCapacity,
     shared_class,
     user_class,
 )
@@ -62,7 +62,7 @@ def _core_pct(index: int, rate_bps: int, split_bytes: int, seconds: float) -> fl
     shared = shared_class(max(_RATES_BPS))
     ceiling = ClassKey(index, _MAJOR, CEIL_MINOR)
     tc.apply([(lambda s: encode_class(s, ceiling, ROOT_MINOR, shared, ADD), "ceiling")])
-    params = user_class(rate_bps, node=Node(max(_RATES_BPS)))
+    params = user_class(rate_bps, node=NodeCapacity(max(_RATES_BPS)))
     tc.apply(add_class(ClassKey(index, _MAJOR, FIRST_USER_MINOR), CEIL_MINOR, params, "pfifo"))
     tie = die_with_parent()
     sender = os.fork()

@@ -14,10 +14,12 @@ import vff_qos
 from vff_qos.core.plan import plan as planner
 from vff_qos.core.plan.objects import Filter, KernelObject
 from vff_qos.core.settings import Settings
+from vff_qos.kernel.packed.flow_events import FlowEvents
 
 from .containers import Host
 from .harness import CLONE_NEWNET, LIBC, SETTINGS, Network, Node, missing_filters, run
 from .hostile import Scene
+from .peer import Peer, ends_of
 
 # Commands run from the checkout, as the imports do.
 _AGENT = os.path.dirname(os.path.dirname(vff_qos.__file__))
@@ -126,3 +128,26 @@ def scene(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Scene]:
     made = Scene(tmp_path)
     yield made
     made.assigner.close()
+
+
+@pytest.fixture
+def full(net: Network) -> Settings:
+    """Settings for tests that cannot do without filters."""
+    if missing := missing_filters():
+        pytest.skip(f"this kernel lacks: {missing}")
+    return SETTINGS
+
+
+@pytest.fixture
+def peer(namespace: None) -> Iterator[Peer]:
+    made = Peer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def events(peer: Peer) -> Iterator[FlowEvents]:
+    made = FlowEvents(ends_of())
+    assert made.filtered
+    yield made
+    made.close()

@@ -23,13 +23,14 @@ import pytest
 from pyroute2 import IPRoute
 
 from vff_qos.core.flow import Flow
+from vff_qos.core.htb import user_class
 from vff_qos.core.plan import plan as planner
 from vff_qos.core.plan.objects import Filter
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused
 from vff_qos.kernel import filters, route
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
-from vff_qos.kernel.packed.tc import Tc
+from vff_qos.kernel.packed.tc import ClassKey, Tc, add_class
 
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -407,3 +408,52 @@ class Module:
             command, capture_output=True, text=True, env={**os.environ, **(environ_update or {})}
         )
         return done.returncode, done.stdout, done.stderr
+
+
+_ASK = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(5)
+sock.connect((sys.argv[1], int(sys.argv[2])))
+for _ in range(20):
+    sock.send(b"x" * 100)
+    assert sock.recv(200)
+"""
+
+
+_ANSWER = """
+import socket, sys
+sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+sock.bind(("::", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    data, peer = sock.recvfrom(200)
+    sock.sendto(data, peer)
+"""
+
+
+def exchange(net: Network, address: str, port: int) -> None:
+    """Twenty datagrams there and back on one flow."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", _ANSWER, str(port)], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout and server.stdout.readline() == "ready\n"
+    try:
+        net.on_client(sys.executable, "-c", _ASK, address, str(port))
+    finally:
+        server.kill()
+        server.wait()
+
+
+def comparable(text: str) -> list[str]:
+    """Without what a device that is made anew may have differently: its MAC, numbers of actions."""
+    words = [w for w in text.split() if w.count(":") != 5]
+    return [w for before, w in zip(["", *words], words, strict=False) if before != "index"]
+
+
+def add_user(dev: str) -> None:
+    """The class of a user with 50 Mbit/s."""
+    classes = Tc()
+    key = ClassKey(socket.if_nametoindex(dev), 0x5100, 0x2A)
+    classes.apply(add_class(key, 1, user_class(50_000_000), "pfifo"))
+    classes.close()

@@ -7,10 +7,8 @@ tests that need those are skipped and say so.
 from __future__ import annotations
 
 import errno
-import json
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +19,7 @@ import pytest
 from vff_qos.cli import main
 from vff_qos.commands import bootstrap
 from vff_qos.commands.killswitch import resume, suspend
-from vff_qos.core.htb import PROVISIONAL, user_class
-from vff_qos.core.plan.kernel_record import KernelRecord
-from vff_qos.core.plan.objects import OtherAction, OtherMatch
+from vff_qos.core.htb import PROVISIONAL
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 from vff_qos.journal import Journal
@@ -38,12 +34,12 @@ from .harness import (
     CLIENT6,
     MARK,
     NODE,
-    NODE6,
-    SETTINGS,
     WAN,
     Memory,
     Network,
-    missing_filters,
+    add_user,
+    comparable,
+    exchange,
     root_of,
     run,
     snapshot,
@@ -51,14 +47,6 @@ from .harness import (
 
 #: As in SETTINGS.
 PORTS = "service_ports: [443, 20000-20100]\n"
-
-
-@pytest.fixture
-def full(net: Network) -> Settings:
-    """Settings for tests that cannot do without filters."""
-    if missing := missing_filters():
-        pytest.skip(f"this kernel lacks: {missing}")
-    return SETTINGS
 
 
 def ours(settings: Settings) -> str:
@@ -134,13 +122,6 @@ def test_early_maps_come_and_go_and_keep_their_elements(settings: Settings) -> N
     maps.close()
 
 
-def add_user(dev: str) -> None:
-    classes = tc.Tc()
-    key = tc.ClassKey(socket.if_nametoindex(dev), 0x5100, 0x2A)
-    classes.apply(tc.add_class(key, 1, user_class(50_000_000), "pfifo"))
-    classes.close()
-
-
 def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,14 +193,10 @@ def test_heals(settings: Settings, harm: list[str]) -> None:
     run(*harm)
     assert bootstrap.reconcile(settings, memory)
     now = snapshot()
-    assert {k: strip(v) for k, v in now.items()} == {k: strip(v) for k, v in healthy.items()}
+    assert {k: comparable(v) for k, v in now.items()} == {
+        k: comparable(v) for k, v in healthy.items()
+    }
     assert bootstrap.reconcile(settings, memory) == []
-
-
-def strip(text: str) -> list[str]:
-    """Without what a device that is made anew may have differently: its MAC, numbers of actions."""
-    words = [w for w in text.split() if w.count(":") != 5]
-    return [w for before, w in zip(["", *words], words, strict=False) if before != "index"]
 
 
 @pytest.mark.parametrize(
@@ -396,329 +373,3 @@ def test_ifb_of_others_is_refused(settings: Settings) -> None:
     with pytest.raises(Refused, match="vffqos0 exists and is not ours"):
         bootstrap.reconcile(settings, Memory())
     assert snapshot() == before
-
-
-_ECHO = """
-import select, socket, sys, time
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 23)  # SO_RCVBUFFORCE
-if sys.argv[1] == "server":
-    sock.bind(("0.0.0.0", 443))
-    print("ready", flush=True)
-    while True:
-        data, peer = sock.recvfrom(100)
-        sock.sendto(data, peer)
-sock.connect((sys.argv[2], 443))
-sock.setblocking(False)
-seen, sent, errors, start, until = set(), 0, 0, time.monotonic(), float(sys.argv[3])
-print("ready", flush=True)
-while (now := time.monotonic() - start) < until + 5.0 and (now < until or len(seen) < sent):
-    if now < until and sent < now * 500:
-        try:
-            sock.send(sent.to_bytes(4, "big"))
-        except OSError:
-            errors += 1
-        sent += 1
-    wait = max(0.0, sent / 500 - now) if now < until else 0.1
-    if select.select([sock], [], [], wait)[0]:
-        try:
-            seen.add(sock.recv(100))
-        except OSError:
-            errors += 1
-print(sent, sent - len(seen))
-"""
-
-
-def lost_while(net: Network, action: Any) -> tuple[int, int]:
-    """(sent, lost) datagrams, client to node and back, 500 a second around ``action``."""
-    code = [sys.executable, "-c", _ECHO]
-    server = subprocess.Popen([*code, "server"], stdout=subprocess.PIPE, text=True)
-    assert server.stdout and server.stdout.readline() == "ready\n"
-    client = subprocess.Popen(
-        net.enter(*code, "client", NODE, "4"), stdout=subprocess.PIPE, text=True
-    )
-    assert client.stdout and client.stdout.readline() == "ready\n"
-    time.sleep(0.5)
-    action()
-    sent, lost = client.communicate()[0].split()
-    server.kill()
-    server.wait()
-    return int(sent), int(lost)
-
-
-def test_packets_lost(net: Network, settings: Settings) -> None:
-    memory = Memory()
-    consent = replace(settings, service_ports=((443, 444),))
-    steps = {
-        "first": lambda: bootstrap.reconcile(settings, memory),
-        "second": lambda: bootstrap.reconcile(settings, memory),
-        "other ports": lambda: bootstrap.reconcile(consent, memory),
-        "remove": lambda: bootstrap.remove(consent, memory),
-    }
-    lost = {name: lost_while(net, step) for name, step in steps.items()}
-    print("(sent, lost):", lost)
-    assert lost["second"][1] == 0
-    assert lost["other ports"][1] == 0
-    # The kernel stops a device for a moment when its root or clsact comes or goes; an emulated
-    # machine takes 0.1 s for that.
-    assert lost["first"][1] <= 100
-    assert lost["remove"][1] <= 100
-
-
-def counters(where: str) -> dict[str, int]:
-    found = {}
-    for item in json.loads(run("nft", "-j", "list", "counters"))["nftables"]:
-        if "counter" in item and item["counter"]["table"] == where:
-            found[item["counter"]["name"]] = item["counter"]["packets"]
-    return found
-
-
-def sent_packets(dev: str, minor: int) -> int:
-    classes = tc.Tc()
-    found = classes.classes(socket.if_nametoindex(dev), 0x5100)[minor].sent_packets
-    classes.close()
-    return found
-
-
-_SPY = """
-table inet spy {
-  counter before_ours { }
-  counter before_foreign { }
-  counter after_ours { }
-  counter after_any { }
-  chain before {
-    type filter hook prerouting priority -310
-    meta mark & 0xffff0000 == 0x51000000 counter name before_ours
-    meta mark 0x1234 counter name before_foreign
-  }
-  chain after {
-    type filter hook prerouting priority -290
-    meta mark & 0xffff0000 == 0x51000000 counter name after_ours
-    meta mark != 0 counter name after_any
-  }
-  chain give {
-    type filter hook input priority 10
-    udp dport 443 ct mark set MARK
-  }
-}
-"""
-
-_ASK = """
-import socket, sys, time
-sock = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
-sock.settimeout(5)
-sock.connect((sys.argv[1], int(sys.argv[2])))
-for _ in range(20):
-    sock.send(b"x" * 100)
-    assert sock.recv(200)
-"""
-
-_ANSWER = """
-import socket, sys
-sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-sock.bind(("::", int(sys.argv[1])))
-print("ready", flush=True)
-while True:
-    data, peer = sock.recvfrom(200)
-    sock.sendto(data, peer)
-"""
-
-
-def exchange(net: Network, address: str, port: int) -> None:
-    """Twenty datagrams there and back on one flow."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", _ANSWER, str(port)], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout and server.stdout.readline() == "ready\n"
-    try:
-        net.on_client(sys.executable, "-c", _ASK, address, str(port))
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.mark.parametrize("address", [NODE, NODE6])
-def test_marked_flow_is_in_its_class_both_ways_and_loses_the_mark(
-    net: Network, full: Settings, address: str
-) -> None:
-    bootstrap.reconcile(full, Memory())
-    for dev in (WAN, "vffqos0"):
-        add_user(dev)
-    run("nft", "-f", "-", stdin=_SPY.replace("MARK", hex(MARK)))
-    exchange(net, address, 443)
-    # The first packet comes before the mark.
-    assert sent_packets("vffqos0", 0x2A) == 19
-    assert sent_packets(WAN, 0x2A) == 20
-    found = counters("spy")
-    assert found["before_ours"] == 19
-    assert found["after_ours"] == found["after_any"] == found["before_foreign"] == 0
-
-
-@pytest.mark.parametrize("address", [NODE, NODE6])
-def test_mark_of_other_software_never_reaches_routing(
-    net: Network, full: Settings, address: str
-) -> None:
-    bootstrap.reconcile(full, Memory())
-    run("nft", "-f", "-", stdin=_SPY.replace("MARK", "0x1234"))
-    before = sent_packets("vffqos0", 0xFFFE)
-    exchange(net, address, 443)
-    assert sent_packets("vffqos0", 0xFFFE) - before >= 20
-    assert set(counters("spy").values()) == {0}
-    assert "mark=4660" in run(
-        "conntrack", "-L", "-p", "udp", "-f", "ipv6" if ":" in address else "ipv4"
-    )
-
-
-def test_uploads_pass_without_the_ifb_once_nothing_leads_there(
-    net: Network, full: Settings
-) -> None:
-    memory = Memory()
-    bootstrap.reconcile(full, memory)
-    theirs = ["dev", WAN, "ingress", "pref", "9", "protocol", "ip", "u32"]
-    run("tc", "filter", "add", *theirs, "match", "u32", "0", "0", "flowid", "1:1")
-    run("ip", "link", "del", "vffqos0")
-    classes = tc.Tc()
-    index = socket.if_nametoindex(WAN)
-    assert classes.stop_redirecting(index, 0x5100) == 8
-    assert classes.stop_redirecting(index, 0x5100) == 0
-    classes.close()
-    for address in (NODE, NODE6):
-        exchange(net, address, 443)
-    assert "u32" in run("tc", "filter", "show", "dev", WAN, "ingress")
-    bootstrap.reconcile(full, memory)
-    assert bootstrap.reconcile(full, memory) == []
-    exchange(net, NODE, 443)
-
-
-@pytest.mark.parametrize("port", [443, 20000, 20100])
-def test_service_ports_go_through_the_ifb_and_others_do_not(
-    net: Network, full: Settings, port: int
-) -> None:
-    memory = Memory()
-    bootstrap.reconcile(full, memory)
-    for address in (NODE, NODE6):
-        before = sent_packets("vffqos0", 0xFFFE)
-        exchange(net, address, port)
-        assert sent_packets("vffqos0", 0xFFFE) - before == 20
-        exchange(net, address, 20101)
-        assert sent_packets("vffqos0", 0xFFFE) - before == 20
-    bootstrap.reconcile(replace(full, service_ports=()), memory)
-    exchange(net, NODE, 20101)
-    assert sent_packets("vffqos0", 0xFFFE) - before >= 40
-
-
-def test_tc_reads_our_filters_as_we_meant_them(full: Settings) -> None:
-    """Our bytes against those of tc: the same filters made by its commands look the same."""
-    bootstrap.reconcile(full, Memory())
-
-    def listing() -> list[str]:
-        # As text: iproute2 6.1 prints JSON that is none for fw with a mask.
-        return strip(run("tc", "filter", "show", "dev", WAN, "ingress"))
-
-    ours = listing()
-    for chain in ("0", "20736"):
-        run("tc", "filter", "del", "dev", WAN, "ingress", "chain", chain)
-    add = ["tc", "filter", "add", "dev", WAN, "ingress"]
-    to_ifb = ["action", "mirred", "egress", "redirect", "dev", "vffqos0"]
-    run(
-        *add,
-        "chain",
-        "20736",
-        "pref",
-        "1",
-        "protocol",
-        "all",
-        "handle",
-        "0x51000000/0xffff0000",
-        "fw",
-        *to_ifb,
-    )
-    run(
-        *add,
-        "chain",
-        "20736",
-        "pref",
-        "2",
-        "protocol",
-        "all",
-        "handle",
-        "1",
-        "flower",
-        "skip_hw",
-        "action",
-        "skbedit",
-        "mark",
-        "0",
-        "pipe",
-        *to_ifb,
-    )
-    pref = 20736
-    for family in ("ip", "ipv6"):
-        for proto in ("tcp", "udp"):
-            for port, handle in (("443", 0x1BB01BB), ("20000-20100", 0x4E204E84)):
-                run(
-                    *add,
-                    "pref",
-                    str(pref),
-                    "protocol",
-                    family,
-                    "handle",
-                    str(handle),
-                    "flower",
-                    "skip_hw",
-                    "ip_proto",
-                    proto,
-                    "dst_port",
-                    port,
-                    "action",
-                    "ctinfo",
-                    "cpmark",
-                    "0xffffffff",
-                    "goto",
-                    "chain",
-                    "20736",
-                )
-            pref += 1
-    assert listing() == ours
-    assert bootstrap.reconcile(full, Memory()) == []
-
-
-def test_highest_port_fits_a_handle(full: Settings) -> None:
-    memory = Memory()
-    edge = replace(full, service_ports=((1, 1), (65535, 65535)), leaf="fq_codel")
-    bootstrap.reconcile(edge, memory)
-    assert bootstrap.reconcile(edge, memory) == []
-
-
-def test_a_decoded_filter_that_is_not_ours_is_unlike_ours(full: Settings) -> None:
-    bootstrap.reconcile(full, Memory())
-    run(
-        "tc",
-        "filter",
-        "add",
-        "dev",
-        WAN,
-        "ingress",
-        "pref",
-        "20736",
-        "protocol",
-        "ip",
-        "handle",
-        "7",
-        "flower",
-        "src_ip",
-        "10.0.0.0/8",
-        "ip_proto",
-        "tcp",
-        "dst_port",
-        "443",
-        "action",
-        "drop",
-    )
-    (theirs,) = [
-        f for f in bootstrap.observe(full, KernelRecord()).filters if f.place.pref == 20736
-    ]
-    assert theirs.match == OtherMatch(
-        "flower", "TCA_FLOWER_KEY_IPV4_SRC TCA_FLOWER_KEY_IPV4_SRC_MASK"
-    )
-    assert theirs.actions == (OtherAction("gact"),)

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
+from vff_qos.commands.limit import give_order
 from vff_qos.commands.node import Node as CommandNode
-from vff_qos.commands.overrides import give_order
 from vff_qos.config import Paths
 from vff_qos.journal import Journal
 from vff_qos.state import State

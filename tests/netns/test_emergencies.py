@@ -17,10 +17,24 @@ import pytest
 from vff_qos.cli import main
 from vff_qos.commands import bootstrap
 from vff_qos.core.settings import Settings
+from vff_qos.kernel.our_trees import majors_found
 from vff_qos.state import State
 from vff_qos.state_file import SCHEMA_VERSION
 
-from .harness import Memory, Node, ceils, eventually, fill, run, small_disk, user
+from .harness import (
+    WAN,
+    Client,
+    Memory,
+    Node,
+    ceils,
+    eventually,
+    fill,
+    run,
+    small_disk,
+    snapshot,
+    user,
+    vff_qos,
+)
 
 TYPO = "leef: pfifo\n"
 
@@ -352,3 +366,83 @@ def test_disable_says_when_it_could_not_keep_the_units_down(node: Node, systemd:
     assert done.returncode == 1
     assert "the limits are lifted, but may come back: systemctl mask: Failed: no" in done.stderr
     assert node.mark(alice) == 0
+
+
+# -- libraries that are missing, trees that nobody recorded ---------------------------------------
+
+_MISSING = "raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)\n"
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, directory: Path, module: str) -> None:
+    """Have children not find a module."""
+    (directory / "hidden").mkdir()
+    (directory / "hidden" / f"{module}.py").write_text(_MISSING)
+    path = os.pathsep.join((str(directory / "hidden"), os.environ["PYTHONPATH"]))
+    monkeypatch.setenv("PYTHONPATH", path)
+
+
+@pytest.mark.usefixtures("net")
+def test_without_libnftables_bootstrap_says_what_to_install_and_limits_can_be_lifted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot()
+    with monkeypatch.context() as patch:
+        hide(patch, tmp_path, "nftables")
+        code, said = vff_qos(tmp_path, "bootstrap")
+        assert code == 2 and said.count("\n") == 1 and "the package python3-nftables" in said
+        assert snapshot() == before
+        code, said = vff_qos(tmp_path, "remove")
+        assert code == 0 and said.endswith("\nno change\n")
+    assert vff_qos(tmp_path, "bootstrap")[0] == 0
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/hidden{os.pathsep}{os.environ['PYTHONPATH']}")
+    there = snapshot()
+    code, said = vff_qos(tmp_path, "bootstrap", "--repair")
+    assert code == 2 and said.count("\n") == 1 and snapshot() == there
+    code, said = vff_qos(tmp_path, "suspend")
+    assert code == 0 and said.endswith("\nsuspended: 0 flows are unlimited now\n")
+    assert "100Gbit" in run("tc", "class", "show", "dev", WAN)
+    code, said = vff_qos(tmp_path, "remove")
+    assert code == 0 and "remove nft table inet vff_qos" in said
+    assert snapshot() == before
+
+
+def test_the_agent_and_the_kill_switch_need_no_pyroute2(
+    node: Node,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hide(monkeypatch, tmp_path, "pyroute2")
+    node.start()
+    client = Client("127.0.0.1", 4430)
+    node.write(client.line("alice@x"))
+    eventually(lambda: node.mark(client))
+    assert "alice@x" in node.run("status")
+    assert "alice@x" in node.run("explain", "alice@x")
+    node.run("gc")
+    assert "1 flows" in node.run("suspend")
+    assert node.mark(client) == 0
+
+
+@pytest.mark.parametrize("major", [0x5100, 0x2A0, 0x7FFE])
+def test_trees_are_found_whatever_their_handle_and_without_settings_record_and_ifb(
+    settings: Settings, tmp_path: Path, major: int
+) -> None:
+    before = snapshot()
+    foreign = ["root", "handle", "77:", "htb", "default", "fffe"]
+    run("ip", "link", "add", "other0", "type", "veth", "peer", "other1")
+    run("tc", "qdisc", "add", "dev", "other0", *foreign)
+    for parent, minor in (("77:", "1"), ("77:1", "fffe")):
+        words = ["parent", parent, "classid", f"77:{minor}", "htb", "rate", "1gbit"]
+        run("tc", "class", "add", "dev", "other0", *words)
+    assert majors_found() == set()
+    bootstrap.reconcile(replace(settings, major=major, node_ceil_bps=10**8), Memory())
+    assert majors_found() == {major}
+    run("ip", "link", "del", "vffqos0")
+    assert majors_found() == {major}
+    code, said = vff_qos(tmp_path, "suspend", more="leaf: [")
+    assert code == 0, said
+    assert "100Mbit" not in run("tc", "class", "show", "dev", WAN)
+    code, said = vff_qos(tmp_path, "remove", more="leaf: [")
+    assert code == 0, said
+    run("ip", "link", "del", "other0")
+    assert snapshot() == before

@@ -25,6 +25,7 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
+from checkout import ROOT
 from lab import engine, network
 from lab.counters import inside
 from lab.users import MBIT, PORTS, VLESS_RANGE, Device, User, devices, role_variables
@@ -37,8 +38,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
 )
 
-REPOSITORY = Path(__file__).parents[2]
-RUN_ENGINE = REPOSITORY / "tests/lab/guest/engine.py"
+RUN_ENGINE = ROOT / "tests/lab/guest/engine.py"
 #: The attackers' own; claims of a user vouch for what comes from the same address.
 ATTACKER_IPV4 = "203.0.113.66"
 SOCKS_PORT = 1080  # and the device's number
@@ -287,7 +287,7 @@ def check_all_users(node: EngineNode) -> None:
 def role_hint(source: str, **variables: str) -> str:
     """What the role tells an operator to write into the engine's config."""
     for file in ("defaults/main.yml", "vars/main.yml"):
-        variables = {**yaml.safe_load((REPOSITORY / "roles/qos" / file).read_text()), **variables}
+        variables = {**yaml.safe_load((ROOT / "roles/qos" / file).read_text()), **variables}
     variables["qos_identity_source"] = source
     templar = Templar(DataLoader(), {name: _trust(value) for name, value in variables.items()})
     return templar.template(trust_as_template("{{ __qos_source_hints[qos_identity_source] }}"))

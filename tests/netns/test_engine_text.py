@@ -19,15 +19,16 @@ from pathlib import Path
 
 import pytest
 
+from checkout import ROOT
 from vff_qos.core.claims.accesslog import Claim, Scanner
 
-from .test_follow import eventually
+from .harness import eventually
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
 )
 
-RUN_ENGINE = Path(__file__).parents[2] / "tests/lab/guest/engine.py"
+RUN_ENGINE = ROOT / "tests/lab/guest/engine.py"
 ALICE = uuid.UUID("b831381d-6324-4d53-ad4f-8cda48b30811")
 PASSWORD = "secret"
 VLESS_WS, VMESS_WS, TROJAN_WS, TROJAN, SOCKS, HTTP, VLESS, XHTTP = range(31_001, 31_009)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import resource
-from pathlib import Path
 
 import pytest
+
+from checkout import SAMPLES
 
 from .harness import run
 from .hostile import AWAY, FORMATS, STAMP, VLESS, Scene, text, true_line
@@ -15,7 +16,7 @@ LINES = 1_000_000
 _BLOCK = 5_000
 SAMPLES = [
     line
-    for path in sorted((Path(__file__).parents[1] / "samples").glob("*.log"))
+    for path in sorted(SAMPLES.glob("*.log"))
     for line in path.read_bytes().splitlines(keepends=True)
 ]
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,124 +18,25 @@ from vff_qos.kernel.packed import flow_events
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.kernel.packed.flow_events import FlowEvents, events_mode
 
-from .harness import CLIENT, CLIENT6, CLONE_NEWNET, LIBC, NODE, NODE6, Network, run
-
-US = {socket.AF_INET: NODE, socket.AF_INET6: NODE6}
-THEM = {socket.AF_INET: CLIENT, socket.AF_INET6: CLIENT6}
-PORTS = ((443, 443), (20000, 20100))
-FAMILIES = [socket.AF_INET, socket.AF_INET6]
-BOTH = pytest.mark.parametrize("family", FAMILIES, ids=["ipv4", "ipv6"])
-# enum tcp_conntrack
-SYN_SENT, ESTABLISHED = 1, 3
-
-
-def wait_for_route(address: str) -> None:
-    """The kernel adds the route of an IPv6 address of this host some time after the address."""
-    family = "-6" if ":" in address else "-4"
-    while f"local {address}" not in run("ip", family, "route", "show", "table", "local"):
-        time.sleep(0.01)
-
-
-def add_address(address: str) -> None:
-    """One more address of this host."""
-    run("ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
-    wait_for_route(address)
-
-
-class Peer(Network):
-    """Sockets of this process can be made at the client's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        while "state UP" not in self.on_client("ip", "link", "show", "dev", "c0"):
-            time.sleep(0.01)
-        self.home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        there = f"/proc/{self.client.pid}/ns/net"
-        self.there = os.open(there, os.O_RDONLY | os.O_CLOEXEC)
-        for address in US.values():
-            wait_for_route(address)
-        with self.entered():
-            for address in THEM.values():
-                wait_for_route(address)
-
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """What is opened within is there."""
-        assert LIBC.setns(self.there, CLONE_NEWNET) == 0
-        try:
-            yield
-        finally:
-            assert LIBC.setns(self.home, CLONE_NEWNET) == 0
-
-    def close(self) -> None:
-        """End it."""
-        super().close()
-        os.close(self.home)
-        os.close(self.there)
-
-    def udp(self, family: int, port: int = 0) -> socket.socket:
-        """A datagram socket there."""
-        with self.entered():
-            made = socket.socket(family, socket.SOCK_DGRAM)
-            made.bind((THEM[family], port))
-        return made
-
-    def tcp(self, family: int, port: int, to: tuple[str, int]) -> socket.socket:
-        """A connection from there."""
-        with self.entered():
-            made = socket.socket(family, socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((THEM[family], port))
-        made.connect(to)
-        return made
-
-
-@pytest.fixture
-def peer(namespace: None) -> Iterator[Peer]:
-    made = Peer()
-    yield made
-    made.close()
-
-
-def packed(family: int, address: str, port: int) -> bytes:
-    return socket.inet_pton(family, address) + port.to_bytes(2, "big")
-
-
-def end_of(made: socket.socket) -> bytes:
-    """The client end of a socket of the peer."""
-    return packed(made.family, *made.getsockname()[:2])
-
-
-def our_end(proto: int, family: int, port: int = 443) -> bytes:
-    return bytes((proto,)) + packed(family, US[family], port)
-
-
-TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
-
-
-def ends_of(ports: tuple[tuple[int, int], ...] = PORTS) -> ServiceEnds:
-    return ServiceEnds(ports, [socket.inet_pton(f, a) for f, a in US.items()])
-
-
-@pytest.fixture
-def events(peer: Peer) -> Iterator[FlowEvents]:
-    made = FlowEvents(ends_of())
-    assert made.filtered
-    yield made
-    made.close()
-
-
-def drain(events: FlowEvents) -> list[tuple[bool, FlowSeen]]:
-    """All there is; the kernel queues an event before the packet goes on."""
-    drained = events.drain()
-    assert (drained.lost, drained.more) == (False, False)
-    return drained.events
-
-
-def one(events: FlowEvents, is_new: bool) -> FlowSeen:
-    found = drain(events)
-    assert [new for new, _ in found] == [is_new], found
-    return found[0][1]
+from .harness import run
+from .peer import (
+    BOTH,
+    TCP,
+    THEM,
+    UDP,
+    US,
+    Peer,
+    add_address,
+    deliver,
+    drain,
+    end_of,
+    ends_of,
+    one,
+    our_end,
+    packed,
+    receive,
+    sysctl,
+)
 
 
 def expire(events: FlowEvents) -> list[tuple[bool, FlowSeen]]:
@@ -149,23 +48,6 @@ def expire(events: FlowEvents) -> list[tuple[bool, FlowSeen]]:
             return found
         time.sleep(0.1)
     raise AssertionError("no flow has ended")
-
-
-def sysctl(name: str, value: int) -> None:
-    Path("/proc/sys/net/netfilter", name).write_text(str(value))
-
-
-def receive(at: socket.socket) -> None:
-    at.settimeout(5)
-    assert at.recvfrom(100)[0]
-
-
-def deliver(client: socket.socket, port: int, to: str | None = None) -> None:
-    """A datagram to this host, which has come through conntrack when this returns."""
-    with socket.socket(client.family, socket.SOCK_DGRAM) as server:
-        server.bind((to or US[client.family], port))
-        client.sendto(b"x", (to or US[client.family], port))
-        receive(server)
 
 
 @BOTH
@@ -335,6 +217,9 @@ def test_a_tuple_used_again_in_time_wait_ends_and_begins(peer: Peer, events: Flo
     again.close()
 
 
+# enum tcp_conntrack
+SYN_SENT, ESTABLISHED = 1, 3
+
 _PORTS = itertools.cycle(range(10_000, 30_000))  # no port comes twice while its flow lives
 
 
@@ -475,137 +360,6 @@ def test_other_zones_are_left_out(peer: Peer, events: FlowEvents) -> None:
     assert list(events.dump()) == []
     deliver(client, 443)
     assert one(events, True).client == end_of(client)
-
-
-def heard(events: FlowEvents) -> int:
-    """How many messages the kernel has let through."""
-    count = 0
-    with contextlib.suppress(BlockingIOError):
-        while events._sock.recv(8192):
-            count += 1
-    return count
-
-
-RANGES = {
-    "one port": ((443, 443), (20500, 20503)),
-    "a hundred ranges": ((443, 443), *((20000 + 10 * n, 20003 + 10 * n) for n in range(100))),
-    "too many ranges": ((443, 443), (20500, 20503), *((p, p) for p in range(30000, 60000, 2))),
-    "all ports": (),
-}
-
-
-@pytest.mark.parametrize("ranges", list(RANGES))
-@BOTH
-def test_what_is_let_through(peer: Peer, ranges: str, family: socket.AddressFamily) -> None:
-    stranger = {socket.AF_INET: "10.96.0.1", socket.AF_INET6: "fd96::1"}[family]
-    add_address(stranger)
-    with peer.entered():
-        run("ip", "route", "add", stranger, "via", US[family])
-    events = FlowEvents(ends_of(RANGES[ranges]))
-    assert events.filtered is (ranges != "too many ranges")
-    us, them = US[family], THEM[family]
-
-    every = ranges == "all ports"
-    # from whom, to whom, whether it is worth an event
-    cases = [
-        ((them, 5001), (us, 443), True),
-        ((them, 5002), (us, 20500), True),
-        ((them, 5003), (us, 20503), True),
-        ((them, 5004), (us, 20504), every),
-        ((them, 5005), (us, 444), every),
-        # To an address of this host that is none of ours (a container's, say).
-        ((them, 5006), (stranger, 443), False),
-        # The proxy's own connections: a remote port is no service of ours.
-        ((us, 5007), (them, 443), every),
-        ((stranger, 5008), (them, 443), False),
-        ((stranger, 443), (them, 5009), False),
-        # Our side speaks first.
-        ((us, 443), (them, 5010), True),
-        ((us, 20503), (them, 5011), True),
-        ((us, 20504), (them, 5012), every),
-    ]
-    for source, to, wanted in cases:
-        if to[0] == them:
-            with socket.socket(family, socket.SOCK_DGRAM) as ours:
-                ours.bind(source)
-                ours.sendto(b"x", to)
-            client, end = to, source
-        else:
-            with peer.udp(family, source[1]) as theirs:
-                deliver(theirs, to[1], to[0])
-            client, end = source, to
-        expected = FlowSeen(
-            packed(family, *client), bytes((UDP,)) + packed(family, *end), 0, 0, 0, False
-        )
-        assert drain(events) == ([(True, expected)] if wanted else []), (source, to)
-    run("conntrack", "-F")
-    count = heard(events)
-    if events.filtered:
-        assert count == sum(wanted for *_, wanted in cases)
-    else:
-        assert count >= len(cases)
-    events.close()
-
-
-def test_a_filter_is_replaced_while_listening(peer: Peer, events: FlowEvents) -> None:
-    clients = [peer.udp(socket.AF_INET) for _ in range(2)]
-
-    def send() -> list[bytes]:
-        for client, port in zip(clients, (443, 30000), strict=True):
-            deliver(client, port)
-        found = [flow.client for _, flow in drain(events)]
-        run("conntrack", "-F")
-        drain(events)
-        return found
-
-    ends = [end_of(client) for client in clients]
-    assert send() == ends[:1]
-    events.set_ends(ends_of(((30000, 30000),)))
-    assert events.filtered
-    assert send() == ends[1:]
-    events.set_ends(ServiceEnds(((30000, 30000),), [socket.inet_aton("10.96.0.9")]))
-    assert send() == []
-    assert heard(events) == 0
-    events.set_ends(ends_of(tuple((port, port) for port in range(2, 60000, 2))))
-    assert not events.filtered
-    assert send() == ends[1:]
-    events.set_ends(ends_of(()))
-    assert events.filtered
-    assert send() == ends
-
-
-def test_a_filter_for_which_there_is_no_memory_is_left_out(peer: Peer) -> None:
-    limit = Path("/proc/sys/net/core/optmem_max")
-    if not limit.exists():
-        pytest.skip("net.core.optmem_max is the whole machine's before Linux 6.9")
-
-    def ranges(first: int, count: int) -> ServiceEnds:
-        return ends_of(tuple((first + 10 * n, first + 10 * n) for n in range(count)))
-
-    limit.write_text("20480")
-    events = FlowEvents(ranges(443, 500))
-    assert events.filtered
-    first, second = peer.udp(socket.AF_INET), peer.udp(socket.AF_INET)
-
-    def send() -> list[bytes]:
-        deliver(first, 443)
-        deliver(second, 444)
-        run("conntrack", "-F")
-        return [flow.client for new, flow in drain(events) if new]
-
-    assert send() == [end_of(first)]
-    # There is room for one of these, not for the old and the new one.
-    events.set_ends(ranges(444, 500))
-    assert events.filtered
-    assert send() == [end_of(second)]
-    events.set_ends(ranges(443, 1000))
-    assert not events.filtered
-    assert send() == [end_of(first)]
-    events.close()
-    events = FlowEvents(ranges(444, 1000))
-    assert not events.filtered
-    assert send() == [end_of(second)]
-    events.close()
 
 
 def test_without_the_right_to_listen_it_says_so(namespace: None) -> None:

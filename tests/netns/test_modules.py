@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from checkout import PLUGINS
+
 from .harness import Client, Node, Pipe, eventually
 
-MODULES = Path(__file__).resolve().parents[2] / "plugins" / "modules"
+MODULES = PLUGINS / "modules"
 
 Run = Callable[..., dict[str, Any]]
 

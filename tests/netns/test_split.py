@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from vff_qos.commands import bootstrap
-from vff_qos.core.htb import UNCLASSIFIED_MINOR, Node, user_class
+from vff_qos.core.htb import UNCLASSIFIED_MINOR, NodeCapacity, user_class
 from vff_qos.core.settings import Settings
 from vff_qos.errors import Refused
 from vff_qos.kernel.packed import tc
@@ -48,7 +48,7 @@ while True:
 def add_users(*minors: int) -> tc.Tc:
     """Their classes on the WAN device."""
     classes = tc.Tc()
-    params = user_class(_CEIL_BPS, node=Node(_CEIL_BPS))
+    params = user_class(_CEIL_BPS, node=NodeCapacity(_CEIL_BPS))
     for minor in minors:
         key = tc.ClassKey(socket.if_nametoindex(WAN), 0x5100, minor)
         classes.apply(tc.add_class(key, 1, params, "pfifo"))

@@ -151,7 +151,7 @@ def _explain(node: Node, args: argparse.Namespace) -> int:
 
 
 def _order(node: Node, args: argparse.Namespace) -> int:
-    from .commands.overrides import give_order
+    from .commands.limit import give_order
     from .core.units import parse_duration
 
     entry: dict[str, Any] | None = {"unlimit": {"unlimited": True}, "block": {"blocked": True}}.get(

@@ -13,7 +13,7 @@ from .core.htb import (
     CEIL_MINOR,
     PARKED_PRIO,
     HtbClass,
-    Node,
+    NodeCapacity,
     guarantee_shift,
     leaf_target_us,
     same_class,
@@ -61,8 +61,8 @@ class Classes:
         self.policy = policy
         self.overrides = Overrides((), policy)
         self._settings, self._tc, self._clock = settings, tc, clock
-        self._node = Node(settings.node_ceil_bps, policy.max_weight)
-        self._params: dict[tuple[Limits, int, Node], Both] = {}
+        self._node = NodeCapacity(settings.node_ceil_bps, policy.max_weight)
+        self._params: dict[tuple[Limits, int, NodeCapacity], Both] = {}
         self._made: set[int] = set()
         # Leaves that are not the node's: what the kernel has there, empty for none.
         self._other_leaf: dict[int, str] = {}

@@ -114,8 +114,8 @@ def splits(ceil_bps: int) -> bool:
     return ceil_bps <= _MAX_SPLIT_BPS
 
 
-class Node(NamedTuple):
-    """What the users' classes of a node have in common.
+class NodeCapacity(NamedTuple):
+    """What the users' classes of a node have to share.
 
     ``max_weight``: the largest weight that the policy gives; ``shift``: guarantees that the policy
     names are halved so many times, see `guarantee_shift`.
@@ -132,7 +132,7 @@ def user_class(
     prio: int = 0,
     guaranteed_bps: int | None = None,
     cburst_bytes: int | None = None,
-    node: Node = Node(),  # noqa: B008 (immutable)
+    node: NodeCapacity = NodeCapacity(),  # noqa: B008 (immutable)
 ) -> HtbClass:
     """The class of one user whose limit is ``limit_bps``.
 
@@ -159,7 +159,7 @@ def user_class(
     )
 
 
-def leaf_target_us(limit_bps: int, node: Node = Node()) -> int:  # noqa: B008 (immutable)
+def leaf_target_us(limit_bps: int, node: NodeCapacity = NodeCapacity()) -> int:  # noqa: B008 (immutable)
     """CoDel's target of a user's leaf: 5 ms, or longer where a packet waits longer without a queue.
 
     A frame waits for the one before it, and on a full node for the turns of others.  CoDel would

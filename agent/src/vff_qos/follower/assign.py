@@ -3,6 +3,8 @@
 Order within one round: hear what the kernel says of flows, let each claim meet its flow, judge,
 save new owners, make their classes, set the marks.  A mark never names a class that is not there,
 and a crash between two steps leaves nothing that the next start does not adopt.
+
+Longer than 400 lines: the steps of one round share what they know of its flows.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ until a minute or two of silence, so old and new are read side by side.
 
 No line is left out because of its age.  Its stamp may be a stranger's, and of an unknown zone; so
 ``window`` says between which looks at the file it was written.
+
+Longer than 400 lines: rotation, restart and the window share the state of the held descriptors.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from inotify_simple import flags as inotify_flags
 
 from ..core.claims.accesslog import Claim, Counters, Scanner, Stranger
 from ..core.claims.lines import Assembler
-from ..core.claims.rotation import FINGERPRINT_BYTES, Change, Identity, judge_change
+from ..core.claims.rotation import FINGERPRINT_BYTES, FileChange, Identity, judge_change
 from ..errors import SourceError
 from .clock import Clock
 
@@ -142,7 +144,7 @@ class _Tail:
         first = os.pread(self.fd, FINGERPRINT_BYTES, 0)
         size = os.fstat(self.fd).st_size
         held = Identity(self.device, self.inode, self.fingerprint)
-        return judge_change(held, self.offset, size, first, None) is Change.TRUNCATED
+        return judge_change(held, self.offset, size, first, None) is FileChange.TRUNCATED
 
     def checkpoint(self, clock: Clock) -> dict[str, Any]:
         """Where to go on."""

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from kernel_events import Kernel
+
+from unit.core.flows.kernel_events import Kernel
 
 
 @pytest.fixture

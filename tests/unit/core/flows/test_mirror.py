@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from kernel_events import (
+
+from unit.core.flows.kernel_events import (
     ALICE,
     BOB,
     ESTABLISHED,
@@ -19,7 +20,6 @@ from kernel_events import (
     ours,
     seen,
 )
-
 from vff_qos.core.claims.trust import DOUBTED, PLAIN, WEAK
 from vff_qos.core.flow import Flow
 from vff_qos.core.flows import mirror as mirrors

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from kernel_events import (
+
+from unit.core.flows.kernel_events import (
     ALICE,
     BOB,
     MAJOR,
@@ -16,7 +17,6 @@ from kernel_events import (
     ours,
     seen,
 )
-
 from vff_qos.core.claims.trust import DOUBTED, WEAK
 from vff_qos.core.flows.mirror import Heard, Mirror
 from vff_qos.core.flows.record import (

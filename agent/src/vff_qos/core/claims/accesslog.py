@@ -23,6 +23,8 @@ How far a stranger's text reaches, seen in Xray 26.7 and 26.10 or read in the so
 | an URL (HTTP inbound) | no control characters, no spaces | any |
 | a path in the error log, where that shares the stream (no account needed) | yes | 12,288 |
 | a name in the error log, there printed twice | yes | 2 x 8,191 |
+
+Longer than 400 lines: one grammar, and the table above holds for all of it.
 """
 
 from __future__ import annotations
@@ -171,8 +173,8 @@ _TORN = re.compile(
 NOBODY_KNOWS = b"?"
 
 
-class Source(NamedTuple):
-    """Where a flow comes from: 0, TCP or UDP as the line's prefix says; packed address; port."""
+class Endpoint(NamedTuple):
+    """One end of a flow: 0, TCP or UDP as the text's prefix says; packed address; port."""
 
     proto: int
     address: bytes
@@ -201,9 +203,9 @@ class Claim(NamedTuple):
     tainted: bool
     time: bytes
     position: int = 0
-    local: Source | None = None
+    local: Endpoint | None = None
     author: bytes = NOBODY_KNOWS
-    end: Source | None = None
+    end: Endpoint | None = None
 
 
 #: Half the cost of Claim(...).
@@ -232,7 +234,7 @@ class Counters:
     torn: int = 0
 
 
-def parse_source(text: bytes) -> Source | None:
+def parse_source(text: bytes) -> Endpoint | None:
     """A claim's source; None if it names no flow (port 0 comes from a header, not a socket).
 
     IPv4-mapped IPv6 becomes IPv4, as conntrack sees it.
@@ -252,7 +254,7 @@ def parse_source(text: bytes) -> Source | None:
             address = socket.inet_pton(socket.AF_INET, host.decode())
     except OSError:
         return None
-    return Source(proto, address, port) if 0 < port < 65_536 else None
+    return Endpoint(proto, address, port) if 0 < port < 65_536 else None
 
 
 def client_end(claim: Claim) -> bytes | None:
@@ -280,7 +282,7 @@ def client_end(claim: Claim) -> bytes | None:
     return address + port.to_bytes(2, "big") if 0 < port < 65_536 else None
 
 
-def pack_end(end: Source) -> bytes:
+def pack_end(end: Endpoint) -> bytes:
     """Address and port of an end as one key."""
     return end.address + end.port.to_bytes(2, "big")
 
@@ -302,10 +304,10 @@ def taint_authors(claim: Claim) -> list[bytes]:
 
 def spellings_of(client: bytes) -> tuple[bytes, bytes, bytes]:
     """How an engine writes a client's packed end: bare, ``tcp:`` and ``udp:``."""
-    return spellings(Source(0, client[:-2], int.from_bytes(client[-2:], "big")))
+    return spellings(Endpoint(0, client[:-2], int.from_bytes(client[-2:], "big")))
 
 
-def spellings(source: Source) -> tuple[bytes, bytes, bytes]:
+def spellings(source: Endpoint) -> tuple[bytes, bytes, bytes]:
     """How an engine writes a source: bare, ``tcp:`` and ``udp:``.  A forger may write others."""
     if len(source.address) == 4:
         host = socket.inet_ntop(socket.AF_INET, source.address)

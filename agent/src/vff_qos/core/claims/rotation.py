@@ -8,8 +8,8 @@ from typing import NamedTuple
 FINGERPRINT_BYTES = 256
 
 
-class Change(Enum):
-    """What happened to the file behind a held descriptor."""
+class FileChange(Enum):
+    """What happened to the file that a descriptor holds open."""
 
     KEEP = "same file, read on"
     TRUNCATED = "same inode, written anew from the start"
@@ -27,7 +27,7 @@ class Identity(NamedTuple):
 
 def judge_change(
     held: Identity, offset: int, size: int, first_bytes: bytes, at_path: tuple[int, int] | None
-) -> Change:
+) -> FileChange:
     """Compare a held file (read up to ``offset``) with what is there now.
 
     ``size`` and ``first_bytes`` are of the held descriptor, ``at_path`` is (device, inode) of
@@ -35,9 +35,9 @@ def judge_change(
     tell.
     """
     if size < offset or not first_bytes.startswith(held.fingerprint):
-        return Change.TRUNCATED
+        return FileChange.TRUNCATED
     if at_path is None:
-        return Change.GONE
+        return FileChange.GONE
     if at_path != (held.device, held.inode):
-        return Change.ROTATED
-    return Change.KEEP
+        return FileChange.ROTATED
+    return FileChange.KEEP

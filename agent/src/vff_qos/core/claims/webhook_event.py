@@ -17,7 +17,7 @@ import re
 from enum import Enum
 from typing import Any, NamedTuple
 
-from .accesslog import Claim, Source, pack_end, parse_source
+from .accesslog import Claim, Endpoint, pack_end, parse_source
 
 #: An engine gives up a POST after 5 s; an older one lay in a queue, and its tuple may be reused.
 MAX_AGE_S = 60.0
@@ -114,13 +114,13 @@ def _email(text: str) -> bytes | None:
     return email if len(email) <= _MAX_EMAIL_BYTES else None
 
 
-def _end(text: str | None) -> Source | None:
+def _end(text: str | None) -> Endpoint | None:
     if text is None or not _END.fullmatch(text):
         return None
     return parse_source(text.encode())
 
 
-def _key(end: Source, local: Source | None) -> bytes:
+def _key(end: Endpoint, local: Endpoint | None) -> bytes:
     """What tells the flows of claims apart: what is known of both ends.
 
     The prefix of the client's says what the flow within the tunnel is, and nothing of this one.

@@ -6,6 +6,8 @@ born after a word is not meant by it.
 
 Pure: events and times come in, what is to be done to the kernel goes out.  Times are seconds of a
 clock that never goes back.
+
+Longer than 400 lines: what is known of flows is one state, and every event changes several parts.
 """
 
 from __future__ import annotations

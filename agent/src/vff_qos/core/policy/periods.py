@@ -6,7 +6,7 @@ import calendar
 from array import array
 from datetime import date, datetime, timedelta, tzinfo
 
-from .terms import DAY, VOLUME, Rule
+from .terms import DAY, VOLUME, FairUseRule
 
 #: Per window: 24 h in hours, 15 min in 37.5 s.
 BUCKETS = 24
@@ -25,7 +25,7 @@ class Window:
 
     __slots__ = ("_at", "_cells", "_unit", "_width_s")
 
-    def __init__(self, rule: Rule, cells: array[int], number: int = 0) -> None:
+    def __init__(self, rule: FairUseRule, cells: array[int], number: int = 0) -> None:
         """The ``number``-th window of ``cells``; ``rule`` says how long it is."""
         self._cells, self._at = cells, number * CELLS
         self._width_s = rule.window_s / BUCKETS

@@ -23,7 +23,7 @@ _MIN_BYTES, _MAX_BYTES = 10**6, 10**15
 _MIN_SHARE, _MAX_SHARE = 10, 99
 
 
-class Rule(NamedTuple):
+class FairUseRule(NamedTuple):
     """One entry of a plan's ``fair_use``.
 
     ``threshold`` is in bytes (VOLUME) or percent of the user's limit (RATE, one direction).
@@ -83,10 +83,10 @@ class Quota(NamedTuple):
 class Terms:
     """What a plan says about use."""
 
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[FairUseRule, ...] = ()
     quota: Quota | None = None
 
-    def rule(self, text: str) -> Rule | None:
+    def rule(self, text: str) -> FairUseRule | None:
         """The rule of this text, if there is one."""
         return next((rule for rule in self.rules if rule.text == text), None)
 
@@ -107,7 +107,7 @@ def parse_terms(
 
     ``plans`` are the names a rule may lead to.  Raises ConfigError.
     """
-    rules: list[Rule] = []
+    rules: list[FairUseRule] = []
     listed = entry.get("fair_use", [])
     if not isinstance(listed, list):
         raise doc.fail((*path, "fair_use"), "must be a list of rules")
@@ -123,7 +123,9 @@ def parse_terms(
     return Terms(tuple(rules), quota)
 
 
-def _rules(doc: Document, path: tuple[str, ...], value: Any, plans: Collection[str]) -> list[Rule]:
+def _rules(
+    doc: Document, path: tuple[str, ...], value: Any, plans: Collection[str]
+) -> list[FairUseRule]:
     """One entry; one about rates in both directions is two rules."""
     keys = ("more_than", "within", "above", "during", "direction", "then", "for")
     entry = doc.check_keys(path, value, keys)
@@ -140,7 +142,7 @@ def _rules(doc: Document, path: tuple[str, ...], value: Any, plans: Collection[s
     for_s = _span(doc, (*path, "for"), entry["for"])
     if what == "more_than":
         size = _volume(doc, (*path, what), entry[what])
-        return [Rule(VOLUME, size, window_s, direction, then, for_s)]
+        return [FairUseRule(VOLUME, size, window_s, direction, then, for_s)]
     share = str(entry[what]).strip()
     number = share[:-1].rstrip()
     if (
@@ -153,7 +155,7 @@ def _rules(doc: Document, path: tuple[str, ...], value: Any, plans: Collection[s
             f"{entry[what]!r} is not a share of the limit; allowed: {_MIN_SHARE}% to {_MAX_SHARE}%",
         )
     directions = (UPLOAD, DOWNLOAD) if direction == BOTH else (direction,)
-    return [Rule(RATE, int(number), window_s, one, then, for_s) for one in directions]
+    return [FairUseRule(RATE, int(number), window_s, one, then, for_s) for one in directions]
 
 
 def _quota(doc: Document, path: tuple[str, ...], value: Any, plans: Collection[str]) -> Quota:

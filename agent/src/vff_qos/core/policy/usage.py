@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from ..units import format_volume
 from .model import Limits
 from .periods import CELLS, Period, Window, period
-from .terms import DOWNLOAD, RATE, UPLOAD, VOLUME, Quota, Rule, Terms
+from .terms import DOWNLOAD, RATE, UPLOAD, VOLUME, FairUseRule, Quota, Terms
 
 #: Name of the quota among a user's penalties, and the origin of its override.
 QUOTA = "quota"
@@ -41,7 +41,7 @@ _LONGEST_S = 31 * 86_400
 
 
 class Penalty(NamedTuple):
-    """A rule that has fired.  Times in seconds since the epoch, ``used`` as in Rule.full."""
+    """A rule that has fired.  Times in seconds since the epoch, ``used`` as in FairUseRule.full."""
 
     since: float
     until: float
@@ -279,7 +279,7 @@ class Ledger:
             origin = rule_origin(rule.text)
             yield Change(key, origin, True, rule.amount(used), penalty, rule.then)
 
-    def _amount(self, rule: Rule, limits: Limits, moved: tuple[int, int]) -> int:
+    def _amount(self, rule: FairUseRule, limits: Limits, moved: tuple[int, int]) -> int:
         """What the last interval adds to a rule's window: bytes, or ms at the limit."""
         if rule.kind == VOLUME:
             return _directed(rule.direction, moved)

@@ -31,8 +31,8 @@ _NFT_KINDS = {0, 2, 3, 5, 6, 8}
 _OUR_TABLE = TABLE.encode() + b"\0"
 
 
-class Heard:
-    """What was heard since the last look."""
+class Changed:
+    """What others may have changed since the last look."""
 
     def __init__(self) -> None:
         #: Somebody may have changed our links, qdiscs, classes, filters or our table.
@@ -89,9 +89,9 @@ class Monitor:
         self._route.close()
         self._nft.close()
 
-    def listen(self) -> Heard:
+    def listen(self) -> Changed:
         """Read what is there.  A lost message (ENOBUFS) counts as every one but a lost IFB."""
-        heard = Heard()
+        heard = Changed()
         for sock in (self._route, self._nft):
             while True:
                 try:
@@ -106,7 +106,7 @@ class Monitor:
                 self._look(data, heard, sock is self._nft)
         return heard
 
-    def _look(self, data: bytes, heard: Heard, nft: bool) -> None:
+    def _look(self, data: bytes, heard: Changed, nft: bool) -> None:
         offset = 0
         while offset + HEADER.size <= len(data):
             length, kind, _flags, _seq, port = HEADER.unpack_from(data, offset)

@@ -1,0 +1,128 @@
+"""What `make docs` writes: docs/VARIABLES.md, and the tree in docs/ARCHITECTURE.md.
+
+The page of variables comes from the role's argument specs and defaults, the tree from the first
+sentence of each module's docstring.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from checkout import AGENT, DOCS, ROLE
+
+VARIABLES = DOCS / "VARIABLES.md"
+ARCHITECTURE = DOCS / "ARCHITECTURE.md"
+_HEAD = """\
+# Variables of the role
+
+<!-- Made by `make docs` from roles/qos/meta/argument_specs.yml and defaults/main.yml. -->
+
+{about}
+
+`ansible-doc -t role vff.qos.qos` says the same in a terminal. Plans, patterns, weights, fair use
+and quotas: [POLICY.md](POLICY.md). Sources of identities: [IDENTITIES.md](IDENTITIES.md).
+"""
+
+
+def _plain(text: str | list[str]) -> str:
+    """Ansible's markup as Markdown."""
+    joined = text if isinstance(text, str) else " ".join(text)
+    marked = re.sub(r"\b[VCO]\(([^()]*)\)", r"`\1`", " ".join(joined.split()))
+    return marked.replace("|", "\\|")
+
+
+#: Ansible's types in words.
+_TYPES = {"str": "text", "int": "number", "bool": "true, false", "dict": "mapping",
+          "raw": "list or text"}  # fmt: skip
+
+
+def _values(option: dict[str, Any]) -> str:
+    if choices := option.get("choices"):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    return _TYPES.get(option["type"], option["type"])
+
+
+def _default(value: object) -> str:
+    """As it is written in YAML; a default that is another variable is that variable."""
+    if isinstance(value, str):
+        other = re.fullmatch(r"\{\{ (.*) \}\}", value)
+        value = other[1] if other else value
+        return f"`{value}`" if value else "empty"
+    return f"`{json.dumps(value)}`"
+
+
+def _groups() -> list[tuple[str, list[str]]]:
+    """(heading, variables): as the comments of defaults/main.yml have them."""
+    groups: list[tuple[str, list[str]]] = []
+    for block in (ROLE / "defaults" / "main.yml").read_text().split("\n\n")[1:]:
+        heading = re.match(r"# (.+)\n", block)
+        assert heading, f"a group of defaults/main.yml without a heading: {block!r}"
+        groups.append((heading[1], re.findall(r"^(qos_\w+):", block, re.M)))
+    return groups
+
+
+def variables() -> str:
+    """The page of variables."""
+    specs = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())
+    main = specs["argument_specs"]["main"]
+    parts = [_HEAD.format(about="\n".join(_plain(line) for line in main["description"]))]
+    for heading, names in _groups():
+        parts.append(f"## {heading}\n")
+        parts.append("| variable | values | default | |\n|---|---|---|---|")
+        for name in names:
+            option = main["options"][name]
+            cells = (_values(option), _default(option["default"]), _plain(option["description"]))
+            parts.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+_TREE = re.compile(
+    r"(?<=<!-- the tree: made by `make docs` -->\n).*?(?=<!-- end of the tree -->)", re.S
+)
+
+
+def _summary(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    # pyroute2's plug-ins begin with a heading, as its own do.
+    first = re.sub(r"^\S+\n\++\n\n", "", doc).partition("\n\n")[0]
+    return (
+        re.split(r"(?<=\.)\s\s?(?=[A-Z])", " ".join(first.split()))[0]
+        .rstrip(".")
+        .replace("``", "`")
+    )
+
+
+def _rows(directory: Path) -> list[str]:
+    """A table of a package's modules, then those of the packages in it."""
+    root = AGENT / "vff_qos"
+    name = "/".join(directory.relative_to(root.parent).parts)
+    rows = [f"**`{name}/`** {_summary(directory / '__init__.py')}\n", "| module | |", "|---|---|"]
+    files = [p for p in sorted(directory.glob("*.py")) if not p.name.startswith("__")]
+    if files:
+        rows += [f"| `{path.name}` | {_summary(path)} |" for path in files] + [""]
+    else:
+        del rows[1:]
+    for package in sorted(p.parent for p in directory.glob("*/__init__.py")):
+        rows += _rows(package)
+    return rows
+
+
+def architecture() -> str:
+    """ARCHITECTURE.md with the tree as it is now."""
+    tree = "\n".join(["", *_rows(AGENT / "vff_qos")]) + "\n"
+    text, count = _TREE.subn(lambda _: tree, ARCHITECTURE.read_text())
+    assert count == 1, "ARCHITECTURE.md has no place for the tree"
+    return text
+
+
+if __name__ == "__main__":
+    VARIABLES.write_text(variables())
+    ARCHITECTURE.write_text(architecture())

@@ -1,0 +1,115 @@
+"""Settings: what is allowed, and one clear line for what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from vff_qos.core.settings import merge_ranges, parse_settings, salvage_settings
+from vff_qos.errors import ConfigError
+
+
+def test_settings_have_defaults_for_everything() -> None:
+    assert parse_settings(b"", "s") == parse_settings(b"if_wan: auto\n", "s")
+
+
+def test_all_settings_are_read() -> None:
+    settings = parse_settings(
+        b"""if_wan: eth0
+if_ifb: up0
+handle: "42"
+service_ports: [443, "20000-20100", 8443]
+wan_ceil: 10gbit
+unclassified_download: 1gbit
+leaf: cake
+take_foreign_root: true
+identity_source: file
+xray_access_log_path: /a
+gc_idle_sec: 5
+gc_min_age_sec: 6
+gc_check_conntrack: false
+gc_pool_min: 3
+gc_pool_max: 7
+""",
+        "s",
+    )
+    assert (settings.wan, settings.ifb, settings.major) == ("eth0", "up0", 0x42)
+    assert settings.service_ports == ((443, 443), (8443, 8443), (20000, 20100))
+    assert settings.unclassified_upload_bps == 10**10
+    assert settings.unclassified_download_bps == 10**9
+    assert (settings.gc.idle_s, settings.gc.pool_min, settings.gc.pool_max) == (5, 3, 7)
+    assert parse_settings(b"service_ports: all", "s").service_ports == ()
+    assert parse_settings(b"gc_pool_max: 64", "s").gc.pool_min == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"if_wan: eth0\nlief: cake", "s:2: lief: unknown key; did you mean 'leaf'"),
+        (b"leaf: red", "s:1: leaf: 'red' is not one of fq_codel, pfifo, cake"),
+        (b"\n\ngc_idle_sec: soon", "s:3: gc_idle_sec: 'soon' is not a whole number"),
+        (b"gc_pool_min: -1", "s:1: gc_pool_min: -1 is not a whole number from 0 to 65000"),
+        (b"service_ports: [443, 99999]", "s:1: service_ports.1: 99999 is not a port"),
+        (b"service_ports: [20-10]", "is not a port"),
+        (b"service_ports: []", "must be 'all' or a list"),
+        (b"handle: ffff", "s:1: handle: 'ffff' is not a hex number from 10 to 7fff"),
+        (b"if_wan: a/b", "is not an interface name"),
+        (b"xray_access_log_path: access.log", "is not an absolute path"),
+        (b"wan_ceil: quick", "s:1: wan_ceil: 'quick' is not a rate; allowed"),
+        (b"take_foreign_root: perhaps", "is not true or false"),
+        (b"leaf: cake\nleaf: cake", "s:2: leaf: stands twice"),
+        (b"- a\n- b", "must be a mapping"),
+        (b"a: [", "not valid YAML"),
+        (b"leaf:\n " + b"[" * 100 + b"]" * 100, "s:2: is nested too deeply"),
+        # Newer versions of PyYAML refuse this by themselves.
+        (b"leaf:\n " + b"[" * 3_000 + b"]" * 3_000, "nest"),
+        (b"a: \0", "not valid YAML"),
+        (b"\xff\xfe\xfd", "not valid YAML"),
+        (b"if_wan: !!python/object:os.system x", "not valid YAML"),
+        (b"{a: b}: c", "a key must be a plain word"),
+        (b"if_wan: a\n---\nif_wan: b", "s:2: holds more than one document"),
+        (b"if_wan: a\nif_ifb: *b", "s:2: if_ifb: there is no anchor 'b' before this"),
+        (b"service_ports: &a [*a]", "service_ports.0: there is no anchor 'a' before this"),
+        (b"gc_idle_sec: &g 5\nleaf: *g", "s:2: leaf: 5 is not one of"),
+    ],
+)
+def test_bad_settings_name_file_line_key_and_what_is_allowed(text: bytes, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(text, "s")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_anchors_stand_for_their_value() -> None:
+    text = b"wan_ceil: &rate 1gbit\nunclassified_upload: *rate\nunclassified_download: !!str 5mbit"
+    settings = parse_settings(text, "s")
+    assert settings.unclassified_upload_bps == 10**9
+    assert settings.unclassified_download_bps == 5 * 10**6
+
+
+def test_port_ranges_never_overlap() -> None:
+    assert merge_ranges([(5, 9), (1, 3), (4, 4), (20, 30), (25, 26)]) == ((1, 9), (20, 30))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"if_wan: eth7\nhandle: '4711'\nif_ifb: up0\nleef: cake\nservice_ports: [443]\n",
+        b"if_wan: eth7\nhandle: '4711'\nleaf: cake: pfifo\nif_ifb: up0\n",
+        b"if_wan: eth7\n\tleaf: cake\nhandle: 4711\nif_ifb: up0\n",
+        b"{if_wan: eth7, handle: '4711', if_ifb: up0, gc_idle_sec: soon}",
+        b"service_ports:\n- 443\n - 444\nif_wan: eth7\nhandle: '4711'\nif_ifb: up0\n",
+        b"wan_ceil: quick\nif_wan: eth7\nhandle: '4711'\nif_ifb: up0\nif_ifb: up0\nif_wan: '*'\0",
+    ],
+)
+def test_what_lifts_limits_finds_the_names_of_our_objects_in_a_file_with_mistakes(
+    text: bytes,
+) -> None:
+    with pytest.raises(ConfigError):
+        parse_settings(text, "s")
+    found = salvage_settings(text)
+    assert (found.wan, found.ifb, found.major) == ("eth7", "up0", 0x4711)
+
+
+@pytest.mark.parametrize("text", [b"", b"\0\xff\xfe", b"[[[[", b"- a\n- b\n", b"handle: zz\n"])
+def test_what_cannot_be_read_at_all_gives_the_defaults(text: bytes) -> None:
+    assert salvage_settings(text) == parse_settings(b"", "s")

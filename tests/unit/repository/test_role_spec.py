@@ -1,0 +1,138 @@
+"""The role's defaults, their documentation and the agent's own defaults say the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import made_docs
+from checkout import ROLE, ROOT
+from vff_qos.commands.disable import UNITS
+from vff_qos.config import Paths
+from vff_qos.core.policy.model import Policy
+from vff_qos.core.settings import KEYS, LEAVES, SOURCES, Settings
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+DEFAULTS: dict[str, Any] = load(ROLE / "defaults" / "main.yml")
+OPTIONS: dict[str, Any] = load(ROLE / "meta" / "argument_specs.yml")["argument_specs"]["main"][
+    "options"
+]
+
+
+def test_every_variable_is_documented_and_every_documented_variable_exists() -> None:
+    assert sorted(DEFAULTS) == sorted(OPTIONS)
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS))
+def test_the_documented_default_is_the_default(name: str) -> None:
+    assert OPTIONS[name]["default"] == DEFAULTS[name]
+    assert type(OPTIONS[name]["default"]) is type(DEFAULTS[name])
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_every_variable_says_what_it_is(name: str) -> None:
+    assert OPTIONS[name]["type"]
+    assert OPTIONS[name]["description"]
+
+
+def test_the_role_offers_what_the_agent_knows() -> None:
+    assert OPTIONS["qos_leaf"]["choices"] == list(LEAVES)
+    assert OPTIONS["qos_identity_source"]["choices"] == list(SOURCES)
+
+
+def test_role_and_agent_have_the_same_defaults() -> None:
+    ours, policy = Settings(), Policy()
+    assert DEFAULTS["qos_if_wan"] == ours.wan
+    assert DEFAULTS["qos_if_ifb"] == ours.ifb
+    assert int(DEFAULTS["qos_handle"], 16) == ours.major
+    assert DEFAULTS["qos_vpn_port"] == ours.service_ports[0][0]
+    assert DEFAULTS["qos_leaf"] == ours.leaf
+    assert DEFAULTS["qos_take_foreign_root"] == ours.take_foreign_root
+    assert DEFAULTS["qos_early_shaping"] == ours.early_shaping
+    assert DEFAULTS["qos_flood_guard"] == ours.flood_guard
+    assert DEFAULTS["qos_identity_source"] == ours.source
+    assert DEFAULTS["qos_xray_access_log_path"] == ours.access_log
+    assert DEFAULTS["qos_gc_idle_sec"] == ours.gc.idle_s
+    assert DEFAULTS["qos_gc_min_age_sec"] == ours.gc.min_age_s
+    assert DEFAULTS["qos_gc_check_conntrack"] == ours.gc.check_conntrack
+    assert DEFAULTS["qos_gc_pool_min"] == ours.gc.pool_min
+    assert DEFAULTS["qos_gc_pool_max"] == ours.gc.pool_max
+    assert DEFAULTS["qos_upload_default"] == f"{policy.default.upload_bps // 10**6}mbit"
+    assert DEFAULTS["qos_download_default"] == f"{policy.default.download_bps // 10**6}mbit"
+    assert DEFAULTS["qos_wan_ceil"] == f"{ours.node_ceil_bps // 10**9}gbit"
+
+
+def test_a_key_of_the_settings_is_its_variable_without_qos() -> None:
+    assert {f"qos_{key}" for key in KEYS} <= set(OPTIONS)
+    text: str = load(ROLE / "vars" / "main.yml")["__qos_settings"]
+    written = re.findall(r"^ *'(\w+)': (\w+)(?: \| (?:string|int|bool))?,$", text, re.MULTILINE)
+    assert sorted(key for key, _variable in written) == sorted(KEYS)
+    assert text.count("\n") == len(written) + 1
+    assert all(variable == f"qos_{key}" for key, variable in written)
+
+
+def test_role_and_agent_name_the_same_units_and_places() -> None:
+    written = load(ROLE / "vars" / "main.yml")
+    assert list(UNITS) == ["vff-qos-webhook.socket", *written["__qos_own_units"]]
+    paths = Paths()
+    assert paths.settings == f"{written['__qos_etc']}/settings.yml"
+    assert paths.policy == f"{written['__qos_etc']}/policy.yml"
+    assert paths.policy_dir == f"{written['__qos_etc']}/policy.d"
+    assert paths.disabled == f"{written['__qos_etc']}/disabled-by-hand"
+    assert paths.state_dir == written["__qos_state_dir"]
+
+
+def test_the_page_of_variables_is_what_make_docs_writes() -> None:
+    """Every variable is there, since the specs and the defaults have the same (above)."""
+    assert made_docs.VARIABLES.read_text() == made_docs.variables()
+    listed = re.findall(r"^\| `(qos_\w+)` \|", made_docs.VARIABLES.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(OPTIONS)
+
+
+def test_the_node_and_the_developer_have_the_same_libraries() -> None:
+    node = re.findall(r"^([\w.-]+==[\w.]+) ", (ROLE / "files/requirements.txt").read_text(), re.M)
+    tools = (ROOT / "tests/requirements.txt").read_text().splitlines()
+    assert node
+    assert set(node) <= set(tools)
+
+
+def test_one_version_for_collection_and_agent() -> None:
+    galaxy = load(ROOT / "galaxy.yml")["version"]
+    project = (ROOT / "agent/pyproject.toml").read_text()
+    assert f'version = "{galaxy}"' in project
+
+
+def test_the_preflight_and_the_agent_ask_for_the_same_python() -> None:
+    project = (ROOT / "agent/pyproject.toml").read_text()
+    module = (ROOT / "plugins/modules/qos_preflight.py").read_text()
+    floor = re.search(r"^PYTHON_FLOOR = \((\d+), (\d+)\)$", module, re.M)
+    assert floor
+    assert f'requires-python = ">={floor[1]}.{floor[2]}"' in project
+
+
+def test_the_agent_and_the_preflight_read_the_kernels_answers_with_one_file() -> None:
+    """A link, so that a checkout, an installed collection and a wheel all have the same."""
+    link = ROOT / "agent/src/vff_qos/kernel/rtnetlink.py"
+    assert link.resolve() == ROOT / "plugins/module_utils/rtnetlink.py"
+
+
+def test_what_modprobe_says_does_not_decide_whether_a_unit_starts() -> None:
+    """Where all is built in it finds nothing, and nothing is missing."""
+    lines = [
+        line
+        for path in (ROLE / "templates").glob("*.j2")
+        for line in path.read_text().splitlines()
+        if "modprobe" in line and line.startswith("Exec")
+    ]
+    assert lines
+    for line in lines:
+        prefixes = line.partition("=")[2].partition("/")[0]
+        assert set(prefixes) == {"-", "+"}  # ignore its end; as root

@@ -1,0 +1,266 @@
+"""The access log as a file: rotation, restarts, lines in pieces, distrust."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vff_qos.core.claims.accesslog import MESSAGE_BYTES, NAME_BYTES, Stranger
+from vff_qos.core.claims.lines import MAX_CARRY_BYTES
+from vff_qos.errors import SourceError
+from vff_qos.sources import file as file_module
+from vff_qos.sources.file import FileSource
+
+from .access_log import EPOCH, RAW, Watch, append, line, port, ports, read_all, restarted
+
+# -- which lines --------------------------------------------------------------------------------
+
+
+def test_several_rotations_while_the_agent_is_down_lose_no_line(log: Path) -> None:
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    assert ports(source) == [1]
+    place = source.checkpoint()
+    source.close()
+    append(log, line(2))
+    log.rename(log.with_name("access.log.1"))
+    log.write_bytes(line(3))
+    assert ports(FileSource(str(log), place)) == [2, 3]
+
+
+def test_a_missing_log_is_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "later" / "access.log"
+    source = FileSource(str(log))
+    assert source.read() == []
+    assert source.missing
+    log.parent.mkdir()
+    log.write_bytes(line(1))
+    assert source.tick() is None
+    assert ports(source) == [1]
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SourceError, match="not a regular file"):
+        FileSource(str(tmp_path / "fifo"))
+    (tmp_path / "plain").touch()
+    with pytest.raises(SourceError, match="Not a directory"):
+        FileSource(str(tmp_path / "plain" / "access.log"))
+
+
+@pytest.mark.parametrize("hours", [0, 1, 30])
+def test_a_restart_loses_no_line_however_long_nobody_ran(
+    log: Path, watch: Watch, hours: int
+) -> None:
+    log.write_bytes(line(1))
+    source = FileSource(str(log), clock=watch.clock())
+    assert ports(source) == [1]
+    append(log, line(2, b"1999/01/01 00:00:00"))
+    watch.up += hours * 3_600
+    source = restarted(source, log, watch)
+    assert source.replaying
+    assert ports(source) == [2]
+    assert not source.replaying
+
+
+def test_a_restart_reads_no_more_than_64_mib(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_module, "REPLAY_BYTES", 1_000)
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    assert ports(source) == [1]
+    append(log, b"".join(map(line, range(100, 900))))
+    claims = read_all(restarted(source, log))
+    assert port(claims[-1]) == 899
+    assert sum(len(line(port(claim))) for claim in claims) <= 1_000
+    assert claims[0].tainted
+
+
+def test_a_truncated_log_is_read_from_its_start(log: Path) -> None:
+    log.write_bytes(line(1) + line(2)[:20])
+    source = FileSource(str(log))
+    assert ports(source) == [1]
+    log.write_bytes(line(3))
+    assert ports(source) == [3]
+    # It may be longer again before anybody looks.
+    log.write_bytes(b"".join(line(n, b"2026/11/20 15:49:00") for n in (4, 5, 6)))
+    assert ports(source) == [4, 5, 6]
+    assert source.counters.unparsed == source.counters.torn == 0
+    source = restarted(source, log)
+    log.write_bytes(line(7))
+    assert ports(source) == [7]
+    place = source.checkpoint()
+    source.close()
+    log.write_bytes(line(8, b"2026/11/20 15:50:00") * 2)
+    assert ports(FileSource(str(log), place)) == [8, 8]
+
+
+def test_a_log_that_changed_between_opening_and_reading_is_read_once(log: Path) -> None:
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    log.write_bytes(line(2, b"2026/11/20 15:49:00"))
+    assert ports(source) == [2]
+    append(log, line(3))
+    assert ports(source) == [3]
+
+
+def test_a_step_of_the_clock_closes_no_old_log(log: Path, watch: Watch) -> None:
+    log.write_bytes(line(1))
+    source = FileSource(str(log), clock=watch.clock())
+    assert ports(source) == [1]
+    old = log.with_name("access.log.1")
+    log.rename(old)
+    log.write_bytes(line(2))
+    assert ports(source) == [2]
+    watch.offset += 3_600
+    source.tick()
+    append(old, line(3))
+    assert ports(source) == [3]
+
+
+# -- two writes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [1, 20, 26, 27, 60, len(line(2)) - 1])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_line_in_two_writes_is_whole_whatever_happens_between(
+    log: Path, watch: Watch, cut: int, restart: bool
+) -> None:
+    log.write_bytes(line(1) + line(2)[:cut])
+    source = FileSource(str(log), clock=watch.clock())
+    assert ports(source) == [1]
+    for _ in range(3):
+        watch.up += 700
+        source.tick()
+        assert ports(source) == []
+    if restart:
+        source = restarted(source, log, watch)
+        assert ports(source) == []
+    append(log, line(2)[cut:] + line(3))
+    assert ports(source) == [2, 3]
+    assert source.counters.torn == source.counters.unparsed == 0
+
+
+@given(cuts=st.lists(st.integers(0, MAX_CARRY_BYTES + 30_000), max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_an_endless_line_is_given_up_over_restarts_too(cuts: list[int]) -> None:
+    """A restart within it must not take its rest for a line."""
+    path = Path(f"/dev/shm/vff-qos-test-{os.getpid()}.log")
+    rest = line(666)
+    data = b"x" * (MAX_CARRY_BYTES + 10_000) + rest[:-1] + rest + line(2)
+    edges = sorted({min(cut, len(data)) for cut in cuts} | {len(data)})
+    path.write_bytes(b"")
+    source = FileSource(str(path))
+    got, start = [], 0
+    try:
+        for end in edges:
+            append(path, data[start:end])
+            start = end
+            got += read_all(source)
+            source = restarted(source, path)
+        assert [claim for claim in got if not claim.tainted and claim.email] == []
+        assert [port(claim) for claim in got][-1] == 2
+        assert len(got) == 1 or edges[0] > MAX_CARRY_BYTES
+    finally:
+        source.close()
+        path.unlink()
+
+
+# -- distrust -----------------------------------------------------------------------------------
+
+
+def test_distrust_outlives_a_restart(log: Path) -> None:
+    log.write_bytes(RAW)
+    source = FileSource(str(log))
+    read_all(source)
+    append(log, line(1))
+    source = restarted(source, log)
+    assert [claim.tainted for claim in read_all(source)] == [True]
+    append(log, b"".join(line(1) for _ in range(NAME_BYTES // len(line(1)) + 1)))
+    assert not read_all(restarted(source, log))[-1].tainted
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_distrust_goes_over_into_the_next_file(log: Path, restart: bool) -> None:
+    """A logger that splits at lines may have split a stranger's text."""
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    read_all(source)
+    append(log, RAW * 1_500)  # more than one block
+    log.rename(log.with_name("access.log.1"))
+    log.write_bytes(line(2) * 5)
+    if restart:
+        source = restarted(source, log)
+    else:
+        source.tick()
+    claims = read_all(source)
+    assert [claim.tainted for claim in claims] == [True, True, True, True, False]
+    log.rename(log.with_name("access.log.2"))
+    log.write_bytes(line(3))
+    assert [claim.tainted for claim in read_all(source)] == [False]
+
+
+def test_distrust_stays_with_a_log_that_is_truncated(log: Path) -> None:
+    log.write_bytes(RAW)
+    source = FileSource(str(log))
+    read_all(source)
+    log.write_bytes(line(1))
+    assert [claim.tainted for claim in read_all(source)] == [True]
+
+
+def test_a_first_look_trusts_nothing_that_it_sees_no_beginning_of(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = b"".join(map(line, range(10_000, 12_000)))
+    log.write_bytes(many)
+    assert not any(claim.tainted for claim in read_all(FileSource(str(log))))
+    monkeypatch.setattr(file_module, "FIRST_LOOK_BYTES", 64 << 10)
+    claims = read_all(FileSource(str(log)))
+    assert port(claims[-1]) == 11_999
+    assert len(claims) < 1_400
+    doubted = sum(claim.tainted for claim in claims)
+    assert MESSAGE_BYTES <= doubted * len(line(10_000)) < MESSAGE_BYTES + 200
+    assert claims[0].tainted
+
+
+def test_a_first_look_goes_further_back_after_the_kill_switch(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_module, "FIRST_LOOK_BYTES", 1_000)
+    log.write_bytes(b"".join(map(line, range(10_000, 12_000))))
+    assert len(ports(FileSource(str(log), None, EPOCH))) == 2_000
+
+
+def test_a_checkpoint_of_the_version_before_trusts_nothing_at_once(log: Path) -> None:
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    read_all(source)
+    (place,) = source.checkpoint()
+    old = {key: place[key] for key in ("device", "inode", "offset", "fingerprint")}
+    append(log, line(2))
+    again = FileSource(str(log), [old])
+    assert [(port(claim), claim.tainted) for claim in again.read()] == [(2, True)]
+    assert again.window[0] == -math.inf
+
+
+def test_strangers_are_told_of_once(log: Path) -> None:
+    log.write_bytes(RAW)
+    source = FileSource(str(log))
+    source.read()
+    assert source.strangers == [Stranger(b"9.9.9.9:9", False)]
+    source.read()
+    assert source.strangers == []
+
+
+def test_no_two_files_share_positions(log: Path) -> None:
+    """What follows free text is known by its position."""
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    first = read_all(source)
+    log.rename(log.with_name("access.log.1"))
+    log.write_bytes(line(2))
+    assert abs(read_all(source)[0].position - first[0].position) > 1 << 40

@@ -2,6 +2,8 @@
 
 ``python -m lab_tests.scenario STEP``; each step works on the node that ``up`` has booted, and fails
 with what it expected and what it saw.
+
+Longer than 500 lines: one function for each step, which molecule calls by name.
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ from lab.users import User, devices
 from vff_qos.core.flow import Flow
 from vff_qos.state import State
 
-from .harness import eventually
-from .test_engine import (
+from .engine_node import (
     ATTACKER_IPV4,
     FORGERS,
     RACER,
@@ -30,6 +29,7 @@ from .test_engine import (
     forged_name,
     vless_request,
 )
+from .harness import eventually
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"

@@ -358,7 +358,7 @@ BREAKS = [
     # The clients' network stays where it is, so that traffic goes on.
     (
         "default route moved",
-        "ip link add alt0 type dummy; ip link set alt0 up; "
+        "ip link add alt0 type veth peer name far0; ip link set far0 up; ip link set alt0 up; "
         f"ip route add {CLIENTS_IPV4} via {network.INET_IPV4} dev wan0; "
         "ip route add default dev alt0 metric 0",
     ),

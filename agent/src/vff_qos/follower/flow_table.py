@@ -116,12 +116,13 @@ class FlowTable:
             return Heard()
         heard, lost = Heard(), False
         for _block in range(_MAX_DRAINS):
+            # Not afterwards: we may lose the processor between the last look and the clock.
+            began = self._clock()
             drained = self._events.drain()
-            now = self._clock()
-            heard.add(self.mirror.apply(drained.events, now, since_s=self._empty_s))
+            heard.add(self.mirror.apply(drained.events, self._clock(), since_s=self._empty_s))
             lost |= drained.lost
             if not drained.more:
-                self._empty_s = now
+                self._empty_s = began
                 break
         if lost:
             heard.add(self._make_up())
@@ -168,13 +169,14 @@ class FlowTable:
             dump_flows(self._ends), self._clock(), self._is_restricted, lossy, offset_s
         )
         if self._events is not None:
+            began = self._clock()
             drained = self._events.drain()
             now = self._clock()
             heard.add(
                 self.mirror.apply(drained.events, now, after_dump=True, since_s=self._empty_s)
             )
             if not drained.more:
-                self._empty_s = now
+                self._empty_s = began
             if drained.lost:
                 self.losses += 1
                 self._next_compare = now + _AGAIN_S

@@ -265,6 +265,15 @@ def test_events_that_came_during_a_dump_tell_the_birth_of_what_it_has_shown(
     assert kernel.mirror.find(client(1)) == ()
 
 
+def test_a_birth_that_the_dump_knows_is_not_moved_by_its_event(kernel: Kernel) -> None:
+    """The event waits while the dump is read; a word that comes meanwhile is not older."""
+    kernel.now_s = 3.0
+    kernel.dump(seen(client(1), started_ns=2_000_000_000))
+    kernel.now_s = 5.0
+    kernel.new(client(1), after_dump=True)
+    assert birth_ms(kernel.only(client(1))) == 2_000
+
+
 def test_an_owner_in_the_dump_is_not_lost_by_the_event_of_the_flows_birth(kernel: Kernel) -> None:
     kernel.dump(seen(client(1), mark=TAG | ALICE))
     kernel.new(client(1), after_dump=True)

@@ -381,8 +381,9 @@ class Mirror:
         client, _ours, mark, tcp_state, _started, _by_request = seen
         before = next((r for r in self.find(client) if r & END == end), 0)
         if before and after_dump:
-            # The dump has shown it; now its birth is known, too, at least to a bound.
-            self.put(client, before & (1 << BIRTH_SHIFT) - 1 & ~VAGUE | birth)
+            # The dump has shown it, mostly with the time of its birth; else the event bounds that.
+            if before & VAGUE:
+                self.put(client, before & (1 << BIRTH_SHIFT) - 1 & ~VAGUE | birth)
             return
         lost = self._come_back(client, end)
         if before:

@@ -155,7 +155,7 @@ class World:
             return
         flow = Flow(proto, address, key[1], NODE, our_port)
         begin([flow])
-        live = Live(flow, HOMES[home][user % len(HOMES[home])], home, tag)
+        live = Live(flow, HOMES[home][user % len(HOMES[home])], home, tag, is_old=self._down)
         live.late = set(self._said.get(live.client, ()))
         live.doubts = set(self._doubted.get(live.client, ()))
         live.inside = bool(live.doubts)

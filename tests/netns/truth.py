@@ -57,6 +57,8 @@ class Live:
     user: str
     home: int
     tag: bytes
+    #: It is older than the agent, so that the kernel does not tell of its end.
+    is_old: bool = False
     #: A plain line has said the truth.
     told: bool = False
     #: The same, on a flow that was certain, so that it vouches for its user.
@@ -153,7 +155,7 @@ class World:
             return
         flow = Flow(proto, address, key[1], NODE, our_port)
         begin([flow])
-        live = Live(flow, HOMES[home][user % len(HOMES[home])], home, tag)
+        live = Live(flow, HOMES[home][user % len(HOMES[home])], home, tag, is_old=self._down)
         live.late = set(self._said.get(live.client, ()))
         live.doubts = set(self._doubted.get(live.client, ()))
         live.inside = bool(live.doubts)
@@ -242,6 +244,9 @@ class World:
         for number, live in enumerate(list(self.live.values())):
             if number % 5 == keep % 5 and live.flow.proto == TCP:
                 self._forget(live)
+            elif live.is_old and live.flow.proto == UDP:
+                # Without a word of its end it may have timed out: its mark is for the time being.
+                live.told = live.vouched = live.witness = False
         begin([*self._teachers, *(live.flow for live in self.live.values())], ESTABLISHED)
         self._assigner.listen()
 
@@ -264,7 +269,7 @@ class World:
         self._assigner.close()
         self._down = True
         for live in self.live.values():
-            live.witness = live.told
+            live.witness, live.is_old = live.told, True
             live.late.add(UNCERTAIN)
         for which in reborn:
             self.reborn(which, which)

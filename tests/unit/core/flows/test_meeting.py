@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.claims.trust import PLAIN
+from vff_qos.core.claims.trust import PLAIN, WEAK
 from vff_qos.core.flows.meeting import Local, Meeting, Tags, Written, meet
 from vff_qos.core.flows.record import (
     ADDRESS_SHIFT,
@@ -155,6 +155,14 @@ def test_a_claim_of_an_inbound_that_listens_elsewhere_says_nothing_against_an_ow
 )
 def test_but_gives_away_weakly_what_is_nobodys(record: int) -> None:
     assert of([record], tag=b"a", tags=knowing(a=443)) == Meeting(record, False)
+
+
+def test_what_was_given_weakly_is_not_certain_when_it_is_said_again() -> None:
+    tags = knowing(a=443)
+    record = owned(flow(8443), ALICE, WEAK)
+    assert of([record], tag=b"a", tags=tags) == Meeting(record, False)
+    record = owned(flow(8443), ALICE, PLAIN)
+    assert of([record], tag=b"a", tags=tags) == Meeting(record, True)
 
 
 def test_an_inbound_on_a_range_of_ports_says_nothing_about_the_end() -> None:

@@ -241,6 +241,17 @@ def test_what_does_not_come_back_after_a_flush_is_forgotten(kernel: Kernel) -> N
     assert kernel.new(client(1), state=ESTABLISHED).restore == []
 
 
+def test_a_udp_flow_whose_end_nobody_told_is_its_owners_until_a_word_comes(
+    kernel: Kernel,
+) -> None:
+    """Flushed or timed out: older than our socket, it sends no DESTROY in either case."""
+    kernel.dump(seen(client(1), ours(UDP), TAG | ALICE))
+    heard = kernel.new(client(1), ours(UDP))
+    record = kernel.only(client(1))
+    assert heard.restore == [(client(1), record)]
+    assert (record & MINOR, rank(record), record & PROVISIONAL) == (ALICE, DOUBTED, PROVISIONAL)
+
+
 def test_an_owner_of_two_flushes_ago_gets_nothing(kernel: Kernel) -> None:
     for kernel.now_s in (1.0, 125.0):
         kernel.mirror.add(seen(client(1), mark=TAG | ALICE), kernel.now_s)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..claims.accesslog import inbound_tag
+from ..claims.trust import WEAK
 from .record import (
     ADDRESS_SHIFT,
     MAX_ADDRESSES,
@@ -23,6 +24,7 @@ from .record import (
     VAGUE,
     birth_ms,
     port,
+    rank,
 )
 
 #: A tag with more ends than this listens on a range, and says nothing about the end.
@@ -128,7 +130,8 @@ def meet(
         held = _held(found[0])
         if held and held != claimed:
             return None
-        certain = held == claimed != 0
+        # A weak word does not become certain by being said twice.
+        certain = held == claimed != 0 and rank(found[0]) > WEAK
     if any(record & REUSED for record in found):
         time = written()
         alive = [r for r in found if r & VAGUE or earliest_ms(r) <= time.until_ms]
@@ -189,9 +192,9 @@ def _order(record: int, claimed: int) -> tuple[int, int]:
     """Nobody's flows first, the oldest before: each of a client's flows has its own line."""
     held = 0 if record & PROVISIONAL else record & MINOR
     if not held:
-        rank = 0
+        order = 0
     elif held == claimed:
-        rank = 1
+        order = 1
     else:
-        rank = 2 if record & RESTRICTED else 3
-    return rank, birth_ms(record)
+        order = 2 if record & RESTRICTED else 3
+    return order, birth_ms(record)

@@ -399,6 +399,9 @@ class Mirror:
         if lost & MINOR and goes_on and not mark:
             # What was in doubt is so until the next word, as after a restart.
             doubt = lost & (RESTRICTED | PROVISIONAL)
+            if before and end & UDP and not doubt:
+                # It may as well have timed out, and this be somebody else's.
+                doubt = PROVISIONAL
             record = owned(record, lost & MINOR, DOUBTED if doubt else WEAK, doubt)
             heard.restore.append((client, record))
         elif end & UDP and not mark:

@@ -118,7 +118,11 @@ class FlowTable:
         for _block in range(_MAX_DRAINS):
             # Not afterwards: we may lose the processor between the last look and the clock.
             began = self._clock()
-            drained = self._events.drain()
+            try:
+                drained = self._events.drain()
+            except KernelRefused as error:
+                self._do_without(str(error))
+                return heard
             heard.add(self.mirror.apply(drained.events, self._clock(), since_s=self._empty_s))
             lost |= drained.lost
             if not drained.more:
@@ -135,18 +139,22 @@ class FlowTable:
         self._recent_losses = [t for t in self._recent_losses if now - t < _LOSSES_S] + [now]
         if len(self._recent_losses) < _MAX_LOSSES:
             return self.compare(lossy=True)
+        self._do_without("more new flows than can be followed")
+        return Heard()
+
+    def _do_without(self, why: str) -> None:
+        """No events for a while."""
         assert self._events is not None
         self._events.close()
         self._events = None
         self._recent_losses.clear()
-        self._without_until = now + _WITHOUT_S
+        self._without_until = self._clock() + _WITHOUT_S
         self._journal.limited(
             "flows",
-            f"more new flows than can be followed: for {_WITHOUT_S:.0f} s flows are looked up one "
-            f"by one, {_LOOK_UPS:,} new ones a second at most",
+            f"{why}: for {_WITHOUT_S:.0f} s flows are looked up one by one, {_LOOK_UPS:,} new ones "
+            "a second at most",
             WARNING,
         )
-        return Heard()
 
     def tend(self) -> Heard:
         """Once a second: compare when it is time, listen again after a flood."""
@@ -165,9 +173,14 @@ class FlowTable:
         """Hold the mirror against the kernel's whole table."""
         self._next_compare = self._clock() + (_COMPARE_S if self._events else _WITHOUT_S)
         offset_s = time.time() - self._clock()
-        heard = self.mirror.resync(
-            dump_flows(self._ends), self._clock(), self._is_restricted, lossy, offset_s
-        )
+        try:
+            heard = self.mirror.resync(
+                dump_flows(self._ends), self._clock(), self._is_restricted, lossy, offset_s
+            )
+        except KernelRefused as error:
+            self._next_compare = self._clock() + _AGAIN_S
+            self._journal.limited("flows", f"{error}; tried again in {_AGAIN_S:.0f} s", WARNING)
+            return Heard()
         if self._events is not None:
             began = self._clock()
             drained = self._events.drain()

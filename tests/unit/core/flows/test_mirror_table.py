@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+
 import pytest
 
 from unit.core.flows.kernel_events import (
@@ -18,6 +21,7 @@ from unit.core.flows.kernel_events import (
     seen,
 )
 from vff_qos.core.claims.trust import DOUBTED, WEAK
+from vff_qos.core.flows.ends import FlowSeen
 from vff_qos.core.flows.mirror import Heard, Mirror
 from vff_qos.core.flows.record import (
     FOREIGN,
@@ -29,9 +33,11 @@ from vff_qos.core.flows.record import (
     REUSED,
     VAGUE,
     birth_ms,
+    owned,
     port,
     rank,
 )
+from vff_qos.errors import KernelRefused
 
 # -- UDP ------------------------------------------------------------------------------------------
 
@@ -297,3 +303,20 @@ def test_a_flow_that_the_kernel_does_not_have_is_removed(kernel: Kernel) -> None
     kernel.mirror.remove(client(1), kernel.only(client(1), ours(UDP)))
     assert port(kernel.only(client(1), ours())) == 443
     assert kernel.new(client(2), ours(UDP)) == Heard()  # nobody lives there any more
+
+
+def test_a_dump_that_fails_changes_nothing(kernel: Kernel) -> None:
+    kernel.new(client(1))
+    (record,) = kernel.mirror.find(client(1))
+    kernel.mirror.put(client(1), owned(record, ALICE, WEAK))
+    before = kernel.mirror.find(client(1))
+
+    def broken() -> Iterator[FlowSeen]:
+        yield seen(client(2))
+        raise KernelRefused(errno.EINTR, "reading the conntrack table")
+
+    with pytest.raises(KernelRefused):
+        kernel.mirror.resync(broken(), 5.0, lambda _minor: False)
+    assert kernel.mirror.find(client(1)) == before
+    assert kernel.mirror.find(client(2)) == ()
+    assert (kernel.mirror.size, kernel.mirror.claimed) == (1, 1)

@@ -318,8 +318,24 @@ class Mirror:
         """Take over the kernel's whole table: at start, after lost events, and now and then.
 
         ``lossy``: events may be missing, so that a flow may not be the one that had its tuple
-        before.  ``epoch_offset_s``: the time since the epoch less ours.
+        before.  ``epoch_offset_s``: the time since the epoch less ours.  If reading ``table``
+        fails, all is as before.
         """
+        before = self._claimed, self._young, self._old, self._neighbours
+        try:
+            return self._compare(table, now_s, is_restricted, lossy, epoch_offset_s)
+        except BaseException:
+            self._claimed, self._young, self._old, self._neighbours = before
+            raise
+
+    def _compare(
+        self,
+        table: Iterable[FlowSeen],
+        now_s: float,
+        is_restricted: Callable[[int], bool],
+        lossy: bool,
+        epoch_offset_s: float,
+    ) -> Heard:
         heard = Heard()
         known = {client: self.find(client) for flows in self._all() for client in flows}
         self._claimed, self._young, self._old = {}, {}, {}

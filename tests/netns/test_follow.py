@@ -30,6 +30,22 @@ def test_each_user_gets_one_class_with_its_own_limits(node: Node) -> None:
     assert (up[minor], down[minor]) == (2_000_000, 3_000_000)
 
 
+def test_addresses_from_a_header_that_a_client_may_send_are_told_of(node: Node) -> None:
+    """WS, XHTTP and HTTPUpgrade inbounds print the first X-Forwarded-For and port 0."""
+    node.start()
+    client = Client("127.0.0.1", 4430)
+    source = f"{client.text}:{client.port}".encode()
+    node.write(*[client.line("alice@x").replace(source, b"203.0.113.5:0")] * 50)
+    time.sleep(1.5)  # the agent complains once a second
+    assert node.mark(client) == 0
+    assert node.agent is not None
+    node.agent.terminate()
+    _output, told = node.agent.communicate(timeout=10)
+    node.agent = None
+    assert "50 lines name an address with port 0" in told
+    assert "X-Forwarded-For" in told
+
+
 def test_a_mark_of_other_software_is_left_alone(node: Node) -> None:
     node.start()
     client, other = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)

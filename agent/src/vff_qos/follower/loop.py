@@ -260,6 +260,15 @@ class Follower:
                 WARNING,
             )
 
+        if counters.no_port:
+            self._journal.limited(
+                "source",
+                f"{self._settings.origin}: {counters.no_port} lines name an address with port 0. It "
+                "comes from X-Forwarded-For, which a client may send itself, and no connection is "
+                "known by it: these users pass without their limits (docs/IDENTITIES.md)",
+                WARNING,
+            )
+
     def _look_at_memory(self) -> None:
         """Tell of stalls that look like ours and are not."""
         try:

@@ -263,8 +263,8 @@ class Follower:
         if counters.no_port:
             self._journal.limited(
                 "source",
-                f"{self._settings.origin}: {counters.no_port} lines name an address with port 0. It "
-                "comes from X-Forwarded-For, which a client may send itself, and no connection is "
+                f"{self._settings.origin}: {counters.no_port} lines name an address with port 0. "
+                "It comes from X-Forwarded-For, which a client may send itself, and no connection is "
                 "known by it: these users pass without their limits (docs/IDENTITIES.md)",
                 WARNING,
             )

@@ -75,6 +75,32 @@ def test_all_readers_say_the_same_sentence(node: Node, name: str) -> None:
         run(*words, *node.command("check-config"))
 
 
+def test_files_that_are_not_in_place_yet_are_checked_by_root_alone(node: Node) -> None:
+    """A play checks what it is about to write, in a directory of its own."""
+
+    def check(new: Path, *words: str) -> tuple[int, str]:
+        placed = str(node.directory / "settings.yml")
+        command = [str(new) if word == placed else word for word in node.command(*words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        return done.returncode, done.stderr
+
+    with tempfile.TemporaryDirectory() as made:  # for root alone
+        new = Path(made) / "settings.yml"
+        new.write_text((node.directory / "settings.yml").read_text())
+        new.chmod(0o600)
+        code, words = check(new, "check-config")
+        assert code == 2 and "cannot read" in words
+        assert check(new, "check-config", "--new") == (0, "")
+        new.write_text("leef: pfifo\n")
+        code, words = check(new, "check-config", "--new")
+        assert code == 2 and "leef: unknown key" in words
+    # Drop-ins are where they stay.
+    drop_in = node.directory / "policy.d" / "a.yml"
+    drop_in.write_text("users: {}\n")
+    drop_in.chmod(0o600)
+    assert "cannot read" in said(node, [], "check-config", "--new")
+
+
 def test_an_access_list_counts(node: Node) -> None:
     path = node.directory / "policy.yml"
     path.chmod(0o600)

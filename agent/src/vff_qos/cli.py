@@ -12,7 +12,8 @@ from typing import Any
 
 from . import __version__
 from .commands.node import Node
-from .config import Paths, load_policy, load_settings
+from .config import Paths, load_policy, load_settings, read_file
+from .core.settings import parse_settings
 from .errors import ConfigError, QosError, Refused
 from .journal import INFO, Journal
 from .kept import keep_settings
@@ -46,7 +47,10 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument("--dry-run", action="store_true", help="only print what would be done")
     status = command("status", "show who is limited to what")
     status.add_argument("--json", action="store_true", help="for programs")
-    command("check-config", "check settings and policy; changes nothing")
+    check = command("check-config", "check settings and policy; changes nothing")
+    check.add_argument(
+        "--new", action="store_true", help="FILEs are not in place yet: whoever may read them"
+    )
     explain = command("explain", "why a user has these limits, and whether they hold")
     explain.add_argument("email", metavar="EMAIL")
     explain.add_argument("--json", action="store_true", help="for programs")
@@ -128,9 +132,14 @@ def _run(args: argparse.Namespace) -> int:
         return _COMMANDS[args.command](node, args)
 
 
-def _check_config(node: Node, _args: argparse.Namespace) -> int:
-    load_settings(node.paths)
-    print(f"ok: {len(load_policy(node.paths).users)} users have limits of their own")
+def _check_config(node: Node, args: argparse.Namespace) -> int:
+    if args.new:
+        parse_settings(read_file(node.paths.settings), node.paths.settings)
+        policy = load_policy(node.paths, node.paths.policy)
+    else:
+        load_settings(node.paths)
+        policy = load_policy(node.paths)
+    print(f"ok: {len(policy.users)} users have limits of their own")
     return 0
 
 

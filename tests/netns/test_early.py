@@ -73,7 +73,7 @@ class Scene:
         self.assigner = self.start()
 
     def start(self) -> Assigner:
-        devices = tuple(socket.if_nametoindex(name) for name in ("vffqos0", "wan0"))
+        devices = socket.if_nametoindex("vffqos0"), socket.if_nametoindex("wan0")
         assigner = Assigner(
             SETTINGS, POLICY, State(str(self.directory / "state")), self.lock,
             Journal(clock=lambda: 0.0), devices, LOOPBACK,
@@ -92,19 +92,21 @@ class Scene:
 
     def learn(self, user: str, address: str = "127.0.0.1") -> int:
         """``user`` comes from ``address`` for a while; returns their mark."""
+        mark: int | None = None
         for _ in range(2):
             client = Client(address, 4430)
             self.feed(client.line(user))
             mark = self.mark(client)
             assert mark and not mark & PROVISIONAL
             self.wait(PROVE_S)
+        assert mark
         return mark
 
     def mark(self, client: Client) -> int | None:
         return self.conntrack.get_marks([prepare(client.flow)])[0]
 
     def count(self, name: str) -> int:
-        return self.assigner.snapshot()[name]
+        return int(self.assigner.snapshot()[name])
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_two_users_on_one_flow_are_restricted_to_the_lower_limit(node: Node) -> 
     assert node.mark(client) == restricted
 
 
-def test_a_forged_line_behind_a_rejected_one_does_not_relabel_a_flow(node: Node) -> None:
+def test_a_forged_line_after_a_rejected_one_does_not_relabel_a_flow(node: Node) -> None:
     node.start()
     mallory, control = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
     now = time.strftime("%Y/%m/%d %H:%M:%S").encode()
@@ -183,7 +183,7 @@ def test_flows_are_marked_again_when_the_conntrack_table_is_flushed(
     eventually(lambda: {node.mark(client) for client in clients[6:]} == {mark}, 7.0)
 
 
-def test_a_flush_is_noticed_behind_many_new_flows(node: Node) -> None:
+def test_a_flush_is_noticed_after_many_new_flows(node: Node) -> None:
     node.start()
     old = [Client("127.0.0.1", 4430) for _ in range(6)]
     node.write(*(client.line("alice@x") for client in old))

@@ -48,7 +48,7 @@ class User:
         return changes
 
     def move(self, seconds: float, down: int = 0, up: int = 0) -> list[Change]:
-        """Let time go by and bytes through the class; what the round behind it says."""
+        """Let time go by and bytes through the class; what the round after it says."""
         self.now += seconds
         self.down, self.up = self.down + down, self.up + up
         return self.round()

@@ -60,8 +60,8 @@ demo: build ## Boot a lab node, deploy, move traffic of many users, measure, dra
 	$(PY) -m lab demo
 
 .PHONY: test
-test: build lint ## Lint, unit tests, network namespaces, the molecule scenario on a lab node
-	$(PY) -m pytest tests
+test: build lint ## Lint, unit tests, network namespaces, the molecule scenario on a lab node; branch coverage
+	$(PY) -m pytest tests --cov=vff_qos --cov-report=term
 
 .PHONY: molecule
 molecule: build ## Only the molecule scenario

@@ -64,7 +64,7 @@ def _made(release: str, version: tuple[int, int], python: str) -> Path:
     if not (directory / "whole").exists():
         shutil.rmtree(directory, ignore_errors=True)
         subprocess.run([python, "-m", "venv", directory], check=True)
-        pip = [directory / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         words = ["--disable-pip-version-check", f"ansible-core=={release}.*"]
         subprocess.run([*pip, *words], check=True)
         (directory / "whole").touch()

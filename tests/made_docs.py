@@ -45,7 +45,7 @@ _TYPES = {"str": "text", "int": "number", "bool": "true, false", "dict": "mappin
 def _values(option: dict[str, Any]) -> str:
     if choices := option.get("choices"):
         return ", ".join(f"`{choice}`" for choice in choices)
-    return _TYPES.get(option["type"], option["type"])
+    return _TYPES.get(option["type"], str(option["type"]))
 
 
 def _default(value: object) -> str:

@@ -484,7 +484,8 @@ def main():
         },
         supports_check_mode=True,
     )
-    problems, notes = [], []
+    problems: list[str] = []
+    notes: list[str] = []
     if os.geteuid() != 0:
         problems.append("vff.qos needs root on the node; run the play with `become: true`")
     family, problem = system_family(parse_os_release(read("/etc/os-release")))

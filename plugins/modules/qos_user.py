@@ -144,7 +144,7 @@ from ansible_collections.vff.qos.plugins.module_utils.yaml_names import not_text
 try:
     import yaml
 except ImportError:
-    yaml = None
+    yaml = None  # type: ignore[assignment]
     YAML_ERROR = traceback.format_exc()
 
 FILE = "users.yml"
@@ -168,7 +168,7 @@ def seconds_of(text):
 def text_keys_loader():
     """A loader that takes keys as they are spelt, as the agent does: 5.100 is no number there."""
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         def construct_mapping(self, node, deep=False):
             self.flatten_mapping(node)
             return {key.value: self.construct_object(value, deep=True) for key, value in node.value}

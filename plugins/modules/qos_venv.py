@@ -135,7 +135,7 @@ def receive(module):
 def console_scripts(entry_points):
     """name -> (module, function) of an entry_points.txt."""
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
-    parser.optionxform = str
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(entry_points)
     scripts = {}
     if parser.has_section("console_scripts"):

@@ -49,7 +49,7 @@ def measure(report: Report, file: Path, windows: int, warmup_s: float) -> None:
     with _network() as network:
         for direction in ("download", "upload"):
             for transport in ("tcp", "udp"):
-                found = []
+                errors: list[float] = []
                 for rate_bps in RATES_BPS:
                     report.progress(f"{direction}, {transport}, {rate_bps / 1e6:.0f} Mbit/s")
                     network.limit(direction, rate_bps)
@@ -57,22 +57,22 @@ def measure(report: Report, file: Path, windows: int, warmup_s: float) -> None:
                         load = Load()
                         rates = network.send(rate_bps, transport, flows, warmup_s, windows)
                         measured = statistics.median(rates)
-                        found.append(
+                        error_pct = round(100 * (measured / rate_bps - 1), 3)
+                        errors.append(abs(error_pct))
+                        points.append(
                             {
                                 "rate_bps": rate_bps,
                                 "direction": direction,
                                 "transport": transport,
                                 "flows": flows,
                                 "measured_bps": round(measured),
-                                "error_pct": round(100 * (measured / rate_bps - 1), 3),
+                                "error_pct": error_pct,
                                 "runs": [round(rate) for rate in rates],
                                 "stolen_pct": round(load.stolen_pct(), 1),
                             }
                         )
-                errors = [abs(point["error_pct"]) for point in found]
                 report.add(f"accuracy.error_pct.{direction}.{transport}", errors, "%")
                 report.add(f"accuracy.worst_pct.{direction}.{transport}", [max(errors)], "%")
-                points += found
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"rows": points}, indent=1), encoding="utf-8")
 

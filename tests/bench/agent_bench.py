@@ -38,7 +38,7 @@ from .world import (
 
 _LINES = 400_000
 _FLOWS = 10_000
-_MARGIN = 10  # flows behind them, whose marks tell that a run is over
+_MARGIN = 10  # flows after them, whose marks tell that a run is over
 _MANY_USERS, _MANY_FLOWS = 10_000, 50_000
 _NEWCOMERS = 1_000
 _RATES = (10, 1_000, 10_000)
@@ -236,7 +236,7 @@ def policy(report: Report, follower: Agent, runs: int) -> None:
 
 def restart(report: Report, follower: Agent, runs: int) -> None:
     """From the start of the process until 10,000 flows of its last seconds bear their marks."""
-    report.progress(f"{runs} restarts behind kill -9 with {_FLOWS:,} unmarked flows")
+    report.progress(f"{runs} restarts after kill -9 with {_FLOWS:,} unmarked flows")
     spent, cpu = [], []
     for _ in range(runs):
         follower.stop(signal.SIGKILL)

@@ -125,7 +125,7 @@ class Queues:
 
 
 class Connection(NamedTuple):
-    """Counters of one TCP socket. Acknowledged is also what arrived behind a gap (SACK)."""
+    """Counters of one TCP socket. Acknowledged is also what arrived after a gap (SACK)."""
 
     cookie: bytes
     local: str

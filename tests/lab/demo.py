@@ -218,7 +218,7 @@ def _throw_and_release(lab: Lab, play: Player) -> dict[str, Any]:
 
 
 def _event(node: Node, kind: str) -> tuple[float, float]:
-    """When (by our clock) the command behind the last event of a kind began its work, and how
+    """When (by our clock) the command that led to the last event of a kind began its work, and how
     many seconds it had needed for its start until then."""
     from vff_qos.journal import MESSAGE_IDS
 

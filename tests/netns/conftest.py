@@ -12,6 +12,7 @@ import pytest
 
 import vff_qos
 from vff_qos.core.plan import plan as planner
+from vff_qos.core.plan.desired import desired as desired_objects
 from vff_qos.core.plan.objects import Filter, KernelObject
 from vff_qos.core.settings import Settings
 from vff_qos.kernel.packed.flow_events import FlowEvents
@@ -114,7 +115,7 @@ def settings(
 ) -> Settings:
     """Settings; in a kernel without our filters, plans are made without them."""
     if missing_filters():
-        complete = planner.desired
+        complete = desired_objects
 
         def desired(settings: Settings, wan: str, mtu: int) -> list[KernelObject]:
             return [o for o in complete(settings, wan, mtu) if not isinstance(o, Filter)]

@@ -1,4 +1,4 @@
-"""The real engine in a namespace of its own, and customers that connect to it."""
+"""The real engine as the proxy of a node, its customers, and what they may do to its log."""
 
 from __future__ import annotations
 
@@ -207,10 +207,19 @@ class EngineNode(Node):
         found = {decode_tuple(e.tuple_raw): e.mark for e in self.conntrack.dump()}
         return {flow: mark for flow, mark in found.items() if flow is not None}
 
+    def mark_of(self, flow: Flow) -> int:
+        """A live flow's mark, 0 for none."""
+        return self.flows()[flow]
+
+    def is_marked(self, user: User) -> bool:
+        """Whether all flows of a user have a mark."""
+        return 0 not in self.marks(user)
+
     def is_slower(self, flow: Flow, user: User) -> bool:
         """Whether a marked flow's class is no faster than ``user`` may be."""
         minor = self.flows()[flow] & 0xFFFF
         up, down = self.classes()
+        assert user.upload and user.download
         return up[minor] <= user.upload and down[minor] <= user.download
 
     def marks(self, user: User) -> set[int]:

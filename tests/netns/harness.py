@@ -24,7 +24,7 @@ from pyroute2 import IPRoute
 
 from vff_qos.core.flow import Flow
 from vff_qos.core.htb import user_class
-from vff_qos.core.plan import plan as planner
+from vff_qos.core.plan.desired import desired
 from vff_qos.core.plan.objects import Filter
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused
@@ -255,8 +255,8 @@ def missing_filters() -> str:
             route.add_clsact(ipr, indices["probe0"])
         except KernelRefused as error:
             missing.append(f"clsact ({error})")
-        wanted = planner.desired(replace(SETTINGS, ifb="probe0"), "probe0")
-        wanted += planner.desired(replace(SETTINGS, ifb="probe0", service_ports=()), "probe0")
+        wanted = desired(replace(SETTINGS, ifb="probe0"), "probe0")
+        wanted += desired(replace(SETTINGS, ifb="probe0", service_ports=()), "probe0")
         done = []
         for item in wanted:
             if isinstance(item, Filter) and item.key not in done:

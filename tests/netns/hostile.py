@@ -22,9 +22,11 @@ from .harness import run
 
 VLESS, TROJAN, SS2022 = 443, 2053, 8388
 STAMP = b"2026/11/20 15:48:00.448421"
-ATTACKERS = Limits(upload_bps=1_000_000, download_bps=2_000_000)
+ATTACKERS_UP_BPS, ATTACKERS_DOWN_BPS = 1_000_000, 2_000_000
+ATTACKERS = Limits(ATTACKERS_UP_BPS, ATTACKERS_DOWN_BPS)
+DEFAULT_BPS = 10_000_000
 POLICY = Policy(
-    Limits(10_000_000, 10_000_000),
+    Limits(DEFAULT_BPS, DEFAULT_BPS),
     {"attacker@x": ATTACKERS, "victim@x": Limits(50_000_000, 50_000_000)},
 )
 HOME = socket.inet_aton("198.51.100.7")  # the attacker's address
@@ -65,7 +67,7 @@ class Scene:
             # Nothing fills a pool here, and half of it would be kept for users.
             gc=GcSettings(pool_min=0),
         )  # fmt: skip
-        self.devices = tuple(socket.if_nametoindex(name) for name in ("vffqos0", "wan0"))
+        self.devices = socket.if_nametoindex("vffqos0"), socket.if_nametoindex("wan0")
         self.conntrack, self.tc = Conntrack(), Tc()
         self.conf, self.directory = conf, directory
         self.assigner = self.start()

@@ -16,8 +16,8 @@ from vff_qos.kernel.packed.flow_events import FlowEvents
 
 from .harness import CLIENT, CLIENT6, CLONE_NEWNET, LIBC, NODE, NODE6, Network, run
 
-US = {socket.AF_INET: NODE, socket.AF_INET6: NODE6}
-THEM = {socket.AF_INET: CLIENT, socket.AF_INET6: CLIENT6}
+US: dict[int, str] = {socket.AF_INET: NODE, socket.AF_INET6: NODE6}
+THEM: dict[int, str] = {socket.AF_INET: CLIENT, socket.AF_INET6: CLIENT6}
 PORTS = ((443, 443), (20000, 20100))
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
 BOTH = pytest.mark.parametrize("family", FAMILIES, ids=["ipv4", "ipv6"])

@@ -1,8 +1,7 @@
 """From a connection through the real engine to a mark: what a user does, not what a test writes.
 
 The node is the test's own namespace; its customers share one address in another, as behind a NAT.
-So protocol, IP version and port of our end tell the users' flows apart without the agent's word.
-"""
+So protocol, IP version and port of our end tell the users' flows apart without the agent's word."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,7 +56,7 @@ def check_all_users(node: EngineNode) -> None:
     assert not any(node.flows().values())
     for device in devices(USERS):
         node.talk(device)
-        eventually(lambda user=device.user: 0 not in node.marks(user), WITHIN_S)
+        eventually(partial(node.is_marked, device.user), WITHIN_S)
     for device in devices(USERS):
         node.talk(device)
     eventually(lambda: not any(0 in node.marks(user) for user in USERS), WITHIN_S)
@@ -78,7 +78,7 @@ def role_hint(source: str, **variables: str) -> str:
         variables = {**yaml.safe_load((ROOT / "roles/qos" / file).read_text()), **variables}
     variables["qos_identity_source"] = source
     templar = Templar(DataLoader(), {name: _trust(value) for name, value in variables.items()})
-    return templar.template(trust_as_template("{{ __qos_source_hints[qos_identity_source] }}"))
+    return str(templar.template(trust_as_template("{{ __qos_source_hints[qos_identity_source] }}")))
 
 
 def _trust(value: object) -> object:
@@ -153,7 +153,7 @@ def test_lines_forged_through_the_real_engine_gain_nothing(node: EngineNode) -> 
     marks = {}
     for device in devices(users):
         node.talk(device)
-        eventually(lambda user=device.user: 0 not in node.marks(user), WITHIN_S)
+        eventually(partial(node.is_marked, device.user), WITHIN_S)
         (marks[device.user],) = node.marks(device.user)
     flows = {user: _only(f for f, m in node.flows().items() if m == marks[user]) for user in marks}
     for device in devices(users)[2:]:
@@ -164,10 +164,10 @@ def test_lines_forged_through_the_real_engine_gain_nothing(node: EngineNode) -> 
             (racing, alice.email),
         ):
             node.ask_for(device, forged_name(flow, email))
-        eventually(lambda flow=racing: node.flows()[flow], WITHIN_S)
+        eventually(partial(node.mark_of, racing), WITHIN_S)
         assert node.flows()[racing] not in marks.values()
         sock.sendall(vless_request(RACER))
-        eventually(lambda flow=racing: node.is_slower(flow, RACER), WITHIN_S)
+        eventually(partial(node.is_slower, racing, RACER), WITHIN_S)
         node.talk(devices(users)[0])
         eventually(lambda: node.marks(alice) == {marks[alice]}, WITHIN_S)
         assert {user: node.flows()[flow] for user, flow in flows.items()} == marks

@@ -39,8 +39,11 @@ TROJAN_KEY = hashlib.sha224(PASSWORD.encode()).hexdigest().encode() + b"\r\n\x01
 
 
 def config(directory: Path, mixed: bool) -> dict[str, object]:
-    vless = {"clients": [{"id": str(ALICE), "email": "alice@x"}], "decryption": "none"}
-    websocket = {"network": "ws", "wsSettings": {"path": "/w"}}
+    vless: dict[str, object] = {
+        "clients": [{"id": str(ALICE), "email": "alice@x"}],
+        "decryption": "none",
+    }
+    websocket: dict[str, object] = {"network": "ws", "wsSettings": {"path": "/w"}}
     inbounds: list[tuple[int, str, str, dict[str, object], dict[str, object]]] = [
         (VLESS_WS, "vless-ws", "vless", vless, websocket),
         (VMESS_WS, "vmess-ws", "vmess", {"clients": vless["clients"]}, websocket),

@@ -14,7 +14,7 @@ from .hostile import AWAY, FORMATS, STAMP, VLESS, Scene, text, true_line
 
 LINES = 1_000_000
 _BLOCK = 5_000
-SAMPLES = [
+REAL_LINES = [
     line
     for path in sorted(SAMPLES.glob("*.log"))
     for line in path.read_bytes().splitlines(keepends=True)
@@ -23,7 +23,7 @@ SAMPLES = [
 
 def _mutated(source: random.Random) -> bytes:
     """A real line with a few bytes replaced, removed, doubled or cut off."""
-    line = bytearray(source.choice(SAMPLES))
+    line = bytearray(source.choice(REAL_LINES))
     for _ in range(source.randrange(4)):
         at = source.randrange(len(line))
         what = source.randrange(4)
@@ -48,7 +48,7 @@ def _malicious(source: random.Random, victim: bytes) -> bytes:
 
 
 def _block(source: random.Random, victims: list[bytes]) -> bytes:
-    lines = []
+    lines: list[bytes] = []
     while len(lines) < _BLOCK:
         kind = source.random()
         if kind < 0.5:

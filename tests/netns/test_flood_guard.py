@@ -16,10 +16,11 @@ import pytest
 
 from vff_qos.commands import bootstrap
 from vff_qos.commands.killswitch import suspend
+from vff_qos.core.plan.nft_table import FLOOD_BURST, FLOOD_PER_S
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused
 from vff_qos.journal import Journal
-from vff_qos.kernel.packed.nft_elements import FLOOD_BURST, FLOOD_PER_S, FloodSets
+from vff_qos.kernel.packed.nft_elements import FloodSets
 from vff_qos.lock import Lock
 from vff_qos.state import State
 

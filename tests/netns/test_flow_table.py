@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from vff_qos.core.settings import Settings
 from vff_qos.follower import flow_table
 from vff_qos.follower.flow_table import FlowTable
 from vff_qos.journal import Journal
+from vff_qos.kernel.packed import flow_events
 from vff_qos.kernel.packed.conntrack import Conntrack
 
 from .harness import run
@@ -83,9 +85,9 @@ def test_what_is_lost_during_the_dump_is_made_up_for_soon(
     table: FlowTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = flows(0, MANY)
-    real = flow_table.dump_flows
+    real = flow_events.dump_flows
 
-    def dump_slowly(*arguments: object) -> list:
+    def dump_slowly(*arguments: Any) -> list[Any]:
         found = list(real(*arguments))
         make_some_flows(made)
         return found
@@ -125,6 +127,7 @@ def test_who_loses_events_again_and_again_looks_flows_up_for_a_while(
 
 def test_look_ups_have_a_budget(table: FlowTable, clock: Clock) -> None:
     made = flows(0, 5_000)
+    assert table._events
     table._events.close()
     table._events = None
     make_some_flows(made)

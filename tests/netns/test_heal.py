@@ -309,11 +309,11 @@ def test_a_monitor_that_lost_messages_takes_everything_for_changed(node: Healing
 
 def test_answers_that_do_not_fit_the_receive_buffer(tmp_path: Path, trees: tuple[str, str]) -> None:
     address = socket.inet_aton("127.0.0.1")
-    devices = tuple(socket.if_nametoindex(name) for name in trees)
+    ifb, wan = (socket.if_nametoindex(name) for name in trees)
     assigner = Assigner(
         Settings(wan="wan0", leaf="pfifo", service_ports=((4430, 4430),)),
         Policy(Limits(10**7, 10**7)), State(str(tmp_path)), Lock(str(tmp_path)), Journal(),
-        devices, [address],
+        (ifb, wan), [address],
     )  # fmt: skip
     assigner.adopt()
     listener = socket.create_server(("127.0.0.1", 4430), backlog=512)
@@ -326,7 +326,7 @@ def test_answers_that_do_not_fit_the_receive_buffer(tmp_path: Path, trees: tuple
     conntrack, tc = Conntrack(), Tc()
     marks = conntrack.get_marks([prepare(client.flow) for client in clients])
     assert all(marks) and len(set(marks)) == 200
-    for index in devices:
+    for index in (ifb, wan):
         assert len(tc.classes(index, 0x5100)) == 200 + 2
     for closing in (assigner, conntrack, tc, listener):
         closing.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from functools import partial
 
 from checkout import ROOT
 
@@ -46,7 +47,7 @@ def test_the_status_in_the_readme_is_what_the_command_prints(node: Node) -> None
     more = [Client("127.0.0.1", 4430) for _ in range(5)]
     for client, name in zip(more, ("alice", "alice", "alice", "bob", "dave"), strict=True):
         node.write(client.line(f"{name}@example.com"))
-        eventually(lambda client=client: node.mark(client))
+        eventually(partial(node.mark, client))
     for name, up, down in (
         ("alice", 600, 9_000),
         ("bob", 150, 2_400),

@@ -18,7 +18,10 @@ from vff_qos.core.policy.model import Limits
 
 from .hostile import (
     ATTACKERS,
+    ATTACKERS_DOWN_BPS,
+    ATTACKERS_UP_BPS,
     AWAY,
+    DEFAULT_BPS,
     FORMATS,
     HOME,
     POLICY,
@@ -75,10 +78,10 @@ def test_no_name_relabels_a_flow_or_raises_a_limit(inbound: str, scene: Scene) -
         scene.feed(*((real, blob) if real_first else (blob, real)))
         assert scene.marks(scene.far, scene.near) == scene.victims
         up, down = scene.limits(silent)
-        assert up <= ATTACKERS.upload_bps and down <= ATTACKERS.download_bps
+        assert up <= ATTACKERS_UP_BPS and down <= ATTACKERS_DOWN_BPS
         if port == SS2022:
             up, down = scene.limits(own)
-            assert up <= ATTACKERS.upload_bps and down <= ATTACKERS.download_bps
+            assert up <= ATTACKERS_UP_BPS and down <= ATTACKERS_DOWN_BPS
 
     attack()
 
@@ -90,7 +93,7 @@ def test_a_flood_of_rejected_lines_does_not_put_the_others_below_the_default(sce
         stranger = scene.open(socket.inet_aton("192.0.2.5"), VLESS)
         regular = scene.open(AWAY, VLESS)
         scene.feed(flood, true_line(stranger, b"new@x"), flood, true_line(regular, b"victim@x"))
-        assert min(scene.limits(stranger)) >= POLICY.default.upload_bps
+        assert min(scene.limits(stranger)) >= DEFAULT_BPS
         assert scene.limits(regular) == [50_000_000, 50_000_000]
 
 
@@ -98,10 +101,10 @@ def test_a_flood_does_not_free_its_author(scene: Scene) -> None:
     flood = FORMATS["trojan"][1] % (text(scene.far), b"x" * 200)
     mine = scene.open(HOME, VLESS)
     scene.feed(flood * 50, true_line(mine, b"attacker@x"), flood * 50)
-    assert scene.limits(mine)[1] <= ATTACKERS.download_bps
+    assert scene.limits(mine)[1] <= ATTACKERS_DOWN_BPS
     again = scene.open(HOME, VLESS)
     scene.feed(flood * 50, true_line(again, b"attacker@x"))
-    assert scene.limits(again)[1] <= ATTACKERS.download_bps
+    assert scene.limits(again)[1] <= ATTACKERS_DOWN_BPS
 
 
 def test_a_restart_raises_no_restricted_limit(scene: Scene) -> None:

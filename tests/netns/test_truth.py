@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -46,7 +47,7 @@ def world(tmp_path: Path, trees: tuple[str, str]) -> Iterator[World]:
 def test_no_lie_and_no_accident_takes_a_flow_from_its_user(world: World) -> None:
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(steps=st.lists(STEPS, max_size=40))
-    def live(steps: list[tuple]) -> None:
+    def live(steps: list[tuple[Any, ...]]) -> None:
         world.begin()
         for name, *numbers in steps:
             getattr(world, name)(*numbers)

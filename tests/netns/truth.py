@@ -32,7 +32,8 @@ NODE = socket.inet_aton("203.0.113.1")
 #: Our ends, and the tag of the inbound at each.
 ENDS = ((TCP, 443, b"vless"), (TCP, 8443, b"trojan"), (UDP, 443, b"hysteria"))
 MBIT = 1_000_000
-DEFAULT = Limits(10 * MBIT, 10 * MBIT)
+DEFAULT_BPS = 10 * MBIT
+DEFAULT = Limits(DEFAULT_BPS, DEFAULT_BPS)
 PLANS = {
     "poor@x": Limits(2 * MBIT, 3 * MBIT), "rich@x": Limits(50 * MBIT, 50 * MBIT),
     "blocked@x": Limits(8_000, 8_000, blocked=True),
@@ -91,7 +92,7 @@ class World:
         )  # fmt: skip
         self._policy = Policy(DEFAULT, PLANS)
         self._directory = directory
-        self._devices = tuple(socket.if_nametoindex(name) for name in ("vffqos0", "wan0"))
+        self._devices = socket.if_nametoindex("vffqos0"), socket.if_nametoindex("wan0")
         self._conntrack, self._tc = Conntrack(), Tc()
         self.scanner = Scanner()
         self.lines = self.restarts = 0
@@ -332,8 +333,9 @@ class World:
                 plans += [plan for plan in named if not plan.blocked]
             for way, index in enumerate(self._devices):
                 ceil_bps = self._tc.classes(index, 0x5100)[mark & 0xFFFF].params.ceil_bps
-                floor = min(DEFAULT[way], *(plan[way] for plan in plans))
-                assert floor <= ceil_bps <= DEFAULT[way], (said, ceil_bps)
+                limits = [DEFAULT_BPS, *(plan[way] for plan in plans)]
+                floor = min(limit for limit in limits if isinstance(limit, int))
+                assert floor <= ceil_bps <= DEFAULT_BPS, (said, ceil_bps)
         else:
             # Text cannot tell two users of one address apart when a stranger names the other
             # one first; nor a late line of the end's flow before.

@@ -11,7 +11,7 @@ from typing import Any
 _FILE = "follow.json"
 #: How often the follower writes it.
 WRITE_S = 5.0
-#: Three times in a row are not missed by a follower that works.
+#: A follower that works does not miss three in a row.
 _STALE_S = 3 * WRITE_S
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,15 @@ def test_the_readme_is_short() -> None:
 
 def test_the_tree_in_the_architecture_is_what_make_docs_writes() -> None:
     assert made_docs.ARCHITECTURE.read_text() == made_docs.architecture()
+
+
+FILES = subprocess.run(
+    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    """By its path, or by the end of one: `stamp.py`, `core/claims/stamp.py`."""
+    for name in re.findall(r"`([\w./-]+\.(?:py|sh))`", page.read_text()):
+        assert any(f"/{path}".endswith(f"/{name}") for path in FILES), name

@@ -50,6 +50,8 @@ def test_the_role_offers_what_the_agent_knows() -> None:
 
 def test_role_and_agent_have_the_same_defaults() -> None:
     ours, policy = Settings(), Policy()
+    up_bps, down_bps = policy.default.upload_bps, policy.default.download_bps
+    assert up_bps and down_bps
     assert DEFAULTS["qos_if_wan"] == ours.wan
     assert DEFAULTS["qos_if_ifb"] == ours.ifb
     assert int(DEFAULTS["qos_handle"], 16) == ours.major
@@ -65,8 +67,8 @@ def test_role_and_agent_have_the_same_defaults() -> None:
     assert DEFAULTS["qos_gc_check_conntrack"] == ours.gc.check_conntrack
     assert DEFAULTS["qos_gc_pool_min"] == ours.gc.pool_min
     assert DEFAULTS["qos_gc_pool_max"] == ours.gc.pool_max
-    assert DEFAULTS["qos_upload_default"] == f"{policy.default.upload_bps // 10**6}mbit"
-    assert DEFAULTS["qos_download_default"] == f"{policy.default.download_bps // 10**6}mbit"
+    assert DEFAULTS["qos_upload_default"] == f"{up_bps // 10**6}mbit"
+    assert DEFAULTS["qos_download_default"] == f"{down_bps // 10**6}mbit"
     assert DEFAULTS["qos_wan_ceil"] == f"{ours.node_ceil_bps // 10**9}gbit"
 
 

@@ -86,7 +86,6 @@ NOT_MIRRORED = {"repository"}
 #: Files that test one side of a module whose own test file would be too long.
 ASPECTS = {
     "core/claims/test_strangers_text.py": "core/claims/accesslog.py",
-    "core/claims/test_judge.py": "core/claims/trust.py",
     "core/flows/test_mirror_table.py": "core/flows/mirror.py",
     "sources/test_file_times.py": "sources/file.py",
 }

@@ -283,7 +283,7 @@ def test_strangers_are_told_of_once(files: JournalFiles) -> None:
 )
 def test_a_line_that_was_cut_is_no_line(files: JournalFiles, field: str, value: str) -> None:
     source = _seen(files)
-    files.write(_line(1), **{field: value})
+    files.write(_line(1), **{field: value})  # type: ignore[arg-type]
     files.write(_line(2))
     claims = _all(source)
     assert [(claim.source, claim.tainted) for claim in claims] == [(b"192.0.2.5:2", True)]

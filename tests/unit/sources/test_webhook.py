@@ -373,7 +373,12 @@ def test_a_loopback_port_serves_as_well(listen: str) -> None:
     with socket.create_connection((host.strip("[]"), int(port)), 5) as sock:
         sock.sendall(post(posted(), "Authorization: Bearer 0123456789abcdef"))
         claims: list[Claim] = []
-        eventually(lambda: claims.extend(source.read()) or claims)
+
+        def has_read() -> list[Claim]:
+            claims.extend(source.read())
+            return claims
+
+        eventually(has_read)
         assert sock.recv(1000).startswith(b"HTTP/1.1 200")
     with pytest.raises(SourceError, match="Address already in use"):
         WebhookSource(listen, token="0123456789abcdef")

@@ -24,7 +24,7 @@ from ..state import State
 from .node import Node
 
 _AGENT_S = 10.0
-#: A change of more than half of the users, and of at least so many, deserves a second look.
+#: A change of more than half of the users, and of at least this many, deserves a second look.
 _MANY = 10
 
 

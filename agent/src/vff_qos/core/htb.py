@@ -50,7 +50,8 @@ _FRAME_TURN = 1_536
 TARGET_US, _INTERVAL_US = 5_000, 100_000
 #: What waits in the queues of a full node: two frames of each of 32 users.
 _FULL_FRAMES = 2 * 32
-#: So many users' guarantees fit into the node's ceiling.
+#: The default guarantee is small enough that this many users' guarantees together stay below half
+#: of the node's ceiling.
 _GUARANTEED_USERS = 10_000
 #: Below it a burst of three frames lasts longer than the kernel counts.
 _MIN_GUARANTEE_BPS = 200

@@ -15,7 +15,7 @@ from .claims.trust import VOUCH_S, address_key
 
 #: The first and the last trusted claim of an address must lie so far apart, in seconds.
 PROVE_S = 600.0
-#: How long an address is believed behind its last trusted claim.
+#: How long an address is believed after its last trusted claim.
 KEEP_S = float(VOUCH_S)
 #: How long an address that two users share is not looked at.
 BAR_S = 86_400.0

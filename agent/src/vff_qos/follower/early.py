@@ -22,7 +22,7 @@ _RENEW_S = EARLY_TIMEOUT_S / 3
 #: A line comes with the first bytes of a connection; a flow without one is let go after one to
 #: two of these.  Each look walks over the kernel's whole table: 19 ms with 50,000 flows.
 _CONFIRM_S = 30.0
-#: After a refusal of the kernel.
+#: How soon it is tried again after the kernel has refused.
 _RETRY_S = 30.0
 
 #: The mark of a user's flows; None if the user has no class at the moment.

@@ -21,8 +21,8 @@ from .assign import Assigner
 
 #: Users looked at in one step: some 15 ms.
 _CHUNK = 500
-#: After a crash of the agent what new users have used since is lost, after one of the node what
-#: all have.
+#: How often what was used is stored.  A crash of the agent loses what new users have used since,
+#: one of the node what all have.
 _SAVE_S = 300.0
 #: Name of the value that says when the counters of the saved usage were read.
 _READ = "usage_read"

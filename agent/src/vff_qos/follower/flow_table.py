@@ -18,12 +18,12 @@ from ..journal import NOTICE, WARNING, Journal
 from ..kernel.packed.conntrack import Conntrack, pack_mark, surround
 from ..kernel.packed.flow_events import FlowEvents, dump_flows, events_mode
 
-#: Flows that began before us tell of no end (nf_conntrack_events of 2), and marks that others
-#: overwrite tell of nothing: so often the whole table is compared.
+#: How often the whole table is compared: no event tells of a mark that others overwrite, nor
+#: (with nf_conntrack_events of 2) of the end of a flow that began before us.
 _COMPARE_S = 600.0
-#: Events were lost during the comparison itself: so long until the next one.
+#: How soon it is compared again if events were lost meanwhile.
 _AGAIN_S = 1.0
-#: So many losses of events within this time, and look-ups take over for a while.
+#: After this many losses of events within this time, look-ups take over for a while.
 _MAX_LOSSES, _LOSSES_S, _WITHOUT_S = 5, 10.0, 60.0
 #: Look-ups of flows that no event has told of, each second; one costs 6 us.
 _LOOK_UPS = 2_000
@@ -31,7 +31,7 @@ _LOOK_UPS = 2_000
 _MAX_AROUND = 4_096
 #: Blocks of 16,384 events read at once: a flood must not keep us from claims.
 _MAX_DRAINS = 4
-#: Ends that are asked for, for one client's end.
+#: How many of our ends are asked for, for one client's end.
 _MAX_ASKED = 256
 
 

@@ -21,13 +21,14 @@ from ..kernel.packed.links import is_link_up
 from ..kernel.packed.monitor import Monitor
 from ..kernel.packed.tc import Tc
 
-#: A break comes in several messages; so long they are gathered.
+#: How long notifications are gathered: one break leads to several.
 _SETTLE_S = 0.05
 #: Repairs that follow each other within this time keep ever longer distances, up to a limit: we
 #: do not fight with somebody who undoes them.
 _CALM_S = 10.0
 _MAX_GAP_S = 5.0
-#: Against what no notification told: rare, because the start of a child costs 0.15 s of CPU.
+#: How often a repair runs although no notification asked for it: rarely, because the start of a
+#: child costs 0.15 s of CPU.
 _RECONCILE_S = 300.0
 _MAX_BACKOFF_S = 60.0
 #: A repair takes some tenths of a second; one that hangs must not be the last.

@@ -22,7 +22,7 @@ from .plain_words import End
 from .registry import Registry
 from .round import Counts, Round
 
-#: So many new flows of a round are looked at for marks of other software; once one was seen, all.
+#: How many new flows of a round are looked at for marks of other software; once one was seen, all.
 _LOOKED_AT, _CAREFUL_S = 16, 3_600.0
 
 

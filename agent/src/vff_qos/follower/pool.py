@@ -12,10 +12,10 @@ from collections.abc import Callable
 from ..core.owners import Minors, Owner, without_class
 from .registry import Registry
 
-#: No claim waits longer for a slice than this and one class.
+#: How long classes are made without a look at claims: one class more may be begun.
 SLICE_S = 0.005
-#: So much longer than a slice is the pause after it: users who have no class return soon, spare
-#: ones have time.
+#: How many times longer than the slice the pause after it is: users who have no class return soon,
+#: spare classes have time.
 _RESTORE_PAUSE, _REFILL_PAUSE = 0.5, 4.0
 
 

@@ -28,7 +28,7 @@ class Source(Protocol):
 
     @property
     def more(self) -> bool:
-        """Whether the last ``read`` left something behind."""
+        """Whether there is more to read than the last ``read`` took."""
 
     @property
     def replaying(self) -> bool:

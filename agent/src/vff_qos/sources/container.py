@@ -176,7 +176,7 @@ class ContainerSource:
 
     @property
     def more(self) -> bool:
-        """Whether the last ``read`` left something behind."""
+        """Whether there is more to read than the last ``read`` took."""
         return self._file is not None and self._file.more
 
     @property

@@ -25,7 +25,7 @@ from ..core.claims.rotation import FINGERPRINT_BYTES, FileChange, Identity, judg
 from ..errors import SourceError
 from .clock import Clock
 
-#: At most so much is read again after a restart.
+#: How much is read again after a restart, at most.
 REPLAY_BYTES = 64 << 20
 #: Without a checkpoint: how far back to look for the lines of live flows.
 FIRST_LOOK_BYTES = 4 << 20
@@ -36,7 +36,7 @@ _OLD_FILE_S = 300.0
 _MAX_OLD_FILES = 4
 #: While nothing is written, the checkpoint says so only this often: each time costs a write.
 _IDLE_SAVE_S = 60.0
-#: The positions of two files of a log are at least so far apart.
+#: How far apart the positions of two files of a log are, at least.
 _FILE_POSITIONS = 1 << 48
 
 _DIR_EVENTS = (

@@ -28,7 +28,7 @@ from ..errors import SourceError
 from .clock import boot_id
 
 _ENTRIES_PER_READ = 2_048
-#: At most so many entries are read again after a restart; without a cursor: so many at first.
+#: How many entries are read after a restart, at most; and how many without a cursor.
 REPLAY_ENTRIES = 262_144
 FIRST_LOOK_ENTRIES = 16_384
 #: A cursor younger than this needs no bound.

@@ -37,8 +37,8 @@ _ACCEPTS_PER_READ = 64
 _REQUEST_S = 5.0
 #: An engine writes a request at once; a stranger could wake us for each byte of one.
 _MAX_PIECES = 64
-#: Whoever has said nothing for so long may be closed for a new connection.  Before, a request may
-#: be on the way: the first one, or an engine's next one.
+#: A connection that was silent for this long may be closed to make room for another: before its
+#: first request, and after one.  Sooner, a request may be on its way.
 _STRANGER_S, _SETTLED_S = 0.02, 1.0
 #: After this without any event an operator should look at the engine's rules.
 _QUIET_S = 60.0

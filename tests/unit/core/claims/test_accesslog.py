@@ -177,7 +177,7 @@ FRAGMENTS = st.sampled_from([
 @pytest.mark.parametrize("inbound", [name for name in INBOUNDS if "accepted" not in name])
 @given(parts=st.lists(FRAGMENTS, max_size=20))
 @settings(max_examples=500, deadline=None)
-def test_crafted_names_behind_rejected_and_dns_lines_are_tainted(
+def test_crafted_names_after_rejected_and_dns_lines_are_tainted(
     inbound: str, parts: list[bytes]
 ) -> None:
     name = b"".join(parts)[:NAME_BYTES]

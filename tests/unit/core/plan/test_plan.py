@@ -10,6 +10,7 @@ import pytest
 
 from vff_qos.core.htb import shared_class
 from vff_qos.core.plan import nft_table, plan
+from vff_qos.core.plan.desired import desired
 from vff_qos.core.plan.kernel_record import DeviceRecord, KernelRecord, SavedQdisc
 from vff_qos.core.plan.objects import (
     INGRESS_PARENT,
@@ -68,7 +69,7 @@ def after(settings: Settings, wan: str, base: Observed) -> Observed:
     """What the kernel shows when every desired object is there."""
     seen = replace(base, links=dict(base.links), filters=list(base.filters), classes={})
     seen.qdiscs = [q for q in base.qdiscs if (q.dev, q.parent) != (wan, ROOT_PARENT)]
-    for item in plan.desired(settings, wan):
+    for item in desired(settings, wan):
         match item:
             case Ifb():
                 seen.links[item.dev] = Interface(50, "ifb", item.alias, item.up, item.txqlen)
@@ -327,7 +328,7 @@ def test_listings_of_nft_versions_are_the_same_table() -> None:
 
 def test_early_shaping_changes_the_table_and_what_is_copied_of_a_mark() -> None:
     early = replace(SETTINGS, early_shaping=True)
-    plain_want, early_want = plan.desired(SETTINGS, "eth0"), plan.desired(early, "eth0")
+    plain_want, early_want = desired(SETTINGS, "eth0"), desired(early, "eth0")
     assert [item.key for item in plain_want] == [item.key for item in early_want]
     changed = [new for old, new in zip(plain_want, early_want, strict=True) if old != new]
     table, *filters = changed

@@ -174,7 +174,7 @@ def test_two_at_once_lose_nobody(node: Node) -> None:
 def test_a_name_that_yaml_took_for_something_else_is_refused(
     node: Node, option: str, value: object
 ) -> None:
-    result = node.run(**{"name": "a@x", "plan": "gold", option: value})
+    result = node.run(**{"name": "a@x", "plan": "gold", option: value})  # type: ignore[arg-type]
     assert result["failed"]
     assert result["msg"].startswith(f"{option} is ")
     assert "put it in quotes" in result["msg"]

@@ -48,9 +48,9 @@ FREE_TEXT_BYTES = 8_320
 MESSAGE_BYTES = 16_896
 #: Text that is more than this long for one line is not looked at.
 MAX_LINE_BYTES = 65_536
-#: So many strangers are told of in one go.
+#: How many strangers are told of at once.
 MAX_STRANGERS = 4_096
-#: So many may be the author of a text; of more, nobody knows.
+#: How many addresses may be the author of a text; with more, nobody knows who it is.
 MAX_AUTHORS = 8
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"

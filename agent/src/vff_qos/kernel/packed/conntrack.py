@@ -101,7 +101,7 @@ def encode_set_raw(seq: int, entry: Entry, mark: int) -> bytes:
 
 
 def decode(payload: bytes) -> Entry:
-    """An entry from the payload (behind nlmsghdr) of a conntrack message."""
+    """An entry from the payload (after nlmsghdr) of a conntrack message."""
     tuple_raw = b""
     mark = ident = zone = 0
     for kind, start, end in attrs(payload, 4):

@@ -18,6 +18,7 @@ from .journal import INFO, Journal
 from .kept import keep_settings
 
 _RETRY_S = 10.0
+_EXIT_CODES = "Exit codes: 0 well, 1 degraded (limits hold in part), 2 not working."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,8 +34,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vff-qos {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, parents=[common])
+    def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, parents=[common], epilog=more
+        )
 
     bootstrap = command(
         "bootstrap", "make the kernel objects as the settings say; ends a suspension"
@@ -44,8 +47,14 @@ def parser() -> argparse.ArgumentParser:
     command("follow", "follow the access log and mark flows (the agent)")
     gc = command("gc", "collect users who have been idle")
     gc.add_argument("--dry-run", action="store_true", help="only print what would be done")
-    status = command("status", "show who is limited to what")
-    status.add_argument("--json", action="store_true", help="for programs")
+    status = command("status", "whether all is well, and who is limited to what", _EXIT_CODES)
+    status.add_argument("--json", action="store_true", help="for programs; all users")
+    status.add_argument("--all", action="store_true", help="all users and orders, not the top ten")
+    status.add_argument(
+        "--sort", choices=("rate", "bytes", "flows", "drops", "name"), default="rate",
+        help="what makes the top ten (default: rate)",
+    )  # fmt: skip
+    status.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
     command("check-config", "check settings and policy; changes nothing")
     explain = command("explain", "why a user has these limits, and whether they hold")
     explain.add_argument("email", metavar="EMAIL")
@@ -135,11 +144,14 @@ def _check_config(node: Node, _args: argparse.Namespace) -> int:
 
 
 def _status(node: Node, args: argparse.Namespace) -> int:
-    from .commands.status import read_status, render
+    from .commands.status import exit_code, read_status, render
 
-    status = read_status(node)
-    print(json.dumps(status, indent=1) if args.json else render(status))
-    return 1 if status.get("trouble") else 0
+    status = read_status(node, args.patterns)
+    if args.json:
+        print(json.dumps(status, indent=1))
+    else:
+        print(render(status, args.all, args.sort, bool(args.patterns)))
+    return exit_code(status)
 
 
 def _explain(node: Node, args: argparse.Namespace) -> int:
@@ -186,6 +198,8 @@ def _gc(node: Node, args: argparse.Namespace) -> int:
 
     lines = Collector(node.settings, node.state, node.lock).run(args.dry_run)
     _print(lines)
+    if not args.dry_run:
+        node.state.set_value("collected", {"when": time.time(), "actions": len(lines)})
     if lines and not args.dry_run:
         message = f"collected: {len(lines)} actions"
         node.journal.event("collected", message, INFO, actions=len(lines))

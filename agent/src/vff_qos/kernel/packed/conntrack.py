@@ -279,6 +279,13 @@ class Conntrack:
         for answer in self.netlink.dump(_CT_GET, payload, "reading the conntrack table"):
             yield decode(answer)
 
+    def dump_marks(self, mark: int, mask: int) -> Iterator[int]:
+        """Only the marks of what `dump` gives: a third of its time."""
+        payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+        payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))
+        for answer in self.netlink.dump(_CT_GET, payload, "reading the conntrack table"):
+            yield decode_mark(answer)
+
     def live(self, entries: list[Entry]) -> list[Entry]:
         """Those of dumped ``entries`` whose flow still is the same one (same id) and unmarked."""
         _errors, replies = self.netlink.batch(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +17,19 @@ from vff_qos.core.plan import nft_table
 from vff_qos.core.plan.objects import NftTable
 from vff_qos.kernel import nft
 
-from .harness import SETTINGS, Client, Node, eventually, look, run, send_through, status, user
+from .harness import (
+    SETTINGS,
+    Client,
+    HealingNode,
+    Node,
+    eventually,
+    look,
+    plan_without_filters,
+    run,
+    send_through,
+    status,
+    user,
+)
 
 
 def kinds(node: Node) -> list[str]:
@@ -193,16 +205,25 @@ def test_the_source_is_silent_while_the_service_is_busy(node: Node) -> None:
     quiet(node)
 
 
-@contextmanager
-def every(seconds: float, *command: str) -> Iterator[None]:
-    """A command that another program repeats."""
-    words = " ".join(command)
-    child = subprocess.Popen(["sh", "-c", f"while {words}; do sleep {seconds}; done"])
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HealingNode]:
+    """A node whose repairs work in this kernel."""
+    plan_without_filters(tmp_path, monkeypatch)
+    made = HealingNode(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_nftables_flushed_every_second(whole: HealingNode) -> None:
+    quiet(whole)
+    child = subprocess.Popen(["sh", "-c", "while nft flush ruleset; do sleep 1; done"])
     try:
-        yield
+        one = told(whole, "contended", 40)
     finally:
         child.kill()
         child.wait()
+    assert one["sentence"].endswith(" by 'nft'") and "nft flush ruleset" in one["remedy"]
+    quiet(whole, 40)
 
 
 def test_marks_that_a_firewall_overwrites(node: Node) -> None:
@@ -229,13 +250,28 @@ def test_marks_that_a_firewall_overwrites(node: Node) -> None:
     quiet(node)
 
 
-def test_a_full_conntrack_table(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_conntrack_table(node: Node) -> None:
     set_up(node)
-    pytest.skip("see below")
+    quiet(node)
+    most = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+    fill_conntrack(round(0.93 * most))
+    one = told(node, "conntrack_full", 2)
+    assert "nf_conntrack_max=" in one["remedy"] and f"of {most}" in one["evidence"][0]
+    run("conntrack", "-F")
+    quiet(node)
 
 
-def test_the_clock_is_set(node: Node) -> None:
-    pytest.skip("see unit")
+def fill_conntrack(count: int) -> None:
+    """So many entries: a datagram to a port of this host makes one, and nobody answers it."""
+    sender = 0
+    while count > 0:
+        sender += 1
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind((f"127.0.1.{sender}", 9))
+            for port in range(1, min(count, 65_000) + 1):
+                with contextlib.suppress(ConnectionRefusedError):
+                    sock.sendto(b"", ("127.0.2.1", port))
+        count -= 65_000
 
 
 @pytest.mark.parametrize(

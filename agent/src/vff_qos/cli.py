@@ -35,9 +35,7 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=text, parents=[common], epilog=more
-        )
+        return commands.add_parser(name, help=text, description=text, parents=[common], epilog=more)
 
     bootstrap = command(
         "bootstrap", "make the kernel objects as the settings say; ends a suspension"
@@ -56,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     status.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
     command("check-config", "check settings and policy; changes nothing")
-    explain = command("explain", "why a user has these limits, and whether they hold")
-    explain.add_argument("email", metavar="EMAIL")
+    explain = command("explain", "why a user has these limits, or who comes from an address")
+    explain.add_argument("who", metavar="EMAIL|IP|IP:PORT")
     explain.add_argument("--json", action="store_true", help="for programs")
     _order_commands(command)
     _policy_commands(commands, common)
@@ -155,9 +153,17 @@ def _status(node: Node, args: argparse.Namespace) -> int:
 
 
 def _explain(node: Node, args: argparse.Namespace) -> int:
+    from .commands.flows import parse_place, read_place, render_place
+
+    place = parse_place(args.who)
+    # A name that is somebody's is a name, whatever it looks like.
+    if place is not None and args.who not in (owner.key for owner in node.state.owners()):
+        shown = read_place(node, place)
+        print(json.dumps(shown, indent=1) if args.json else render_place(shown))
+        return 0
     from .commands.explain import read_explanation, render
 
-    found = read_explanation(node, args.email)
+    found = read_explanation(node, args.who)
     print(json.dumps(found, indent=1) if args.json else render(found))
     return 0
 

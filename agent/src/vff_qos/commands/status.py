@@ -114,7 +114,7 @@ def _users(
     seen: Seen, rates: tuple[dict[int, int], dict[int, int]], patterns: list[str]
 ) -> list[dict[str, Any]]:
     assert seen.settings is not None
-    users = []
+    users: list[dict[str, Any]] = []
     for owner in seen.owners:
         name = display_name(owner.key)
         if owner.state != ACTIVE or (patterns and not any(fnmatchcase(name, p) for p in patterns)):
@@ -172,10 +172,7 @@ def render(
 
 
 def _render_findings(status: dict[str, Any]) -> list[str]:
-    if status["verdict"] == OK:
-        lines = [f"{OK}: vff-qos {status['version']}"]
-    else:
-        lines = []
+    lines = [f"{OK}: vff-qos {status['version']}"] if status["verdict"] == OK else []
     for finding in status["findings"]:
         if finding["level"] == OK:
             lines.append(finding["sentence"])
@@ -272,9 +269,7 @@ def _render_node(status: dict[str, Any]) -> list[str]:
         f"restricted: {restricted['flows']} connections of {restricted['addresses']} addresses",
     ]
     if collected := status["collected"]:
-        lines.append(
-            f"collected: {local_time(collected['when'])}, {collected['actions']} actions"
-        )
+        lines.append(f"collected: {local_time(collected['when'])}, {collected['actions']} actions")
     return lines
 
 

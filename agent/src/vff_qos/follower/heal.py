@@ -90,8 +90,8 @@ class Healer:
         """Read what was heard; returns whether our addresses have changed."""
         heard = self._monitor.listen()
         if heard.nft_author is not None and heard.nft_author[1] != self._own_name:
-            culprit = "{} ({})".format(*heard.nft_author)
-            self.health = replace(self.health, culprit=culprit)
+            pid, name = heard.nft_author
+            self.health = replace(self.health, culprit=name, culprit_pid=pid)
         if heard.ifb_lost:
             self._let_uploads_pass()
         if heard.kernel or (heard.routes and self._wan_moved()):

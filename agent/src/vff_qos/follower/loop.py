@@ -322,7 +322,10 @@ class Follower:
             recent=vitals.recent,
             recent_s=round(vitals.recent_s, 1),
             last={name: round(when, 1) for name, when in vitals.last.items()},
-            not_found=[end_text(c[:-2], int.from_bytes(c[-2:], "big")) for c in self._assigner.not_found],
+            not_found=[
+                end_text(client[:-2], int.from_bytes(client[-2:], "big"))
+                for client in self._assigner.not_found
+            ],
             policy_refused=self._policy_files.refused,
             settings_refused=self._settings_refused,
             settings=self._settings_stamp,

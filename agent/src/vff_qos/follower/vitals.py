@@ -128,4 +128,3 @@ def _flat(counts: Mapping[str, Any], log: Mapping[str, Any]) -> dict[str, int]:
         elif isinstance(value, dict):
             found.update((f"log.{name}.{inner}", number) for inner, number in value.items())
     return found
-

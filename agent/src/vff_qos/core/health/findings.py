@@ -15,8 +15,8 @@ class Finding:
     """One thing that is wrong.
 
     ``level``: `DEGRADED` where limits hold in part, `TROUBLE` where they do not, `OK` where it is
-    only worth knowing.  ``kind`` names it for programs; ``sentence`` says it to people, ``evidence``
-    is what was seen, ``remedy`` what to do.
+    only worth knowing.  ``kind`` names it for programs; ``sentence`` says it to people,
+    ``evidence`` is what was seen, ``remedy`` what to do.
     """
 
     level: str

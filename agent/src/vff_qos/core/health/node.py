@@ -102,7 +102,10 @@ def _set_up(facts: Facts) -> Iterator[Finding]:
 
 def _files(facts: Facts) -> Iterator[Finding]:
     for what, problem, current, remedy in (
-        ("policy", facts.policy_problem, facts.policy_is_current, "'vff-qos check-config' checks it"),
+        (
+            "policy", facts.policy_problem, facts.policy_is_current,
+            "'vff-qos check-config' checks it",
+        ),
         (
             "settings", facts.settings_problem, facts.settings_are_current,
             "'systemctl restart vff-qos-follow' has the agent read them",
@@ -250,7 +253,7 @@ def _claims(facts: Facts, report: Report) -> Iterator[Finding]:
             "users' connections do not go to the service ports"
             + (f" but to {', '.join(map(str, ports[:_NAMED]))}" if ports else "")
             + ": they are not limited",
-            f"set service_ports in settings.yml (qos_service_ports), which is {facts.service_ports}, "
+            f"set service_ports in settings.yml (qos_service_ports), now {facts.service_ports}, "
             "to the ports of the engine's inbounds; behind a relay or CDN see TROUBLESHOOTING",
             evidence,
         )  # fmt: skip
@@ -325,14 +328,15 @@ def _repairs(facts: Facts, report: Report) -> Iterator[Finding]:
         and repair.healed_s is not None
         and facts.now_s - repair.healed_s < FIGHT_S
     ):
-        who = f", last by process {repair.culprit}" if repair.culprit else ""
+        who = f" by '{repair.culprit}'" if repair.culprit else ""
+        process = f", the last after process {repair.culprit_pid}" if repair.culprit else ""
         yield Finding(
             DEGRADED, "contended",
             f"what is ours in the kernel is deleted again and again{who}",
             "find what does it and have it leave table inet vff_qos alone: a cron job or timer "
             "with 'nft flush ruleset', a firewall's reload",
             [
-                f"{report.recent['repairs']} repairs within {report.recent_s:.0f} s",
+                f"{report.recent['repairs']} repairs within {report.recent_s:.0f} s{process}",
                 "; ".join(repair.changes[:_NAMED]),
             ],
         )  # fmt: skip

@@ -40,8 +40,9 @@ class RepairHealth:
     changes: list[str] = field(default_factory=list)
     #: Why the last repair failed; empty if it did not.
     failed: str = ""
-    #: Who changed nftables before the last repairs, as the kernel says: "PID (NAME)".
+    #: Who else changed our nft table last, as the kernel says: name and number of a process.
     culprit: str = ""
+    culprit_pid: int = 0
 
 
 @dataclass(frozen=True)

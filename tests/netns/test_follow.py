@@ -311,7 +311,7 @@ def test_a_full_disk_stops_nobody_and_nothing_is_lost(node: Node) -> None:
         marks = {email: node.mark(client) for email, client in clients.items()}
         assert set(node.classes()[1]) >= {(mark or 0) & 0xFFFF for mark in marks.values()}
         ballast.unlink()
-        eventually(lambda: "user199@x" in look(node)[1], 10)
+        eventually(lambda: "user199@x" in look(node, "--all")[1], 10)
         assert node.agent is not None
         node.agent.terminate()
         _output, errors = node.agent.communicate(timeout=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -55,6 +56,13 @@ def told(node: Node, kind: str, within_s: float = 12.0) -> dict[str, Any]:
     assert f"{one['level']}: {one['sentence']}\n" in text
     assert f"  do: {one['remedy']}\n" in text
     assert text.splitlines()[0].split(":")[0] in ("DEGRADED", "TROUBLE")
+    # Doctor says the same, in the same words.
+    done = subprocess.run(
+        node.command("doctor", "--json"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode >= code
+    same = [f for f in json.loads(done.stdout)["findings"] if f["kind"] == kind]
+    assert [(f["sentence"], f["remedy"]) for f in same] == [(one["sentence"], one["remedy"])]
     return one
 
 

@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     explain = command("explain", "why a user has these limits, or who comes from an address")
     explain.add_argument("who", metavar="EMAIL|IP|IP:PORT")
     explain.add_argument("--json", action="store_true", help="for programs")
+    doctor = command("doctor", "find what is wrong, and say what to do about it", _EXIT_CODES)
+    doctor.add_argument("--json", action="store_true", help="for programs")
     _order_commands(command)
     _policy_commands(commands, common)
     command("suspend", "lift all limits in the kernel, until bootstrap")
@@ -168,6 +170,14 @@ def _explain(node: Node, args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(node: Node, args: argparse.Namespace) -> int:
+    from .commands.doctor import exit_code, read_diagnosis, render
+
+    found = read_diagnosis(node)
+    print(json.dumps(found, indent=1) if args.json else render(found))
+    return exit_code(found)
+
+
 def _order(node: Node, args: argparse.Namespace) -> int:
     from .commands.limit import give_order
     from .core.units import parse_duration
@@ -276,6 +286,7 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "status": _status,
     "check-config": _check_config,
     "explain": _explain,
+    "doctor": _doctor,
     "limit": _order,
     "unlimit": _order,
     "block": _order,

@@ -15,7 +15,7 @@ import pytest
 
 from checkout import PLUGINS
 
-from .harness import Client, Node, Pipe, eventually
+from .harness import Client, Node, Pipe, eventually, status
 
 MODULES = PLUGINS / "modules"
 
@@ -105,7 +105,7 @@ def test_a_temporary_one_that_is_wrong_is_refused(node: Node, run: Run) -> None:
         for check in (True, False):
             result = run("qos_user", check=check, name="alice@x", state="limit", **arguments)
             assert result["failed"] and sentence in result["msg"]
-    assert json.loads(node.run("status", "--json"))["overrides"] == []
+    assert status(node)["overrides"] == []
 
 
 def test_info_returns_limits_rates_and_counters(node: Node, run: Run) -> None:

@@ -7,7 +7,7 @@ import socket
 
 from checkout import ROOT
 
-from .harness import MAJOR, Client, Node, eventually, user
+from .harness import MAJOR, Client, Node, eventually, look, user
 
 POLICY = """
 plans:
@@ -67,6 +67,6 @@ def test_the_status_in_the_readme_is_what_the_command_prints(node: Node) -> None
         "--reason",
         "ticket 4711",
     )
-    eventually(lambda: " 9 lines" in node.run("status"))  # it tells others once a second
-    printed = node.run("status")
+    eventually(lambda: " 9 lines" in look(node)[1])  # it tells others once a second
+    printed = look(node)[1]
     assert shape(printed) == shape(shown), printed

@@ -251,7 +251,7 @@ class Follower:
             self._next_status = now + WRITE_S
             self._settle()
             self._look_at_memory()
-            self._vitals.look_at_traffic(self._assigner.passed)
+            self._vitals.look_at_traffic(self._assigner.counters)
             self._write_report()
 
     def _complain(self) -> None:

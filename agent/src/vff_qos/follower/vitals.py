@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.claims.stamp import SLACK_S
 from ..core.health.report import TEXT, TOLD, SourceHealth, TrafficHealth
+from ..core.htb import usable_minor
 from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..sources.base import Source
@@ -24,7 +25,8 @@ _STEP_S = 5.0
 #: it does not: a dump of 10,000 classes costs 40 ms for each device.
 _TRAFFIC_S, _TRAFFIC_SOON_S, _MARKS = 60.0, 5.0, 5
 
-Totals = Callable[[], tuple[int, int]]
+#: {minor: bytes sent} of all classes of direction 0 (upload) or 1 (download).
+Sent = Callable[[int], dict[int, int]]
 
 
 class Vitals:
@@ -75,18 +77,18 @@ class Vitals:
             if value > old.get(name, 0)
         }
 
-    def look_at_traffic(self, totals: Totals) -> None:
+    def look_at_traffic(self, sent: Sent) -> None:
         """Whether what bears marks passes the users' classes: only while marks are set."""
         now, marked = self._clock.now(), self._now.get("marked", 0)
         if self._passed is None:
             if marked:
-                self._passed = (now, marked, *self._totals(totals))
+                self._passed = (now, marked, *self._passed_bytes(sent))
             return
         since, marked_then, up, down = self._passed
         soon = self.traffic is None or 0 in (self.traffic.up_bytes, self.traffic.down_bytes)
         if now - since < (_TRAFFIC_SOON_S if soon else _TRAFFIC_S) or marked - marked_then < _MARKS:
             return
-        up_now, down_now = self._totals(totals)
+        up_now, down_now = self._passed_bytes(sent)
         self._passed = now, marked, up_now, down_now
         if up_now < up or down_now < down:
             return  # classes were made anew meanwhile
@@ -95,12 +97,17 @@ class Vitals:
             epoch_s - (now - since), epoch_s, marked - marked_then, up_now - up, down_now - down
         )
 
-    @staticmethod
-    def _totals(totals: Totals) -> tuple[int, int]:
+    def _passed_bytes(self, sent: Sent) -> tuple[int, int]:
+        """Bytes that all users' classes have sent, (upload, download)."""
+        major = self._settings.major
         try:
-            return totals()
+            up, down = (
+                sum(count for minor, count in sent(d).items() if usable_minor(major, minor))
+                for d in (0, 1)
+            )
         except KernelRefused:
             return 0, 0  # no tree at the moment: the healer has more to say of it
+        return up, down
 
     def source(self, source: Source) -> SourceHealth:
         """How the source is."""

@@ -12,7 +12,8 @@ import pytest
 
 from vff_qos.kernel.packed.conntrack import prepare
 
-from .harness import Client, HealingNode, Node, eventually, plan_without_filters, run, user
+from .harness import Client, Node, eventually, run, user
+from .healing import HealingNode, plan_without_filters
 
 
 def diagnose(node: Node) -> tuple[int, dict[str, list[dict[str, Any]]], str]:

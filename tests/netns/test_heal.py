@@ -32,7 +32,8 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
-from .harness import WITHIN_S, Client, HealingNode, plan_without_filters, root_of, run
+from .harness import Client, root_of, run
+from .healing import WITHIN_S, HealingNode, plan_without_filters
 
 
 @pytest.fixture

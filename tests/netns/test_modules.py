@@ -135,4 +135,7 @@ def test_info_returns_limits_rates_and_counters(node: Node, run: Run) -> None:
     assert alice["overrides"][0]["why"] == "ticket"
     assert alice["up_rate_bps"] == 0
     assert found["node"]["wan"] == "wan0"
+    said = status(node)
+    assert all(found[key] == said[key] for key in ("verdict", "reason", "findings"))
+    assert "verdict" not in found["node"]
     assert run("qos_info", names=["bob@x"], interval=0)["users"] == {}

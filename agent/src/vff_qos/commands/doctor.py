@@ -19,7 +19,7 @@ from ..core.health import host as host_rules
 from ..core.health import xray
 from ..core.health.findings import EXIT_CODES, OK, Finding, verdict, worst_first
 from ..core.health.host import Host, LogFile
-from ..core.health.node import judge
+from ..core.health.rules import judge
 from ..core.plan.desired import desired
 from ..core.plan.objects import INGRESS, Filter
 from ..core.settings import Settings

@@ -1,4 +1,4 @@
-"""What is seen of this node, for `core.health.node`: read from the kernel and the files, once."""
+"""What is seen of this node, for `core.health.rules`: read from the kernel and the files, once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import __version__
 from ..config import load_policy, load_settings, policy_stamp, settings_stamp
 from ..core.flow import end_text
-from ..core.health.node import Facts
 from ..core.health.report import Report
+from ..core.health.rules import Facts
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK
 from ..core.owners import ACTIVE, Owner
 from ..core.policy.overrides import Override
@@ -60,7 +61,7 @@ class Seen:
 
 def look(node: Node) -> Seen:
     """Look at everything once.  Raises KernelRefused; what else fails is a fact."""
-    facts = Facts(time.time(), read_report(node.paths.run_dir))
+    facts = Facts(time.time(), read_report(node.paths.run_dir), __version__)
     seen = Seen(facts)
     if record := read_record(node.paths):
         facts.disabled = str(record)

@@ -11,7 +11,7 @@ from ..core.claims.trust import address_key
 from ..core.flow import Flow, end_text
 from ..core.flows.ends import ServiceEnds, unmapped
 from ..core.health.findings import OK
-from ..core.health.node import judge
+from ..core.health.rules import judge
 from ..core.htb import (
     MINOR_MASK,
     OURS_MASK,
@@ -34,14 +34,14 @@ _CAUSES = (
 )  # fmt: skip
 
 
-class Place(NamedTuple):
+class SeenFrom(NamedTuple):
     """Where somebody comes from: a packed address, and a port or None for all."""
 
     address: bytes
     port: int | None
 
 
-def parse_place(text: str) -> Place | None:
+def parse_place(text: str) -> SeenFrom | None:
     """``IP``, ``IP:PORT``, ``[IP]`` or ``[IP]:PORT``; None if it is none of them."""
     host, port = text, None
     if text.startswith("["):
@@ -54,13 +54,13 @@ def parse_place(text: str) -> Place | None:
     except ValueError:
         return None
     if port is None:
-        return Place(unmapped(address), None)
+        return SeenFrom(unmapped(address), None)
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
         return None
-    return Place(unmapped(address), int(port))
+    return SeenFrom(unmapped(address), int(port))
 
 
-def read_place(node: Node, place: Place) -> dict[str, Any]:
+def read_place(node: Node, place: SeenFrom) -> dict[str, Any]:
     """Everybody seen from a place, as JSON.  Raises KernelRefused, Refused."""
     seen = look(node)
     settings = seen.settings
@@ -117,7 +117,7 @@ def _client(flow: Flow, ends: ServiceEnds) -> tuple[bytes, int]:
     return client[:-2], int.from_bytes(client[-2:], "big")
 
 
-def _is_from(client: tuple[bytes, int], place: Place) -> bool:
+def _is_from(client: tuple[bytes, int], place: SeenFrom) -> bool:
     if place.port is not None:
         return client == (place.address, place.port)
     # What one customer has in IPv6 is a /64.

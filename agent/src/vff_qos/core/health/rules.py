@@ -34,6 +34,8 @@ class Facts:
 
     now_s: float
     report: Report | None = None
+    #: Of this program.
+    version: str = ""
     #: What the service manager says of a follower that does not run.
     unit: str = ""
     #: Who has disabled the node by hand.
@@ -343,6 +345,12 @@ def _repairs(facts: Facts, report: Report) -> Iterator[Finding]:
 
 
 def _follower(facts: Facts, report: Report) -> Iterator[Finding]:
+    if report.version and facts.version and report.version != facts.version:
+        yield Finding(
+            DEGRADED, "version",
+            f"the follower is version {report.version}, what is installed {facts.version}",
+            "'systemctl restart vff-qos-follow': limits and marks stay meanwhile",
+        )  # fmt: skip
     if report.clock_set_s is not None and facts.now_s - report.clock_set_s < LATELY_S:
         yield Finding(
             DEGRADED, "clock",

@@ -9,8 +9,8 @@ import pytest
 
 from vff_qos.core.health.findings import DEGRADED, OK, TROUBLE, Finding, verdict, worst_first
 from vff_qos.core.health.holding import Passing, holds
-from vff_qos.core.health.node import Facts, judge
 from vff_qos.core.health.report import RepairHealth, Report, SourceHealth, TrafficHealth
+from vff_qos.core.health.rules import Facts, judge
 
 NOW = 1_800_000_000.0
 
@@ -74,6 +74,7 @@ MASKED = report(last={"log.masked": NOW - 1, "log.claims": NOW - 60})
         (facts(settings_problem="settings.yml:3: no"), "settings", DEGRADED),
         (facts(settings_are_current=False), "settings", DEGRADED),
         (facts(void_orders=["alice"]), "orders", DEGRADED),
+        (facts(report(version="1.0.0"), version="1.0.1"), "version", DEGRADED),
         (facts(busy_without_class=["alice"]), "no_class", DEGRADED),
         (facts(idle_without_class=3), "no_class_idle", OK),
         (facts(suspended=True), "suspended", DEGRADED),

@@ -14,6 +14,7 @@ PLACES = {
     "galaxy.yml": (r"^version: ", r"$"),
     "agent/pyproject.toml": (r'^version = "', r'"$'),
     "agent/src/vff_qos/__init__.py": (r'^__version__ = "', r'"$'),
+    "README.md": (r"^follower ", r": pid"),
     "docs/INSTALL.md": (r"vff-qos-", r"\.tar\.gz"),
 }
 

@@ -11,6 +11,8 @@ version_added: 0.1.0
 author: vff.qos contributors
 description:
   - Asks C(vff-qos status) on the node. Changes nothing.
+  - The verdict is that of C(vff-qos status), word for word. A node that is not well does not fail
+    the task.
 attributes:
   check_mode:
     support: full
@@ -49,6 +51,11 @@ EXAMPLES = r"""
     msg: "{{ qos.users | dict2items | selectattr('value.download_bps')
       | selectattr('value.download_share', 'gt', 0.9) | map(attribute='key') }}"
 
+- name: Stop here unless all is well
+  ansible.builtin.assert:
+    that: qos.verdict == 'OK'
+    fail_msg: "{{ qos.reason }}"
+
 - name: Look at one user, without waiting for rates
   vff.qos.qos_info:
     names: [alice@example.com]
@@ -76,6 +83,30 @@ users:
       upload_share: 0.004
       download_share: 0.998
       overrides: []
+verdict:
+  description:
+    - V(OK); V(DEGRADED) where limits hold in part; V(TROUBLE) where they do not.
+  type: str
+  returned: always
+  sample: DEGRADED
+reason:
+  description: The worst finding in one sentence; empty if the verdict is V(OK).
+  type: str
+  returned: always
+  sample: "suspended by hand: nobody is limited"
+findings:
+  description:
+    - All that is wrong, worst first. C(level) is as the verdict, or V(OK) for what is only worth
+      knowing; C(kind) is for programs, C(sentence), C(evidence) and C(remedy) are for people.
+  type: list
+  elements: dict
+  returned: always
+  sample:
+    - level: DEGRADED
+      kind: suspended
+      sentence: "suspended by hand: nobody is limited"
+      evidence: []
+      remedy: "'vff-qos enable' brings the limits back"
 node:
   description:
     - The rest of what C(vff-qos status --json) says, such as C(wan) and C(suspended).
@@ -97,7 +128,7 @@ def read_status(module):
     command = module.params["command"]
     if not os.access(command, os.X_OK):
         module.fail_json(msg=f"{command} is not there; bring the node to qos_state present first")
-    # It ends with 1 where it has trouble to tell of, which is part of the answer.
+    # It ends with 1 or 2 where not all is well, which is part of the answer.
     rc, out, err = module.run_command([command, "status", "--json"])
     try:
         return json.loads(out)
@@ -156,8 +187,9 @@ def main():
         status = later
     for user in users.values():
         del user["email"]
-    node = {key: value for key, value in status.items() if key != "users"}
-    module.exit_json(changed=False, users=users, node=node)
+    health = {key: status.pop(key) for key in ("verdict", "reason", "findings")}
+    del status["users"]
+    module.exit_json(changed=False, users=users, node=status, **health)
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ class Node:
         return out
 
     def status(self):
-        """What ``vff-qos status --json`` says; it ends with 1 where it has trouble to tell of."""
+        """What ``vff-qos status --json`` says; it ends with 1 or 2 where not all is well."""
         _rc, out, err = self.module.run_command(
             [self.command, "status", "--json", *self.files(self.directory)]
         )

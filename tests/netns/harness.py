@@ -155,6 +155,30 @@ class Node:
         return run(*self.command(*words))
 
 
+def look(node: Node, *words: str) -> tuple[int, str]:
+    """Exit code and output of ``status``, which is not 0 where there is something to tell."""
+    done = subprocess.run(
+        node.command("status", *words), capture_output=True, text=True, check=False
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, done.stdout
+
+
+def status(node: Node, *words: str) -> dict[str, Any]:
+    """What ``status --json`` says."""
+    found: dict[str, Any] = json.loads(look(node, "--json", *words)[1])
+    return found
+
+
+def send_through(device: str, minor: int, count: int = 10) -> None:
+    """Packets of a user's class; SO_PRIORITY names it, so that no filter is needed."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, MAJOR << 16 | minor)
+        sock.bind((device, 0))
+        for _ in range(count):
+            sock.send(Flood.FRAME)
+
+
 def eventually(check: Callable[[], object], within_s: float = 5.0) -> None:
     """Wait until ``check`` is true."""
     deadline = time.monotonic() + within_s
@@ -271,11 +295,14 @@ def missing_filters() -> str:
 
 
 #: In the place of the plan, in a kernel without our filters.
-WITHOUT_FILTERS = """
-import sys
+PLANS_WITHOUT_FILTERS = """
 from vff_qos.core.plan import objects, plan
 complete = plan.desired
 plan.desired = lambda *a: [o for o in complete(*a) if not isinstance(o, objects.Filter)]
+"""
+WITHOUT_FILTERS = f"""
+import sys
+{PLANS_WITHOUT_FILTERS}
 from vff_qos.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -16,7 +16,7 @@ from vff_qos.config import Paths
 from vff_qos.journal import Journal
 from vff_qos.state import State
 
-from .harness import Node, ceils, eventually, run, user
+from .harness import Node, ceils, eventually, look, run, user
 
 # -- a change that touches everybody --------------------------------------------------------------
 
@@ -137,7 +137,7 @@ def test_status_and_journal_name_the_same_author(
     monkeypatch.setenv("SUDO_USER", "carol")
     node.start()
     node.run("limit", "alice@x", "--download", "1mbit", "--for", "2s")
-    assert "by carol\n" in node.run("status")
+    assert "by carol\n" in look(node)[1]
     assert node.agent is not None and node.agent.stderr is not None
     assert node.agent.stderr.readline() == (
         "alice@x: the override by carol is over: its time is up\n"
@@ -163,26 +163,26 @@ def test_unlimited_is_a_word_and_so_is_a_class_that_is_gone(node: Node) -> None:
     node.start()
     user(node, "alice@x")
     bob = user(node, "bob@x")
-    row = next(line for line in node.run("status").splitlines() if line.startswith("alice@x"))
+    row = next(line for line in look(node)[1].splitlines() if line.startswith("alice@x"))
     assert row.split()[2:4] == ["unlimited", "unlimited"]
     assert "limit unlimited, guaranteed" in node.run("explain", "alice@x")
     minor = f"{(node.mark(bob) or 0) & 0xFFFF:x}"
     node.stop(signal.SIGKILL)
     run("tc", "class", "del", "dev", "wan0", "classid", f"5100:{minor}")
-    said = node.run("status")
-    (line,) = [line for line in said.splitlines() if line.startswith("TROUBLE: without a class")]
+    said = look(node)[1]
+    (line,) = [line for line in said.splitlines() if line.startswith("DEGRADED: without a class")]
     assert line.endswith(": bob@x")
     row = next(line for line in said.splitlines() if line.startswith("bob@x"))
     assert row.split()[2:5] == ["2mbit", "no", "class"]
     run("conntrack", "-D", "-p", "tcp", "--orig-src", "127.0.0.1", "--sport", str(bob.port))
-    said = node.run("status")
+    said = look(node)[1]
     assert "no class: 1 users get theirs with their next connection" in said
-    assert "TROUBLE: without a class" not in said
+    assert "DEGRADED: without a class" not in said
 
 
 def test_the_end_of_a_suspension_is_named_as_it_is(node: Node) -> None:
     node.run("suspend")
-    assert "SUSPENDED: nobody is limited ('vff-qos enable' ends it)" in node.run("status")
+    assert "DEGRADED: suspended by hand: nobody is limited" in look(node)[1]
     State(str(node.directory / "state")).set_value("suspended", None)
     node.start()
-    eventually(lambda: "SUSPENDED" not in node.run("status"))
+    eventually(lambda: "suspended" not in look(node)[1])

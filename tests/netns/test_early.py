@@ -32,7 +32,7 @@ from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
-from .harness import Client, Node, eventually, run
+from .harness import Client, Node, eventually, look, run
 
 SETTINGS = Settings(
     wan="wan0",
@@ -323,7 +323,7 @@ def test_the_agent_empties_the_maps_of_its_predecessor_and_tells_its_counts(
     eventually(lambda: not elements())
     assert node.mark(stray) == 0  # a mark of nobody
     counts = "early shaping: 0 addresses, 0 flows confirmed, 0 corrected, 0 expired"
-    eventually(lambda: counts in node.run("status"))  # it tells others once a second
+    eventually(lambda: counts in look(node)[1])  # it tells others once a second
 
 
 CLAIMS = st.lists(

@@ -29,9 +29,11 @@ from .harness import (
     ceils,
     eventually,
     fill,
+    look,
     run,
     small_disk,
     snapshot,
+    status,
     user,
     vff_qos,
 )
@@ -228,7 +230,7 @@ def test_suspend_reaches_the_agent_on_a_full_disk(node: Node) -> None:
         assert node.run("suspend") == "suspended: 1 flows are unlimited now\n"
         assert node.mark(alice) == 0
         assert "suspended" in ended(node)
-        assert "SUSPENDED" in node.run("status")
+        assert "DEGRADED: suspended by hand" in look(node)[1]
         # It does not come back by itself, either.
         node.agent = subprocess.Popen(node.command("follow"), stderr=subprocess.PIPE, text=True)
         assert "suspended" in ended(node)
@@ -250,12 +252,13 @@ def test_the_agent_starts_on_a_full_disk(node: Node) -> None:
         node.start()
         assert (node.mark(alice), node.mark(bob)) == (mark, bobs)
         node.write(bob.line("bob@x"))
-        eventually(lambda: json.loads(node.run("status", "--json"))["follower"]["log"]["lines"] > 0)
-        status = json.loads(node.run("status", "--json"))
-        assert status["follower"]["conflicts"] == 0 and node.mark(bob) == bobs
-        assert f"TROUBLE: {node.directory}/state/state.db: " in node.run("status")
+        eventually(lambda: status(node)["follower"]["log"]["lines"] > 0)
+        found = status(node)
+        assert found["follower"]["conflicts"] == 0 and node.mark(bob) == bobs
+        why = f"DEGRADED: the state cannot be written: {node.directory}/state/state.db: "
+        assert why in look(node)[1]
         ballast.unlink()
-        eventually(lambda: json.loads(node.run("status", "--json"))["state"] == "", 12)
+        eventually(lambda: status(node)["state"] == "", 12)
         keys = {owner.key for owner in State(str(node.directory / "state")).owners()}
         assert keys == {"alice@x", "bob@x"}
         node.stop()
@@ -326,7 +329,7 @@ def test_disable_is_the_whole_kill_switch_and_enable_its_way_back(
     assert systemd.read_text().splitlines()[-1] == f"mask --now {units}"
     record = json.loads((node.directory / "disabled-by-hand").read_text())
     assert (record["who"], record["why"]) == ("carol", "ticket 4711")
-    assert "DISABLED by carol at 20" in node.run("status")
+    assert "DEGRADED: disabled by hand by carol at 20" in look(node)[1]
     # Nothing else brings the limits back.
     done = subprocess.run(node.command("bootstrap"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -416,7 +419,7 @@ def test_the_agent_and_the_kill_switch_need_no_pyroute2(
     client = Client("127.0.0.1", 4430)
     node.write(client.line("alice@x"))
     eventually(lambda: node.mark(client))
-    assert "alice@x" in node.run("status")
+    assert "alice@x" in look(node)[1]
     assert "alice@x" in node.run("explain", "alice@x")
     node.run("gc")
     assert "1 flows" in node.run("suspend")

@@ -26,7 +26,7 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State, StateError
 
-from .harness import MAJOR, Client, Node, Pipe, eventually, run
+from .harness import MAJOR, Client, Node, Pipe, eventually, look, run
 
 POLICY = """
 default: {plan: basic}
@@ -289,9 +289,9 @@ def test_the_agent_slows_down_explains_and_keeps_it_when_killed(node: Node) -> N
     (level,) = explained(node, "alice@x")["usage"]
     assert level["rule"] == "more than 5 MB within 1min"
     assert level["until"] > time.time() + 3_500
-    assert "fair_use: more than 5 MB within 1min" in node.run("status")
+    assert "fair_use: more than 5 MB within 1min" in look(node)[1]
     node.stop(signal.SIGKILL)
     node.start()
     time.sleep(3)
     assert node.classes()[1][minor] == 4_000_000
-    assert "fair_use: more than 5 MB within 1min" in node.run("status")
+    assert "fair_use: more than 5 MB within 1min" in look(node)[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -13,7 +12,7 @@ from vff_qos.core.owners import PARKED
 from vff_qos.kernel.packed.conntrack import prepare
 from vff_qos.state import State
 
-from .harness import Client, Node, eventually, fill, run, small_disk
+from .harness import Client, Node, eventually, fill, look, run, small_disk, status
 
 
 def test_each_user_gets_one_class_with_its_own_limits(node: Node) -> None:
@@ -140,7 +139,7 @@ def test_a_forged_line_after_a_rejected_one_does_not_relabel_a_flow(node: Node) 
     eventually(lambda: node.mark(control) and node.mark(mallory))
     assert node.mark(mallory) != node.mark(control)
     node.write(mallory.line("mallory@x"))
-    eventually(lambda: node.run("status", "--json").count("mallory@x"))
+    eventually(lambda: look(node, "--json")[1].count("mallory@x"))
 
 
 def test_hostile_lines_do_not_stop_the_agent(node: Node) -> None:
@@ -328,7 +327,7 @@ def test_a_full_disk_stops_nobody_and_nothing_is_lost(node: Node) -> None:
         marks = {email: node.mark(client) for email, client in clients.items()}
         assert set(node.classes()[1]) >= {(mark or 0) & 0xFFFF for mark in marks.values()}
         ballast.unlink()
-        eventually(lambda: "user199@x" in node.run("status"), 10)
+        eventually(lambda: "user199@x" in look(node, "--all")[1], 10)
         assert node.agent is not None
         node.agent.terminate()
         _output, errors = node.agent.communicate(timeout=10)
@@ -347,7 +346,7 @@ def test_status_tells_who_has_what(node: Node) -> None:
     client = Client("127.0.0.1", 4430)
     node.write(client.line("alice@x"))
     eventually(lambda: node.mark(client))
-    status = json.loads(node.run("status", "--json"))
-    (user,) = status["users"]
+    found = status(node)
+    (user,) = found["users"]
     assert (user["email"], user["upload_bps"], user["flows"]) == ("alice@x", 5_000_000, 1)
-    assert "alice@x" in node.run("status")
+    assert "alice@x" in look(node)[1]

@@ -15,7 +15,7 @@ import pytest
 
 from checkout import PLUGINS
 
-from .harness import Client, Node, Pipe, eventually
+from .harness import Client, Node, Pipe, eventually, status
 
 MODULES = PLUGINS / "modules"
 
@@ -105,7 +105,7 @@ def test_a_temporary_one_that_is_wrong_is_refused(node: Node, run: Run) -> None:
         for check in (True, False):
             result = run("qos_user", check=check, name="alice@x", state="limit", **arguments)
             assert result["failed"] and sentence in result["msg"]
-    assert json.loads(node.run("status", "--json"))["overrides"] == []
+    assert status(node)["overrides"] == []
 
 
 def test_info_returns_limits_rates_and_counters(node: Node, run: Run) -> None:
@@ -135,4 +135,7 @@ def test_info_returns_limits_rates_and_counters(node: Node, run: Run) -> None:
     assert alice["overrides"][0]["why"] == "ticket"
     assert alice["up_rate_bps"] == 0
     assert found["node"]["wan"] == "wan0"
+    said = status(node)
+    assert all(found[key] == said[key] for key in ("verdict", "reason", "findings"))
+    assert "verdict" not in found["node"]
     assert run("qos_info", names=["bob@x"], interval=0)["users"] == {}

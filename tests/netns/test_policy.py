@@ -22,7 +22,7 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.shaping import Classes
 from vff_qos.state import State
 
-from .harness import MAJOR, Flood, Node, ceils, eventually, run, user
+from .harness import MAJOR, Flood, Node, ceils, eventually, look, run, status, user
 
 
 @pytest.fixture
@@ -200,10 +200,10 @@ def test_limit_unlimit_block_and_reset(node: Node) -> None:
     said = node.run("limit", "alice@x", "--download", "1 Mbps", "--for", "2h", "--reason", "test")
     assert said.startswith("alice@x: upload 5mbit, download 1mbit, until ")
     assert ceils(node, alice) == (5_000_000, 1_000_000)
-    (override,) = json.loads(node.run("status", "--json"))["overrides"]
+    (override,) = status(node)["overrides"]
     assert (override["email"], override["why"], override["who"]) == ("alice@x", "test", "root")
     assert 7_100 < override["until"] - time.time() <= 7_200
-    assert "override alice@x: download 1 Mbps, until" in node.run("status")
+    assert "override alice@x: download 1 Mbps, until" in look(node)[1]
     node.run("block", "bob@x")
     assert ceils(node, bob) == (8_000, 8_000)
     # The agent knows: another connection, and another policy, change nothing of it.
@@ -213,7 +213,7 @@ def test_limit_unlimit_block_and_reset(node: Node) -> None:
     assert ceils(node, bob) == (8_000, 8_000)
     assert node.run("unlimit", "alice@x").startswith("alice@x: upload unlimited")
     assert ceils(node, alice) == (100_000_000_000, 100_000_000_000)
-    assert len(json.loads(node.run("status", "--json"))["overrides"]) == 2
+    assert len(status(node)["overrides"]) == 2
     node.run("reset", "alice@x")
     node.run("reset", "bob@x")
     assert ceils(node, alice) == (6_000_000, 3_000_000)
@@ -232,7 +232,7 @@ def test_an_override_ends_in_time(node: Node) -> None:
     eventually(lambda: ceils(node, alice)[1] == 10_000_000, 3.5)
     assert time.monotonic() - at > 1.5
     eventually(lambda: State(str(node.directory / "state")).overrides() == [], 2)
-    assert json.loads(node.run("status", "--json"))["overrides"] == []
+    assert status(node)["overrides"] == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -287,7 +287,7 @@ def test_a_wrong_order_is_refused_in_one_line(
     node: Node, words: tuple[str, ...], said: str
 ) -> None:
     assert said in refuse(node, *words)
-    assert json.loads(node.run("status", "--json"))["overrides"] == []
+    assert status(node)["overrides"] == []
 
 
 def test_explain_says_what_decides_and_what_the_kernel_has(node: Node) -> None:

@@ -13,7 +13,7 @@ from vff_qos.core.owners import PARKED, SPARE, Owner
 from vff_qos.kernel.packed.tc import Tc
 from vff_qos.state import State
 
-from .harness import MAJOR, Client, Node, eventually, run
+from .harness import MAJOR, Client, Node, eventually, look, run
 
 POOL = 20
 
@@ -73,7 +73,7 @@ def test_newcomers_get_classes_that_were_made_in_advance(node: PoolNode) -> None
     # Their places are filled again, and nobody sees spare classes as users.
     node.wait_for_the_pool()
     assert not node.spares() & set(minors)
-    text = node.run("status")
+    text = look(node)[1]
     assert f"0 classes parked, {POOL} made in advance" in text
     assert [line.split()[0] for line in text.splitlines() if "@x" in line] == sorted(names)
     assert "spare" not in text

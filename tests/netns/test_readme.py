@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+
+import pytest
 
 from checkout import ROOT
 
-from .harness import MAJOR, Client, Node, eventually, user
+from .harness import MAJOR, Client, eventually, look, user
+from .healing import WholeNode, plan_without_filters
 
 POLICY = """
 plans:
@@ -36,7 +41,15 @@ def shape(text: str) -> str:
     return re.sub(r" *\d+([.:-]\d+)*", " N", text)
 
 
-def test_the_status_in_the_readme_is_what_the_command_prints(node: Node) -> None:
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeNode]:
+    plan_without_filters(tmp_path, monkeypatch)
+    made = WholeNode(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_the_status_in_the_readme_is_what_the_command_prints(node: WholeNode) -> None:
     text = ROOT.joinpath("README.md").read_text()
     (shown,) = re.findall(r"```console\n\$ vff-qos status\n(.*?)```", text, re.S)
     node.write_policy(POLICY)
@@ -68,6 +81,6 @@ def test_the_status_in_the_readme_is_what_the_command_prints(node: Node) -> None
         "--reason",
         "ticket 4711",
     )
-    eventually(lambda: " 9 lines" in node.run("status"))  # it tells others once a second
-    printed = node.run("status")
+    eventually(lambda: " 9 lines" in look(node)[1], 12)  # it tells others every five seconds
+    printed = look(node)[1].replace(str(node.log), "/var/log/xray/access.log")
     assert shape(printed) == shape(shown), printed

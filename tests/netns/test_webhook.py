@@ -18,7 +18,7 @@ import pytest
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.conntrack import prepare
 
-from .harness import Client, Node, eventually, run
+from .harness import Client, Node, eventually, run, status
 
 TOKEN = "0123456789abcdef"
 
@@ -64,7 +64,7 @@ class WebhookNode(Node):
 
     def log_counters(self) -> dict[str, Any]:
         """What ``status`` says of the source."""
-        counters: dict[str, Any] = json.loads(self.run("status", "--json"))["follower"]["log"]
+        counters: dict[str, Any] = status(self)["follower"]["log"]
         return counters
 
     def connect(self) -> socket.socket:
@@ -152,7 +152,7 @@ def test_garbage_marks_nothing_and_stops_nothing(node: WebhookNode) -> None:
     assert node.mark(client) == 0
     assert node.announce(client, "alice@x", "127.0.0.1:4430") == 200
     eventually(lambda: node.mark(client))
-    eventually(lambda: json.loads(node.run("status", "--json"))["follower"]["log"]["stale"], 8)
+    eventually(lambda: status(node)["follower"]["log"]["stale"], 8)
 
 
 class Slowloris(threading.Thread):

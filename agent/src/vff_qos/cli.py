@@ -19,6 +19,7 @@ from .journal import INFO, Journal
 from .kept import keep_settings
 
 _RETRY_S = 10.0
+_EXIT_CODES = "Exit codes: 0 well, 1 degraded (limits hold in part), 2 not working."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vff-qos {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, parents=[common])
+    def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common], epilog=more)
 
     bootstrap = command(
         "bootstrap", "make the kernel objects as the settings say; ends a suspension"
@@ -45,15 +46,23 @@ def parser() -> argparse.ArgumentParser:
     command("follow", "follow the access log and mark flows (the agent)")
     gc = command("gc", "collect users who have been idle")
     gc.add_argument("--dry-run", action="store_true", help="only print what would be done")
-    status = command("status", "show who is limited to what")
-    status.add_argument("--json", action="store_true", help="for programs")
+    status = command("status", "whether all is well, and who is limited to what", _EXIT_CODES)
+    status.add_argument("--json", action="store_true", help="for programs; all users")
+    status.add_argument("--all", action="store_true", help="all users and orders, not the top ten")
+    status.add_argument(
+        "--sort", choices=("rate", "bytes", "flows", "drops", "name"), default="rate",
+        help="what makes the top ten (default: rate)",
+    )  # fmt: skip
+    status.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
     check = command("check-config", "check settings and policy; changes nothing")
     check.add_argument(
         "--new", action="store_true", help="FILEs are not in place yet: whoever may read them"
     )
-    explain = command("explain", "why a user has these limits, and whether they hold")
-    explain.add_argument("email", metavar="EMAIL")
+    explain = command("explain", "why a user has these limits, or who comes from an address")
+    explain.add_argument("who", metavar="EMAIL|IP|IP:PORT")
     explain.add_argument("--json", action="store_true", help="for programs")
+    doctor = command("doctor", "find what is wrong, and say what to do about it", _EXIT_CODES)
+    doctor.add_argument("--json", action="store_true", help="for programs")
     _order_commands(command)
     _policy_commands(commands, common)
     command("suspend", "lift all limits in the kernel, until bootstrap")
@@ -144,19 +153,38 @@ def _check_config(node: Node, args: argparse.Namespace) -> int:
 
 
 def _status(node: Node, args: argparse.Namespace) -> int:
-    from .commands.status import read_status, render
+    from .commands.status import exit_code, read_status, render
 
-    status = read_status(node)
-    print(json.dumps(status, indent=1) if args.json else render(status))
-    return 1 if status.get("trouble") else 0
+    status = read_status(node, args.patterns)
+    if args.json:
+        print(json.dumps(status, indent=1))
+    else:
+        print(render(status, args.all, args.sort, bool(args.patterns)))
+    return exit_code(status)
 
 
 def _explain(node: Node, args: argparse.Namespace) -> int:
+    from .commands.flows import parse_place, read_place, render_place
+
+    place = parse_place(args.who)
+    # A name that is somebody's is a name, whatever it looks like.
+    if place is not None and args.who not in (owner.key for owner in node.state.owners()):
+        shown = read_place(node, place)
+        print(json.dumps(shown, indent=1) if args.json else render_place(shown))
+        return 0
     from .commands.explain import read_explanation, render
 
-    found = read_explanation(node, args.email)
+    found = read_explanation(node, args.who)
     print(json.dumps(found, indent=1) if args.json else render(found))
     return 0
+
+
+def _doctor(node: Node, args: argparse.Namespace) -> int:
+    from .commands.doctor import exit_code, read_diagnosis, render
+
+    found = read_diagnosis(node)
+    print(json.dumps(found, indent=1) if args.json else render(found))
+    return exit_code(found)
 
 
 def _order(node: Node, args: argparse.Namespace) -> int:
@@ -195,6 +223,8 @@ def _gc(node: Node, args: argparse.Namespace) -> int:
 
     lines = Collector(node.settings, node.state, node.lock).run(args.dry_run)
     _print(lines)
+    if not args.dry_run:
+        node.state.set_value("collected", {"when": time.time(), "actions": len(lines)})
     if lines and not args.dry_run:
         message = f"collected: {len(lines)} actions"
         node.journal.event("collected", message, INFO, actions=len(lines))
@@ -265,6 +295,7 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "status": _status,
     "check-config": _check_config,
     "explain": _explain,
+    "doctor": _doctor,
     "limit": _order,
     "unlimit": _order,
     "block": _order,

@@ -102,6 +102,15 @@ def drop_ins_of(directory: str) -> list[str]:
     return found
 
 
+def settings_stamp(paths: Paths) -> list[object]:
+    """What changes when the settings do, as `policy_stamp`."""
+    try:
+        status = os.stat(paths.settings)
+    except OSError as error:
+        return [str(error)]
+    return [paths.settings, status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns]
+
+
 def policy_stamp(paths: Paths) -> list[list[object]]:
     """What changes when a file of the policy does, or whether it can be read; JSON keeps it."""
     found: list[list[object]] = []

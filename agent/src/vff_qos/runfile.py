@@ -5,42 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+
+from .core.health.report import Report
 
 _FILE = "follow.json"
 #: How often the follower writes it.
 WRITE_S = 5.0
 #: A follower that works does not miss three in a row.
 _STALE_S = 3 * WRITE_S
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a follower does.  ``written`` in seconds since the epoch."""
-
-    pid: int
-    written: float
-    #: `config.policy_stamp` of the policy in force; empty if that is the last good one.
-    policy: list[list[object]]
-    #: How often the kernel's objects were repaired.
-    repairs: int
-    #: What became of the claims, by name.
-    counts: dict[str, int | str]
-    #: Lines of the source by what they were.
-    log: dict[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The counts stand beside the rest."""
-        data = asdict(self)
-        return {**data.pop("counts"), **data}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Report:
-        """A report as ``to_json`` gave it."""
-        names = ("pid", "written", "policy", "repairs", "log")
-        rest = {name: number for name, number in data.items() if name not in names}
-        return cls(**{name: data[name] for name in names}, counts=rest)
 
 
 def write_report(run_dir: str, report: Report) -> None:

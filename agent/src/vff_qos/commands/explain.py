@@ -7,7 +7,9 @@ from typing import Any
 
 from ..config import Paths, drop_ins_of, read_file
 from ..core.document import Document
+from ..core.health.holding import Passing, holds
 from ..core.htb import (
+    CEIL_MINOR,
     MINOR_MASK,
     OURS_MASK,
     HtbClass,
@@ -17,7 +19,7 @@ from ..core.htb import (
 )
 from ..core.owners import Owner
 from ..core.policy.model import Layer, Limits, Policy
-from ..core.policy.overrides import Override
+from ..core.policy.overrides import OPERATOR, Override
 from ..core.policy.usage import Level, Usage, levels
 from ..core.settings import Settings
 from ..core.units import format_rate, format_size
@@ -28,9 +30,12 @@ from ..kernel.packed.tc import ClassState
 from ..render import describe_limits, describe_override, limit, local_time, value
 from ..shaping import Classes
 from ..state import State
+from .flows import RESTRICTED_WHY, flows_of, render_flow
 from .node import Node
 
 _DIRECTIONS = ("upload", "download")
+#: Rates are measured over so long, in seconds; so many flows are shown.
+_MEASURE_S, _FLOWS = 0.3, 20
 
 
 def read_explanation(node: Node, email: str) -> dict[str, Any]:
@@ -76,6 +81,8 @@ def read_explanation(node: Node, email: str) -> dict[str, Any]:
         "leaf": limits.leaf or settings.leaf,
         "ceil_bps": settings.node_ceil_bps,
         "class": _class(settings, classes, owner, have) if owner else None,
+        "flows": flows_of(owner, owners, settings.major) if owner else [],
+        "holding": _holding(node, settings, owner, devices, have, deciding),
         "wanted": _both(classes.params_of(limits)),
     }
 
@@ -145,6 +152,40 @@ def _class(
     return found
 
 
+def _holding(
+    node: Node,
+    settings: Settings,
+    owner: Owner | None,
+    devices: tuple[int, int] | None,
+    have: tuple[dict[int, ClassState], dict[int, ClassState]],
+    deciding: list[Override],
+) -> dict[str, Any]:
+    """What limits the user at this moment, in each direction."""
+    if owner is None or devices is None:
+        return {}
+    penalty = next((o.why or o.origin for o in deciding if o.origin != OPERATOR), "")
+    # The classes were read some time ago; only what passes from now on is of this moment.
+    before = [node.tc.sent_bytes(index, settings.major) for index in devices]
+    start = time.monotonic()
+    time.sleep(_MEASURE_S)
+    after = [node.tc.classes(index, settings.major) for index in devices]
+    seconds = time.monotonic() - start
+    found = {}
+    for direction, old, new in zip(_DIRECTIONS, before, after, strict=True):
+        if owner.minor not in new or CEIL_MINOR not in new:
+            continue
+        user, whole = (
+            Passing(
+                round(max(0, new[m].sent_bytes - old.get(m, 0)) * 8 / seconds),
+                new[m].params.ceil_bps,
+                new[m].backlog_bytes,
+            )
+            for m in (owner.minor, CEIL_MINOR)
+        )
+        found[direction] = {"rate_bps": user.rate_bps, "by": holds(user, whole, penalty)}
+    return found
+
+
 def _both(params: tuple[HtbClass, HtbClass]) -> dict[str, dict[str, int]]:
     return {name: one._asdict() for name, one in zip(_DIRECTIONS, params, strict=True)}
 
@@ -171,7 +212,22 @@ def render(found: dict[str, Any]) -> str:
         penalty = f", penalty until {local_time(level['until'])}" if level["until"] else ""
         lines.append(f"{level['rule']}: {level['used']} ({level['share']:.0%}){penalty}")
     lines += _render_class(found)
-    return "\n".join(lines)
+    for direction, holding in found["holding"].items():
+        rate = holding["rate_bps"] / 1e6
+        lines.append(f"now {direction} {rate:.3g} Mbit/s, held by {holding['by']}")
+    return "\n".join([*lines, *_render_flows(found["flows"])])
+
+
+def _render_flows(flows: list[dict[str, Any]]) -> list[str]:
+    own = [flow for flow in flows if not flow["restricted"]]
+    restricted = [flow for flow in flows if flow["restricted"]]
+    lines = [f"  {render_flow(flow)}" for flow in own[:_FLOWS]]
+    if len(own) > _FLOWS:
+        lines.append(f"  and {len(own) - _FLOWS} more (--json has all)")
+    if restricted:
+        lines.append(f"{len(restricted)} more from the same addresses are {RESTRICTED_WHY}:")
+        lines += [f"  {render_flow(flow)}" for flow in restricted[:_FLOWS]]
+    return lines
 
 
 def _decision(found: dict[str, Any]) -> str:

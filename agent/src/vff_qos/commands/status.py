@@ -2,153 +2,307 @@
 
 from __future__ import annotations
 
+import re
 import time
+from fnmatch import fnmatchcase
 from typing import Any
 
-from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, classid, format_classid
-from ..core.owners import ACTIVE, SPARE
-from ..core.policy.overrides import Override
+from .. import __version__
+from ..core.health.findings import EXIT_CODES, OK, verdict
+from ..core.health.rules import judge
+from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR, classid, format_classid
+from ..core.owners import ACTIVE, RESTRICTED, SPARE
+from ..core.policy.overrides import OPERATOR, Override
+from ..core.units import format_duration
 from ..disabled import read_record
-from ..errors import Refused
-from ..kernel.devices import shaping_devices, wan_link
-from ..kernel.packed.conntrack import Conntrack
-from ..kernel.tcpmem import TcpMemory, read_tcp_memory
-from ..render import describe_override, display_name, limit
-from ..runfile import read_report
+from ..kernel.devices import wan_link
+from ..render import describe_override, display_name, limit, local_time
+from .facts import Seen, look
 from .node import Node
 
 _DIRECTIONS = ("upload", "download")
-#: Of users without a class; the rest are a number.
-_NAMED = 3
+#: Rates are measured over so long at least, in seconds.
+_MEASURE_S = 0.2
+#: Rows of users without ``--all``, and orders.
+_TOP, _ORDERS = 10, 5
+_DIGITS = re.compile(r"(\d+)")
+#: What ``--sort`` may say, by the user's keys that are added up; the largest first.
+SORTS: dict[str, tuple[str, ...]] = {
+    "rate": ("up_rate_bps", "down_rate_bps"),
+    "bytes": ("up_bytes", "down_bytes"),
+    "flows": ("flows",),
+    "drops": ("drops",),
+    "name": (),
+}
 
 
-def read_status(node: Node) -> dict[str, Any]:
-    """Everything ``status`` shows, as JSON.  Raises KernelRefused, StateError."""
-    settings, state = node.settings_in_force, node.state
-    report, record = read_report(node.paths.run_dir), read_record(node.paths)
+def read_status(node: Node, patterns: list[str] | None = None) -> dict[str, Any]:
+    """Everything ``status`` shows, as JSON; of all users, or those that match a pattern.
+
+    Raises KernelRefused.
+    """
+    seen = look(node)
+    facts, report, settings = seen.facts, seen.report, seen.settings
+    findings = judge(facts)
+    level, reason = verdict(findings)
+    record = read_record(node.paths)
     status: dict[str, Any] = {
+        "verdict": level,
+        "reason": reason,
+        "findings": [vars(finding) for finding in findings],
+        "version": __version__,
+        "time": facts.now_s,
         "warnings": node.warnings,
         "disabled": record._asdict() if record else None,
-        "suspended": state.get_value("suspended") is not None,
-        "state": state.trouble,
+        "suspended": facts.suspended,
+        "state": facts.state,
         "follower": report.to_json() if report else None,
-        "tcp_memory": read_tcp_memory()._asdict(),
+        "collected": node.state.get_value("collected") if "state" in node.__dict__ else None,
+        "tcp_memory": seen.tcp_memory._asdict() if seen.tcp_memory else None,
+        "conntrack": {"count": facts.conntrack_count, "max": facts.conntrack_max},
         "users": [],
-        "overrides": [
-            override._asdict()
-            for override in state.overrides()
-            if not override.ends_by(time.time())
-        ],
+        "overrides": [override._asdict() for override in seen.overrides],
     }
-    try:
-        devices = shaping_devices(settings)
-        status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb
-        status["ceil_bps"] = settings.node_ceil_bps
-    except Refused as error:
-        status["trouble"] = f"not set up: {error}"
+    if settings is None or seen.devices is None:
         return status
-    conntrack = Conntrack()
-    up, down = (node.tc.classes(index, settings.major) for index in devices)
+    status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb
+    status["ceil_bps"] = settings.node_ceil_bps
     status["time"] = time.time()
-    flows: dict[int, int] = {}
-    for entry in conntrack.dump(settings.major << 16, OURS_MASK):
-        minor = entry.mark & MINOR_MASK
-        flows[minor] = flows.get(minor, 0) + 1
-    if CEIL_MINOR not in up or CEIL_MINOR not in down:
-        status["trouble"] = "not set up: the HTB trees are missing; run 'vff-qos bootstrap'"
-    owners = sorted(state.owners(), key=lambda owner: owner.key)
-    for owner in owners:
-        if owner.state != ACTIVE:
-            continue
-        u, d = up.get(owner.minor), down.get(owner.minor)
-        status["users"].append(
-            {
-                "email": display_name(owner.key),
-                "class": format_classid(classid(settings.major, owner.minor)),
-                "upload_bps": u.params.ceil_bps if u else None,
-                "download_bps": d.params.ceil_bps if d else None,
-                "flows": flows.get(owner.minor, 0),
-                "up_bytes": u.sent_bytes if u else 0,
-                "down_bytes": d.sent_bytes if d else 0,
-                "drops": (u.drops if u else 0) + (d.drops if d else 0),
-            }
-        )
+    rates = _rates(node, seen)
+    status["devices"] = _devices(seen, rates)
+    status["users"] = _users(seen, rates, patterns or [])
+    owners = seen.owners
+    status["restricted"] = _restricted(seen)
     spare = [owner.key.startswith(SPARE) for owner in owners if owner.state != ACTIVE]
     status["parked"], status["spare"] = len(spare) - sum(spare), sum(spare)
-    conntrack.close()
     return status
 
 
-def render(status: dict[str, Any]) -> str:
-    """The same for people."""
-    lines = _render_trouble(status)
+def _rates(node: Node, seen: Seen) -> tuple[dict[int, int], dict[int, int]]:
+    """{minor: bit/s} at this moment on (IFB, WAN)."""
+    assert seen.devices is not None and seen.settings is not None
+    time.sleep(max(0.0, seen.counted_s + _MEASURE_S - time.monotonic()))
+    major = seen.settings.major
+    later = [node.tc.sent_bytes(index, major) for index in seen.devices]
+    seconds = time.monotonic() - seen.counted_s
+    up, down = (
+        {
+            # A class that was made anew meanwhile counts from 0.
+            minor: round(max(0, sent - before[minor].sent_bytes) * 8 / seconds)
+            for minor, sent in after.items()
+            if minor in before
+        }
+        for before, after in zip((seen.up, seen.down), later, strict=True)
+    )
+    return up, down
+
+
+def _devices(seen: Seen, rates: tuple[dict[int, int], dict[int, int]]) -> dict[str, Any]:
+    return {
+        direction: {
+            "rate_bps": by_minor.get(CEIL_MINOR, 0),
+            "unclassified_bps": by_minor.get(UNCLASSIFIED_MINOR, 0),
+            "bytes": classes[CEIL_MINOR].sent_bytes if CEIL_MINOR in classes else 0,
+        }
+        for direction, by_minor, classes in zip(
+            _DIRECTIONS, rates, (seen.up, seen.down), strict=True
+        )
+    }
+
+
+def _users(
+    seen: Seen, rates: tuple[dict[int, int], dict[int, int]], patterns: list[str]
+) -> list[dict[str, Any]]:
+    assert seen.settings is not None
+    users: list[dict[str, Any]] = []
+    for owner in seen.owners:
+        name = display_name(owner.key)
+        if owner.state != ACTIVE or (patterns and not any(fnmatchcase(name, p) for p in patterns)):
+            continue
+        minor = owner.minor
+        u, d = seen.up.get(minor), seen.down.get(minor)
+        users.append(
+            {
+                "email": name,
+                "class": format_classid(classid(seen.settings.major, minor)),
+                "upload_bps": u.params.ceil_bps if u else None,
+                "download_bps": d.params.ceil_bps if d else None,
+                "flows": seen.flows.get(minor, 0),
+                "up_bytes": u.sent_bytes if u else 0,
+                "down_bytes": d.sent_bytes if d else 0,
+                "up_rate_bps": rates[0].get(minor, 0),
+                "down_rate_bps": rates[1].get(minor, 0),
+                "drops": (u.drops if u else 0) + (d.drops if d else 0),
+            }
+        )
+    users.sort(key=lambda user: natural(user["email"]))
+    return users
+
+
+def _restricted(seen: Seen) -> dict[str, int]:
+    """Addresses with a restricted class, and their live flows."""
+    owners = [o for o in seen.owners if o.state == ACTIVE and o.key.startswith(RESTRICTED)]
+    return {
+        "addresses": len(owners),
+        "flows": sum(seen.flows.get(owner.minor, 0) for owner in owners),
+    }
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A key that sorts user2 before user10."""
+    return [
+        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
+        for part in _DIGITS.split(text)
+        if part
+    ]
+
+
+def exit_code(status: dict[str, Any]) -> int:
+    """0 well, 1 degraded, 2 not working."""
+    return EXIT_CODES[status["verdict"]]
+
+
+def render(
+    status: dict[str, Any], every: bool = False, sort: str = "rate", filtered: bool = False
+) -> str:
+    """The same for people: one screen, unless ``every`` user is asked for."""
+    lines = [*_render_findings(status), *_render_orders(status, every)]
+    lines += [*_render_follower(status), *_render_node(status)]
+    return "\n".join([*lines, *_render_users(status, every or filtered, sort)])
+
+
+def _render_findings(status: dict[str, Any]) -> list[str]:
+    lines = [f"{OK}: nothing is wrong"] if status["verdict"] == OK else []
+    for finding in status["findings"]:
+        if finding["level"] == OK:
+            lines.append(finding["sentence"])
+            continue
+        lines.append(f"{finding['level']}: {finding['sentence']}")
+        lines += [f"  seen: {seen}" for seen in finding["evidence"][:3]]
+        if finding["remedy"]:
+            lines.append(f"  do: {finding['remedy']}")
+    return lines
+
+
+def _render_orders(status: dict[str, Any], every: bool) -> list[str]:
+    """What is in force although the policy says otherwise."""
+    orders = [Override(**override) for override in status["overrides"]]
+    # A person's first: of penalties there may be many.
+    orders.sort(key=lambda order: (order.origin != OPERATOR, natural(order.email)))
+    shown = orders if every else orders[:_ORDERS]
+    now = status["time"]
+    lines = [f"override {describe_override(order, now)}" for order in shown]
+    if len(orders) > len(shown):
+        penalties = sum(order.origin != OPERATOR for order in orders)
+        lines.append(
+            f"overrides: {len(orders)} in all, {penalties} of them penalties (--all shows them)"
+        )
+    return lines
+
+
+def _render_follower(status: dict[str, Any]) -> list[str]:
     follower = status["follower"]
     if follower is None:
-        lines.append("follower: not running")
-    else:
+        return ["follower: not running"]
+    source, log = follower["source"], follower["log"]
+    since = f" since {local_time(follower['started'])}" if follower["started"] else ""
+    told = "cannot be forged" if source["trust"] == "told" else "text, which can be forged"
+    lines = [
+        f"follower {follower['version']}: pid {follower['pid']}{since}",
+        f"source: {source['origin']} ({told}), {source['lines_per_s']:g} lines/s, "
+        f"{source['lag_s']:g} s behind, last claim {_ago(source['last_claim_s'], status['time'])}",
+        f"claims: {log['lines']} lines, {follower['marked']} marks set, not set: "
+        f"{_not_set(follower)}",
+        f"connections: {follower['flows_known']} known by {follower['flows_known_by']}, "
+        f"{follower['flows_claimed']} are somebody's, {follower['flows_lost_events']} losses of "
+        "events",
+        f"trust: {follower['restricted']} restricted, {follower['conflicts']} conflicts, "
+        f"{follower['ignored_tainted']} distrusted claims ignored; {follower['repairs']} repairs"
+        + _healed(follower["repair"]),
+    ]
+    if "early_addresses" in follower:
         lines.append(
-            f"follower: pid {follower['pid']}, {follower['log']['lines']} lines, "
-            f"{follower['marked']} marks set, {follower['no_flow']} flows not found, "
-            f"{follower['restricted']} restricted, {follower['conflicts']} conflicts, "
-            f"{follower['repairs']} repairs"
+            f"early shaping: {follower['early_addresses']} addresses, "
+            f"{follower['early_confirmed']} flows confirmed, "
+            f"{follower['early_corrected']} corrected, {follower['early_expired']} expired"
         )
-        if "early_addresses" in follower:
-            lines.append(
-                f"early shaping: {follower['early_addresses']} addresses, "
-                f"{follower['early_confirmed']} flows confirmed, "
-                f"{follower['early_corrected']} corrected, {follower['early_expired']} expired"
-            )
-    if "wan" in status:
-        lines.append(
-            f"download on {status['wan']}, upload on {status['ifb']}, "
-            f"{status.get('parked', 0)} classes parked, {status.get('spare', 0)} made in advance"
-        )
-    if status["users"]:
-        lines.append(
-            f"{'user':<32} {'class':<10} {'upload':>9} {'download':>9} {'flows':>6} "
-            f"{'up MB':>9} {'down MB':>9} {'drops':>7}"
-        )
-    for user in status["users"]:
-        up, down = (_shown(user[f"{name}_bps"], status["ceil_bps"]) for name in _DIRECTIONS)
+    return lines
+
+
+#: Names of the reasons for which a claim sets no mark, by counter.
+_REASONS = {
+    "no_flow": "flow not found",
+    "no_port": "address from a header with port 0",
+    "foreign_mark": "foreign mark",
+    "exhausted": "no class left",
+    "stale": "older than its flow",
+}
+
+
+def _not_set(follower: dict[str, Any]) -> str:
+    counts = {**follower["log"], **{k: v for k, v in follower.items() if k in _REASONS}}
+    found = [f"{counts[name]} {text}" for name, text in _REASONS.items() if counts.get(name)]
+    return ", ".join(found) or "none"
+
+
+def _healed(repair: dict[str, Any]) -> str:
+    if repair["healed_s"] is None:
+        return ""
+    return f", the last {local_time(repair['healed_s'])}: {'; '.join(repair['changes'][:2])}"
+
+
+def _ago(when_s: float | None, now_s: float) -> str:
+    if when_s is None:
+        return "never since the start"
+    return f"{format_duration(max(1, round(now_s - when_s)))} ago"
+
+
+def _render_node(status: dict[str, Any]) -> list[str]:
+    if "wan" not in status:
+        return []
+    devices, restricted = status["devices"], status["restricted"]
+    up, down = (devices[direction] for direction in _DIRECTIONS)
+    lines = [
+        f"download on {status['wan']} {_rate(down['rate_bps'])}, upload on {status['ifb']} "
+        f"{_rate(up['rate_bps'])}, {status['parked']} classes parked, {status['spare']} made "
+        "in advance",
+        f"restricted: {restricted['flows']} connections of {restricted['addresses']} addresses",
+    ]
+    if collected := status["collected"]:
+        lines.append(f"collected: {local_time(collected['when'])}, {collected['actions']} actions")
+    return lines
+
+
+def _render_users(status: dict[str, Any], every: bool, sort: str) -> list[str]:
+    users = status["users"]
+    if not users:
+        return ["users: none has a class"] if "wan" in status else []
+    ceil_bps = status["ceil_bps"]
+    users = sorted(users, key=lambda user: -sum(user[key] for key in SORTS[sort]))
+    shown = users if every else users[:_TOP]
+    active = sum(bool(user["flows"]) for user in users)
+    lines = [
+        f"users: {len(users)} with a class, {active} with connections"
+        + ("" if len(shown) == len(users) else f"; the top {_TOP} by {sort} (--all, --sort):"),
+        f"{'user':<32} {'class':<10} {'upload':>9} {'download':>9} {'flows':>6} "
+        f"{'up now':>9} {'down now':>9} {'up MB':>9} {'down MB':>9} {'drops':>7}",
+    ]
+    for user in shown:
+        up, down = (_shown(user[f"{name}_bps"], ceil_bps) for name in _DIRECTIONS)
         lines.append(
             f"{user['email']:<32} {user['class']:<10} {up:>9} {down:>9} {user['flows']:>6} "
+            f"{_rate(user['up_rate_bps']):>9} {_rate(user['down_rate_bps']):>9} "
             f"{user['up_bytes'] / 1e6:>9.1f} {user['down_bytes'] / 1e6:>9.1f} {user['drops']:>7}"
         )
-    now = time.time()
-    for override in status["overrides"]:
-        lines.append(f"override {describe_override(Override(**override), now)}")
-    return "\n".join(lines)
-
-
-def _render_trouble(status: dict[str, Any]) -> list[str]:
-    """What a person must know first."""
-    lines = []
-    if record := status["disabled"]:
-        why = f" ({record['why']})" if record["why"] else ""
-        lines.append(
-            f"DISABLED by {record['who']} at {record['when']}{why}: nobody is limited, also after "
-            "a reboot ('vff-qos enable' ends it)"
-        )
-    elif status["suspended"]:
-        lines.append("SUSPENDED: nobody is limited ('vff-qos enable' ends it)")
-    if status.get("trouble"):
-        lines.append(f"TROUBLE: {status['trouble']}")
-    if status["state"]:
-        lines.append(f"TROUBLE: {status['state']}")
-    lines += [f"TROUBLE: {warning}" for warning in status["warnings"]]
-    memory = TcpMemory(**status["tcp_memory"])
-    if memory.is_short:
-        lines.append(f"TROUBLE: {memory}")
-    without = [u for u in status["users"] if None in (u["upload_bps"], u["download_bps"])]
-    if busy := [user["email"] for user in without if user["flows"]]:
-        rest = f" and {len(busy) - _NAMED} more" if len(busy) > _NAMED else ""
-        lines.append(
-            "TROUBLE: without a class in the kernel, so without a limit, until the agent makes it "
-            f"anew: {', '.join(busy[:_NAMED])}{rest}"
-        )
-    elif without:
-        lines.append(f"no class: {len(without)} users get theirs with their next connection")
     return lines
+
+
+def _rate(rate_bps: int) -> str:
+    """A measured rate: three digits are enough."""
+    for unit, name in ((10**9, "gbit"), (10**6, "mbit"), (10**3, "kbit")):
+        if rate_bps >= unit:
+            return f"{rate_bps / unit:.3g}{name}"
+    return f"{rate_bps}bit"
 
 
 def _shown(rate_bps: int | None, ceil_bps: int) -> str:

@@ -16,9 +16,12 @@ class Flow(NamedTuple):
     dport: int
 
     def __str__(self) -> str:
-        family = socket.AF_INET if len(self.src) == 4 else socket.AF_INET6
-        src, dst = socket.inet_ntop(family, self.src), socket.inet_ntop(family, self.dst)
         name = {6: "tcp", 17: "udp"}.get(self.proto, str(self.proto))
-        if family == socket.AF_INET6:
-            src, dst = f"[{src}]", f"[{dst}]"
-        return f"{name} {src}:{self.sport} > {dst}:{self.dport}"
+        return f"{name} {end_text(self.src, self.sport)} > {end_text(self.dst, self.dport)}"
+
+
+def end_text(address: bytes, port: int) -> str:
+    """One end of a flow (a packed address and a port), for people."""
+    if len(address) == 4:
+        return f"{socket.inet_ntop(socket.AF_INET, address)}:{port}"
+    return f"[{socket.inet_ntop(socket.AF_INET6, address)}]:{port}"

@@ -138,6 +138,11 @@ class Assigner:
         return self._registry.users
 
     @property
+    def not_found(self) -> Iterable[bytes]:
+        """Ends of clients whose claims named no flow, the latest last."""
+        return self._judging.not_found
+
+    @property
     def wants_repair(self) -> bool:
         """The kernel has refused something."""
         return self._registry.wants_repair
@@ -409,6 +414,7 @@ class Assigner:
             "users": self.users,
             "flows_known_by": flows.way,
             "flows_known": flows.mirror.size,
+            "flows_born": flows.mirror.born,
             "flows_claimed": flows.mirror.claimed,
             "flows_lost_events": flows.losses,
             "flows_looked_up": flows.look_ups,

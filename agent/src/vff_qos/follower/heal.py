@@ -11,8 +11,10 @@ import select
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 from ..config import Paths
+from ..core.health.report import RepairHealth
 from ..core.settings import Settings
 from ..errors import KernelRefused, Refused
 from ..journal import ERROR, WARNING, Journal
@@ -56,6 +58,9 @@ class Healer:
     ) -> None:
         """``own_ports``: netlink ports whose changes are ours; ``devices``: indexes of IFB, WAN."""
         self.repairs = 0
+        self.health = RepairHealth()
+        with open("/proc/self/comm", encoding="utf-8", errors="backslashreplace") as file:
+            self._own_name = file.read().strip()
         self._command = repair_command(paths)
         self._settings, self._journal = settings, journal
         self._monitor = Monitor(own_ports, {settings.ifb, settings.wan})
@@ -85,6 +90,9 @@ class Healer:
     def listen(self, now_s: float) -> bool:
         """Read what was heard; returns whether our addresses have changed."""
         heard = self._monitor.listen()
+        if heard.nft_author is not None and heard.nft_author[1] != self._own_name:
+            pid, name = heard.nft_author
+            self.health = replace(self.health, culprit=name, culprit_pid=pid)
         if heard.ifb_lost:
             self._let_uploads_pass()
         if heard.kernel or (heard.routes and self._wan_moved()):
@@ -149,11 +157,14 @@ class Healer:
             self._due, self._cause = now_s + self._backoff_s, True
             how = output or f"it ended with {child.returncode}"
             self._journal.limited("kernel", f"repair failed: {how}", ERROR)
+            self.health = replace(self.health, failed=how)
             return None
         self._backoff_s = 1.0
         changes = [line for line in output.splitlines() if line and line != "no change"]
+        self.health = replace(self.health, failed="")
         if changes:
             self.repairs += 1
+            self.health = replace(self.health, healed_s=time.time(), changes=changes)
             self._journal.event("healed", "healed: " + "; ".join(changes), WARNING)
         return changes if changes or self._repairs_cause else None
 

@@ -5,6 +5,7 @@ The rules themselves are `core.claims.trust.judge`; nothing here touches the ker
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from ..core.claims.accesslog import FREE_TEXT_BYTES, Claim, taint_authors
@@ -43,6 +44,8 @@ from .registry import Registry
 from .restriction import Restriction
 from .round import Counts, Round
 
+_NOT_FOUND = 8
+
 
 class Judging:
     """Gives each claim's flow to whom it belongs, in the mirror's terms."""
@@ -68,6 +71,8 @@ class Judging:
         #: Whether lines of some inbounds hold names that the engine did not check.
         self.free_text = bool(settings.free_text_ports) and settings.source != "webhook"
         self._free_text_until = 0
+        #: Ends of clients whose claims named no flow, the latest last.
+        self.not_found: deque[bytes] = deque(maxlen=_NOT_FOUND)
         #: When the claims of the round were made, see `stamp.written`.
         self.window: tuple[float, float] = (0.0, 0.0)
         self.epoch_offset_s: float | None = None
@@ -86,6 +91,7 @@ class Judging:
         tag = self._flows.tags.tag(claim.detour)
         if not records:
             counts.no_flow += 1
+            self.not_found.append(client)
             if self.free_text:
                 self._taint_after(claim, mirror.last_port(client))
             return

@@ -11,7 +11,9 @@ import time
 from typing import Any
 
 from .. import __version__
-from ..config import Paths, load_settings
+from ..config import Paths, load_settings, settings_stamp
+from ..core.flow import end_text
+from ..core.health.report import Report
 from ..core.policy.model import Policy
 from ..core.settings import Settings
 from ..errors import ConfigError, KernelRefused, Refused
@@ -22,13 +24,14 @@ from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.netlink import Netlink
 from ..kernel.tcpmem import read_tcp_memory
 from ..lock import Lock
-from ..runfile import WRITE_S, Report, write_report
+from ..runfile import WRITE_S, write_report
 from ..sources import open_source
 from ..state import State, StateError
 from .assign import Assigner, Suspended
 from .fair_use import FairUse
 from .heal import Healer, repair_command
 from .policy_files import PolicyFiles
+from .vitals import Vitals
 
 _TICK_S = 1.0
 #: Rounds begin no faster than this: lines that come meanwhile share one trip to the kernel.
@@ -43,7 +46,11 @@ class Follower:
     def __init__(self, paths: Paths, journal: Journal) -> None:
         self._paths, self._journal = paths, journal
         self._state = State(paths.state_dir, paths.run_dir)
+        self._settings_refused = ""
+        self._settings_stamp = settings_stamp(paths)
         self._settings = self._read_settings()
+        self._vitals = Vitals(self._settings)
+        self._state_failed = self._told_refused = ""
         if self._state.moved_aside:
             journal.event(
                 "state",
@@ -139,6 +146,7 @@ class Follower:
             kept = kept_settings(self._state)
             if kept is None:
                 raise
+            self._settings_refused = str(error)
             sentence = f"{error}; the last good settings stay in force"
             self._journal.event("config", sentence, ERROR)
             return kept
@@ -235,11 +243,15 @@ class Follower:
             self._assigner.fill_pool()
         self._save_checkpoint()
         self._heal()
+        self._vitals.tick(
+            self._source, {**self._assigner.snapshot(), "repairs": self._healer.repairs}
+        )
         notify("WATCHDOG=1")
-        if now >= self._next_status:
+        if now >= self._next_status or self._policy_files.refused != self._told_refused:
             self._next_status = now + WRITE_S
             self._settle()
             self._look_at_memory()
+            self._vitals.look_at_traffic(self._assigner.counters)
             self._write_report()
 
     def _complain(self) -> None:
@@ -264,8 +276,8 @@ class Follower:
             self._journal.limited(
                 "source",
                 f"{self._settings.origin}: {counters.no_port} lines name an address with port 0. "
-                "It comes from X-Forwarded-For, which a client may send itself, and no connection is "
-                "known by it: these users pass without their limits (docs/IDENTITIES.md)",
+                "It comes from X-Forwarded-For, which a client may send itself, and no connection "
+                "is known by it: these users pass without their limits (docs/IDENTITIES.md)",
                 WARNING,
             )
 
@@ -296,19 +308,41 @@ class Follower:
         try:
             self._state.set_value("checkpoint", checkpoint)
         except StateError as error:
+            self._state_failed = str(error)
             self._journal.limited("state", f"{error}; the place in the log is not saved", ERROR)
         else:
+            self._state_failed = ""
             self._saved_checkpoint = checkpoint
 
     def _write_report(self) -> None:
+        vitals = self._vitals
         report = Report(
-            os.getpid(),
-            time.time(),
-            self._policy_files.in_force,
-            self._healer.repairs,
-            self._assigner.snapshot(),
-            vars(self._source.counters),
+            pid=os.getpid(),
+            written=time.time(),
+            policy=self._policy_files.in_force,
+            repairs=self._healer.repairs,
+            counts=self._assigner.snapshot(),
+            log=vars(self._source.counters),
+            version=__version__,
+            started=vitals.started,
+            source=vitals.source(self._source),
+            repair=self._healer.health,
+            traffic=vitals.traffic,
+            recent=vitals.recent,
+            recent_s=round(vitals.recent_s, 1),
+            last={name: round(when, 1) for name, when in vitals.last.items()},
+            not_found=[
+                end_text(client[:-2], int.from_bytes(client[-2:], "big"))
+                for client in self._assigner.not_found
+            ],
+            policy_refused=self._policy_files.refused,
+            settings_refused=self._settings_refused,
+            settings=self._settings_stamp,
+            state=self._state.trouble or self._state_failed,
+            clock_set_s=vitals.clock_set_s,
+            clock_set_by_s=vitals.clock_set_by_s,
         )
+        self._told_refused = self._policy_files.refused
         try:
             write_report(self._paths.run_dir, report)
         except OSError as error:

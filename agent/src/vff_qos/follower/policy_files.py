@@ -71,6 +71,8 @@ class PolicyFiles:
         self._read = self._seen = policy_stamp(paths)
         #: The stamp of the files in force; empty if that is the last good policy.
         self.in_force: list[list[object]] = []
+        #: Why the files are not in force, with file and line; empty if they are.
+        self.refused = ""
 
     def first(self) -> Policy:
         """The policy to start with; raises ConfigError if there is none, StateError."""
@@ -80,6 +82,7 @@ class PolicyFiles:
             policy = kept_policy(self._state)
             if policy is None:
                 raise
+            self.refused = str(error)
             self._journal.event("config", f"{error}; the last good policy stays in force", ERROR)
             return policy
 
@@ -119,6 +122,7 @@ class PolicyFiles:
         try:
             return self._load()
         except ConfigError as error:
+            self.refused = str(error)
             self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
             return None
 
@@ -126,5 +130,5 @@ class PolicyFiles:
         stamp = self._read = policy_stamp(self._paths)
         files = read_policy(self._paths)
         policy = parse_files(files)
-        self.in_force, self._unkept = stamp, files
+        self.in_force, self._unkept, self.refused = stamp, files, ""
         return policy

@@ -20,6 +20,10 @@ class Source(Protocol):
     #: Who had a stranger's text written, among what the last ``read`` saw.
     strangers: list[Stranger]
 
+    @property
+    def waiting(self) -> str:
+        """What is missing, so that nothing can come, and what to do; empty while nothing is."""
+
     def descriptors(self) -> list[int]:
         """File descriptors that become readable when there may be something to read."""
 

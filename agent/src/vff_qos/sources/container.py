@@ -215,6 +215,11 @@ class ContainerSource:
             f'writes it when its config has "log": {{"access": "{self.path}"}}'
         )
 
+    @property
+    def waiting(self) -> str:
+        """That there is no container, or no log inside."""
+        return self._told
+
     def checkpoint(self) -> Any:
         """As FileSource's; while no container runs, the last one's."""
         return self._checkpoint if self._file is None else self._file.checkpoint()

@@ -288,6 +288,16 @@ class FileSource:
 
     # -- the interface --------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> str:
+        """That there is no log, and how one is made."""
+        if not self.missing:
+            return ""
+        return (
+            f"{self.path}: there is no such log; waiting for it. The proxy writes it when its "
+            'config has "log": {"access": "' + self.path + '"}'
+        )
+
     def descriptors(self) -> list[int]:
         """The inotify descriptor."""
         return [self._inotify.fileno()]
@@ -346,13 +356,10 @@ class FileSource:
             self.missing = self._told_missing = False
             return None
         self.missing = True
-        if not self._told_missing:
-            self._told_missing = True
-            return (
-                f"{self.path}: there is no such log; waiting for it. The proxy writes it when its "
-                'config has "log": {"access": "' + self.path + '"}'
-            )
-        return None
+        if self._told_missing:
+            return None
+        self._told_missing = True
+        return self.waiting
 
     def checkpoint(self) -> Any:
         """Of each open file: what it is, where the last whole line ends, and since when it ends."""

@@ -267,6 +267,13 @@ class JournalSource:
         if self._told:
             return None
         self._told = True
+        return self.waiting
+
+    @property
+    def waiting(self) -> str:
+        """That there is no entry of ours, and what it takes to see one."""
+        if self._found_any:
+            return ""
         what = " ".join(f"{field}={value}" for field, value in self._matches.items())
         return (
             f"the journal holds no entry with {what} that uid {os.geteuid()} can read; waiting "

@@ -172,17 +172,25 @@ class WebhookSource:
             return sentence
         if self._quiet_until is not None and now >= self._quiet_until:
             self._quiet_until = None
-            if not self._counts.connections:
-                return (
-                    f"nobody has connected to {self._listen} since the start; if there are "
-                    "clients, nobody new is limited: look whether the engine's user may write "
-                    'to it, and whether the last rule of its "routing" has the "webhook"'
-                )
-            return (
-                f"no event has come to {self._listen} since the start; if there are clients, look "
-                'whether the last rule of the engine\'s "routing" has the "webhook"'
-            )
+            return self._silence()
         return None
+
+    @property
+    def waiting(self) -> str:
+        """Nothing of ours: that nobody speaks may be because there is nobody."""
+        return ""
+
+    def _silence(self) -> str:
+        if not self._counts.connections:
+            return (
+                f"nobody has connected to {self._listen} since the start; if there are "
+                "clients, nobody new is limited: look whether the engine's user may write "
+                'to it, and whether the last rule of its "routing" has the "webhook"'
+            )
+        return (
+            f"no event has come to {self._listen} since the start; if there are clients, look "
+            'whether the last rule of the engine\'s "routing" has the "webhook"'
+        )
 
     def checkpoint(self) -> None:
         """There is no place to go on from."""

@@ -36,6 +36,8 @@ _MARK = 8
 _ID = 12
 _ZONE = 18
 _MARK_MASK = 21
+_COUNTERS_ORIG, _COUNTERS_REPLY, _COUNTERS_BYTES = 9, 10, 2
+_TIMESTAMP, _TIMESTAMP_START = 20, 1
 
 _U32 = struct.Struct(">I")
 _ATTR = struct.Struct("=HH")
@@ -58,6 +60,17 @@ class Entry(NamedTuple):
     mark: int
     ident: int
     zone: int
+
+
+class Detail(NamedTuple):
+    """An entry as people want it; bytes are None without nf_conntrack_acct, ``started_ns`` is time
+    since the epoch, 0 without nf_conntrack_timestamp."""
+
+    tuple_raw: bytes
+    mark: int
+    orig_bytes: int | None
+    reply_bytes: int | None
+    started_ns: int
 
 
 def encode_set(seq: int, flow: Flow, mark: int) -> bytes:
@@ -114,6 +127,28 @@ def decode(payload: bytes) -> Entry:
         elif kind == _ZONE:
             zone = payload[start] << 8 | payload[start + 1]
     return Entry(payload[0], tuple_raw, mark, ident, zone)
+
+
+def decode_detail(payload: bytes) -> Detail:
+    """An entry from the payload of its message."""
+    found = {kind: (start, end) for kind, start, end in attrs(payload, 4)}
+    mark = found.get(_MARK)
+    return Detail(
+        payload[slice(*found[_TUPLE_ORIG])],
+        int.from_bytes(payload[slice(*mark)], "big") if mark else 0,
+        _inner(payload, found.get(_COUNTERS_ORIG), _COUNTERS_BYTES),
+        _inner(payload, found.get(_COUNTERS_REPLY), _COUNTERS_BYTES),
+        _inner(payload, found.get(_TIMESTAMP), _TIMESTAMP_START) or 0,
+    )
+
+
+def _inner(payload: bytes, nest_: tuple[int, int] | None, wanted: int) -> int | None:
+    """A number within a nest; None if there is none."""
+    if nest_ is not None:
+        for kind, start, end in attrs(payload, *nest_):
+            if kind == wanted:
+                return int.from_bytes(payload[start:end], "big")
+    return None
 
 
 def decode_mark(payload: bytes) -> int:
@@ -278,6 +313,21 @@ class Conntrack:
             payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))
         for answer in self.netlink.dump(_CT_GET, payload, "reading the conntrack table"):
             yield decode(answer)
+
+    def dump_details(self, mark: int = 0, mask: int = 0) -> Iterator[Detail]:
+        """As ``dump``, with all that people ask for."""
+        payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+        if mask:
+            payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))
+        for answer in self.netlink.dump(_CT_GET, payload, "reading the conntrack table"):
+            yield decode_detail(answer)
+
+    def dump_marks(self, mark: int, mask: int) -> Iterator[int]:
+        """Only the marks of what `dump` gives: a third of its time."""
+        payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+        payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))
+        for answer in self.netlink.dump(_CT_GET, payload, "reading the conntrack table"):
+            yield decode_mark(answer)
 
     def live(self, entries: list[Entry]) -> list[Entry]:
         """Those of dumped ``entries`` whose flow still is the same one (same id) and unmarked."""

@@ -28,6 +28,8 @@ _NFNLGRP_NFTABLES = 7
 _NFNL_SUBSYS_NFTABLES = 10
 # enum nf_tables_msg_types: new and deleted tables, chains and rules; elements of maps are ours
 _NFT_KINDS = {0, 2, 3, 5, 6, 8}
+_NEWGEN = 10 << 8 | 15
+_GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
 _OUR_TABLE = TABLE.encode() + b"\0"
 
 
@@ -43,6 +45,8 @@ class Changed:
         self.routes = False
         #: Our addresses have changed.
         self.addresses = False
+        #: Who changed our nft table last, as the kernel says: process number and name.
+        self.nft_author: tuple[int, str] | None = None
 
 
 class Monitor:
@@ -54,6 +58,7 @@ class Monitor:
         self._own = set(own_ports)
         self._names = {name.encode(errors="surrogateescape") for name in names}
         self._ifb = 0
+        self._nft_heard = False
         self._devices: tuple[int, ...] = ()
         self._route = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
@@ -113,7 +118,14 @@ class Monitor:
             start, end = offset + HEADER.size, offset + length
             if nft:
                 if kind >> 8 == _NFNL_SUBSYS_NFTABLES and kind & 0xFF in _NFT_KINDS:
-                    heard.kernel |= _OUR_TABLE in data[start:end]
+                    ours = _OUR_TABLE in data[start:end]
+                    heard.kernel |= ours
+                    self._nft_heard |= ours
+                elif kind == _NEWGEN:
+                    # It ends each transaction (nf_tables_gen_notify).
+                    if self._nft_heard:
+                        heard.nft_author = _author(data, start, end) or heard.nft_author
+                    self._nft_heard = False
             elif kind in (_NEWADDR, _DELADDR):
                 heard.addresses = True
             elif port in self._own:
@@ -141,3 +153,12 @@ class Monitor:
                     if inner == _ALT_IFNAME and data[first:last].rstrip(b"\0") in self._names:
                         return True
         return False
+
+
+def _author(data: bytes, start: int, end: int) -> tuple[int, str] | None:
+    """Who made a generation of nftables' rules; None where the kernel does not say."""
+    found = {kind: data[at:stop] for kind, at, stop in attrs(data, start + 4, end)}
+    if _GEN_PROC_PID not in found:
+        return None
+    name = found.get(_GEN_PROC_NAME, b"").rstrip(b"\0").decode(errors="backslashreplace")
+    return int.from_bytes(found[_GEN_PROC_PID], "big"), name

@@ -1,0 +1,267 @@
+"""``vff-qos doctor``: finds the usual trouble and says what to do.  Changes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import json
+import os
+import pwd
+import shlex
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .. import __version__
+from ..core.health import host as host_rules
+from ..core.health import xray
+from ..core.health.findings import EXIT_CODES, OK, Finding, verdict, worst_first
+from ..core.health.host import Host, LogFile
+from ..core.health.rules import judge
+from ..core.plan.desired import desired
+from ..core.plan.objects import INGRESS, Filter
+from ..core.settings import Settings
+from ..errors import KernelRefused, QosError, Refused
+from ..kernel.devices import wan_link
+from ..kernel.packed.filter_list import read_filters
+from ..kernel.packed.links import read_links
+from ..kernel.packed.netlink import Netlink
+from ..kernel.sysctls import read_sysctl
+from ..sources.runtimes import inside
+from .facts import look
+from .node import Node
+
+#: Names of the engine's process: comm of proc(5).
+_ENGINES = ("xray", "rw-core")
+_MAX_CONFIG_BYTES = 32 << 20
+_SYSCTLS = (
+    "net.netfilter.nf_conntrack_events", "net.netfilter.nf_conntrack_acct",
+    "net.netfilter.nf_conntrack_timestamp",
+)  # fmt: skip
+_LOGROTATE = ("/etc/logrotate.conf", "/etc/logrotate.d")
+#: TIME_ERROR of adjtimex(2): the clock is not synchronized.
+_TIME_ERROR = 5
+
+
+def read_diagnosis(node: Node) -> dict[str, Any]:
+    """Everything ``doctor`` shows, as JSON.  Raises KernelRefused."""
+    seen = look(node)
+    findings = judge(seen.facts)
+    settings = seen.settings
+    if settings is not None:
+        engines = [_read_engine(pid) for pid in _engine_pids()]
+        if not engines:
+            findings.append(Finding(OK, "xray", "no process of Xray's name runs on this host"))
+        findings += xray.examine(engines, settings)
+        findings += host_rules.examine(_read_host(node, settings), settings)
+    findings = worst_first(findings)
+    level, reason = verdict(findings)
+    return {
+        "verdict": level,
+        "reason": reason,
+        "version": __version__,
+        "findings": [vars(finding) for finding in findings],
+    }
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """As that of ``status``."""
+    return EXIT_CODES[found["verdict"]]
+
+
+def render(found: dict[str, Any]) -> str:
+    """The same for people: what is wrong, then what was found well."""
+    head = f"{found['verdict']}: {found['reason'] or 'nothing is wrong'}"
+    lines = [head, ""]
+    for finding in found["findings"]:
+        if finding["level"] == OK:
+            lines.append(f"ok: {finding['sentence']}")
+            continue
+        lines.append(f"{finding['level']}: {finding['sentence']}")
+        lines += [f"  seen: {evidence}" for evidence in finding["evidence"]]
+        lines.append(f"  do: {finding['remedy']}")
+    return "\n".join(lines)
+
+
+# -- the engine -----------------------------------------------------------------------------------
+
+
+def _engine_pids() -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/comm", encoding="utf-8", errors="replace") as file:
+                    if file.read().strip() in _ENGINES:
+                        found.append(int(name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+    return sorted(found)
+
+
+def _read_engine(pid: int) -> xray.Engine:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = [os.fsdecode(word) for word in file.read().split(b"\0") if word]
+        names = list(_config_files(pid, words[1:]))
+    except OSError as error:
+        return xray.Engine(pid, (), f"cannot be looked at: {os.strerror(error.errno or 0)}")
+    if not names:
+        return xray.Engine(pid, (), f"no configuration file is named by '{shlex.join(words)}'")
+    configs = []
+    for name in names:
+        try:
+            with open(inside(f"/proc/{pid}/root", name), encoding="utf-8") as file:
+                configs.append((name, xray.parse_config(file.read(_MAX_CONFIG_BYTES))))
+        except OSError as error:
+            problem = f"{name} cannot be read: {os.strerror(error.errno or 0)}"
+            return xray.Engine(pid, tuple(names), problem)
+        except ValueError as error:
+            return xray.Engine(pid, tuple(names), f"{name} is no JSON that we read: {error}")
+    return xray.read_engine(pid, configs)
+
+
+def _config_files(pid: int, words: list[str]) -> Iterator[str]:
+    """Paths in the process' own root of the files that its command line names."""
+    base = os.readlink(f"/proc/{pid}/cwd")
+    named = False
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or option not in ("c", "config", "confdir"):
+            continue
+        value = value if equals else next(rest, "")
+        named = True
+        path = os.path.join(base, value)
+        if option == "confdir":
+            directory = inside(f"/proc/{pid}/root", path)
+            names = sorted(os.listdir(directory))
+            yield from (os.path.join(path, n) for n in names if n.endswith((".json", ".jsonc")))
+        elif ":" not in value:  # stdin: and URLs
+            yield path
+    if not named:
+        yield os.path.join(base, "config.json")
+
+
+# -- the host -------------------------------------------------------------------------------------
+
+
+def _read_host(node: Node, settings: Settings) -> Host:
+    host = Host()
+    if settings.source == "file":
+        host.log = _read_log(settings.access_log)
+    for name in _SYSCTLS:
+        try:
+            host.sysctls[name] = read_sysctl(name).value
+        except KernelRefused as error:
+            host.sysctls[name] = str(error)
+    _read_ruleset(host)
+    host.default_routes = host_rules.parse_default_routes(
+        _text("/proc/net/route"), _text("/proc/net/ipv6_route")
+    )
+    try:
+        link = wan_link(settings)
+    except Refused:
+        return host  # told as "not set up"
+    host.wan = link.name
+    netlink = Netlink(0)
+    host.mtu = read_links(netlink)[link.name].mtu
+    netlink.close()
+    _read_plan(node, settings, host)
+    host.filters = _foreign_filters(settings, link.ifindex, link.name, host.mtu)
+    host.clock_synchronized = _clock_is_synchronized()
+    mem, rmem = _text("/proc/sys/net/ipv4/tcp_mem"), _text("/proc/sys/net/ipv4/tcp_rmem")
+    if mem and rmem:
+        pages, most = int(mem.split()[1]), int(rmem.split()[2])
+        room = pages * os.sysconf("SC_PAGE_SIZE")
+        host.tcp_memory = (
+            f"TCP may buffer {room / 1e6:.0f} MB in all and {most / 1e6:.1f} MB for each "
+            f"connection: {room // most} full ones"
+        )
+    return host
+
+
+def _read_log(path: str) -> LogFile:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return LogFile(path, os.strerror(error.errno or 0))
+    if not stat.S_ISREG(status.st_mode):
+        return LogFile(path, "is not a regular file")
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+        owner += f":{grp.getgrgid(status.st_gid).gr_name}"
+    except KeyError:
+        owner = f"{status.st_uid}:{status.st_gid}"
+    return LogFile(
+        path, "", owner, stat.S_IMODE(status.st_mode), status.st_size,
+        max(0.0, time.time() - status.st_mtime), _copytruncate(path),
+    )  # fmt: skip
+
+
+def _copytruncate(path: str) -> str:
+    names = [_LOGROTATE[0]]
+    if os.path.isdir(_LOGROTATE[1]):
+        names += sorted(os.path.join(_LOGROTATE[1], name) for name in os.listdir(_LOGROTATE[1]))
+    return next((n for n in names if host_rules.copytruncates(_text(n), path)), "")
+
+
+def _text(path: str) -> str:
+    """A small file of the system's; empty if there is none, or it is not for us."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        return ""
+
+
+def _read_ruleset(host: Host) -> None:
+    try:
+        done = subprocess.run(
+            ["nft", "-j", "list", "ruleset"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+    except FileNotFoundError:
+        host.ruleset_problem = "there is no program nft"
+        return
+    if done.returncode:
+        host.ruleset_problem = done.stderr.strip()
+        return
+    host.ruleset = json.loads(done.stdout)["nftables"]
+
+
+def _read_plan(node: Node, settings: Settings, host: Host) -> None:
+    try:
+        # The rest works without pyroute2 and libnftables.
+        from .bootstrap import reconcile
+
+        host.plan = reconcile(settings, node.state, dry_run=True)
+    except (QosError, ImportError) as error:
+        host.plan_problem = str(error)
+
+
+def _foreign_filters(settings: Settings, ifindex: int, wan: str, mtu: int) -> list[str]:
+    ours = {
+        (item.place.hook, item.place.chain, item.place.pref)
+        for item in desired(settings, wan, mtu)
+        if isinstance(item, Filter) and item.place.dev == wan
+    }
+    found = []
+    for hook in (INGRESS, "egress"):
+        for item in read_filters(ifindex, hook, settings.major):
+            if (hook, item.chain, item.pref) not in ours:
+                found.append(f"{hook}: chain {item.chain} pref {item.pref} {item.kind}")
+    return found
+
+
+def _clock_is_synchronized() -> bool | None:
+    """What the kernel knows of NTP (adjtimex(2)); None where it does not say."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # struct timex is 208 bytes on 64-bit systems; all zeroes read and change nothing.
+    state = libc.adjtimex(ctypes.create_string_buffer(512))
+    return None if state < 0 else state != _TIME_ERROR

@@ -1,0 +1,197 @@
+"""What is seen of this node, for `core.health.rules`: read from the kernel and the files, once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import __version__
+from ..config import load_policy, load_settings, policy_stamp, settings_stamp
+from ..core.flow import end_text
+from ..core.health.report import Report
+from ..core.health.rules import Facts
+from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK
+from ..core.owners import ACTIVE, Owner
+from ..core.policy.overrides import Override
+from ..core.settings import Settings
+from ..disabled import read_record
+from ..errors import ConfigError, KernelRefused, Refused
+from ..kept import kept_settings
+from ..kernel.devices import shaping_devices
+from ..kernel.packed.conntrack import Conntrack, decode_tuple
+from ..kernel.packed.tc import ClassState
+from ..kernel.sysctls import read_sysctl
+from ..kernel.tcpmem import TcpMemory, read_tcp_memory
+from ..render import display_name
+from ..runfile import read_report
+from ..state import StateError
+from .node import Node
+
+_UNIT = "vff-qos-follow.service"
+#: A file that was changed so lately may still be read.
+_GRACE_S = 3.0
+
+
+@dataclass
+class Seen:
+    """A look at a node: what the rules judge, and what is shown beside it."""
+
+    facts: Facts
+    settings: Settings | None = None
+    #: {minor: class} on (IFB, WAN).
+    up: dict[int, ClassState] = field(default_factory=dict)
+    down: dict[int, ClassState] = field(default_factory=dict)
+    devices: tuple[int, int] | None = None
+    #: When the counters were read, by CLOCK_MONOTONIC.
+    counted_s: float = 0.0
+    #: {minor: live flows}.
+    flows: dict[int, int] = field(default_factory=dict)
+    owners: list[Owner] = field(default_factory=list)
+    overrides: list[Override] = field(default_factory=list)
+    tcp_memory: TcpMemory | None = None
+
+    @property
+    def report(self) -> Report | None:
+        """What the follower tells."""
+        return self.facts.report
+
+
+def look(node: Node) -> Seen:
+    """Look at everything once.  Raises KernelRefused; what else fails is a fact."""
+    facts = Facts(time.time(), read_report(node.paths.run_dir), __version__)
+    seen = Seen(facts)
+    if record := read_record(node.paths):
+        facts.disabled = str(record)
+    try:
+        state = node.state
+        facts.state = state.trouble
+        facts.suspended = state.get_value("suspended") is not None
+        seen.owners = sorted(state.owners(), key=lambda owner: owner.key)
+        seen.overrides = [o for o in state.overrides() if not o.ends_by(facts.now_s)]
+    except StateError as error:
+        facts.state = str(error)
+    _look_at_files(node, seen)
+    if facts.report is None:
+        facts.unit = _unit_state()
+    seen.tcp_memory = read_tcp_memory()
+    facts.tcp_memory = str(seen.tcp_memory) if seen.tcp_memory.is_short else ""
+    facts.conntrack_count = _whole("net.netfilter.nf_conntrack_count")
+    facts.conntrack_max = _whole("net.netfilter.nf_conntrack_max")
+    _look_at_kernel(node, seen)
+    return seen
+
+
+def _look_at_files(node: Node, seen: Seen) -> None:
+    facts, report = seen.facts, seen.facts.report
+    try:
+        seen.settings = load_settings(node.paths)
+    except ConfigError as error:
+        facts.settings_problem = str(error)
+        if "state" in node.__dict__:
+            seen.settings = kept_settings(node.state)
+    if report is not None and not facts.settings_problem:
+        facts.settings_are_current = not report.settings or _is_current(
+            report.settings, settings_stamp(node.paths)
+        )
+    stamp = policy_stamp(node.paths)
+    if report is not None and report.policy == stamp:
+        return
+    if report is not None and report.policy_refused:
+        facts.policy_problem = report.policy_refused
+        return
+    try:
+        load_policy(node.paths)
+    except ConfigError as error:
+        facts.policy_problem = str(error)
+    else:
+        facts.policy_is_current = report is None or _is_current(report.policy, stamp)
+
+
+def _is_current(read: list[Any], stamp: list[Any]) -> bool:
+    """Whether a file is as it was read; one that has just been changed counts."""
+    if read == stamp:
+        return True
+    files = stamp if stamp and isinstance(stamp[0], list) else [stamp]
+    changed_ns = max((file[4] for file in files if len(file) == 5), default=0)
+    return time.time() - changed_ns / 1e9 < _GRACE_S
+
+
+def _look_at_kernel(node: Node, seen: Seen) -> None:
+    facts, settings = seen.facts, seen.settings
+    if settings is None:
+        facts.not_set_up = facts.settings_problem
+        return
+    facts.service_ports = ports_text(settings)
+    try:
+        seen.devices = shaping_devices(settings)
+    except Refused as error:
+        facts.not_set_up = str(error)
+        return
+    seen.up, seen.down = (node.tc.classes(index, settings.major) for index in seen.devices)
+    seen.counted_s = time.monotonic()
+    if CEIL_MINOR not in seen.up or CEIL_MINOR not in seen.down:
+        facts.not_set_up = "the HTB trees are missing"
+    conntrack = Conntrack()
+    try:
+        for mark in conntrack.dump_marks(settings.major << 16, OURS_MASK):
+            minor = mark & MINOR_MASK
+            seen.flows[minor] = seen.flows.get(minor, 0) + 1
+        facts.marked_flows = sum(seen.flows.values())
+        if facts.report is not None and facts.report.recent.get("no_flow", 0):
+            facts.claimed_ports = _ports_of(conntrack, facts.report.not_found)
+    finally:
+        conntrack.close()
+    without = [
+        owner
+        for owner in seen.owners
+        if owner.state == ACTIVE and not (owner.minor in seen.up and owner.minor in seen.down)
+    ]
+    busy = [owner for owner in without if seen.flows.get(owner.minor)]
+    facts.busy_without_class = [display_name(owner.key) for owner in busy]
+    facts.idle_without_class = len(without) - len(busy)
+
+
+def _ports_of(conntrack: Conntrack, ends: list[str]) -> dict[int, int]:
+    """Our ports that connections from some clients' ends go to."""
+    wanted = set(ends)
+    found: dict[int, int] = {}
+    for entry in conntrack.dump():
+        flow = decode_tuple(entry.tuple_raw)
+        if flow is not None and end_text(flow.src, flow.sport) in wanted:
+            found[flow.dport] = found.get(flow.dport, 0) + 1
+    return found
+
+
+def ports_text(settings: Settings) -> str:
+    """The service ports as settings.yml has them."""
+    ranges = (f"{a}" if a == b else f"{a}-{b}" for a, b in settings.service_ports)
+    return ", ".join(ranges) or "all"
+
+
+def _whole(name: str) -> int:
+    """A number of the kernel's; 0 where it has none, or we may not see it."""
+    try:
+        value = read_sysctl(name).value
+    except KernelRefused:
+        return 0
+    return int(value) if value and value.isdigit() else 0
+
+
+def _unit_state() -> str:
+    """What systemd says of the follower; empty where there is no systemd, or no such unit."""
+    if not os.path.isdir("/run/systemd/system"):
+        return ""
+    done = subprocess.run(
+        ["systemctl", "show", _UNIT, "--property=LoadState,ActiveState,SubState,Result"],
+        capture_output=True, text=True, check=False, timeout=5,
+    )  # fmt: skip
+    shown = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    if shown.get("LoadState") in (None, "not-found"):
+        return ""
+    return (
+        f"{_UNIT} is {shown.get('LoadState')}, {shown.get('ActiveState')} "
+        f"({shown.get('SubState')}), result {shown.get('Result')}"
+    )

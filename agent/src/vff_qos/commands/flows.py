@@ -1,0 +1,224 @@
+"""Live flows for people: whose each is, since when, how much passed, and why it is nobody's."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ..core.claims.trust import address_key
+from ..core.flow import Flow, end_text
+from ..core.flows.ends import ServiceEnds, unmapped
+from ..core.health.findings import OK
+from ..core.health.rules import judge
+from ..core.htb import (
+    MINOR_MASK,
+    OURS_MASK,
+    PROVISIONAL,
+)
+from ..core.owners import ACTIVE, RESTRICTED, Owner
+from ..core.units import format_duration
+from ..errors import Refused
+from ..kernel.packed.addresses import local_addresses
+from ..kernel.packed.conntrack import Conntrack, Detail, decode_tuple
+from ..kernel.packed.netlink import Netlink
+from ..render import display_name
+from .facts import Seen, look, ports_text
+from .node import Node
+
+#: Findings that say why flows are nobody's.
+_CAUSES = (
+    "disabled", "suspended", "follower", "source_missing", "masked", "source_silent", "no_flow",
+    "no_port", "not_set_up", "lag",
+)  # fmt: skip
+
+
+class SeenFrom(NamedTuple):
+    """Where somebody comes from: a packed address, and a port or None for all."""
+
+    address: bytes
+    port: int | None
+
+
+def parse_place(text: str) -> SeenFrom | None:
+    """``IP``, ``IP:PORT``, ``[IP]`` or ``[IP]:PORT``; None if it is none of them."""
+    host, port = text, None
+    if text.startswith("["):
+        host, _bracket, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or None
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    try:
+        address = ipaddress.ip_address(host).packed
+    except ValueError:
+        return None
+    if port is None:
+        return SeenFrom(unmapped(address), None)
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+        return None
+    return SeenFrom(unmapped(address), int(port))
+
+
+def read_place(node: Node, place: SeenFrom) -> dict[str, Any]:
+    """Everybody seen from a place, as JSON.  Raises KernelRefused, Refused."""
+    seen = look(node)
+    settings = seen.settings
+    if settings is None:
+        raise Refused(seen.facts.settings_problem)
+    route = Netlink(0)
+    ends = ServiceEnds(settings.service_ports, local_addresses(route))
+    route.close()
+    by_minor = {owner.minor: owner for owner in seen.owners}
+    causes = [f.sentence for f in judge(seen.facts) if f.level != OK and f.kind in _CAUSES]
+    flows = []
+    for entry in _dump(0, 0):
+        flow = decode_tuple(entry.tuple_raw)
+        if flow is None:
+            continue
+        client = _client(flow, ends)
+        if not _is_from(client, place):
+            continue
+        owner = by_minor.get(entry.mark & MINOR_MASK) if _is_ours(entry.mark, seen) else None
+        shown = describe(flow, entry, seen.facts.now_s)
+        shown["user"] = display_name(owner.key) if owner else None
+        shown["why"] = "" if owner else _why(flow, entry.mark, ends, seen, causes)
+        if owner is not None and owner.key.startswith(RESTRICTED):
+            shown["why"] = RESTRICTED_WHY
+        flows.append(shown)
+    key = address_key(place.address)
+    return {
+        "place": end_text(place.address, place.port) if place.port else _text(place.address),
+        "users": sorted({f["user"] for f in flows if f["user"] and not f["user"].startswith("(")}),
+        "restricted": [o.minor for o in _restricted_of(seen.owners, [key])],
+        "flows": flows,
+    }
+
+
+#: Why a flow is in a class that no user has.
+RESTRICTED_WHY = (
+    "restricted: its claim cannot be trusted (text of a stranger, two users, or a line that does "
+    "not parse), until a line that can be trusted"
+)
+
+
+def _text(address: bytes) -> str:
+    return str(ipaddress.ip_address(address))
+
+
+def _client(flow: Flow, ends: ServiceEnds) -> tuple[bytes, int]:
+    """Address and port of the flow's far end: who opened it, unless it goes to a service port."""
+    oriented = ends.orient(
+        flow.proto, flow.src, flow.sport.to_bytes(2, "big"), flow.dst, flow.dport.to_bytes(2, "big")
+    )
+    if oriented is None:
+        return unmapped(flow.src), flow.sport
+    client = oriented[0]
+    return client[:-2], int.from_bytes(client[-2:], "big")
+
+
+def _is_from(client: tuple[bytes, int], place: SeenFrom) -> bool:
+    if place.port is not None:
+        return client == (place.address, place.port)
+    # What one customer has in IPv6 is a /64.
+    return address_key(client[0]) == address_key(place.address)
+
+
+def _is_ours(mark: int, seen: Seen) -> bool:
+    assert seen.settings is not None
+    return mark & OURS_MASK == seen.settings.major << 16
+
+
+def _why(flow: Flow, mark: int, ends: ServiceEnds, seen: Seen, causes: list[str]) -> str:
+    """Why a flow is nobody's."""
+    assert seen.settings is not None
+    if mark and not _is_ours(mark, seen):
+        return f"bears the mark {mark:#x} of other software, which is left as it is"
+    oriented = ends.orient(
+        flow.proto, flow.src, flow.sport.to_bytes(2, "big"), flow.dst, flow.dport.to_bytes(2, "big")
+    )
+    if oriented is None:
+        return (
+            f"port {flow.dport} is none of the service ports ({ports_text(seen.settings)}), or the "
+            "address is none of this node's"
+        )
+    if mark:
+        return f"bears our mark {mark:#x}, whose class is no user's any more"
+    if causes:
+        return causes[0]
+    return (
+        "no claim has named it: the engine tells of a connection when it is used first, and of "
+        "users without an email never"
+    )
+
+
+def describe(flow: Flow, entry: Detail, now_s: float) -> dict[str, Any]:
+    """A flow as JSON; bytes and age are None where the kernel does not count them."""
+    return {
+        "flow": str(flow),
+        "mark": f"{entry.mark:#x}",
+        "provisional": bool(entry.mark & PROVISIONAL),
+        "up_bytes": entry.orig_bytes,
+        "down_bytes": entry.reply_bytes,
+        "age_s": round(now_s - entry.started_ns / 1e9) if entry.started_ns else None,
+    }
+
+
+def _dump(mark: int, mask: int) -> list[Detail]:
+    conntrack = Conntrack()
+    try:
+        return list(conntrack.dump_details(mark, mask))
+    finally:
+        conntrack.close()
+
+
+def flows_of(owner: Owner, owners: Iterable[Owner], major: int) -> list[dict[str, Any]]:
+    """A user's live flows, and the restricted ones of the addresses that they come from."""
+    now = time.time()
+    found, keys = [], set()
+    entries = [(e, decode_tuple(e.tuple_raw)) for e in _dump(major << 16, OURS_MASK)]
+    for entry, flow in entries:
+        if flow is not None and entry.mark & MINOR_MASK == owner.minor:
+            keys.add(address_key(unmapped(flow.src)))
+            found.append({**describe(flow, entry, now), "restricted": False})
+    restricted = {o.minor for o in _restricted_of(owners, keys)}
+    found += [
+        {**describe(flow, entry, now), "restricted": True}
+        for entry, flow in entries
+        if flow is not None
+        and entry.mark & MINOR_MASK in restricted
+        and address_key(unmapped(flow.src)) in keys
+    ]
+    return found
+
+
+def _restricted_of(owners: Iterable[Owner], keys: Iterable[bytes]) -> list[Owner]:
+    """The restricted classes of some addresses; the one of all further addresses is among them."""
+    wanted = {RESTRICTED, *(f"{RESTRICTED}{key.hex()}" for key in keys)}
+    return [o for o in owners if o.state == ACTIVE and o.key.partition("/")[0] in wanted]
+
+
+def render_flow(flow: dict[str, Any]) -> str:
+    """One flow in one line."""
+    parts = [flow["flow"]]
+    if flow["age_s"] is not None:
+        parts.append(f"for {format_duration(flow['age_s'])}")
+    if flow["up_bytes"] is not None:
+        parts.append(f"{flow['up_bytes'] / 1e6:.1f} MB up, {flow['down_bytes'] / 1e6:.1f} MB down")
+    if flow["provisional"]:
+        parts.append("given in advance, not confirmed yet")
+    return ", ".join(parts)
+
+
+def render_place(found: dict[str, Any]) -> str:
+    """Everybody seen from a place, for people."""
+    flows = found["flows"]
+    users = ", ".join(found["users"]) or "no user"
+    lines = [f"{found['place']}: {users}, {len(flows)} connections"]
+    if not flows:
+        lines.append("the kernel has no connection from there at the moment")
+    for flow in flows:
+        lines.append(f"  {flow['user'] or 'NOBODY'}: {render_flow(flow)}")
+        if flow["why"]:
+            lines.append(f"    {flow['why']}")
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""What is wrong, how badly, by which evidence, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+OK, DEGRADED, TROUBLE = "OK", "DEGRADED", "TROUBLE"
+#: Exit codes of `status` and `doctor`, and the order of findings.
+EXIT_CODES = {OK: 0, DEGRADED: 1, TROUBLE: 2}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    ``level``: `DEGRADED` where limits hold in part, `TROUBLE` where they do not, `OK` where it is
+    only worth knowing.  ``kind`` names it for programs; ``sentence`` says it to people,
+    ``evidence`` is what was seen, ``remedy`` what to do.
+    """
+
+    level: str
+    kind: str
+    sentence: str
+    remedy: str = ""
+    evidence: list[str] = field(default_factory=list)
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """In the order in which a person should read them; equals stay as they are."""
+    return sorted(findings, key=lambda finding: -EXIT_CODES[finding.level])
+
+
+def verdict(findings: Iterable[Finding]) -> tuple[str, str]:
+    """(level, reason) of the whole: those of the worst finding, `OK` and no reason without one."""
+    ordered = worst_first(findings)
+    if not ordered or ordered[0].level == OK:
+        return OK, ""
+    return ordered[0].level, ordered[0].sentence

@@ -1,0 +1,247 @@
+"""Xray's own configuration, as far as limits depend on it.  Pure: texts in, findings out.
+
+Source: docs of Xray's "log", "inbounds" and "sockopt", and its JSON reader, which takes comments
+and trailing commas (infra/conf/serial/loader.go).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..settings import PortRange, Settings
+from .findings import DEGRADED, OK, Finding
+
+#: A string, or a comment: what stands in a string is none.
+_COMMENT = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|/\*.*?\*/|#[^\n]*', re.DOTALL)
+_TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
+#: Protocols whose users have an email, and where the list of them stands.
+_WITH_USERS = {
+    "vless": "clients", "vmess": "clients", "trojan": "clients", "shadowsocks": "clients",
+    "hysteria": "clients",
+}  # fmt: skip
+_NO_LOG = "none"
+_ALL: tuple[PortRange, ...] = ((0, 65_535),)
+#: Names in findings; the rest is a number.
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Inbound:
+    """One inbound.  ``ports`` are closed ranges; ``without_email`` counts users."""
+
+    tag: str
+    protocol: str
+    listen: str
+    ports: tuple[PortRange, ...]
+    users: int = 0
+    without_email: int = 0
+    #: Whether names that its users choose are logged unchecked within accepted lines.
+    forgeable: bool = False
+    proxy_protocol: bool = False
+    trusted_headers: tuple[str, ...] = ()
+
+    @property
+    def is_public(self) -> bool:
+        """Whether it listens for others than this host."""
+        return not self.listen.startswith(("127.", "::1", "[::1]", "/", "@", "localhost"))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A running Xray and what its files say."""
+
+    pid: int
+    files: tuple[str, ...] = ()
+    #: Why they cannot be read; empty if they were.
+    problem: str = ""
+    log: dict[str, Any] = field(default_factory=dict)
+    inbounds: tuple[Inbound, ...] = ()
+    has_webhook: bool = False
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """Xray's dialect of JSON; ValueError if it is none, or no object."""
+    bare = _COMMENT.sub(lambda m: m[0] if m[0].startswith('"') else " ", text)
+    data = json.loads(_TRAILING.sub(lambda m: m[1] or "", bare))
+    if not isinstance(data, dict):
+        raise ValueError("no object")
+    return data
+
+
+def read_engine(pid: int, configs: list[tuple[str, dict[str, Any]]]) -> Engine:
+    """What the files of one process say together; later ones replace "log", add inbounds."""
+    log: dict[str, Any] = {}
+    inbounds: list[Inbound] = []
+    has_webhook = False
+    for _path, config in configs:
+        if isinstance(config.get("log"), dict):
+            log = {**log, **config["log"]}
+        inbounds += [_inbound(i) for i in _list(config, "inbounds") if isinstance(i, dict)]
+        rules = _list(_dict(config, "routing"), "rules")
+        has_webhook |= any(isinstance(rule, dict) and rule.get("webhook") for rule in rules)
+    return Engine(
+        pid, tuple(path for path, _config in configs), "", log, tuple(inbounds), has_webhook
+    )
+
+
+def _inbound(data: dict[str, Any]) -> Inbound:
+    settings, stream = _dict(data, "settings"), _dict(data, "streamSettings")
+    protocol = str(data.get("protocol", "")).lower()
+    users = [u for u in _list(settings, _WITH_USERS.get(protocol, "")) if isinstance(u, dict)]
+    if protocol == "shadowsocks" and not users and "password" in settings:
+        users = [settings]  # the only user stands in the settings themselves
+    sockopt = _dict(stream, "sockopt")
+    nested = [value for value in stream.values() if isinstance(value, dict)]
+    method = str(settings.get("method", ""))
+    return Inbound(
+        tag=str(data.get("tag", "")),
+        protocol=protocol,
+        listen=str(data.get("listen") or "0.0.0.0"),
+        ports=_ports(data.get("port")),
+        users=len(users),
+        without_email=sum(not user.get("email") for user in users),
+        forgeable=(protocol == "shadowsocks" and method.startswith("2022-"))
+        or protocol in ("hysteria", "socks", "mixed"),
+        proxy_protocol=any(part.get("acceptProxyProtocol") is True for part in nested),
+        trusted_headers=tuple(map(str, _list(sockopt, "trustedXForwardedFor"))),
+    )
+
+
+def _dict(data: dict[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(data: dict[str, Any], key: str) -> list[Any]:
+    value = data.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _ports(value: object) -> tuple[PortRange, ...]:
+    """``443``, ``"443"``, ``"1000-2000,3000"``; what is none (``env:PORT``) is left out."""
+    found = []
+    for part in str(value if value is not None else "").split(","):
+        low, _dash, high = part.strip().partition("-")
+        if low.isascii() and low.isdigit() and (not high or (high.isascii() and high.isdigit())):
+            found.append((int(low), int(high or low)))
+    return tuple(found)
+
+
+def examine(engines: Iterable[Engine], settings: Settings) -> Iterator[Finding]:
+    """What keeps limits from holding, with the line of the configuration that does."""
+    for engine in engines:
+        where = f"Xray (pid {engine.pid}, {', '.join(engine.files) or 'no file found'})"
+        if engine.problem:
+            yield Finding(OK, "xray", f"{where}: {engine.problem}; its settings are not checked")
+            continue
+        found = [
+            *_examine_log(engine, settings, where),
+            *_examine_inbounds(engine, settings, where),
+        ]
+        yield from found
+        if not found:
+            public = sum(inbound.is_public for inbound in engine.inbounds)
+            yield Finding(
+                OK, "xray", f"{where}: log and {public} public inbounds are as they should be"
+            )
+
+
+def _examine_log(engine: Engine, settings: Settings, where: str) -> Iterator[Finding]:
+    log = engine.log
+    access, error = str(log.get("access", "")), str(log.get("error", ""))
+    if settings.source == "webhook":
+        if not engine.has_webhook:
+            yield Finding(
+                DEGRADED, "xray_webhook", f"{where}: no rule has a webhook, so it tells of nobody",
+                'give the last rule of "routing" the "webhook" (README, "Webhook")',
+            )  # fmt: skip
+        return
+    if access == _NO_LOG:
+        yield Finding(
+            DEGRADED, "xray_no_log", f'{where}: "access" is "none": it names no users',
+            f'set "log": {{"access": "{settings.access_log}"}} and restart it',
+        )  # fmt: skip
+    elif settings.source == "file" and access and access != settings.access_log:
+        yield Finding(
+            DEGRADED, "xray_log_path",
+            f"{where}: it writes its access log to {access}, the agent reads {settings.access_log}",
+            f"set xray_access_log_path to {access} (qos_xray_access_log_path)",
+        )  # fmt: skip
+    elif settings.source == "file" and not access:
+        yield Finding(
+            DEGRADED, "xray_log_path",
+            f"{where}: it writes its access log to standard output, the agent reads "
+            f"{settings.access_log}",
+            f'set "log": {{"access": "{settings.access_log}"}}, or read the journal '
+            "(identity_source: journal)",
+        )  # fmt: skip
+    if mask := str(log.get("maskAddress", "")):
+        yield Finding(
+            DEGRADED, "xray_masked", f'{where}: "maskAddress" is "{mask}": nobody can be limited',
+            'remove "maskAddress" from "log" and restart it',
+        )  # fmt: skip
+    level = str(log.get("loglevel", "warning")).lower()
+    if access == error and _NO_LOG not in (access, level):
+        yield Finding(
+            DEGRADED, "xray_mixed",
+            f"{where}: access and error log go to the same place, in which strangers can forge "
+            "lines",
+            'give "error" a file of its own',
+        )  # fmt: skip
+
+
+def _examine_inbounds(engine: Engine, settings: Settings, where: str) -> Iterator[Finding]:
+    text = settings.source != "webhook"
+    for inbound in engine.inbounds:
+        name = f"{where}: inbound {inbound.tag or inbound.protocol}"
+        if inbound.without_email:
+            yield Finding(
+                DEGRADED, "xray_no_email",
+                f"{name}: {inbound.without_email} of {inbound.users} users have no email, so they "
+                "are not limited",
+                'give each an "email"',
+            )  # fmt: skip
+        if not inbound.is_public:
+            continue
+        if text and inbound.forgeable and not _covered(inbound.ports, settings.free_text_ports):
+            yield Finding(
+                DEGRADED, "xray_forgeable",
+                f"{name} ({inbound.protocol}): its users can forge log lines that name others",
+                "use the webhook (identity_source: webhook), or name its port in free_text_ports "
+                "(qos_free_text_ports)",
+            )  # fmt: skip
+        if inbound.proxy_protocol:
+            yield Finding(
+                DEGRADED, "xray_proxy_protocol",
+                f"{name}: it believes PROXY headers and listens on {inbound.listen}: strangers can "
+                "come under any address, and the address is none of the connection's",
+                'have it "listen" on 127.0.0.1 behind the front that sends the header; what comes '
+                "through that cannot be limited here",
+            )  # fmt: skip
+        if inbound.trusted_headers:
+            yield Finding(
+                DEGRADED, "xray_forwarded",
+                f"{name}: it believes {', '.join(inbound.trusted_headers)}: lines name an address "
+                "and port 0, and no connection",
+                "take trustedXForwardedFor out of its sockopt",
+            )  # fmt: skip
+        if (
+            inbound.users
+            and inbound.ports
+            and not _covered(inbound.ports, settings.service_ports or _ALL)
+        ):
+            shown = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in inbound.ports[:_NAMED])
+            yield Finding(
+                DEGRADED, "xray_port",
+                f"{name}: its port {shown} is none of service_ports: its users are not limited",
+                f"add {shown} to service_ports (qos_service_ports)",
+            )  # fmt: skip
+
+
+def _covered(ports: tuple[PortRange, ...], by: tuple[PortRange, ...]) -> bool:
+    """Whether all ports are in ``by``."""
+    return all(any(low <= a and b <= high for low, high in by) for a, b in ports)

@@ -1,0 +1,97 @@
+"""A node that bootstrap made whole, and whose repairs work in this kernel."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vff_qos.kernel.packed.tc import Tc
+
+from .harness import PLANS_WITHOUT_FILTERS, Client, Node, missing_filters, run
+
+#: The goal is one second, and an idle machine needs less.  One that is busy with other things may
+#: let the agent wait for longer than that; printed is what it took.
+WITHIN_S = 20.0
+
+
+class WholeNode(Node):
+    """A node with a WAN device, a spare one, and everything that bootstrap makes."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        settings = directory / "settings.yml"
+        settings.write_text(settings.read_text().replace("if_wan: wan0", "if_wan: auto"))
+        for name, address in (("wan0", "10.9.0"), ("spare0", "10.8.0")):
+            run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+            run("ip", "address", "add", f"{address}.1/24", "dev", name)
+            for device in (name, f"{name}p"):
+                run("ip", "link", "set", device, "up")
+        run("ip", "route", "add", "default", "via", "10.9.0.2")
+        self.run("bootstrap")
+
+
+class HealingNode(WholeNode):
+    """The same with its agent, and a user."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.start()
+        self.client = Client("127.0.0.1", 4430)
+        self.write(self.client.line("alice@x"))
+        self.wait(lambda: self.mark(self.client))
+        self.minor = (self.mark(self.client) or 0) & 0xFFFF
+
+    def wait(self, check: Callable[[], object]) -> float:
+        """Seconds until ``check`` is true."""
+        start = time.monotonic()
+        while not check():
+            assert time.monotonic() - start < WITHIN_S, self.seen()
+            time.sleep(0.01)
+        return time.monotonic() - start
+
+    def told(self) -> str:
+        """What the agent has said since the last time."""
+        assert self.agent is not None and self.agent.stderr is not None
+        os.set_blocking(self.agent.stderr.fileno(), False)
+        try:
+            return os.read(self.agent.stderr.fileno(), 1 << 16).decode()
+        except BlockingIOError:
+            return ""
+
+    def seen(self) -> str:
+        return run("tc", "class", "show", "dev", "vffqos0") + run("nft", "list", "ruleset")
+
+    def limits(self, wan: str = "wan0") -> list[int | None]:
+        """Alice's ceil on IFB and WAN; None where the class or the device is missing."""
+        tc, found = Tc(), []
+        for device in ("vffqos0", wan):
+            there = {name: index for index, name in socket.if_nameindex()}
+            have = tc.classes(there[device], 0x5100) if device in there else {}
+            found.append(have[self.minor].params.ceil_bps if self.minor in have else None)
+        tc.close()
+        return found
+
+    def is_whole(self, wan: str = "wan0") -> bool:
+        """Everything is as it was."""
+        tables = run("nft", "list", "tables")
+        up = subprocess.run(["ip", "-br", "link", "show", "vffqos0"], capture_output=True).stdout
+        return (
+            "inet vff_qos" in tables
+            and "ct mark" in run("nft", "list", "table", "inet", "vff_qos")
+            and b"UP" in up
+            and self.limits(wan) == [5_000_000, 10_000_000]
+            and "clsact" in run("tc", "qdisc", "show", "dev", wan)
+        )
+
+
+def plan_without_filters(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a kernel without our filters, have plans made without them, in child processes, too."""
+    if missing_filters():
+        (directory / "sitecustomize.py").write_text(PLANS_WITHOUT_FILTERS)
+        monkeypatch.setenv("PYTHONPATH", f"{directory}{os.pathsep}{os.environ['PYTHONPATH']}")

@@ -1,0 +1,158 @@
+"""Doctor, and explain of addresses, on nodes with faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vff_qos.kernel.packed.conntrack import prepare
+
+from .harness import Client, Node, eventually, run, user
+from .healing import HealingNode, plan_without_filters
+
+
+def diagnose(node: Node) -> tuple[int, dict[str, list[dict[str, Any]]], str]:
+    """Exit code, findings by kind, and what people see."""
+    done = subprocess.run(
+        node.command("doctor", "--json"), capture_output=True, text=True, check=False
+    )
+    assert done.stdout, done.stderr
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for finding in json.loads(done.stdout)["findings"]:
+        kinds.setdefault(finding["kind"], []).append(finding)
+    text = subprocess.run(node.command("doctor"), capture_output=True, text=True, check=False)
+    assert text.returncode == done.returncode
+    return done.returncode, kinds, text.stdout
+
+
+def wrong(kinds: dict[str, list[dict[str, Any]]]) -> set[str]:
+    """Kinds of what is wrong, but for what only this host's clock is to blame for."""
+    bad = {kind for kind, found in kinds.items() if any(f["level"] != "OK" for f in found)}
+    return bad - {"clock_free"}
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    plan_without_filters(tmp_path, monkeypatch)
+    made = HealingNode(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_a_whole_node_is_well(whole: HealingNode) -> None:
+    code, kinds, text = diagnose(whole)
+    assert wrong(kinds) <= {"sysctl"}, kinds
+    assert code == (1 if wrong(kinds) or "DEGRADED" in text.splitlines()[0] else 0)
+    assert f"ok: {whole.log}: root:root 0644, " in text
+    assert "ok: qdiscs, filters and nft table are as the settings say" in text
+
+
+def test_what_others_do_to_marks_and_routes_is_named(whole: HealingNode) -> None:
+    run("nft", "-f", "-", stdin="""
+        table inet theirs {
+          chain c { type filter hook input priority 0; tcp dport 4430 ct mark set 0x17; }
+        }
+    """)  # fmt: skip
+    run("ip", "route", "add", "default", "via", "10.8.0.2", "metric", "100")
+    code, kinds, _text = diagnose(whole)
+    assert code == 1
+    assert {"mark_rule", "default_routes"} <= wrong(kinds)
+    assert "a rule in inet theirs c (handle" in kinds["mark_rule"][0]["sentence"]
+    assert "what leaves by spare0 is not limited" in kinds["default_routes"][0]["sentence"]
+    run("nft", "delete", "table", "inet", "theirs")
+    run("ip", "route", "del", "default", "via", "10.8.0.2")
+    assert wrong(diagnose(whole)[1]) <= {"sysctl"}
+
+
+def test_a_tree_that_is_not_whole_is_told_with_what_is_missing(whole: HealingNode) -> None:
+    whole.stop()
+    run("nft", "delete", "table", "inet", "vff_qos")
+    code, kinds, text = diagnose(whole)
+    assert code == 1
+    (one,) = kinds["kernel_objects"]
+    assert any("vff_qos" in line for line in one["evidence"]), one
+    assert "  do: 'vff-qos bootstrap' brings it there" in text
+    whole.run("bootstrap")
+    whole.start()
+    assert wrong(diagnose(whole)[1]) <= {"sysctl"}
+
+
+def test_the_engines_own_configuration_is_read(node: Node, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {
+                "log": {"access": "none"},
+                "inbounds": [
+                    {
+                        "tag": "vless-in", "port": 8443, "protocol": "vless",
+                        "settings": {"clients": [{"id": "x", "email": "alice@x"}, {"id": "y"}]},
+                    },
+                ],
+            }
+        )
+    )  # fmt: skip
+    engine = tmp_path / "xray"
+    engine.write_text("#!/bin/sh\nread -r _\n")
+    engine.chmod(0o755)
+    child = subprocess.Popen(
+        [str(engine), "run", "-c", "config.json"], stdin=subprocess.PIPE, cwd=tmp_path
+    )
+    try:
+        eventually(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "xray\n")
+        node.start()
+        _code, kinds, text = diagnose(node)
+    finally:
+        child.kill()
+        child.wait()
+    assert {"xray_no_log", "xray_no_email", "xray_port"} <= wrong(kinds)
+    assert f'Xray (pid {child.pid}, {config}): "access" is "none"' in text
+    assert "1 of 2 users have no email" in text
+    assert "its port 8443 is none of service_ports" in text
+
+
+def explain(node: Node, who: str) -> str:
+    return run(*node.command("explain", who))
+
+
+def test_explain_says_who_comes_from_an_address_and_why_a_flow_is_nobodys(node: Node) -> None:
+    node.start()
+    alice, bob = user(node, "alice@x"), user(node, "bob@x")
+    nobody = Client("127.0.0.1", 4430)
+    said = explain(node, "127.0.0.1")
+    assert said.startswith("127.0.0.1: alice@x, bob@x, ")
+    assert f"  NOBODY: {nobody.flow}" in said and "no claim has named it" in said
+    said = explain(node, f"127.0.0.1:{alice.port}")
+    assert said.splitlines()[0] == f"127.0.0.1:{alice.port}: alice@x, 1 connections"
+    assert not node.conntrack.set_marks([prepare(nobody.flow, 0x17)])
+    said = explain(node, f"127.0.0.1:{nobody.port}")
+    assert "bears the mark 0x17 of other software" in said
+    assert "no connection from there" in explain(node, "198.51.100.7")
+    # The log goes away, and with it the reason of what comes now.
+    node.log.unlink()
+    late = Client("127.0.0.1", 4430)
+    eventually(
+        lambda: "there is no such log" in explain(node, f"127.0.0.1:{late.port}"), 12
+    )  # fmt: skip
+    del bob
+
+
+def test_explain_of_a_user_has_their_live_and_their_restricted_flows(node: Node) -> None:
+    node.start()
+    alice = user(node, "alice@x")
+    torn = Client("127.0.0.1", 4430)
+    node.write(torn.line("alice@x"), torn.line("bob@x"))
+    eventually(lambda: (node.mark(torn) or 0) & 0xFFFF != (node.mark(alice) or 0) & 0xFFFF)
+    said = explain(node, "alice@x")
+    assert f"  {alice.flow}" in said
+    assert "1 more from the same addresses are restricted: " in said
+    assert f"  {torn.flow}" in said
+    assert "now upload 0 Mbit/s, held by nothing: they are idle" in said
+    found = json.loads(run(*node.command("explain", "alice@x", "--json")))
+    assert [flow["restricted"] for flow in found["flows"]] == [False, True]
+    assert os.path.exists(node.log)

@@ -1,0 +1,131 @@
+"""Doctor's rules for the engine's own configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vff_qos.core.health import xray
+from vff_qos.core.health.findings import OK
+from vff_qos.core.settings import Settings
+
+SETTINGS = Settings(
+    service_ports=((443, 443), (1_000, 2_000)), access_log="/var/log/xray/access.log"
+)
+GOOD: dict[str, Any] = {
+    "log": {"access": "/var/log/xray/access.log", "error": "/var/log/xray/error.log"},
+    "inbounds": [
+        {
+            "tag": "vless-in", "port": 443, "protocol": "vless",
+            "settings": {"clients": [{"id": "x", "email": "alice@x"}]},
+        },
+        {"tag": "api", "listen": "127.0.0.1", "port": 62_789, "protocol": "tunnel"},
+    ],
+}  # fmt: skip
+
+
+def wrong(config: dict[str, Any], settings: Settings = SETTINGS) -> list[str]:
+    engine = xray.read_engine(7, [("/c.json", config)])
+    found = list(xray.examine([engine], settings))
+    assert all(f.remedy and "/c.json" in f.sentence for f in found if f.level != OK)
+    return [f.kind for f in found if f.level != OK]
+
+
+def inbound(**more: Any) -> dict[str, Any]:
+    return {**GOOD, "inbounds": [{**GOOD["inbounds"][0], **more}]}
+
+
+def log(**more: Any) -> dict[str, Any]:
+    return {**GOOD, "log": {**GOOD["log"], **more}}
+
+
+def test_a_good_configuration_is_well() -> None:
+    assert wrong(GOOD) == []
+    assert wrong({**GOOD, "log": {**GOOD["log"], "loglevel": "none", "error": ""}}) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (log(access="none"), "xray_no_log"),
+        (log(access="/other.log"), "xray_log_path"),
+        (log(access="", error="/e"), "xray_log_path"),
+        (log(maskAddress="half"), "xray_masked"),
+        (log(error="/var/log/xray/access.log"), "xray_mixed"),
+        (inbound(settings={"clients": [{"id": "x"}]}), "xray_no_email"),
+        (inbound(port=8443), "xray_port"),
+        (inbound(port="1500-2500"), "xray_port"),
+        (
+            inbound(protocol="shadowsocks", settings={
+                "method": "2022-blake3-aes-128-gcm", "clients": [{"email": "a", "password": "p"}],
+            }),
+            "xray_forgeable",
+        ),
+        (inbound(protocol="socks", settings={}), "xray_forgeable"),
+        (inbound(streamSettings={"sockopt": {"acceptProxyProtocol": True}}), "xray_proxy_protocol"),
+        (inbound(streamSettings={"tcpSettings": {"acceptProxyProtocol": True}}),
+         "xray_proxy_protocol"),
+        (inbound(streamSettings={"sockopt": {"trustedXForwardedFor": ["CF-Connecting-IP"]}}),
+         "xray_forwarded"),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_named(config: dict[str, Any], kind: str) -> None:
+    assert wrong(config) == [kind]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        inbound(port="1000-1500,443"),
+        inbound(port="env:PORT"),
+        # Only this host comes there: a front hands the connections over.
+        inbound(listen="127.0.0.1", port=8443, streamSettings={
+            "sockopt": {"acceptProxyProtocol": True}}),
+        inbound(listen="/run/x.sock", port=0),
+        inbound(protocol="shadowsocks", settings={
+            "method": "aes-256-gcm", "password": "p", "email": "a"}),
+    ],
+)  # fmt: skip
+def test_what_is_right_is_not_told(config: dict[str, Any]) -> None:
+    assert wrong(config) == []
+
+
+def test_a_webhook_makes_text_harmless_and_must_be_there() -> None:
+    settings = replace(SETTINGS, source="webhook", webhook_listen="unix:/run/x")
+    rules = {"routing": {"rules": [{"network": "tcp,udp", "webhook": {"url": "http://x"}}]}}
+    socks = inbound(protocol="socks", settings={})
+    assert wrong({**socks, **rules, "log": {"access": "none"}}, settings) == []
+    assert wrong(socks, settings) == ["xray_webhook"]
+    ports = replace(SETTINGS, free_text_ports=((443, 443),))
+    assert wrong(socks, ports) == []
+
+
+def test_xrays_json_has_comments_and_trailing_commas() -> None:
+    text = """{ // one
+      "log": {"access": "/a//b#c", /* two
+      lines */ "error": "x, }",},
+      # three
+      "inbounds": [1, 2,],
+    }"""
+    assert xray.parse_config(text) == {
+        "log": {"access": "/a//b#c", "error": "x, }"}, "inbounds": [1, 2],
+    }  # fmt: skip
+    for bad in ("", "[]", "{", "nonsense"):
+        with pytest.raises(ValueError):
+            xray.parse_config(bad)
+
+
+@pytest.mark.parametrize("part", ["log", "inbounds", "routing"])
+@pytest.mark.parametrize("value", [None, 1, "x", [], {}, [None], [{}], [[]]])
+def test_no_shape_of_a_configuration_breaks_it(part: str, value: object) -> None:
+    wrong({**GOOD, part: value})
+
+
+def test_later_files_add_inbounds_and_replace_parts_of_the_log() -> None:
+    engine = xray.read_engine(
+        1, [("a", GOOD), ("b", {**inbound(port=1_000), "log": {"access": "/z"}})]
+    )
+    assert engine.log["access"] == "/z" and engine.log["error"] == "/var/log/xray/error.log"
+    assert len(engine.inbounds) == 3 and engine.files == ("a", "b")

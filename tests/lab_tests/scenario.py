@@ -183,16 +183,24 @@ def free(user: User, direction: Direction, measured_bps: float) -> bool:
 def expect(
     what: str, test: Callable[[User, Direction, float], bool], seconds: float, warmup_s: float
 ) -> None:
+    """Measure, and up to twice more what is wrong while the machine of the node is starved."""
     lab = attach()
-    wrong = []
-    for direction in DIRECTIONS:
-        report = lab.measure(direction, seconds, users=USERS, idle_s=1.0, warmup_s=warmup_s)
-        for m in report.measurements:
-            if not test(m.user, direction, m.measured_bps):
-                rate, limit = m.measured_bps / MBIT, m.user.limit(direction)
-                wrong.append(f"{m.user.email} {direction}: {rate:.2f} Mbit/s, limit {limit}")
-    if wrong:
-        raise Failed(f"{what}, but:\n" + "\n".join(wrong))
+    wrong: list[str] = []
+    for _try in range(3):
+        load = Load()
+        wrong.clear()
+        for direction in DIRECTIONS:
+            report = lab.measure(direction, seconds, users=USERS, idle_s=1.0, warmup_s=warmup_s)
+            for m in report.measurements:
+                if not test(m.user, direction, m.measured_bps):
+                    rate, limit = m.measured_bps / MBIT, m.user.limit(direction)
+                    wrong.append(f"{m.user.email} {direction}: {rate:.2f} Mbit/s, limit {limit}")
+        if not wrong:
+            return
+        if not load.starved():
+            break
+        say("; ".join(["this machine was starved", *wrong]))
+    raise Failed(f"{what}, but:\n" + "\n".join(wrong))
 
 
 def limited() -> None:

@@ -10,6 +10,7 @@ import pwd
 import shlex
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from .. import __version__
 from ..core.health import host as host_rules
 from ..core.health import xray
 from ..core.health.findings import EXIT_CODES, OK, Finding, verdict, worst_first
-from ..core.health.host import Host, LogFile
+from ..core.health.host import Canary, Host, LogFile
 from ..core.health.rules import judge
 from ..core.plan.desired import desired
 from ..core.plan.objects import INGRESS, Filter
@@ -41,12 +42,17 @@ _SYSCTLS = (
     "net.netfilter.nf_conntrack_timestamp",
 )  # fmt: skip
 _LOGROTATE = ("/etc/logrotate.conf", "/etc/logrotate.d")
+#: The canary's limit in bit/s, and how long it may take in seconds.
+_CANARY_BPS, _CANARY_S = 8_000_000, 40
 #: TIME_ERROR of adjtimex(2): the clock is not synchronized.
 _TIME_ERROR = 5
 
 
-def read_diagnosis(node: Node) -> dict[str, Any]:
-    """Everything ``doctor`` shows, as JSON.  Raises KernelRefused."""
+def read_diagnosis(node: Node, canary: bool = True) -> dict[str, Any]:
+    """Everything ``doctor`` shows, as JSON; ``canary``: prove that limits hold, too.
+
+    Raises KernelRefused.
+    """
     seen = look(node)
     findings = judge(seen.facts)
     settings = seen.settings
@@ -55,7 +61,9 @@ def read_diagnosis(node: Node) -> dict[str, Any]:
         if not engines:
             findings.append(Finding(OK, "xray", "no process of Xray's name runs on this host"))
         findings += xray.examine(engines, settings)
-        findings += host_rules.examine(_read_host(node, settings), settings)
+        host = _read_host(node, settings)
+        host.canary = _let_out_canary(settings) if canary else None
+        findings += host_rules.examine(host, settings)
     findings = worst_first(findings)
     level, reason = verdict(findings)
     return {
@@ -243,6 +251,21 @@ def _read_plan(node: Node, settings: Settings, host: Host) -> None:
         host.plan = reconcile(settings, node.state, dry_run=True)
     except (QosError, ImportError) as error:
         host.plan_problem = str(error)
+
+
+def _let_out_canary(settings: Settings) -> Canary:
+    given = {"major": settings.major, "leaf": settings.leaf, "limit_bps": _CANARY_BPS}
+    command = [sys.executable, "-m", "vff_qos.commands.canary", json.dumps(given)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_CANARY_S
+        )
+        return Canary(_CANARY_BPS, **json.loads(done.stdout))
+    except subprocess.TimeoutExpired:
+        return Canary(_CANARY_BPS, problem=f"it did not end within {_CANARY_S} s")
+    except ValueError:
+        said = done.stderr.strip().splitlines()
+        return Canary(_CANARY_BPS, problem=said[-1] if said else "it said nothing")
 
 
 def _foreign_filters(settings: Settings, ifindex: int, wan: str, mtu: int) -> list[str]:

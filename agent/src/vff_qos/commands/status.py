@@ -211,6 +211,14 @@ def _render_follower(status: dict[str, Any]) -> list[str]:
         f"follower {follower['version']}: pid {follower['pid']}{since}",
         f"source: {source['origin']} ({told}), {source['lines_per_s']:g} lines/s, "
         f"{source['lag_s']:g} s behind, last claim {_ago(source['last_claim_s'], status['time'])}",
+        *(
+            [
+                f"webhook: {log['connections']} connections, refused: "
+                + (", ".join(f"{n} {why}" for why, n in log["refused"].items()) or "none")
+            ]
+            if "connections" in log
+            else []
+        ),
         f"claims: {log['lines']} lines, {follower['marked']} marks set, not set: "
         f"{_not_set(follower)}",
         f"connections: {follower['flows_known']} known by {follower['flows_known_by']}, "

@@ -143,6 +143,11 @@ class Assigner:
         return self._judging.not_found
 
     @property
+    def void_orders(self) -> list[str]:
+        """Temporary orders that the policy does not allow, a sentence each."""
+        return self._registry.classes.overrides.problems
+
+    @property
     def wants_repair(self) -> bool:
         """The kernel has refused something."""
         return self._registry.wants_repair

@@ -335,6 +335,7 @@ class Follower:
                 end_text(client[:-2], int.from_bytes(client[-2:], "big"))
                 for client in self._assigner.not_found
             ],
+            void_orders=self._assigner.void_orders,
             policy_refused=self._policy_files.refused,
             settings_refused=self._settings_refused,
             settings=self._settings_stamp,

@@ -9,7 +9,7 @@ import pytest
 
 from vff_qos.core.health import host as host_rules
 from vff_qos.core.health.findings import OK
-from vff_qos.core.health.host import Host, LogFile
+from vff_qos.core.health.host import Canary, Host, LogFile
 from vff_qos.core.settings import Settings
 
 SETTINGS = Settings()
@@ -91,3 +91,21 @@ def test_a_rotation_that_loses_lines(text: str, told: bool) -> None:
 def test_findings_are_json() -> None:
     found = host_rules.examine(Host(plan=["x"], mtu=1500, wan="a", tcp_memory="t"), SETTINGS)
     assert json.dumps([vars(f) for f in found])
+
+
+@pytest.mark.parametrize(
+    ("canary", "words"),
+    [
+        (Canary(8_000_000, 7_600_000, 7_700_000), ""),
+        (Canary(8_000_000, 8_500_000, 7_700_000), "does not hold for the upload of"),
+        (Canary(8_000_000, 7_600_000, 9_000_000), "does not hold for the download of"),
+        (Canary(8_000_000, 9_000_000, 9_000_000), "for the upload and the download of"),
+        (Canary(8_000_000, 7_600_000, 100), "gets less than its limit: download"),
+        (Canary(8_000_000, problem="the kernel lacks cls_fw"), "the kernel lacks cls_fw"),
+    ],
+)
+def test_what_the_canary_says(canary: Canary, words: str) -> None:
+    found = host_rules.examine(Host(ruleset=[], canary=canary), SETTINGS)
+    (finding,) = [f for f in found if f.kind == "canary"]
+    assert (finding.level == OK) is (not words)
+    assert words in finding.sentence

@@ -73,7 +73,7 @@ MASKED = report(last={"log.masked": NOW - 1, "log.claims": NOW - 60})
         (facts(policy_is_current=False), "policy", DEGRADED),
         (facts(settings_problem="settings.yml:3: no"), "settings", DEGRADED),
         (facts(settings_are_current=False), "settings", DEGRADED),
-        (facts(void_orders=["alice"]), "orders", DEGRADED),
+        (facts(report(void_orders=["alice"])), "orders", DEGRADED),
         (facts(report(version="1.0.0"), version="1.0.1"), "version", DEGRADED),
         (facts(busy_without_class=["alice"]), "no_class", DEGRADED),
         (facts(idle_without_class=3), "no_class_idle", OK),

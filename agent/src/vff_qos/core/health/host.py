@@ -24,6 +24,8 @@ _SYSCTLS = (
 #: Only the first costs limits; the others cost answers.
 _VITAL = {"net.netfilter.nf_conntrack_events"}
 _MARK_MASK = 0x7FFF0000
+#: Of the canary's limit: what TCP gets of it is 0.96, the bytes of headers are missing.
+_TOO_FAST, _TOO_SLOW = 1.05, 0.7
 
 
 @dataclass
@@ -38,6 +40,16 @@ class LogFile:
     idle_s: float = 0.0
     #: Configuration of logrotate that copies and truncates it.
     copytruncate: str = ""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """What came through a class with a limit, in bit/s; ``problem`` says why nothing did."""
+
+    limit_bps: int
+    upload_bps: int = 0
+    download_bps: int = 0
+    problem: str = ""
 
 
 @dataclass
@@ -61,6 +73,8 @@ class Host:
     mtu: int = 0
     clock_synchronized: bool | None = None
     tcp_memory: str = ""
+    #: None: it was not let out.
+    canary: Canary | None = None
 
 
 def examine(host: Host, settings: Settings) -> Iterator[Finding]:
@@ -85,6 +99,8 @@ def examine(host: Host, settings: Settings) -> Iterator[Finding]:
             else ("packets are not split (wan_ceil is above 500 Mbit/s, or not set)")
         )
         yield Finding(OK, "mtu", f"MTU of {host.wan}: {host.mtu}; {split}")
+    if host.canary is not None:
+        yield from _canary(host.canary)
     if host.tcp_memory:
         yield Finding(OK, "tcp_buffers", host.tcp_memory)
 
@@ -182,6 +198,37 @@ def _tree(host: Host) -> Iterator[Finding]:
             DEGRADED, "foreign_filter",
             f"{host.wan} has filters of other software, which may take packets before ours do",
             "look at 'tc filter show dev WAN ingress' and 'egress'", host.filters,
+        )  # fmt: skip
+
+
+def _canary(canary: Canary) -> Iterator[Finding]:
+    if canary.problem:
+        yield Finding(
+            DEGRADED, "canary",
+            f"the canary could not prove on this kernel that limits hold: {canary.problem}",
+            "a kernel without what is named cannot limit: install the distribution's full one, in "
+            "a container on its host",
+        )  # fmt: skip
+        return
+    limit = canary.limit_bps
+    seen = (("upload", canary.upload_bps), ("download", canary.download_bps))
+    evidence = [f"{how} {rate / 1e6:.2f} of {limit / 1e6:g} Mbit/s" for how, rate in seen]
+    if broken := [how for how, rate in seen if rate > _TOO_FAST * limit]:
+        yield Finding(
+            DEGRADED, "canary",
+            f"on this kernel a limit does not hold for the {' and the '.join(broken)} of a flow of "
+            "our own",
+            "compare the kernel with the tested ones (docs/INSTALL.md), and report it", evidence,
+        )  # fmt: skip
+    elif stuck := [how for how, rate in seen if rate < _TOO_SLOW * limit]:
+        yield Finding(
+            DEGRADED, "canary",
+            f"on this kernel a flow of our own gets less than its limit: {', '.join(stuck)}",
+            "look at 'st' in 'vmstat 1 5', and try again when the node is less busy", evidence,
+        )  # fmt: skip
+    else:
+        yield Finding(
+            OK, "canary", "a flow of our own was limited in both directions", "", evidence
         )  # fmt: skip
 
 

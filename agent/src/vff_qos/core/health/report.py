@@ -83,6 +83,8 @@ class Report:
     last: dict[str, float] = field(default_factory=dict)
     #: Ends of clients whose claims named no flow to a service port, the latest last.
     not_found: list[str] = field(default_factory=list)
+    #: Temporary orders that the policy does not allow, a sentence each.
+    void_orders: list[str] = field(default_factory=list)
     #: Why the policy, or the settings, on disk are not in force; empty if they are.
     policy_refused: str = ""
     settings_refused: str = ""

@@ -61,8 +61,6 @@ class Facts:
     #: Where connections of which claims spoke really go: {our port: how many}.
     claimed_ports: dict[int, int] = field(default_factory=dict)
     service_ports: str = ""
-    #: Orders that the policy does not allow any more.
-    void_orders: list[str] = field(default_factory=list)
 
 
 def judge(facts: Facts) -> list[Finding]:
@@ -125,11 +123,6 @@ def _files(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 DEGRADED, what, f"the {what} on disk {are} not what the follower has read", remedy
             )
-    if facts.void_orders:
-        yield Finding(
-            DEGRADED, "orders", f"a temporary order is void: {facts.void_orders[0]}",
-            "give it again, or 'vff-qos reset EMAIL'", facts.void_orders,
-        )  # fmt: skip
 
 
 def _kernel(facts: Facts) -> Iterator[Finding]:
@@ -345,6 +338,11 @@ def _repairs(facts: Facts, report: Report) -> Iterator[Finding]:
 
 
 def _follower(facts: Facts, report: Report) -> Iterator[Finding]:
+    if report.void_orders:
+        yield Finding(
+            DEGRADED, "orders", report.void_orders[0],
+            "give it again, or 'vff-qos reset EMAIL'", report.void_orders,
+        )  # fmt: skip
     if report.version and facts.version and report.version != facts.version:
         yield Finding(
             DEGRADED, "version",

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from checkout import SAMPLES
+
 from .truth import World
 
 #: Two million in `make soak`.
 LINES = int(os.environ.get("VFF_QOS_LINES", "200000"))
-SAMPLES = [
-    line
-    for path in sorted((Path(__file__).parents[1] / "samples").glob("*.log"))
-    for line in path.read_bytes().splitlines()
+REAL_LINES = [
+    line for path in sorted(SAMPLES.glob("*.log")) for line in path.read_bytes().splitlines()
 ]
 SMALL = st.integers(0, 7)
 STEPS = st.one_of(
@@ -60,7 +60,7 @@ def _noise(source: random.Random) -> bytes:
     """A real line with a few bytes changed, or none at all like one."""
     if source.random() < 0.3:
         return source.randbytes(source.randrange(120)).replace(b"\n", b" ")
-    line = bytearray(source.choice(SAMPLES))
+    line = bytearray(source.choice(REAL_LINES))
     for _ in range(source.randrange(4)):
         at = source.randrange(len(line))
         if source.random() < 0.5:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,6 +81,10 @@ def test_no_test_imports_from_a_test() -> None:
     assert importers == []
 
 
+#: They read files that lie beside them.
+BESIDE = {"tests/unit/kernel/test_filters.py", "tests/unit/repository/test_tree.py"}
+
+
 UNIT = TESTS / "unit"
 #: Tests of the checkout itself and of what several modules do together; no module has their name.
 NOT_MIRRORED = {"repository"}
@@ -105,3 +110,15 @@ def test_a_unit_test_lies_where_its_module_lies(path: Path) -> None:
     in_plugins = path.parts[0] == "plugins"
     root = PLUGINS.parent if in_plugins else AGENT / "vff_qos"
     assert (root / tested).is_file()
+
+
+def test_tests_find_the_checkout_in_one_way() -> None:
+    """A test that counts the directories above it finds another one once it is moved."""
+    counting = [
+        short(path)
+        for directory in ("unit", "netns")
+        for path in (TESTS / directory).rglob("*.py")
+        if re.search(r"Path\(__file__\)[\w.()]*\.parents?\b", path.read_text())
+        and short(path) not in BESIDE
+    ]
+    assert counting == []

@@ -248,6 +248,8 @@ class World:
             elif live.is_old and live.flow.proto == UDP:
                 # Without a word of its end it may have timed out: its mark is for the time being.
                 live.told = live.vouched = live.witness = False
+        for live in self.live.values():
+            live.late.add(UNCERTAIN)
         begin([*self._teachers, *(live.flow for live in self.live.values())], ESTABLISHED)
         self._assigner.listen()
 

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from lab.node import die_with_parent
@@ -202,7 +203,9 @@ class _Flooder:
         if self._pid:
             os.kill(self._pid, 9)
             os.waitpid(self._pid, 0)
-        run("ip", "link", "del", "flood0")
+        # The pair goes with the sender's namespace.
+        device = Path("/sys/class/net/flood0")
+        wait_until("the end of the sender's namespace", lambda: not device.exists(), 30)
 
     def sends(self) -> bool:
         """Whether it has some left."""

@@ -14,11 +14,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lab.machine import Load
-from vff_qos.core.htb import PARKED_PRIO
 from vff_qos.core.owners import Owner
 from vff_qos.kernel.packed.conntrack import decode, decode_tuple
 from vff_qos.kernel.packed.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
-from vff_qos.kernel.packed.tc import ClassState, Tc
 from vff_qos.state import State
 
 from . import flows_bench
@@ -29,13 +27,17 @@ from .world import (
     Agent,
     Code,
     agent,
+    count_classes,
     flow,
+    is_parked,
+    is_user,
     line,
     make_flows,
     make_some_flows,
     marked,
     push,
     run,
+    wait_for_the_pool,
     wait_until,
 )
 
@@ -236,7 +238,9 @@ def policy(report: Report, follower: Agent, runs: int) -> None:
         ceil_bps = (60 + number) * 10**6
         wait_until(
             f"{60 + number} Mbit/s for everybody",
-            lambda wanted=ceil_bps: _count(lambda c: c.params.ceil_bps == wanted) >= _MANY_USERS,  # type: ignore[misc]
+            lambda wanted=ceil_bps: (
+                count_classes(lambda c: c.params.ceil_bps == wanted) >= _MANY_USERS
+            ),  # type: ignore[misc]
             60,
         )
         spent.append(time.perf_counter() - start)
@@ -275,7 +279,7 @@ def newcomers(report: Report, code: Code, effort: Effort) -> None:
         State(str(follower.directory / "state")).save_owners(owners)
         start = time.perf_counter()
         follower.start()
-        wait_until("everybody's class", lambda: _count(_is_user) >= _MANY_USERS, 240, 1.0)
+        wait_until("everybody's class", lambda: count_classes(is_user) >= _MANY_USERS, 240, 1.0)
         report.add(f"follow.reboot_s.users_{_MANY_USERS}", [time.perf_counter() - start], "s")
         cpu = [follower.cpu_s()]
         report.add(f"follow.reboot_cpu_s.users_{_MANY_USERS}", cpu, "s")
@@ -291,20 +295,6 @@ def newcomers(report: Report, code: Code, effort: Effort) -> None:
             wait_until("their marks", lambda: marked() >= _NEWCOMERS, 60)
             spent.append(time.perf_counter() - start)
     report.add(f"follow.new_users_s.users_{_NEWCOMERS}_of_{_MANY_USERS}", spent, "s")
-
-
-def _is_parked(state: ClassState) -> bool:
-    return state.params.prio == PARKED_PRIO
-
-
-def _is_user(state: ClassState) -> bool:
-    return state.params.prio == 0
-
-
-def wait_for_the_pool(follower: Agent) -> None:
-    """Until as many classes wait for new users as there should."""
-    spare = follower.code.spare_classes
-    wait_until("a full pool", lambda: _count(_is_parked) >= spare, 240, 1.0)
 
 
 def collection(report: Report, follower: Agent, runs: int) -> None:
@@ -323,18 +313,10 @@ def collection(report: Report, follower: Agent, runs: int) -> None:
         start = time.perf_counter()
         follower.run("gc")
         spent.append(time.perf_counter() - start)
-        parked = _count(_is_parked)
+        parked = count_classes(is_parked)
         if parked < _MANY_USERS:
             raise SystemExit(f"bench: gc parked only {parked} of {_MANY_USERS} users")
     report.add(f"gc.collect_s.users_{_MANY_USERS}", spent, "s")
-
-
-def _count(wanted: Callable[[ClassState], bool]) -> int:
-    """How many classes of the WAN device are as ``wanted``."""
-    tc = Tc()
-    found = tc.classes(socket.if_nametoindex("wan0"), MAJOR).values()
-    tc.close()
-    return sum(map(wanted, found))
 
 
 def baselines(report: Report, runs: int) -> None:

@@ -30,6 +30,7 @@ from .world import (
     push,
     run,
     unshare_network,
+    wait_for_the_pool,
     wait_until,
 )
 
@@ -60,11 +61,18 @@ def measure(report: Report, code: Code, runs: int) -> None:
     report.add("follow.syn_flood_syns_per_s", [flood.syns_per_s for flood in floods], "SYNs/s")
 
 
+def _make_users(follower: Agent) -> None:
+    """A thousand users whom the agent knows, and nothing left for it to do."""
+    make_flows(_USERS)
+    push(follower, [line(n, _USERS) for n in range(_USERS)], _USERS - 1)
+    wait_for_the_pool(follower)
+    time.sleep(2.0)
+
+
 def first_claims(report: Report, follower: Agent, runs: int) -> None:
     """Lines a second to marks on flows that live, of known users, and that nobody has claimed."""
     report.progress(f"{runs} times the first claims of {_FLOWS:,} live flows")
-    make_flows(_USERS)
-    push(follower, [line(n, _USERS) for n in range(_USERS)], _USERS - 1)
+    _make_users(follower)
     rates, cpu_us = [], []
     for number in range(runs):
         numbers = range(_USERS + number * _FLOWS, _USERS + (number + 1) * _FLOWS)
@@ -81,8 +89,7 @@ def first_claims(report: Report, follower: Agent, runs: int) -> None:
 
 def forged(report: Report, follower: Agent, name: str, runs: int) -> None:
     """CPU time of a line whose source is nobody's, each another one."""
-    make_flows(_USERS)
-    push(follower, [line(n, _USERS) for n in range(_USERS)], _USERS - 1)
+    _make_users(follower)
     make_some_flows([flow(_WITNESSES + n) for n in range(runs + 1)])
     time.sleep(1.5)
     probe_us = _forged_us(follower, 0, _PROBE_LINES, _WITNESSES)
@@ -135,9 +142,7 @@ def syn_flood(report: Report, code: Code) -> Flood:
     """SYNs of 200,000 sources from a peer, and honest flows with their lines meanwhile."""
     report.progress(f"a flood of {_SYNS:,} SYNs")
     with agent(code=code) as follower, _listener():
-        make_flows(_USERS)
-        push(follower, [line(n, _USERS) for n in range(_USERS)], _USERS - 1)
-        time.sleep(2.0)
+        _make_users(follower)
         before_mib = most_mib = follower.rss_mib()
         honest = _WITNESSES
         with _Flooder() as flooder:

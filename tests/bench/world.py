@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vff_qos.core.flow import Flow
-from vff_qos.core.htb import OURS_MASK
+from vff_qos.core.htb import OURS_MASK, PARKED_PRIO
 from vff_qos.core.settings import GcSettings
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.kernel.packed.netlink import (
@@ -31,6 +31,7 @@ from vff_qos.kernel.packed.netlink import (
     attr,
     nest,
 )
+from vff_qos.kernel.packed.tc import ClassState, Tc
 
 MAJOR = 0x5100
 NODE = socket.inet_aton("203.0.113.1")
@@ -300,3 +301,27 @@ def agent(start: bool = True, code: Code = HERE, service_ports: str = "443") -> 
     finally:
         made.stop(signal.SIGKILL)
         shutil.rmtree(directory)
+
+
+def count_classes(wanted: Callable[[ClassState], bool]) -> int:
+    """How many classes of the WAN device are as ``wanted``."""
+    tc = Tc()
+    found = tc.classes(socket.if_nametoindex("wan0"), MAJOR).values()
+    tc.close()
+    return sum(map(wanted, found))
+
+
+def is_parked(state: ClassState) -> bool:
+    """Whether a class waits for a user."""
+    return state.params.prio == PARKED_PRIO
+
+
+def is_user(state: ClassState) -> bool:
+    """Whether it has one."""
+    return state.params.prio == 0
+
+
+def wait_for_the_pool(follower: Agent) -> None:
+    """Until as many classes wait for new users as there should."""
+    spare = follower.code.spare_classes
+    wait_until("a full pool", lambda: count_classes(is_parked) >= spare, 240, 1.0)

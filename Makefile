@@ -85,8 +85,8 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
 	antsibull-changelog lint
 
 .PHONY: bench
-bench: build ## Measure the agent natively, shaping natively and on lab nodes (QUICK=1: fewer runs); build/bench/report.json
-	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+bench: build ## Measure the agent natively, shaping natively and on lab nodes (QUICK=1: fewer runs; BASE=REV: compare the agent with that commit's); build/bench/report.json
+	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(BASE),--base '$(BASE)')
 
 .PHONY: docs
 docs: setup ## Write what is made from other files: docs/VARIABLES.md, the tree in docs/ARCHITECTURE.md

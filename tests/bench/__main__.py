@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lab.progress import LabError
 
 from . import accuracy, agent_bench, lab_bench, split
 from .rows import Report
-from .world import BENCH_CPU, enter_namespace
+from .world import BENCH_CPU, HERE, Code, enter_namespace, run
 
 BUILD = Path(__file__).parents[2] / "build"
 REPORT = BUILD / "bench" / "report.json"
 ACCURACY = BUILD / "lab" / "accuracy.json"
+BASE = BUILD / "bench" / "base"
 PARTS = ("agent", "accuracy", "split", "lab")
 
 
@@ -24,22 +27,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs")
     parser.add_argument("--only", choices=PARTS, help="one part; the report keeps the others")
+    parser.add_argument("--base", metavar="REV", help="compare the agent with this commit's")
     args = parser.parse_args()
+    if args.base and args.only not in (None, "agent"):
+        parser.error(f"--base compares agents: the part {args.only} has none")
     for part in PARTS:
         if args.only in (None, part):
             try:
-                _measure(part, args.quick)
+                _measure(part, args.quick, args.base)
             except LabError as error:
                 raise SystemExit(f"bench: {error}") from error
     print(f"written to {REPORT}")
 
 
-def _measure(part: str, quick: bool) -> None:
+def _measure(part: str, quick: bool, base: str | None) -> None:
     report = Report()
     if part == "agent":
-        print(f"The agent, on one core (about {2 if quick else 5} minutes):", flush=True)
+        minutes = (4 if quick else 9) * (2 if base else 1)
+        print(f"The agent, on one core (about {minutes} minutes):", flush=True)
         speed = agent_bench.QUICK if quick else agent_bench.FULL
-        _in_namespace(lambda: agent_bench.measure(report, speed), report, part, {BENCH_CPU})
+        with _checkout(base) as other:
+            _in_namespace(
+                lambda: agent_bench.measure(report, speed, other), report, part, {BENCH_CPU}
+            )
         return
     if part == "split":
         print(f"What splitting packets costs, natively ({1 if quick else 3} minutes):", flush=True)
@@ -53,6 +63,27 @@ def _measure(part: str, quick: bool) -> None:
         print(f"A lab node (about {10 if quick else 20} minutes):", flush=True)
         lab_bench.measure(report, quick)
     report.write(REPORT, part)
+
+
+@contextmanager
+def _checkout(revision: str | None) -> Iterator[Code | None]:
+    """Another commit's files, while it lasts."""
+    if not revision:
+        yield None
+        return
+    git = ("git", "-C", str(HERE.root))
+    try:
+        commit = run(*git, "rev-parse", "--verify", f"{revision}^{{commit}}").strip()
+        if BASE.exists():  # of a bench that was killed
+            run(*git, "worktree", "remove", "--force", str(BASE))
+        run(*git, "worktree", "add", "--detach", str(BASE), commit)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"bench: BASE={revision}: {error.stderr.strip()}") from error
+    try:
+        print(f"  compared with {commit}", flush=True)
+        yield Code(BASE, "base.")
+    finally:
+        run(*git, "worktree", "remove", "--force", str(BASE))
 
 
 def _in_namespace(

@@ -14,25 +14,30 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lab.machine import Load
-from vff_qos.core.htb import PARKED_PRIO
 from vff_qos.core.owners import Owner
-from vff_qos.core.settings import GcSettings
-from vff_qos.kernel.packed.conntrack import Conntrack, decode, decode_tuple, prepare
+from vff_qos.kernel.packed.conntrack import decode, decode_tuple
 from vff_qos.kernel.packed.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
-from vff_qos.kernel.packed.tc import ClassState, Tc
 from vff_qos.state import State
 
+from . import flows_bench
 from .rows import Report
 from .world import (
+    HERE,
     MAJOR,
     Agent,
+    Code,
     agent,
+    count_classes,
     flow,
+    is_parked,
+    is_user,
     line,
     make_flows,
     make_some_flows,
     marked,
+    push,
     run,
+    wait_for_the_pool,
     wait_until,
 )
 
@@ -54,60 +59,61 @@ class Effort(NamedTuple):
     idle_s: float
 
 
+Step = Callable[[Report, Code, Effort], None]
+
 QUICK = Effort(runs=2, latency_s=2.0, idle_s=15.0)
 FULL = Effort(runs=5, latency_s=5.0, idle_s=60.0)
 
 
-def measure(report: Report, effort: Effort) -> None:
-    """All of it."""
-    for users in (100, 1_000):
-        with agent() as follower:
+def measure(report: Report, effort: Effort, base: Code | None = None) -> None:
+    """All of it; with ``base`` its agent has a turn at each step, and ratios come last."""
+    steps = [*(_known_users(users) for users in (100, 1_000)), *map(latency, _RATES), _node]
+    steps += [
+        lambda report, code, effort: flows_bench.measure(report, code, effort.runs),
+        newcomers,
+    ]
+    for step in steps:
+        for code in (base, HERE) if base else (HERE,):
+            with report.under(code.prefix):
+                step(report, code, effort)
+    baselines(report, effort.runs)
+    if base:
+        report.ratios(base.prefix)
+
+
+def _known_users(users: int) -> Step:
+    def step(report: Report, code: Code, effort: Effort) -> None:
+        with agent(code=code) as follower:
             throughput(report, follower, users, effort.runs)
-    for rate in _RATES:
-        latency(report, rate, effort)
-    with agent() as follower:
+
+    return step
+
+
+def _node(report: Report, code: Code, effort: Effort) -> None:
+    """What is measured on one agent with 10,000 users."""
+    with agent(code=code) as follower:
         throughput(report, follower, _MANY_USERS, effort.runs)
         memory_and_idle(report, follower, effort.idle_s)
         policy(report, follower, effort.runs)
         restart(report, follower, effort.runs)
         collection(report, follower, effort.runs)
-    newcomers(report, effort.runs)
-    baselines(report, effort.runs)
 
 
 def throughput(report: Report, follower: Agent, users: int, runs: int) -> None:
     """Lines a second from the file to marks on existing flows, and the CPU time of each."""
     report.progress(f"{users:,} users: their first lines, then {runs} times {_LINES:,} lines")
     make_flows(_FLOWS + _MARGIN)
-    first = _push(follower, [line(n, users) for n in range(_FLOWS)], _FLOWS - 1)
+    first = push(follower, [line(n, users) for n in range(_FLOWS)], _FLOWS - 1)
     block = [line(n % _FLOWS, users, n) for n in range(_LINES)]
     rates, cpu_us = [], []
     for number in range(runs):
         cpu = follower.cpu_s()
         last = _FLOWS + number
-        rates.append(_push(follower, [*block, line(last, users)], last))
+        rates.append(push(follower, [*block, line(last, users)], last))
         cpu_us.append((follower.cpu_s() - cpu) / _LINES * 1e6)
     report.add(f"follow.lines_per_s.users_{users}", rates, "lines/s")
     report.add(f"follow.cpu_us_per_line.users_{users}", cpu_us, "us")
     report.add(f"follow.first_lines_per_s.users_{users}", [first], "lines/s")
-
-
-def _push(follower: Agent, lines: list[bytes], last: int) -> float:
-    """Append ``lines``; lines a second until the flow of the last one bears a mark."""
-    conntrack = Conntrack()
-    # The file grows in portions, so that writing and reading overlap as in life.
-    start = time.perf_counter()
-    for at in range(0, len(lines), 20_000):
-        follower.append(lines[at : at + 20_000])
-    wait_until(
-        f"a mark on flow {last}",
-        lambda: bool(conntrack.get_marks([prepare(flow(last))])[0]),
-        120,
-        0.001,
-    )
-    spent = time.perf_counter() - start
-    conntrack.close()
-    return len(lines) / spent
 
 
 class _Watcher(threading.Thread):
@@ -150,30 +156,35 @@ class _Watcher(threading.Thread):
         return self.seen
 
 
-def latency(report: Report, rate: int, effort: Effort) -> None:
+def latency(rate: int) -> Step:
     """From write() to the mark, for new flows of known users at ``rate`` lines a second."""
-    report.progress(f"latency at {rate:,} lines/s, {effort.runs} times {effort.latency_s:.0f} s")
-    half, tail, cpu, stolen = [], [], [], []
-    for _ in range(effort.runs):
-        with agent() as follower:
-            load = Load()
-            delays, cpu_pct = _delays(follower, rate, effort.latency_s)
-            stolen.append(load.stolen_pct())
-        half.append(delays[len(delays) // 2])
-        tail.append(delays[len(delays) * 99 // 100])
-        cpu.append(cpu_pct)
-    report.add(f"follow.latency_p50_ms.rate_{rate}", half, "ms")
-    report.add(f"follow.latency_p99_ms.rate_{rate}", tail, "ms")
-    report.add(f"follow.cpu_pct.rate_{rate}", cpu, "%")
-    # The tail follows it, run by run.
-    report.add(f"machine.stolen_pct.rate_{rate}", stolen, "%")
+
+    def step(report: Report, code: Code, effort: Effort) -> None:
+        seconds = effort.latency_s
+        report.progress(f"latency at {rate:,} lines/s, {effort.runs} times {seconds:.0f} s")
+        half, tail, cpu, stolen = [], [], [], []
+        for _ in range(effort.runs):
+            with agent(code=code) as follower:
+                load = Load()
+                delays, cpu_pct = _delays(follower, rate, seconds)
+                stolen.append(load.stolen_pct())
+            half.append(delays[len(delays) // 2])
+            tail.append(delays[len(delays) * 99 // 100])
+            cpu.append(cpu_pct)
+        report.add(f"follow.latency_p50_ms.rate_{rate}", half, "ms")
+        report.add(f"follow.latency_p99_ms.rate_{rate}", tail, "ms")
+        report.add(f"follow.cpu_pct.rate_{rate}", cpu, "%")
+        # The tail follows it, run by run.
+        report.add(f"machine.stolen_pct.rate_{rate}", stolen, "%")
+
+    return step
 
 
 def _delays(follower: Agent, rate: int, seconds: float) -> tuple[list[float], float]:
     """Sorted delays in ms, and the agent's CPU time in percent."""
     users, count = 100, int(rate * seconds)
     make_flows(count + users)
-    _push(follower, [line(count + n, users) for n in range(users)], count + users - 1)
+    push(follower, [line(count + n, users) for n in range(users)], count + users - 1)
     time.sleep(2.0)
     lines = [line(number, users, number) for number in range(count)]
     written: list[float] = []
@@ -207,9 +218,9 @@ def memory_and_idle(report: Report, follower: Agent, seconds: float) -> None:
     # Into the table as it is: emptying it would set the agent to mending it for a minute.
     make_some_flows([flow(n) for n in range(_FLOWS + _MARGIN, _MANY_FLOWS)])
     lines = [line(n, _MANY_USERS) for n in range(_MANY_FLOWS)]
-    _push(follower, lines, _MANY_FLOWS - 1)
+    push(follower, lines, _MANY_FLOWS - 1)
     time.sleep(2)
-    wait_for_the_pool()
+    wait_for_the_pool(follower)
     report.add(f"follow.rss_mib.users_{_MANY_USERS}", [follower.rss_mib()], "MiB")
     cpu, start = follower.cpu_s(), time.perf_counter()
     time.sleep(seconds)
@@ -227,7 +238,9 @@ def policy(report: Report, follower: Agent, runs: int) -> None:
         ceil_bps = (60 + number) * 10**6
         wait_until(
             f"{60 + number} Mbit/s for everybody",
-            lambda wanted=ceil_bps: _count(lambda c: c.params.ceil_bps == wanted) >= _MANY_USERS,  # type: ignore[misc]
+            lambda wanted=ceil_bps: (
+                count_classes(lambda c: c.params.ceil_bps == wanted) >= _MANY_USERS
+            ),  # type: ignore[misc]
             60,
         )
         spent.append(time.perf_counter() - start)
@@ -251,8 +264,14 @@ def restart(report: Report, follower: Agent, runs: int) -> None:
     report.add(f"follow.restart_cpu_s.flows_{_FLOWS}", cpu, "s")
 
 
-def newcomers(report: Report, runs: int) -> None:
-    """A reboot of a node with 10,000 users, and 1,000 new users at once on it."""
+def newcomers(report: Report, code: Code, effort: Effort) -> None:
+    """A reboot of a node with 10,000 users, and 1,000 new users at once on it.
+
+    Of this checkout alone: an older agent refuses a state that this one has written.
+    """
+    if code != HERE:
+        return
+    runs = effort.runs
     spent: list[float] = []
     with agent(start=False) as follower:
         report.progress(f"a reboot with {_MANY_USERS:,} users, {runs} times 1,000 new ones")
@@ -260,12 +279,12 @@ def newcomers(report: Report, runs: int) -> None:
         State(str(follower.directory / "state")).save_owners(owners)
         start = time.perf_counter()
         follower.start()
-        wait_until("everybody's class", lambda: _count(_is_user) >= _MANY_USERS, 240, 1.0)
+        wait_until("everybody's class", lambda: count_classes(is_user) >= _MANY_USERS, 240, 1.0)
         report.add(f"follow.reboot_s.users_{_MANY_USERS}", [time.perf_counter() - start], "s")
         cpu = [follower.cpu_s()]
         report.add(f"follow.reboot_cpu_s.users_{_MANY_USERS}", cpu, "s")
         for number in range(runs):
-            wait_for_the_pool()
+            wait_for_the_pool(follower)
             first = _MANY_USERS + number * _NEWCOMERS
             numbers = range(first, first + _NEWCOMERS)
             make_flows(0)
@@ -276,20 +295,6 @@ def newcomers(report: Report, runs: int) -> None:
             wait_until("their marks", lambda: marked() >= _NEWCOMERS, 60)
             spent.append(time.perf_counter() - start)
     report.add(f"follow.new_users_s.users_{_NEWCOMERS}_of_{_MANY_USERS}", spent, "s")
-
-
-def _is_parked(state: ClassState) -> bool:
-    return state.params.prio == PARKED_PRIO
-
-
-def _is_user(state: ClassState) -> bool:
-    return state.params.prio == 0
-
-
-def wait_for_the_pool() -> None:
-    """Until as many classes wait for new users as there should."""
-    spare = GcSettings().pool_min
-    wait_until("a full pool", lambda: _count(_is_parked) >= spare, 240, 1.0)
 
 
 def collection(report: Report, follower: Agent, runs: int) -> None:
@@ -303,23 +308,15 @@ def collection(report: Report, follower: Agent, runs: int) -> None:
             wait_until("everybody's return", lambda: marked() >= _FLOWS, 60)
         run("conntrack", "-F")
         time.sleep(1.1)
-        run(*follower.command("gc"))  # sees the counters for the first time
+        follower.run("gc")  # sees the counters for the first time
         time.sleep(1.1)
         start = time.perf_counter()
-        run(*follower.command("gc"))
+        follower.run("gc")
         spent.append(time.perf_counter() - start)
-        parked = _count(_is_parked)
+        parked = count_classes(is_parked)
         if parked < _MANY_USERS:
             raise SystemExit(f"bench: gc parked only {parked} of {_MANY_USERS} users")
     report.add(f"gc.collect_s.users_{_MANY_USERS}", spent, "s")
-
-
-def _count(wanted: Callable[[ClassState], bool]) -> int:
-    """How many classes of the WAN device are as ``wanted``."""
-    tc = Tc()
-    found = tc.classes(socket.if_nametoindex("wan0"), MAJOR).values()
-    tc.close()
-    return sum(map(wanted, found))
 
 
 def baselines(report: Report, runs: int) -> None:

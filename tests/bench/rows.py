@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab.machine import Load
+from lab.machine import MAX_STOLEN_PCT, MIN_IDLE_PCT, Load
+
+_LOOK_S = 0.5
 
 
 class Report:
@@ -16,27 +21,82 @@ class Report:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._load = Load()
+        self._load = self._step_load = Load()
+        self._idle_pct = 100.0
+        self._prefix = ""
 
     def add(self, name: str, runs: list[float], unit: str) -> float:
-        """Record a row, print it, return its median.  No run, or no number, ends the bench."""
+        """Record a row, print it, return its median.  No run, or no number, ends the bench.
+
+        A row of a starved machine says so, with how busy it was; a percentage above 100 of such a
+        machine tells of nothing else, and only its runs are kept.
+        """
+        return self._record(name, runs, unit, self._starved())
+
+    def _record(self, name: str, runs: list[float], unit: str, starved: dict[str, Any]) -> float:
         if not runs or not all(map(math.isfinite, runs)):
             raise SystemExit(f"bench: {name} was not measured: {runs}")
         value = statistics.median(runs)
-        self.rows.append({"name": name, "value": value, "unit": unit, "runs": runs})
+        row: dict[str, Any] = {"name": self._prefix + name, "value": value, "unit": unit}
+        row["runs"] = runs
+        shown = f"{value:>14,.4g}"
         spread = f"{min(runs):,.4g} to {max(runs):,.4g}" if len(runs) > 1 else ""
-        print(f"  {name:<44} {value:>14,.4g} {unit:<9} {spread}", flush=True)
+        if starved:
+            row |= starved
+            spread = f"{spread} starved".strip()
+            if unit == "%" and max(map(abs, runs)) > 100:
+                row["value"], shown, spread = None, f"{'starved':>14}", ""
+        self.rows.append(row)
+        print(f"  {row['name']:<44} {shown} {unit:<9} {spread}".rstrip(), flush=True)
         return value
 
     def ratio(self, name: str, of: str, to: str) -> None:
-        """Record how many times the row ``to`` the row ``of`` is, both of this report."""
-        values = {row["name"]: row["value"] for row in self.rows}
-        self.add(name, [values[of] / values[to]], "x")
+        """Record how many times the row ``to`` the row ``of`` is, both of this report.
 
-    @staticmethod
-    def progress(text: str) -> None:
-        """Say what takes time now."""
-        print(f"  - {text}", flush=True)
+        There is no such row where one of them has no value, or ``to`` is zero.
+        """
+        rows = {row["name"]: row for row in self.rows}
+        value, by = rows[of]["value"], rows[to]["value"]
+        if value is not None and by:
+            starved = any("starved" in rows[one] for one in (of, to))
+            self._record(name, [value / by], "x", {"starved": True} if starved else {})
+
+    def ratios(self, prefix: str) -> None:
+        """A row of `ratio` for each that there is with the prefix and without."""
+        names = {row["name"] for row in self.rows}
+        for name in [row["name"] for row in self.rows]:
+            if prefix + name in names and not name.startswith("machine."):
+                self.ratio(f"ratio.{name}", name, prefix + name)
+
+    @contextmanager
+    def under(self, prefix: str) -> Iterator[None]:
+        """The names of what is recorded meanwhile begin with it."""
+        self._prefix = prefix
+        try:
+            yield
+        finally:
+            self._prefix = ""
+
+    def progress(self, text: str) -> None:
+        """Say what takes time now; looks how busy the machine is before it begins."""
+        look = Load()
+        time.sleep(_LOOK_S)
+        self._idle_pct = look.idle_pct()
+        print(
+            f"  - {text}" + (f" ({self._prefix.rstrip('.')})" if self._prefix else ""), flush=True
+        )
+        self._step_load = Load()
+
+    def _starved(self) -> dict[str, Any]:
+        """How busy the machine was, if too busy: stolen since the step began, idle before it."""
+        stolen_pct = self._step_load.stolen_pct()
+        if stolen_pct < MAX_STOLEN_PCT and self._idle_pct >= MIN_IDLE_PCT:
+            return {}
+        return {
+            "starved": True,
+            "stolen_pct": round(stolen_pct, 1),
+            "idle_before_pct": round(self._idle_pct, 1),
+        }
 
     def write(self, path: Path, part: str) -> None:
         """Merge into the JSON file, with what was stolen meanwhile; rows of a name are replaced."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import signal
 import socket
@@ -13,11 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from vff_qos.core.flow import Flow
-from vff_qos.core.htb import OURS_MASK
-from vff_qos.kernel.packed.conntrack import Conntrack
+from vff_qos.core.htb import OURS_MASK, PARKED_PRIO
+from vff_qos.core.settings import GcSettings
+from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.kernel.packed.netlink import (
     HEADER,
     NETLINK_NETFILTER,
@@ -28,6 +31,7 @@ from vff_qos.kernel.packed.netlink import (
     attr,
     nest,
 )
+from vff_qos.kernel.packed.tc import ClassState, Tc
 
 MAJOR = 0x5100
 NODE = socket.inet_aton("203.0.113.1")
@@ -51,15 +55,23 @@ def run(*command: str, stdin: str | None = None) -> str:
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout
 
 
-def enter_namespace() -> None:
-    """Move this process into a new network namespace with addresses and HTB trees."""
+def unshare_network() -> None:
+    """Move this process into a new network namespace."""
     if ctypes.CDLL(None, use_errno=True).unshare(0x40000000) != 0:
         raise SystemExit("bench: needs root (a network namespace of its own)")
+
+
+def enter_namespace() -> None:
+    """Move this process into a new network namespace with addresses and HTB trees."""
+    unshare_network()
     run("ip", "link", "set", "lo", "up")
     run("ip", "addr", "add", "203.0.113.1/32", "dev", "lo")
     run("nft", "-f", "-", stdin=_RULES)
+    sysctls = Path("/proc/sys/net/netfilter")
     # The bench sees the moment of a mark through conntrack's events.
-    Path("/proc/sys/net/netfilter/nf_conntrack_events").write_text("1", encoding="ascii")
+    (sysctls / "nf_conntrack_events").write_text("1", encoding="ascii")
+    # As bootstrap sets it: flows whose birth nobody knows are a slower way.
+    (sysctls / "nf_conntrack_timestamp").write_text("1", encoding="ascii")
 
 
 def make_trees() -> None:
@@ -115,10 +127,17 @@ def _create(made: Flow) -> Encoder:
 def line(number: int, users: int, microsecond: int = 0) -> bytes:
     """The log's line for ``flow(number)``, which belongs to user ``number % users``."""
     made = flow(number)
-    stamp = time.strftime("%Y/%m/%d %H:%M:%S")
+    when_s = int(time.time()) + microsecond % 1_000_000 / 1e6
+    return line_from(made.src, made.sport, number % users, when_s)
+
+
+def line_from(address: bytes, port: int, user: int, when_s: float) -> bytes:
+    """The log's line of that user's request from there, at a Unix time."""
+    stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(when_s))
+    microsecond = round(when_s % 1 * 1e6) % 1_000_000
     return (
-        f"{stamp}.{microsecond % 1_000_000:06d} from {socket.inet_ntoa(made.src)}:{made.sport} "
-        f"accepted tcp:www.example.com:443 [vless-in >> direct] email: user{number % users}@x\n"
+        f"{stamp}.{microsecond:06d} from {socket.inet_ntoa(address)}:{port} "
+        f"accepted tcp:www.example.com:443 [vless-in >> direct] email: user{user}@x\n"
     ).encode()
 
 
@@ -142,19 +161,51 @@ def wait_until(
     return time.perf_counter() - start
 
 
+@dataclass(frozen=True)
+class Code:
+    """Whose agent is measured: the one of this checkout, or of another commit's."""
+
+    root: Path = Path(__file__).parents[2]
+    #: What the names of its rows begin with.
+    prefix: str = ""
+
+    def settings(self, log: Path, service_ports: str) -> str:
+        """The node's ``settings.yml``, with the keys that this commit knows."""
+        common = f"leaf: pfifo\nservice_ports: [{service_ports}]\n"
+        if not self._knows("xray_access_log_path"):
+            return (
+                f"{common}wan: wan0\naccess_log: {log}\n"
+                "gc: {idle_s: 1, min_age_s: 0, check_conntrack: false, pool_max: 65000}\n"
+            )
+        return (
+            f"{common}if_wan: wan0\nxray_access_log_path: {log}\n"
+            "gc_idle_sec: 1\ngc_min_age_sec: 0\ngc_check_conntrack: false\ngc_pool_max: 65000\n"
+        )
+
+    @property
+    def spare_classes(self) -> int:
+        """How many classes it keeps ready for new users."""
+        return GcSettings().pool_min if self._knows("gc_pool_min") else 0
+
+    def _knows(self, key: str) -> bool:
+        settings = self.root / "agent" / "src" / "vff_qos" / "core" / "settings.py"
+        return f'"{key}"' in settings.read_text(encoding="utf-8")
+
+
+HERE = Code()
+
+
 class Agent:
     """The real ``vff-qos follow`` on its own core."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, code: Code, service_ports: str) -> None:
+        self.directory, self.code = directory, code
         self.log = directory / "access.log"
         self.process: subprocess.Popen[str] | None = None
         self.etc = directory / "etc"
         self.etc.mkdir()
-        (self.etc / "settings.yml").write_text(
-            f"if_wan: wan0\nleaf: pfifo\nxray_access_log_path: {self.log}\n"
-            "gc_idle_sec: 1\ngc_min_age_sec: 0\ngc_check_conntrack: false\ngc_pool_max: 65000\n"
-        )
+        settings = code.settings(self.log, service_ports)
+        (self.etc / "settings.yml").write_text(settings, encoding="utf-8")
         self.write_policy("")
         self.log.touch()
 
@@ -173,11 +224,21 @@ class Agent:
             "--run-dir", f"{at}/run",
         ]  # fmt: skip
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Makes ``bench.follow`` and the agent those of its code."""
+        root = self.code.root
+        return os.environ | {"PYTHONPATH": f"{root}/agent/src:{root}/tests"}
+
+    def run(self, *words: str) -> None:
+        """A vff-qos command that must succeed."""
+        subprocess.run(self.command(*words), env=self.environment, capture_output=True, check=True)
+
     def start(self) -> None:
         """Start it and wait until it follows the log."""
         self.process = subprocess.Popen(
             ["taskset", "-c", str(AGENT_CPU), *self.command("follow")],
-            stderr=subprocess.PIPE, text=True,
+            stderr=subprocess.PIPE, text=True, env=self.environment,
         )  # fmt: skip
         assert self.process.stderr is not None
         first = self.process.stderr.readline()
@@ -209,12 +270,30 @@ class Agent:
             file.write(b"".join(lines))
 
 
+def push(follower: Agent, lines: list[bytes], last: int) -> float:
+    """Append ``lines``; lines a second until the flow of the last one bears a mark."""
+    conntrack = Conntrack()
+    # The file grows in portions, so that writing and reading overlap as in life.
+    start = time.perf_counter()
+    for at in range(0, len(lines), 20_000):
+        follower.append(lines[at : at + 20_000])
+    wait_until(
+        f"a mark on flow {last}",
+        lambda: bool(conntrack.get_marks([prepare(flow(last))])[0]),
+        120,
+        0.001,
+    )
+    spent = time.perf_counter() - start
+    conntrack.close()
+    return len(lines) / spent
+
+
 @contextmanager
-def agent(start: bool = True) -> Iterator[Agent]:
+def agent(start: bool = True, code: Code = HERE, service_ports: str = "443") -> Iterator[Agent]:
     """Fresh trees, an empty state, and an agent that is running, or will be."""
     make_trees()
     directory = Path(tempfile.mkdtemp(prefix="vff-qos-bench-"))
-    made = Agent(directory)
+    made = Agent(directory, code, service_ports)
     try:
         if start:
             made.start()
@@ -222,3 +301,27 @@ def agent(start: bool = True) -> Iterator[Agent]:
     finally:
         made.stop(signal.SIGKILL)
         shutil.rmtree(directory)
+
+
+def count_classes(wanted: Callable[[ClassState], bool]) -> int:
+    """How many classes of the WAN device are as ``wanted``."""
+    tc = Tc()
+    found = tc.classes(socket.if_nametoindex("wan0"), MAJOR).values()
+    tc.close()
+    return sum(map(wanted, found))
+
+
+def is_parked(state: ClassState) -> bool:
+    """Whether a class waits for a user."""
+    return state.params.prio == PARKED_PRIO
+
+
+def is_user(state: ClassState) -> bool:
+    """Whether it has one."""
+    return state.params.prio == 0
+
+
+def wait_for_the_pool(follower: Agent) -> None:
+    """Until as many classes wait for new users as there should."""
+    spare = follower.code.spare_classes
+    wait_until("a full pool", lambda: count_classes(is_parked) >= spare, 240, 1.0)

@@ -7,7 +7,7 @@ import time
 
 _IDLE, _STOLEN = 4, 8  # fields of the first line of proc_stat(5)
 #: With more stolen or less idle than this, what is measured is this machine.
-_MAX_STOLEN_PCT, _MIN_IDLE_PCT = 2.0, 10.0
+MAX_STOLEN_PCT, MIN_IDLE_PCT = 2.0, 10.0
 
 
 class Load:
@@ -37,7 +37,7 @@ class Load:
 
     def starved(self) -> bool:
         """Whether what was measured until now tells of this machine rather than of the node."""
-        return self.stolen_pct() >= _MAX_STOLEN_PCT or self.idle_pct() <= _MIN_IDLE_PCT
+        return self.stolen_pct() >= MAX_STOLEN_PCT or self.idle_pct() <= MIN_IDLE_PCT
 
     def _pct(self, field: int) -> float:
         passed_s = (time.monotonic() - self._began) * (os.cpu_count() or 1)

@@ -299,7 +299,7 @@ def test_spoofed_addresses_use_up_neither_classes_nor_the_newcomers_time(site: S
             for flow in spoofed[start : start + 500]
         ))  # fmt: skip
     marks = site.node.conntrack.get_marks
-    eventually(lambda: all(marks([prepare(flow) for flow in spoofed])), 60.0)
+    eventually(lambda: all(marks([prepare(flow) for flow in spoofed])), 300.0)
     # A sixteenth of the minors, and one for all others.
     assert len(site.node.classes()[0]) <= 4_096 + 8
     site.node.write(harmless())

@@ -292,6 +292,8 @@ def push(follower: Agent, lines: list[bytes], last: int) -> float:
 def agent(start: bool = True, code: Code = HERE, service_ports: str = "443") -> Iterator[Agent]:
     """Fresh trees, an empty state, and an agent that is running, or will be."""
     make_trees()
+    # It shall not take the flows to come for those of the agent before, whose tuples they have.
+    run("conntrack", "-F")
     directory = Path(tempfile.mkdtemp(prefix="vff-qos-bench-"))
     made = Agent(directory, code, service_ports)
     try:

@@ -29,8 +29,9 @@ _MAX_LOSSES, _LOSSES_S, _WITHOUT_S = 5, 10.0, 60.0
 _LOOK_UPS = 2_000
 #: Requests that are kept half packed, one for each of our ends.
 _MAX_AROUND = 4_096
-#: Blocks of 16,384 events read at once: a flood must not keep us from claims.
-_MAX_DRAINS = 4
+#: Events are read in blocks, so that a flood takes little memory, and so many at once: it must
+#: not keep us from claims.
+_BLOCK, _MAX_DRAINS = 2_048, 32
 #: How many of our ends are asked for, for one client's end.
 _MAX_ASKED = 256
 
@@ -63,6 +64,8 @@ class FlowTable:
         self._budget, self._budget_s = float(_LOOK_UPS), clock()
         # When all events had been read that there were.
         self._empty_s = clock()
+        # Events were lost while the table was compared.
+        self._is_incomplete = False
         self._open()
 
     def close(self) -> None:
@@ -119,7 +122,7 @@ class FlowTable:
             # Not afterwards: we may lose the processor between the last look and the clock.
             began = self._clock()
             try:
-                drained = self._events.drain()
+                drained = self._events.drain(_BLOCK)
             except KernelRefused as error:
                 self._do_without(str(error))
                 return heard
@@ -190,6 +193,8 @@ class FlowTable:
             )
             if not drained.more:
                 self._empty_s = began
+            # Until then flows may be missing that nobody will tell of again.
+            self._is_incomplete = drained.lost
             if drained.lost:
                 self.losses += 1
                 self._next_compare = now + _AGAIN_S
@@ -220,7 +225,7 @@ class FlowTable:
     @property
     def may_miss(self) -> bool:
         """Whether the kernel may have a flow that the mirror has not."""
-        return self._events is None or self.mirror.evicted > 0
+        return self._events is None or self._is_incomplete or self.mirror.evicted > 0
 
     def look_up(self, wanted: list[tuple[bytes, bytes]]) -> None:
         """Ask the kernel for flows of (client's end, inbound's tag), as far as the budget goes."""

@@ -47,7 +47,7 @@ TCP_PROTO, UDP_PROTO = 6, 17
 _BEGINNING = frozenset((0, 1, 2, 9))  # NONE, SYN_SENT, SYN_RECV, SYN_SENT2
 #: Flows of which nobody has spoken are kept in two generations of this many: what a flood of
 #: spoofed SYNs can take is bounded, and a real client has spoken long before it is forgotten.
-GENERATION = 32_768
+GENERATION = 16_384
 #: A word may still be on its way when its flow has ended; so long its tuple counts as reused.
 _GRAVES, _GRAVE_S = 8_192, 30.0
 #: Flows that somebody deleted from the kernel's table come back with their next packet.

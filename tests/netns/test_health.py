@@ -154,6 +154,8 @@ def test_a_wrong_service_port(node: Node) -> None:
     nft.replace_table(NftTable(nft_table.table(SETTINGS)))
     node.start()
     clients = [Client("127.0.0.1", 4430) for _ in range(6)]
+    node.write(clients[0].line("alice@x"))
+    eventually(lambda: "1 flow not found" in look(node)[1], 12)  # the first look is at the past
     node.write(*(client.line("alice@x") for client in clients))
     one = told(node, "no_flow")
     assert "4430" in one["sentence"]
@@ -164,6 +166,16 @@ def test_a_wrong_service_port(node: Node) -> None:
     node.write(clients[0].line("alice@x"))
     eventually(lambda: node.mark(clients[0]))
     quiet(node)
+
+
+def test_connections_that_ended_before_the_start_are_no_fault(node: Node) -> None:
+    """A play that ends a suspension asks for the status while the log of that time was just read."""
+    gone = Client("127.0.0.1", 4430)
+    gone.port = 9  # nothing of it is in conntrack
+    node.write(*(gone.line(f"user{number}@x") for number in range(6)))
+    node.start()
+    eventually(lambda: "6 flow not found" in look(node)[1], 12)
+    assert kinds(node) == []
 
 
 def test_a_class_deleted_while_the_agent_is_stopped(node: Node) -> None:

@@ -44,6 +44,7 @@ class Vitals:
         self.clock_set_by_s = 0.0
         self._now: dict[str, int] = {}
         self._steps: deque[tuple[float, dict[str, int]]] = deque([(self._clock.now(), {})])
+        self._replaying = True
         self._behind_since: float | None = None
         self._born_at_claim = 0
         self._passed: tuple[float, int, int, int] | None = None
@@ -76,6 +77,11 @@ class Vitals:
             for name, value in self._now.items()
             if value > old.get(name, 0)
         }
+        if self._replaying:
+            # What is read of the past says nothing of now: its connections have mostly ended.
+            self._replaying = source.replaying
+            self._steps = deque([(now, self._now)])
+            self.recent = {}
 
     def look_at_traffic(self, sent: Sent) -> None:
         """Whether what bears marks passes the users' classes: only while marks are set."""

@@ -73,8 +73,11 @@ def read_status(node: Node, patterns: list[str] | None = None) -> dict[str, Any]
     status["users"] = _users(seen, rates, patterns or [])
     owners = seen.owners
     status["restricted"] = _restricted(seen)
-    spare = [owner.key.startswith(SPARE) for owner in owners if owner.state != ACTIVE]
-    status["parked"], status["spare"] = len(spare) - sum(spare), sum(spare)
+    waiting = [owner for owner in owners if owner.state != ACTIVE]
+    spare = [owner.minor for owner in waiting if owner.key.startswith(SPARE)]
+    status["parked"] = len(waiting) - len(spare)
+    # Their classes are made one after the other.
+    status["spare"] = len(seen.up.keys() & seen.down.keys() & set(spare))
     return status
 
 

@@ -169,7 +169,7 @@ def test_a_wrong_service_port(node: Node) -> None:
 
 
 def test_connections_that_ended_before_the_start_are_no_fault(node: Node) -> None:
-    """A play that ends a suspension asks for the status while the log of that time was just read."""
+    """A play that ends a suspension asks for the status when the log of that time was just read."""
     gone = Client("127.0.0.1", 4430)
     gone.port = 9  # nothing of it is in conntrack
     node.write(*(gone.line(f"user{number}@x") for number in range(6)))

@@ -140,6 +140,10 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
             minor = mark & MINOR_MASK
             seen.flows[minor] = seen.flows.get(minor, 0) + 1
         facts.marked_flows = sum(seen.flows.values())
+        if facts.report is not None:
+            claimed = facts.report.counts.get("flows_claimed", 0)
+            if isinstance(claimed, int) and claimed > facts.marked_flows:
+                facts.unmarked_flows = _unmarked(conntrack, settings)
         if facts.report is not None and facts.report.recent.get("no_flow", 0):
             facts.claimed_ports = _ports_of(conntrack, facts.report.not_found)
     finally:
@@ -152,6 +156,18 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
     busy = [owner for owner in without if seen.flows.get(owner.minor)]
     facts.busy_without_class = [display_name(owner.key) for owner in busy]
     facts.idle_without_class = len(without) - len(busy)
+
+
+def _unmarked(conntrack: Conntrack, settings: Settings) -> int:
+    """How many connections to the service ports bear no mark of ours."""
+    tag, found = settings.major << 16, 0
+    for entry in conntrack.dump():
+        flow = decode_tuple(entry.tuple_raw)
+        if flow is None or entry.mark & OURS_MASK == tag:
+            continue
+        ports = settings.service_ports
+        found += not ports or any(low <= flow.dport <= high for low, high in ports)
+    return found
 
 
 def _ports_of(conntrack: Conntrack, ends: list[str]) -> dict[int, int]:

@@ -58,6 +58,8 @@ class Facts:
     idle_without_class: int = 0
     #: Live flows that bear a mark of ours.
     marked_flows: int = 0
+    #: Live flows to the service ports that bear none; None: not counted.
+    unmarked_flows: int | None = None
     #: Where connections of which claims spoke really go: {our port: how many}.
     claimed_ports: dict[int, int] = field(default_factory=dict)
     service_ports: str = ""
@@ -278,6 +280,9 @@ _LATELY = (
 def _marks(facts: Facts, report: Report) -> Iterator[Finding]:
     claimed, there = _number(report, "flows_claimed"), facts.marked_flows
     missing = claimed - there
+    if facts.unmarked_flows is not None:
+        # The report is some seconds old: what has ended since has lost no mark.
+        missing = min(missing, facts.unmarked_flows)
     if missing >= MISSING_MIN and missing > MISSING_SHARE * claimed:
         yield Finding(
             DEGRADED, "marks_overwritten",

@@ -183,24 +183,23 @@ def free(user: User, direction: Direction, measured_bps: float) -> bool:
 def expect(
     what: str, test: Callable[[User, Direction, float], bool], seconds: float, warmup_s: float
 ) -> None:
-    """Measure, and up to twice more what is wrong while the machine of the node is starved."""
+    """Measure, and twice more if somebody is wrong; who is wrong twice is, see `within`."""
     lab = attach()
-    wrong: list[str] = []
+    texts: dict[tuple[str, Direction], list[str]] = {}
     for _try in range(3):
-        load = Load()
-        wrong.clear()
         for direction in DIRECTIONS:
             report = lab.measure(direction, seconds, users=USERS, idle_s=1.0, warmup_s=warmup_s)
             for m in report.measurements:
                 if not test(m.user, direction, m.measured_bps):
                     rate, limit = m.measured_bps / MBIT, m.user.limit(direction)
-                    wrong.append(f"{m.user.email} {direction}: {rate:.2f} Mbit/s, limit {limit}")
-        if not wrong:
+                    text = f"{m.user.email} {direction}: {rate:.2f} Mbit/s, limit {limit}"
+                    texts.setdefault((m.user.email, direction), []).append(text)
+                    say(f"wrong, if it comes again: {text}")
+        if not texts:
             return
-        if not load.starved():
-            break
-        say("; ".join(["this machine was starved", *wrong]))
-    raise Failed(f"{what}, but:\n" + "\n".join(wrong))
+    wrong = [text for seen in texts.values() if len(seen) > 1 for text in seen]
+    if wrong:
+        raise Failed(f"{what}, but:\n" + "\n".join(wrong))
 
 
 def limited() -> None:
@@ -404,18 +403,17 @@ def healing() -> None:
 
 
 def within(allowed: dict[str, float], measure: Callable[[], dict[str, float]]) -> None:
-    """Measure.  What is beyond its bound while the machine that emulates the node is starved is
-    measured up to twice more, and the median counts."""
-    seen: dict[str, list[float]] = {name: [] for name in allowed}
-    for _try in range(3):
-        load = Load()
-        for name, value in measure().items():
-            seen[name].append(value)
-        if all(median(values) <= allowed[name] for name, values in seen.items()):
-            return
-        if not load.starved():
-            break
-    raise Failed(f"measured were {seen}, allowed are {allowed}")
+    """Measure.  What is beyond its bound is measured twice more, and the median counts: a fault
+    of the tree shows again, a second's stall of the emulated node (5 % of 20 s) does not."""
+
+    def holds(*tries: dict[str, float]) -> bool:
+        return all(median(seen[name] for seen in tries) <= allowed[name] for name in allowed)
+
+    first = measure()
+    if not holds(first):
+        tries = [first, measure(), measure()]
+        if not holds(*tries):
+            raise Failed(f"measured were {tries}, allowed are {allowed}")
 
 
 def fair() -> None:

@@ -56,8 +56,13 @@ def datapath(report: Report, node: Node, rounds: int) -> None:
         names = {f"{users} users": f"users_{users}" for users in _USERS}
         names |= {"no shaping": "none", "one filter per user": f"peer_{_PEER_USERS}"}
         names["1 user who borrows"] = "users_1_borrows"
+        # What a node has before us, with the hook that marks; "none" is without it, too.
+        names |= {f"{qdisc} root": qdisc for qdisc in ("noqueue", "fq_codel", "fq")}
         for case, rates in cases.items():
             report.add(f"datapath.packets.{senders}.{names[case]}", rates, "per 1e9 i")
+            report.add(
+                f"datapath.instructions.{senders}.{names[case]}", [1e9 / r for r in rates], "i"
+            )
             if case != "1 users":
                 ratios = [rate / base for rate, base in zip(rates, one, strict=True)]
                 report.add(f"datapath.ratio.{senders}.{names[case]}", ratios, "x")

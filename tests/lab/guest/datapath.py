@@ -5,7 +5,8 @@ packets through each in turn.
 
 Reads a job (JSON) on standard input: {"users": [numbers], "peer_users": number, "rounds",
 "packets"}. Writes {"one": {case: [packets per second of each round]}, "all": the same}: packets of
-one user while the others are silent, and packets of all users by turns.
+one user while the others are silent, and packets of all users by turns.  What a node has before us
+is measured, too, with the same hook that marks: each of ROOTS, and no qdisc.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ WITHIN = user_class(LIMIT_BPS, guaranteed_bps=LIMIT_BPS)
 #: As the agent makes it without a guarantee in the policy: whoever sends this much borrows.
 BEYOND = user_class(LIMIT_BPS)
 FIRST_MAJOR = 0x5100
+#: Qdiscs that nodes have as root before us; the first is a device without any.
+ROOTS = ("noqueue", "fq_codel", "fq")
 
 
 class Memory:
@@ -91,6 +94,13 @@ def tree(name: str, major: int, users: int, params: HtbClass) -> None:
     add_users(index, major, users, params)
 
 
+def root(name: str, qdisc: str) -> None:
+    """A device with a qdisc as most nodes have it."""
+    device(name)
+    if qdisc != "noqueue":
+        sh(f"tc qdisc replace dev {name} root {qdisc}")
+
+
 def filter_per_user(name: str, major: int, users: int) -> None:
     """Put one filter for each user in the place of ours, as older tools do."""
     sh(f"tc filter del dev {name} parent {major:x}: pref 65535")
@@ -135,14 +145,19 @@ def main() -> None:
         print(f"lab: a tree with {case} ({users})", file=sys.stderr, flush=True)
         tree(name, major, users, BEYOND if name == "dp-borrows" else WITHIN)
     filter_per_user("dp-peer", FIRST_MAJOR + len(job["users"]), job["peer_users"])
+    roots = [(f"{qdisc} root", f"dp-{qdisc}", qdisc) for qdisc in ROOTS]
+    for _case, name, qdisc in roots:
+        root(name, qdisc)
     report: dict[str, dict[str, list[float]]] = {}
     for senders in ("one", "all"):
         for major, (_case, name, users) in enumerate(trees, FIRST_MAJOR):
             mark_users(name, major, users if senders == "all" else 1)
-        cases = [("no shaping", "dp-none", 0), *trees]
-        rates: dict[str, list[float]] = {case: [] for case, _name, _users in cases}
+        for _case, name, _qdisc in roots:
+            mark_users(name, FIRST_MAJOR, 1 if senders == "one" else job["peer_users"])
+        cases = [("no shaping", "dp-none"), *(case[:2] for case in roots + trees)]
+        rates: dict[str, list[float]] = {case: [] for case, _name in cases}
         for _ in range(job["rounds"]):
-            for case, name, _users in cases:
+            for case, name in cases:
                 rates[case].append(send(name, job["packets"]))
         report[senders] = rates
     json.dump(report, sys.stdout)

@@ -104,7 +104,7 @@ def throughput(report: Report, follower: Agent, users: int, runs: int) -> None:
     report.progress(f"{users:,} users: their first lines, then {runs} times {_LINES:,} lines")
     make_flows(_FLOWS + _MARGIN)
     first = push(follower, [line(n, users) for n in range(_FLOWS)], _FLOWS - 1)
-    block = [line(n % _FLOWS, users, n) for n in range(_LINES)]
+    block = [line(n % _FLOWS, users) for n in range(_LINES)]
     rates, cpu_us = [], []
     for number in range(runs):
         cpu = follower.cpu_s()
@@ -186,7 +186,7 @@ def _delays(follower: Agent, rate: int, seconds: float) -> tuple[list[float], fl
     make_flows(count + users)
     push(follower, [line(count + n, users) for n in range(users)], count + users - 1)
     time.sleep(2.0)
-    lines = [line(number, users, number) for number in range(count)]
+    lines = [line(number, users) for number in range(count)]
     written: list[float] = []
     watcher = _Watcher()
     watcher.start()

@@ -124,11 +124,13 @@ def _create(made: Flow) -> Encoder:
     return lambda seq: HEADER.pack(16 + len(body), _CT_NEW, flags, seq, 0) + body
 
 
-def line(number: int, users: int, microsecond: int = 0) -> bytes:
-    """The log's line for ``flow(number)``, which belongs to user ``number % users``."""
+def line(number: int, users: int) -> bytes:
+    """The log's line of now for ``flow(number)``, which belongs to user ``number % users``.
+
+    To the microsecond: a flow found after a restart has no part in what was said before its birth.
+    """
     made = flow(number)
-    when_s = int(time.time()) + microsecond % 1_000_000 / 1e6
-    return line_from(made.src, made.sport, number % users, when_s)
+    return line_from(made.src, made.sport, number % users, time.time())
 
 
 def line_from(address: bytes, port: int, user: int, when_s: float) -> bytes:

@@ -287,7 +287,7 @@ def _prepared(db: sqlite3.Connection, path: str) -> sqlite3.Connection:
     # power cut only what a reboot makes void anyway.
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
-    db.execute("PRAGMA cache_size=-1024")
+    db.execute("PRAGMA cache_size=-256")
     if _schema(db, path) < SCHEMA_VERSION:
         with _Transaction(db):
             # Another process may have been first.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -144,6 +143,9 @@ class Document:
             raise self.fail(path, f"must be a mapping with {', '.join(allowed)}")
         for key in value:
             if key not in allowed:
+                # Only a mistake needs it.
+                import difflib  # noqa: PLC0415
+
                 near = difflib.get_close_matches(key, allowed, 1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise self.fail((*path, key), f"unknown key; {hint}allowed: {', '.join(allowed)}")

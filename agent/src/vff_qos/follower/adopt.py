@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ..core.flows.mirror import Heard
 from ..core.htb import MINOR_MASK, OURS_MASK, PROVISIONAL
 from ..core.owners import ACTIVE
-from ..kernel.packed.conntrack import Conntrack, Entry, decode_tuple
+from ..kernel.packed.conntrack import Conntrack, decode_tuple
 from .flow_table import FlowTable
 from .registry import ORPHAN, Registry
 
@@ -27,19 +29,12 @@ def adopt(
     the table then asks for is added to ``heard``.  Raises KernelRefused.
     """
     marked: dict[int, int] = {}
-    strays: list[tuple[Entry, int]] = []
-    for entry in conntrack.dump(tag, OURS_MASK):
-        owner = registry.owner(entry.mark & MINOR_MASK)
-        if owner is None:
-            strays.append((entry, 0))
-        elif entry.mark & PROVISIONAL:
-            flow = decode_tuple(entry.tuple_raw)
-            # UDP flows are handed on without early shaping, too.
-            if not keep_early and (flow is None or flow.proto != _UDP):
-                strays.append((entry, 0))
+    for mark, count in Counter(conntrack.dump_marks(tag, OURS_MASK)).items():
+        owner = registry.owner(mark & MINOR_MASK)
+        if owner is None or mark & PROVISIONAL:
+            _clear(conntrack, mark, owner is not None, keep_early)
         else:
-            marked[owner.minor] = marked.get(owner.minor, 0) + 1
-    conntrack.set_entries(strays)
+            marked[owner.minor] = count
     revived = []
     for minor in marked:
         owner = registry.minors.by_minor[minor]
@@ -48,3 +43,16 @@ def adopt(
     registry.commit()
     heard.add(flows.compare(lossy=True))
     return marked
+
+
+def _clear(conntrack: Conntrack, mark: int, is_owned: bool, keep_early: bool) -> None:
+    """Take a mark of nobody, or a provisional one, off its flows."""
+    if is_owned and keep_early:
+        return
+    strays = []
+    for entry in conntrack.dump(mark, 0xFFFFFFFF):
+        flow = decode_tuple(entry.tuple_raw)
+        # UDP flows are handed on without early shaping, too.
+        if not is_owned or flow is None or flow.proto != _UDP:
+            strays.append((entry, 0))
+    conntrack.set_entries(strays)

@@ -234,7 +234,7 @@ class Assigner:
     def listen(self) -> None:
         """Flows have come or gone.  Raises Suspended."""
         heard = self._flows.drain()
-        if heard.restore or heard.handed_on or heard.ambiguous or heard.forgotten or heard.foreign:
+        if heard:
             with self._lock:
                 self._refresh()
                 self._marking.carry_out(heard)
@@ -356,9 +356,10 @@ class Assigner:
     def tend_flows(self) -> None:
         """Once a second: what keeps the mirror true.  Raises Suspended."""
         heard = self._flows.tend()
-        with self._lock:
-            self._refresh()
-            self._marking.carry_out(heard)
+        if heard:
+            with self._lock:
+                self._refresh()
+                self._marking.carry_out(heard)
 
     def keep_time(self) -> None:
         """Once a second: take over what other processes ordered, end overrides in time."""
@@ -412,11 +413,10 @@ class Assigner:
             self._orders.order(begin, end)
 
     def snapshot(self) -> dict[str, int | str]:
-        """Counters for ``status``."""
+        """Counters for ``status``; cheap."""
         flows = self._flows
         counts: dict[str, int | str] = {
             **vars(replace(self.counts, new_owners=self._registry.new_owners)),
-            "users": self.users,
             "flows_known_by": flows.way,
             "flows_known": flows.mirror.size,
             "flows_born": flows.mirror.born,

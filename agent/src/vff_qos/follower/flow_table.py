@@ -168,6 +168,9 @@ class FlowTable:
             if self._events is not None:
                 self._journal.event("flows", "flows are followed by events again", NOTICE)
             return self.compare(lossy=True)
+        if self.mirror.evicted:
+            # Until then each claim that names no flow is looked up.
+            self._next_compare = min(self._next_compare, now + _WITHOUT_S)
         if now >= self._next_compare:
             return self.compare(lossy=self._events is None)
         return Heard()

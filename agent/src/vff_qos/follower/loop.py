@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import signal
@@ -30,14 +29,13 @@ from ..state import State, StateError
 from .assign import Assigner, Suspended
 from .fair_use import FairUse
 from .heal import Healer, repair_command
+from .memory import give_memory_back, spare_collector
 from .policy_files import PolicyFiles
 from .vitals import Vitals
 
 _TICK_S = 1.0
 #: Rounds begin no faster than this: lines that come meanwhile share one trip to the kernel.
 _ROUND_S = 0.001
-#: More than a block of the log makes objects.
-_COLLECT_OBJECTS = 50_000
 
 
 class Follower:
@@ -94,6 +92,7 @@ class Follower:
     def run(self) -> int:
         """Until SIGTERM; returns the exit code."""
         wake = self._catch_signals()
+        give_memory_back()
         try:
             flows = self._assigner.adopt()
             self._source = open_source(
@@ -116,7 +115,7 @@ class Follower:
                 INFO,
             )
             self._watch_flows()
-            _spare_collector()
+            spare_collector()
             # A kill -9 within the first second must not lose the place either.
             self._save_checkpoint()
             notify("READY=1")
@@ -321,7 +320,7 @@ class Follower:
             written=time.time(),
             policy=self._policy_files.in_force,
             repairs=self._healer.repairs,
-            counts=self._assigner.snapshot(),
+            counts={**self._assigner.snapshot(), "users": self._assigner.users},
             log=vars(self._source.counters),
             version=__version__,
             started=vitals.started,
@@ -378,16 +377,6 @@ class Follower:
             # Changed again meanwhile; the next repair sees it.
             self._journal.limited("kernel", str(error), ERROR)
             self._assigner.wants_repair = True
-
-
-def _spare_collector() -> None:
-    """Keep Python's cycle collector from walking over the claims of every block.
-
-    Nothing on the hot path makes cycles; what does is found by a rarer look.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_OBJECTS)
 
 
 def follow(paths: Paths, journal: Journal) -> int:

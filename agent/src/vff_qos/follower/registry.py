@@ -57,8 +57,6 @@ class Registry:
         # Until `commit`: whose class is to be made or changed, and whose record goes.
         self._fresh: dict[int, Owner] = {}
         self._gone: list[Owner] = []
-        self._by_email: dict[bytes, Owner] = {}
-        self._mark_parts: dict[int, bytes] = {}
 
     # -- finding ----------------------------------------------------------------------------------
 
@@ -73,12 +71,7 @@ class Registry:
 
     def of_email(self, email: bytes) -> Owner | None:
         """The owner record of a user as the source of claims writes the email."""
-        owner = self._by_email.get(email)
-        if owner is None:
-            owner = self.minors.by_key.get(decode_email(email))
-            if owner is not None:
-                self._by_email[email] = owner
-        return owner
+        return self.minors.by_key.get(decode_email(email))
 
     def is_shaped(self, owner: Owner) -> bool:
         """Whether an owner is active and has a class, as far as is known."""
@@ -110,7 +103,6 @@ class Registry:
         self._fresh[owner.minor] = owner
         if displaced is not None:
             self._gone.append(displaced)
-            self._by_email.clear()
             self.displaced.append(owner.minor)
         self.new_owners += 1
         return owner
@@ -142,7 +134,6 @@ class Registry:
             was_active = False
         if not was_active and not owner.is_common:
             # It may have been a user's who was collected.
-            self._by_email.clear()
             self.displaced.append(owner.minor)
         if not was_active or not self.classes.has(owner.minor):
             self._fresh[owner.minor] = owner
@@ -215,11 +206,10 @@ class Registry:
 
     def load(self) -> Listed:
         """Read owners and classes anew; returns the classes.  `loaded` ends it."""
-        owners = {owner.key: owner for owner in self._state.owners()}
+        owners = {owner.key: owner for owner in self._state.owners(self.minors.by_key)}
         owners.update(self._unsaved)
         self._version_read = self._state.version()
         self.minors = Minors(self._major, owners.values(), self._reserve)
-        self._by_email.clear()
         up, down = listed = self.classes.listed()
         now = self._clock()
         orphans = [
@@ -242,7 +232,4 @@ class Registry:
 
     def tag(self, minor: int) -> bytes:
         """The part of a request that gives a flow the mark of ``minor``."""
-        part = self._mark_parts.get(minor)
-        if part is None:
-            part = self._mark_parts[minor] = mark_part(self._major << 16 | minor)
-        return part
+        return mark_part(self._major << 16 | minor)

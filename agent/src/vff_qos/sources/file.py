@@ -30,7 +30,7 @@ REPLAY_BYTES = 64 << 20
 #: Without a checkpoint: how far back to look for the lines of live flows.
 FIRST_LOOK_BYTES = 4 << 20
 
-_BLOCK_BYTES = 1 << 17
+_BLOCK_BYTES = 1 << 16
 #: Xray keeps writing to a renamed file until 1 to 2 minutes of silence.
 _OLD_FILE_S = 300.0
 _MAX_OLD_FILES = 4

@@ -46,7 +46,8 @@ def written(
     return max(since_s, base_s + earliest * QUARTER_S - SLACK_S), end_s
 
 
-@lru_cache(4_096)
+# Stamps with microseconds never come again; those of whole seconds come in hundreds.
+@lru_cache(64)
 def _within_quarter(stamp: bytes) -> tuple[float, float] | None:
     """Seconds since the quarter of an hour began, and for how long they hold."""
     found = _STAMP.fullmatch(stamp)

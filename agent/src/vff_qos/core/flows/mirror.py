@@ -47,7 +47,7 @@ TCP_PROTO, UDP_PROTO = 6, 17
 _BEGINNING = frozenset((0, 1, 2, 9))  # NONE, SYN_SENT, SYN_RECV, SYN_SENT2
 #: Flows of which nobody has spoken are kept in two generations of this many: what a flood of
 #: spoofed SYNs can take is bounded, and a real client has spoken long before it is forgotten.
-GENERATION = 16_384
+GENERATION = 24_576
 #: A word may still be on its way when its flow has ended; so long its tuple counts as reused.
 _GRAVES, _GRAVE_S = 8_192, 30.0
 #: Flows that somebody deleted from the kernel's table come back with their next packet.
@@ -62,6 +62,8 @@ _LATE = 256
 _PROTO_BIT = {TCP_PROTO: 0, UDP_PROTO: UDP}
 
 
+# The client's end to a record, or to several where one end has more than one flow.
+_Table = dict[bytes, "int | tuple[int, ...]"]
 #: The client's end and the flow's record.
 Held = tuple[bytes, int]
 
@@ -81,6 +83,12 @@ class Heard:
     #: A flow bears a mark of other software.
     foreign: bool = False
 
+    def __bool__(self) -> bool:
+        """Whether anything follows at all."""
+        return bool(
+            self.restore or self.handed_on or self.ambiguous or self.forgotten or self.foreign
+        )
+
     def add(self, later: Heard) -> None:
         """What was heard after this."""
         self.restore += later.restore
@@ -99,10 +107,9 @@ class Mirror:
         self.epoch_s = now_s
         self._tag = major << 16
         self._hand_on = hand_on
-        # The client's end to a record, or to several where one end has more than one flow.
-        self._claimed: dict[bytes, int | tuple[int, ...]] = {}
-        self._young: dict[bytes, int | tuple[int, ...]] = {}
-        self._old: dict[bytes, int | tuple[int, ...]] = {}
+        self._claimed: _Table = {}
+        self._young: _Table = {}
+        self._old: _Table = {}
         # The ports of ours that flows which have ended had, by the client's end.
         self._graves: tuple[dict[bytes, int], dict[bytes, int]] = ({}, {})
         self._fallen: tuple[dict[Held, int], dict[Held, int]] = ({}, {})
@@ -113,7 +120,9 @@ class Mirror:
         self._ends: dict[bytes, int] = {}
         #: Who lives where: {address and our UDP port: {minor: flows}}.
         self._neighbours: dict[bytes, dict[int, int]] = {}
-        #: Flows that were forgotten because of their number.
+        # What a comparison that failed would have said.
+        self._unsaid: list[bytes] = []
+        #: Flows that were forgotten because of their number since the table was last compared.
         self.evicted = 0
         #: New flows seen, and ended ones.
         self.born = self.ended = 0
@@ -132,10 +141,7 @@ class Mirror:
 
     def find(self, client: bytes) -> tuple[int, ...]:
         """The records of the flows from one end of a client."""
-        entry = self._claimed.get(client) or self._young.get(client) or self._old.get(client)
-        if entry is None:
-            return ()
-        return (entry,) if type(entry) is int else entry  # type: ignore[return-value]
+        return _find(client, self._claimed, self._young, self._old)
 
     def plain(self, client: bytes) -> int:
         """The only flow from a client's end, if it is nobody's and there is no doubt of it."""
@@ -278,6 +284,8 @@ class Mirror:
                 del self._late[next(iter(self._late))]
             self._late[birth >> BIRTH_SHIFT] = self._birth(since_s) >> BIRTH_SHIFT
         ends, claimed, young = self._ends, self._claimed, self._young
+        # One number for all that begin at the same time: in a flood it is half of the memory.
+        begun: dict[int, int] = {}
         for is_new, seen in events:
             client = seen[0]
             end = ends.get(seen[1])
@@ -304,7 +312,7 @@ class Mirror:
                 if len(young) >= GENERATION:
                     self._next_generation()
                     young = self._young
-                young[client] = birth | end
+                young[client] = begun.setdefault(end, birth | end)
         return heard
 
     def resync(
@@ -319,36 +327,50 @@ class Mirror:
 
         ``lossy``: events may be missing, so that a flow may not be the one that had its tuple
         before.  ``epoch_offset_s``: the time since the epoch less ours.  If reading ``table``
-        fails, all is as before.
+        fails, what was not read yet is as before.
         """
-        before = self._claimed, self._young, self._old, self._neighbours
+        # Records move from the old tables to new ones, so that they are never there twice.
+        left = self._all()
+        self.evicted = 0
+        self._claimed, self._young, self._old = {}, {}, {}
+        self._neighbours = {}
+        heard = Heard(forgotten=self._unsaid)
+        self._unsaid = []
         try:
-            return self._compare(table, now_s, is_restricted, lossy, epoch_offset_s)
+            self._compare(left, table, now_s, is_restricted, lossy, epoch_offset_s, heard)
         except BaseException:
-            self._claimed, self._young, self._old, self._neighbours = before
+            self._unsaid = heard.forgotten
+            for flows in left:
+                for client, entry in flows.items():
+                    for record in (entry,) if type(entry) is int else entry:  # type: ignore[union-attr]
+                        self._enter(client, record)
             raise
+        heard.forgotten += [
+            client
+            for flows in left
+            for client in flows
+            if any(record & REMEMBERED for record in _find(client, *left))
+        ]
+        return heard
 
     def _compare(
         self,
+        left: tuple[_Table, _Table, _Table],
         table: Iterable[FlowSeen],
         now_s: float,
         is_restricted: Callable[[int], bool],
         lossy: bool,
         epoch_offset_s: float,
-    ) -> Heard:
-        heard = Heard()
-        known = {client: self.find(client) for flows in self._all() for client in flows}
-        self._claimed, self._young, self._old = {}, {}, {}
-        self._neighbours = {}
+        heard: Heard,
+    ) -> None:
         now = self._birth(now_s)
-        stayed: set[bytes] = set()
         new: list[Held] = []
         for seen in table:
-            end = self._end(seen.ours)
+            client, end = seen.client, self._end(seen.ours)
             # The table changes while it is read: a flow may come twice.
-            if end is None or any(r & END == end for r in self.find(seen.client)):
+            if end is None or any(r & END == end for r in self.find(client)):
                 continue
-            before = next((r for r in known.get(seen.client, ()) if r & END == end), 0)
+            before = _take(client, end, left)
             born_ms = None
             if seen.started_ns:
                 born_ms = round((seen.started_ns / 1e9 - epoch_offset_s - self.epoch_s) * 1e3)
@@ -363,23 +385,20 @@ class Mirror:
                 else:
                     record = record & (1 << BIRTH_SHIFT) - 1 | max(born_ms, 0) << BIRTH_SHIFT
                 if end & UDP and not seen.mark:
-                    new.append((seen.client, record))
+                    new.append((client, record))
             elif not seen.mark and record & MINOR:
-                heard.restore.append((seen.client, record))
+                heard.restore.append((client, record))
             heard.foreign |= bool(record & FOREIGN)
-            if record & REMEMBERED:
-                stayed.add(seen.client)
-            self._enter(seen.client, record)
+            self._enter(client, record)
+            there = self.find(client)
+            # The same text means either of several now.
+            if (before & REMEMBERED and not record & REMEMBERED) or (
+                len(there) > 1 and any(other & REMEMBERED for other in there)
+            ):
+                heard.forgotten.append(client)
         for client, record in new:
             # Now all neighbours are known.
             self.put(client, self._hand_over(client, record, heard))
-        heard.forgotten = [
-            client
-            for client, records in known.items()
-            if (client not in stayed or len(self.find(client)) > 1)
-            and any(r & REMEMBERED for r in records)
-        ]
-        return heard
 
     # -- one event --------------------------------------------------------------------------------
 
@@ -471,7 +490,7 @@ class Mirror:
 
     # -- the tables -------------------------------------------------------------------------------
 
-    def _all(self) -> tuple[dict[bytes, int | tuple[int, ...]], ...]:
+    def _all(self) -> tuple[_Table, _Table, _Table]:
         return self._claimed, self._young, self._old
 
     def _enter(self, client: bytes, record: int) -> None:
@@ -598,3 +617,28 @@ class Mirror:
                 users.pop(record & MINOR, None)
                 if not users:
                     del self._neighbours[place]
+
+
+def _find(client: bytes, claimed: _Table, young: _Table, old: _Table) -> tuple[int, ...]:
+    """The records of a client's end in the table that has any."""
+    entry = claimed.get(client) or young.get(client) or old.get(client)
+    if entry is None:
+        return ()
+    return (entry,) if type(entry) is int else entry  # type: ignore[return-value]
+
+
+def _take(client: bytes, end: int, tables: tuple[_Table, _Table, _Table]) -> int:
+    """Take one flow's record out of the table that has it; 0 if none has."""
+    for table in tables:
+        entry = table.get(client)
+        if entry is None:
+            continue
+        if type(entry) is int:
+            if entry & END == end:
+                del table[client]
+                return entry
+            return 0
+        found: int = next((r for r in entry if r & END == end), 0)  # type: ignore[union-attr]
+        table[client] = tuple(r for r in entry if r is not found)  # type: ignore[union-attr]
+        return found
+    return 0

@@ -14,16 +14,16 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 
 def local_addresses(netlink: Netlink) -> list[bytes]:
     """Packed addresses of this host, in the kernel's order.  Raises KernelRefused."""
-    found: dict[bytes, None] = {}
     payload = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    for answer in netlink.dump(_GETADDR, payload, "reading our addresses"):
-        address = local = b""
-        for kind, start, end in attrs(answer, _IFADDRMSG.size):
-            if kind == _IFA_ADDRESS:
-                address = answer[start:end]
-            elif kind == _IFA_LOCAL:
-                local = answer[start:end]
-        # On point-to-point links IFA_ADDRESS is the peer's.
-        if local or address:
-            found[local or address] = None
-    return list(found)
+    return list(dict.fromkeys(netlink.dump(_GETADDR, payload, "reading our addresses", _address)))
+
+
+def _address(answer: bytes) -> bytes | None:
+    address = local = b""
+    for kind, start, end in attrs(answer, _IFADDRMSG.size):
+        if kind == _IFA_ADDRESS:
+            address = answer[start:end]
+        elif kind == _IFA_LOCAL:
+            local = answer[start:end]
+    # On point-to-point links IFA_ADDRESS is the peer's.
+    return local or address or None

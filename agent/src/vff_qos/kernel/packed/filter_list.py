@@ -73,8 +73,7 @@ def read_filters(ifindex: int, hook: str, major: int) -> Iterator[TcFilter]:
     what = f"reading filters at {hook} of interface {ifindex}"
     netlink = Netlink(socket.NETLINK_ROUTE)
     try:
-        for payload in netlink.dump(_GETTFILTER, request, what, ends=errno.EMSGSIZE):
-            found = decode_filter(payload)
+        for found in netlink.dump(_GETTFILTER, request, what, decode_filter, ends=errno.EMSGSIZE):
             # Each preference is listed once with handle 0 as a heading, then its filters.
             # cls_fw without handles is only the heading.
             if found.handle or (found.kind == "fw" and hook == ROOT):

@@ -28,7 +28,7 @@ _IFF_UP = 1
 def read_links(netlink: Netlink) -> dict[str, Interface]:
     """{name: interface} of this network namespace."""
     request = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attr(_EXT_MASK, _U32.pack(_SKIP_STATS))
-    return dict(map(_decode, netlink.dump(_GETLINK, request, "reading interfaces")))
+    return dict(netlink.dump(_GETLINK, request, "reading interfaces", _decode))
 
 
 def _decode(data: bytes) -> tuple[str, Interface]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from sys import intern
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ...core.htb import (
     MINOR_MASK,
@@ -51,6 +51,7 @@ _HTB_OPT = struct.Struct("=BBHhHI BBHhHI IIIII")
 _ETHERNET = 1  # TC_LINKLAYER_ETHERNET: the kernel then needs no rate table
 _U32_MAX = 0xFFFFFFFF
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
+_Decoded = TypeVar("_Decoded")
 _BASIC, _QUEUE = struct.Struct("=QI"), struct.Struct("=III")
 
 _FQ_CODEL_TARGET, _FQ_CODEL_FLOWS = 1, 5
@@ -237,43 +238,63 @@ class Tc:
 
     def classes(self, ifindex: int, major: int) -> dict[int, ClassState]:
         """{minor: state} of the classes under root ``major:`` on one interface."""
-        return {
-            minor: decoded[3]
-            for minor, answer in self._classes(ifindex, major)
-            if (decoded := decode_class(answer))
-        }
+
+        def state(answer: bytes) -> ClassState | None:
+            decoded = decode_class(answer)
+            return decoded[3] if decoded else None
+
+        return self._classes(ifindex, major, state)
 
     def sent_bytes(self, ifindex: int, major: int) -> dict[int, int]:
         """{minor: bytes sent}: less than half the time of `classes`."""
-        return {minor: decode_sent(answer) for minor, answer in self._classes(ifindex, major)}
+        return self._classes(ifindex, major, decode_sent)
 
     def params(self, ifindex: int, major: int) -> dict[int, HtbClass]:
         """{minor: parameters} of the classes: half the time of `classes`."""
-        return {
-            minor: params
-            for minor, answer in self._classes(ifindex, major)
-            if (params := decode_params(answer))
-        }
+        # Thousands of users of one plan share one object.
+        shared: dict[HtbClass, HtbClass] = {}
 
-    def _classes(self, ifindex: int, major: int) -> Iterator[tuple[int, bytes]]:
-        """Minor and message of each class under root ``major:`` on one interface."""
+        def params(answer: bytes) -> HtbClass | None:
+            found = decode_params(answer)
+            return shared.setdefault(found, found) if found else None
+
+        return self._classes(ifindex, major, params)
+
+    def _classes(
+        self, ifindex: int, major: int, decode: Callable[[bytes], _Decoded | None]
+    ) -> dict[int, _Decoded]:
+        """{minor: what ``decode`` makes of it} of the classes under ``major:`` on an interface."""
         # By root, or the kernel would also list fq_codel's flows as classes.
         payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
-        what = f"reading classes of interface {ifindex}"
-        for answer in self.netlink.dump(_GETTCLASS, payload, what):
+
+        def one(answer: bytes) -> tuple[int, _Decoded] | None:
             handle = _TCMSG.unpack_from(answer)[2]
-            if handle >> 16 == major:
-                yield handle & MINOR_MASK, answer
+            if handle >> 16 != major:
+                return None
+            decoded = decode(answer)
+            return None if decoded is None else (handle & MINOR_MASK, decoded)
+
+        what = f"reading classes of interface {ifindex}"
+        return self.netlink.collect(_GETTCLASS, payload, what, one, dict)
 
     def leaves(self, ifindexes: tuple[int, ...], major: int) -> tuple[dict[int, str], ...]:
         """{minor: kind} of the leaf qdiscs of classes under root ``major:``, for each interface."""
-        found: dict[int, dict[int, str]] = {ifindex: {} for ifindex in ifindexes}
-        for answer in self.netlink.dump(_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0), "reading qdiscs"):
+
+        def leaf(answer: bytes) -> tuple[int, int, str] | None:
             _family, index, handle, parent, _info = _TCMSG.unpack_from(answer)
-            if index in found and parent == classid(major, handle >> 16):
-                start, end = find_attr(answer, _KIND, _TCMSG.size, len(answer))
-                found[index][handle >> 16] = intern(answer[start : end - 1].decode("ascii"))
-        return tuple(found[ifindex] for ifindex in ifindexes)
+            if index not in ifindexes or parent != classid(major, handle >> 16):
+                return None
+            start, end = find_attr(answer, _KIND, _TCMSG.size, len(answer))
+            return index, handle >> 16, intern(answer[start : end - 1].decode("ascii"))
+
+        def by_device(leaves: Iterator[tuple[int, int, str]]) -> tuple[dict[int, str], ...]:
+            found: dict[int, dict[int, str]] = {ifindex: {} for ifindex in ifindexes}
+            for index, minor, kind in leaves:
+                found[index][minor] = kind
+            return tuple(found.values())
+
+        request = _TCMSG.pack(0, 0, 0, 0, 0)
+        return self.netlink.collect(_GETQDISC, request, "reading qdiscs", leaf, by_device)
 
     def shared_classes(
         self, ifindex: int, major: int, minors: tuple[int, ...]
@@ -283,11 +304,12 @@ class Tc:
         Read from a dump, of which users' classes are skipped: the answer to a single
         RTM_GETTCLASS goes to all listeners, who take it for a change.
         """
-        return {
-            minor: params
-            for minor, answer in self._classes(ifindex, major)
-            if minor in minors and (params := decode_params(answer))
-        }
+
+        def params(answer: bytes) -> HtbClass | None:
+            minor = _TCMSG.unpack_from(answer)[2] & MINOR_MASK
+            return decode_params(answer) if minor in minors else None
+
+        return self._classes(ifindex, major, params)
 
     def delete_filter(self, ifindex: int, which: TcFilter) -> None:
         """Delete one filter."""

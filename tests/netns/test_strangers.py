@@ -20,7 +20,7 @@ import pytest
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.conntrack import prepare
 
-from .customers import CUSTOMERS, NODE, STRANGER, Connection, Site, stamp
+from .customers import CUSTOMERS, NODE, STRANGER, UDP, Connection, Site, stamp
 from .entries import begin
 from .harness import Node, eventually, run
 
@@ -308,3 +308,21 @@ def test_spoofed_addresses_use_up_neither_classes_nor_the_newcomers_time(site: S
     eventually(lambda: all(map(site.mark, newcomers)))
     assert site.holders(*newcomers) == [f"new{n}@x" for n in range(50)]
     assert len(site.node.classes()[0]) <= 4_096 + 58
+
+
+def test_no_text_of_a_stranger_lifts_the_limit_of_a_flow_that_was_handed_on(site: Site) -> None:
+    """A line without a user that came within a name that somebody asked for ends nothing."""
+    site.node.start()
+    first = site.connect(proto=UDP)
+    site.node.write(first.line("victim@x"))
+    eventually(lambda: site.mark(first))
+    moved = site.connect(proto=UDP)
+    eventually(lambda: site.holders(moved) == ["victim@x"])
+    without_user = moved.line("").replace(b" email: ", b"")
+    site.node.write(refused(f"a\n{without_user.decode().strip()}"))
+    eventually(lambda: site.status()["ignored_tainted"], 10.0)
+    assert site.holders(moved, first) == ["victim@x", "victim@x"]
+    for _ in range(30):  # farther than any stranger's text reaches
+        site.node.write(first.line("victim@x"))
+    site.node.write(without_user)
+    eventually(lambda: site.holders(moved) == [""])

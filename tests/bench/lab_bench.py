@@ -42,11 +42,13 @@ def datapath(report: Report, node: Node, rounds: int) -> None:
     report.progress("packages for the agent's code on the node")
     node.ssh("DEBIAN_FRONTEND=noninteractive apt-get -qq -y install python3-yaml python3-nftables")
     node.put(ROOT / "agent" / "src", "/opt/lab/agent")
+    (pyroute2,) = (ROOT / "roles" / "qos" / "files" / "wheels").glob("pyroute2-*.whl")
+    node.put(pyroute2, "/opt/lab/pyroute2.zip")
     node.put(GUEST / "datapath.py", "/opt/lab/datapath.py")
     report.progress(f"trees of {', '.join(map(str, _USERS))} users (some minutes)")
     job = {"users": _USERS, "peer_users": _PEER_USERS, "rounds": rounds, "packets": 20_000}
     done = node.run(
-        "PYTHONPATH=/opt/lab/agent /usr/bin/python3 /opt/lab/datapath.py",
+        "PYTHONPATH=/opt/lab/agent:/opt/lab/pyroute2.zip /usr/bin/python3 /opt/lab/datapath.py",
         stdin=json.dumps(job),
         timeout_s=1_200,
     )

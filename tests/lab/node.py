@@ -222,11 +222,23 @@ class Node:
         return ["ssh", *self._ssh_options(), "node", *command]
 
     def put(self, source: Path, target: str) -> None:
-        """Copy a file, or a folder's contents, to `target` on the node (parents are made)."""
+        """Copy a file, or a folder's contents, to `target` on the node (parents are made).
+
+        What links lead to is copied, not the links.
+        """
         parent = shlex.quote(target if source.is_dir() else os.path.dirname(target) or "/")
         where = [str(source), "."] if source.is_dir() else [str(source.parent), source.name]
         packed = subprocess.run(
-            ["tar", "-C", where[0], "--exclude=__pycache__", "--owner=0", "--group=0", "-c"]
+            [
+                "tar",
+                "-C",
+                where[0],
+                "--dereference",
+                "--exclude=__pycache__",
+                "--owner=0",
+                "--group=0",
+                "-c",
+            ]
             + ["--transform", f"s|^{source.name}$|{os.path.basename(target)}|"] * source.is_file()
             + [where[1]],
             check=True,

@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
         "--sort", choices=("rate", "bytes", "flows", "drops", "name"), default="rate",
         help="what makes the top ten (default: rate)",
     )  # fmt: skip
+    status.add_argument(
+        "--engine", action="store_true", help="look into the engine's configuration, too"
+    )
     status.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
     check = command("check-config", "check settings and policy; changes nothing")
     check.add_argument(
@@ -159,7 +162,7 @@ def _check_config(node: Node, args: argparse.Namespace) -> int:
 def _status(node: Node, args: argparse.Namespace) -> int:
     from .commands.status import exit_code, read_status, render
 
-    status = read_status(node, args.patterns)
+    status = read_status(node, args.patterns, args.engine)
     if args.json:
         print(json.dumps(status, indent=1))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .findings import DEGRADED, OK, TROUBLE, Finding, worst_first
+from .findings import DEGRADED, OK, SHOW_CLIENTS, TROUBLE, Finding, worst_first
 from .report import Report
 
 #: A source that says nothing for so long while so many connections begin, and are there, is silent.
@@ -63,6 +63,10 @@ class Facts:
     #: Where connections of which claims spoke really go: {our port: how many}.
     claimed_ports: dict[int, int] = field(default_factory=dict)
     service_ports: str = ""
+    #: Which of the ends in ``report.not_found`` are this node's own.
+    lost_from_here: list[str] = field(default_factory=list)
+    #: How many of ``marked_flows`` begin on this node; counted only while no traffic passes.
+    marked_from_here: int = 0
 
 
 def judge(facts: Facts) -> list[Finding]:
@@ -228,6 +232,13 @@ def _source(facts: Facts, report: Report) -> Iterator[Finding]:
 
 
 def _claims(facts: Facts, report: Report) -> Iterator[Finding]:
+    yield from _lost_claims(facts, report)
+    for kind, name, sentence, remedy in _LATELY:
+        if _lately(facts, report.last, name):
+            yield Finding(DEGRADED, kind, sentence, remedy, [f"{_count(report, name)} until now"])
+
+
+def _lost_claims(facts: Facts, report: Report) -> Iterator[Finding]:
     recent, last = report.recent, report.last
     lost = recent.get("no_flow", 0)
     found = recent.get("marked", 0) + recent.get("kept", 0)
@@ -237,6 +248,10 @@ def _claims(facts: Facts, report: Report) -> Iterator[Finding]:
         and last.get("no_flow", 0.0) >= last.get("marked", 0.0)
     ):
         evidence = [f"{lost} of {lost + found} claims of the last minute named no connection"]
+        if 2 * len(facts.lost_from_here) > len(report.not_found):
+            latest = ", ".join(facts.lost_from_here[-_NAMED:])
+            yield _front([*evidence, f"the latest come from {latest}"])
+            return
         ports = sorted(facts.claimed_ports, key=lambda port: -facts.claimed_ports[port])
         evidence += [
             f"{facts.claimed_ports[port]} of them go to port {port}, which is none of the service "
@@ -254,9 +269,16 @@ def _claims(facts: Facts, report: Report) -> Iterator[Finding]:
             "to the ports of the engine's inbounds; behind a relay or CDN see TROUBLESHOOTING",
             evidence,
         )  # fmt: skip
-    for kind, name, sentence, remedy in _LATELY:
-        if _lately(facts, last, name):
-            yield Finding(DEGRADED, kind, sentence, remedy, [f"{_count(report, name)} until now"])
+
+
+def _front(evidence: list[str]) -> Finding:
+    """What passes the WAN device is the client's connection to the front, and nobody names it."""
+    return Finding(
+        DEGRADED, "front",
+        "the engine names addresses of this node instead of the clients': a front on this node "
+        "hides them, and nobody who comes through it can be limited",
+        SHOW_CLIENTS, evidence,
+    )  # fmt: skip
 
 
 #: Kind, counter, sentence, remedy of what is told while it was lately.
@@ -302,17 +324,21 @@ def _marks(facts: Facts, report: Report) -> Iterator[Finding]:
         )  # fmt: skip
     traffic = report.traffic
     if traffic is not None and 0 in (traffic.up_bytes, traffic.down_bytes):
+        evidence = [
+            f"{traffic.marked} connections were marked within "
+            f"{traffic.until_s - traffic.since_s:.0f} s, {traffic.up_bytes} bytes up and "
+            f"{traffic.down_bytes} bytes down passed the classes"
+        ]
+        if 2 * facts.marked_from_here > there:
+            yield _front([*evidence, f"{facts.marked_from_here} of {there} begin on this node"])
+            return
         how = "upload" if traffic.down_bytes else "download" if traffic.up_bytes else "traffic"
         yield Finding(
             DEGRADED, "classes_idle",
             f"connections are marked, but no {how} passes the users' classes: it is not limited",
             "look whether if_wan is the interface that clients come by, and for flowtables or "
             "offloads; 'vff-qos doctor' does",
-            [
-                f"{traffic.marked} connections were marked within "
-                f"{traffic.until_s - traffic.since_s:.0f} s, {traffic.up_bytes} bytes up and "
-                f"{traffic.down_bytes} bytes down passed the classes"
-            ],
+            evidence,
         )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ bench: build ## Measure the agent natively, shaping natively and on lab nodes (Q
 	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(BASE),--base '$(BASE)')
 
 .PHONY: docs
-docs: setup ## Write what is made from other files: docs/VARIABLES.md, the tree in docs/ARCHITECTURE.md
+docs: setup ## Write what is made from other files: docs/VARIABLES.md, parts of docs/ARCHITECTURE.md and docs/MIGRATION.md
 	$(PY) tests/made_docs.py
 
 .PHONY: bump

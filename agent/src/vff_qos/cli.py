@@ -264,8 +264,11 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
     from .commands.bootstrap import reconcile, repair
 
     # The follower's own repairs must not end what a person has ordered.
+    from .commands.takeover import move_marks
+
     if args.repair:
-        _print(repair(node.settings_in_force, node.state, args.plan))
+        lines = repair(node.settings_in_force, node.state, args.plan, node.old_role)
+        _print(lines if args.plan else [*lines, *move_marks(node)])
         return 0
     from .commands.killswitch import resume
     from .disabled import refuse_if_disabled
@@ -274,7 +277,8 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
     if not args.plan:
         refuse_if_disabled(node.paths)
     _ = node.policy_in_force  # without one the follower cannot start
-    _print(reconcile(node.settings, node.state, args.plan))
+    lines = reconcile(node.settings, node.state, args.plan, node.old_role)
+    _print(lines if args.plan else [*lines, *move_marks(node)])
     if args.plan:
         return 0
     keep_settings(node.state, node.paths)

@@ -245,8 +245,8 @@ def test_the_role_writes_and_refuses_the_same_on_every_release(
     old = (tmp_path / "old-settings.yml").read_bytes()
     assert OLD_SETTINGS.items() <= yaml.safe_load(old).items()
     assert parse_settings(old, "settings.yml").service_ports == ((8443, 8443),)
-    for note in OLD_NOTES:
-        assert done.stdout.count(note) == 1, done.stdout
+    for sentence in OLD_NOTES:
+        assert done.stdout.count(sentence) == 1, done.stdout
     policy = (tmp_path / "policy.yml").read_bytes()
     assert yaml.safe_load(policy) == POLICY
     assert set(parse_policy(policy, "policy.yml").users) == {"bob@example.com", "no"}

@@ -103,6 +103,17 @@ def mark_of(email: bytes) -> int:
     return mark or 1
 
 
+def _remainder(byte: int) -> int:
+    """What a byte adds to a CRC-32 (ISO/IEC 8802-3), the highest bit first."""
+    crc = byte << 24
+    for _bit in range(8):
+        crc = crc << 1 ^ (0x104C11DB7 if crc & 0x80000000 else 0)
+    return crc
+
+
+_REMAINDERS = tuple(map(_remainder, range(256)))
+
+
 def cksum(data: bytes) -> int:
     """The checksum of POSIX' cksum: CRC-32 of the data and of its length, inverted."""
     crc, length = 0, len(data)
@@ -110,9 +121,7 @@ def cksum(data: bytes) -> int:
         data += bytes((length & 0xFF,))
         length >>= 8
     for byte in data:
-        crc ^= byte << 24
-        for _bit in range(8):
-            crc = crc << 1 ^ (0x104C11DB7 if crc & 0x80000000 else 0)
+        crc = crc << 8 & 0xFFFFFFFF ^ _REMAINDERS[crc >> 24 ^ byte]
     return ~crc & 0xFFFFFFFF
 
 

@@ -5,6 +5,7 @@ them, and ours as well.  The whole of it, with units and files, runs on the lab 
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import subprocess
@@ -18,11 +19,12 @@ from ansible_collections.vff.qos.plugins.modules import qos_preflight
 from lab.guest import old_role
 from lab.guest.old_role import Job
 from vff_qos.commands import bootstrap
+from vff_qos.commands import node as work_on
+from vff_qos.commands.takeover import Takeover
 from vff_qos.config import Paths
-from vff_qos.core.old_role import read_env
 from vff_qos.core.settings import parse_settings
+from vff_qos.errors import KernelRefused
 from vff_qos.kernel.packed.conntrack import prepare
-from vff_qos.state import State
 
 from .harness import Client, Module, Node, eventually, root_of, run, snapshot
 from .healing import plan_without_filters
@@ -161,7 +163,7 @@ def test_a_run_that_was_cut_short_is_ended_by_the_next(node: OldNode) -> None:
     script.write_text(
         "import os, sys\n"
         "import vff_qos.commands.takeover as takeover\n"
-        "takeover.move_marks = lambda node: os._exit(9)\n"
+        "takeover.Takeover.move_marks = lambda self: os._exit(9)\n"
         "from vff_qos.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -303,18 +305,23 @@ def test_where_only_files_are_left_there_is_nothing_to_take_from_the_kernel(
     assert snapshot() == node.before
 
 
-def test_the_marks_are_put_down_before_the_tree_goes(node: OldNode) -> None:
+def test_the_marks_are_put_down_before_the_tree_goes(
+    node: OldNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first step that fails leaves them known."""
-    paths = Paths(settings=str(node.directory / "settings.yml"))
-    state = State(str(node.directory / "state"))
-    settings = parse_settings((node.directory / "settings.yml").read_bytes(), "")
-    old = read_env(Path(paths.old_env).read_text())
-    bootstrap.reconcile(settings, state, dry_run=True, old=old)
-    assert state.get_value("takeover") is None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "_apply", lambda *_args: (_ for _ in ()).throw(RuntimeError))
-        with pytest.raises(RuntimeError):
-            bootstrap.reconcile(settings, state, old=old)
-    marks = sorted(old_role.mark_of(email) for email in (ALICE, BOB, STRANGER))
-    assert state.get_value("takeover") == {"marks": marks, "port": PORT}
+    names = ("settings.yml", "policy.yml", "policy.d", "state", "run")
+    paths = Paths._make(str(node.directory / name) for name in names)
+
+    def stop(*_args: object) -> None:
+        raise KernelRefused(errno.EPERM, "the first step")
+
+    with work_on.Node(paths) as command:
+        given = command.settings, command.state
+        bootstrap.reconcile(*given, dry_run=True, takeover=Takeover(command))
+        assert command.state.get_value("takeover") is None
+        monkeypatch.setattr(bootstrap, "_apply", stop)
+        with pytest.raises(KernelRefused):
+            bootstrap.reconcile(*given, takeover=Takeover(command))
+        marks = sorted(old_role.mark_of(email) for email in (ALICE, BOB, STRANGER))
+        assert command.state.get_value("takeover") == {"marks": marks, "port": PORT}
     assert root_of("wan0") == "htb 1:"

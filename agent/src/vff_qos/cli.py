@@ -264,11 +264,10 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
     from .commands.bootstrap import reconcile, repair
 
     # The follower's own repairs must not end what a person has ordered.
-    from .commands.takeover import move_marks
+    from .commands.takeover import Takeover
 
     if args.repair:
-        lines = repair(node.settings_in_force, node.state, args.plan, node.old_role)
-        _print(lines if args.plan else [*lines, *move_marks(node)])
+        _print(repair(node.settings_in_force, node.state, args.plan, Takeover(node)))
         return 0
     from .commands.killswitch import resume
     from .disabled import refuse_if_disabled
@@ -277,8 +276,7 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
     if not args.plan:
         refuse_if_disabled(node.paths)
     _ = node.policy_in_force  # without one the follower cannot start
-    lines = reconcile(node.settings, node.state, args.plan, node.old_role)
-    _print(lines if args.plan else [*lines, *move_marks(node)])
+    _print(reconcile(node.settings, node.state, args.plan, Takeover(node)))
     if args.plan:
         return 0
     keep_settings(node.state, node.paths)

@@ -206,6 +206,14 @@ def play(directory: Path, target: str) -> list[dict[str, Any]]:
     }
     note = {"dest": str(directory / "preflight"), "content": "{{ ansible_failed_result.msg }}"}
     tasks.append({"block": [look], "rescue": [{"ansible.builtin.copy": note}]})
+    # The way out of a node that the old role has: refused, before anything of it is deleted.
+    for place in (directory, directory / "nothing"):
+        look = {
+            "ansible.builtin.include_role": {**include, "tasks_from": "old_role.yml"},
+            "vars": {"__qos_etc": str(place), "qos_state": "absent"},
+        }
+        note = {"dest": f"{directory}/old-role", "content": "{{ ansible_failed_result.msg }}"}
+        tasks.append({"block": [look], "rescue": [{"ansible.builtin.copy": note}]})
     user = {"vff.qos.qos_user": {"name": 5.1}}
     note = {"dest": str(directory / "user"), "content": "{{ ansible_failed_result.msg }}"}
     tasks.append({"block": [user], "rescue": [{"ansible.builtin.copy": note}]})
@@ -220,6 +228,7 @@ def test_the_role_writes_and_refuses_the_same_on_every_release(
     directory = bin_of(release)
     if directory is None:
         pytest.skip(f"no Python here for ansible-core {release}")
+    (tmp_path / "qos.env").touch()
     (tmp_path / "play.yml").write_text(
         yaml.safe_dump(play(tmp_path, oldest_target(release)), sort_keys=False)
     )
@@ -265,6 +274,9 @@ def test_the_role_writes_and_refuses_the_same_on_every_release(
         note = tmp_path / f"refused-{number}"
         assert note.exists(), f"{text} was accepted"
         assert sentence in note.read_text()
+    said = (tmp_path / "old-role").read_text()
+    assert f"the role qos_per_user_xray is on this node ({tmp_path}/qos.env)" in said
+    assert "and then with qos_state=absent again" in said
     said = (tmp_path / "preflight").read_text()
     assert "there is no interface no-such-device (qos_if_wan); there are " in said
     assert (tmp_path / "user").read_text().startswith("name is the number 5.1 to YAML")

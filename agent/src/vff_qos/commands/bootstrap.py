@@ -68,7 +68,7 @@ from ..kernel.packed.nftables import delete_table, table_flags
 from ..kernel.packed.qdisc_list import read_qdiscs
 from ..kernel.sysctls import read_sysctl, write_sysctl
 from ..state import KERNEL_RECORD
-from .takeover import Memory, remember_marks
+from .takeover import Memory, Takeover
 
 _ACTION_MODULES: dict[type[Action], str] = {
     CopyMark: "act_ctinfo",
@@ -125,32 +125,33 @@ def _table_alone() -> NftTable | None:
 
 
 def reconcile(
-    settings: Settings, state: Memory, dry_run: bool = False, old: OldRole | None = None
+    settings: Settings, state: Memory, dry_run: bool = False, takeover: Takeover | None = None
 ) -> list[str]:
     """Bring the kernel to ``settings``; returns one line for each step, none if nothing differs.
 
-    What was there before us is kept in ``state`` before it is replaced, but for what ``old`` left:
-    nobody wants that back.  With ``dry_run`` nothing is changed and the lines say what would be.
-    Raises Refused (nothing was changed) or KernelRefused (the message says which steps were done
-    and which not).
+    What was there before us is kept in ``state`` before it is replaced, but for what ``takeover``
+    knows: nobody wants that back.  With ``dry_run`` nothing is changed and the lines say what would
+    be.  Raises Refused (nothing was changed) or KernelRefused (the message says which steps were
+    done and which not).
     """
+    old = takeover.old if takeover else None
 
     def plan(record: KernelRecord) -> Plan:
         return planner.present(settings, observe(settings, record, old=old), record)
 
-    return _run(settings, plan, state, dry_run, old)
+    return _run(settings, plan, state, dry_run, takeover)
 
 
 def repair(
-    settings: Settings, state: Memory, dry_run: bool = False, old: OldRole | None = None
+    settings: Settings, state: Memory, dry_run: bool = False, takeover: Takeover | None = None
 ) -> list[str]:
     """As `reconcile`, but a suspension stays, also one that begins meanwhile."""
     lines: list[str] = []
     if not state.get_value("suspended"):
-        lines = reconcile(settings, state, dry_run, old)
+        lines = reconcile(settings, state, dry_run, takeover)
         if not state.get_value("suspended"):
             return lines
-    return lines + reconcile(settings.lifted(), state, dry_run, old)
+    return lines + reconcile(settings.lifted(), state, dry_run, takeover)
 
 
 def remove(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:
@@ -167,7 +168,7 @@ def _run(
     make: Callable[[KernelRecord], Plan],
     state: Memory,
     dry_run: bool,
-    old: OldRole | None = None,
+    takeover: Takeover | None = None,
 ) -> list[str]:
     kept = state.get_value(KERNEL_RECORD)
     record = KernelRecord.from_json(kept) if kept else _recorded_by_the_kernel(settings)
@@ -182,10 +183,12 @@ def _run(
             break
         if plan.before != record:
             state.set_value(KERNEL_RECORD, plan.before.to_json())
-        if plan.old_marks and old is not None:
-            remember_marks(state, plan.old_marks, old)
+        if takeover:
+            takeover.remember_marks(plan.old_marks)
         if plan.operations:
             lines += _apply(settings, plan.operations)
+        if takeover:
+            lines += takeover.move_marks()
         lines += _move_marks(old_major, settings.major, state)
         if plan.after != plan.before:
             state.set_value(KERNEL_RECORD, plan.after.to_json())

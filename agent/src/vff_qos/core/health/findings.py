@@ -32,6 +32,19 @@ class Finding:
     evidence: list[str] = field(default_factory=list)
 
 
+def hidden_by_front(evidence: list[str]) -> Finding:
+    """The engine sees a front's connections: what passes the WAN device is the client's connection
+    to the front, which nobody names."""
+    return Finding(
+        DEGRADED,
+        "front",
+        "the engine names addresses of this node instead of the clients': a front on this node "
+        "hides them, and nobody who comes through it can be limited",
+        SHOW_CLIENTS,
+        evidence,
+    )
+
+
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """In the order in which a person should read them; equals stay as they are."""
     return sorted(findings, key=lambda finding: -EXIT_CODES[finding.level])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .findings import DEGRADED, OK, SHOW_CLIENTS, TROUBLE, Finding, worst_first
+from .findings import DEGRADED, OK, TROUBLE, Finding, hidden_by_front, worst_first
 from .report import Report
 
 #: A source that says nothing for so long while so many connections begin, and are there, is silent.
@@ -63,9 +63,8 @@ class Facts:
     #: Where connections of which claims spoke really go: {our port: how many}.
     claimed_ports: dict[int, int] = field(default_factory=dict)
     service_ports: str = ""
-    #: Which of the ends in ``report.not_found`` are this node's own.
+    #: What of ``report.not_found``, and (while no traffic passes) of ``marked_flows``, begins here.
     lost_from_here: list[str] = field(default_factory=list)
-    #: How many of ``marked_flows`` begin on this node; counted only while no traffic passes.
     marked_from_here: int = 0
 
 
@@ -249,8 +248,7 @@ def _lost_claims(facts: Facts, report: Report) -> Iterator[Finding]:
     ):
         evidence = [f"{lost} of {lost + found} claims of the last minute named no connection"]
         if 2 * len(facts.lost_from_here) > len(report.not_found):
-            latest = ", ".join(facts.lost_from_here[-_NAMED:])
-            yield _front([*evidence, f"the latest come from {latest}"])
+            yield hidden_by_front([*evidence, f"the latest is from {facts.lost_from_here[-1]}"])
             return
         ports = sorted(facts.claimed_ports, key=lambda port: -facts.claimed_ports[port])
         evidence += [
@@ -269,16 +267,6 @@ def _lost_claims(facts: Facts, report: Report) -> Iterator[Finding]:
             "to the ports of the engine's inbounds; behind a relay or CDN see TROUBLESHOOTING",
             evidence,
         )  # fmt: skip
-
-
-def _front(evidence: list[str]) -> Finding:
-    """What passes the WAN device is the client's connection to the front, and nobody names it."""
-    return Finding(
-        DEGRADED, "front",
-        "the engine names addresses of this node instead of the clients': a front on this node "
-        "hides them, and nobody who comes through it can be limited",
-        SHOW_CLIENTS, evidence,
-    )  # fmt: skip
 
 
 #: Kind, counter, sentence, remedy of what is told while it was lately.
@@ -329,8 +317,9 @@ def _marks(facts: Facts, report: Report) -> Iterator[Finding]:
             f"{traffic.until_s - traffic.since_s:.0f} s, {traffic.up_bytes} bytes up and "
             f"{traffic.down_bytes} bytes down passed the classes"
         ]
-        if 2 * facts.marked_from_here > there:
-            yield _front([*evidence, f"{facts.marked_from_here} of {there} begin on this node"])
+        here = facts.marked_from_here
+        if 2 * here > there:
+            yield hidden_by_front([*evidence, f"{here} of {there} begin on this node"])
             return
         how = "upload" if traffic.down_bytes else "download" if traffic.up_bytes else "traffic"
         yield Finding(

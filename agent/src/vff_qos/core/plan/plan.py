@@ -18,7 +18,6 @@ from ..htb import (
     classid,
     same_class,
 )
-from ..old_role import NAME as OLD_ROLE
 from ..old_role import TABLE as OLD_TABLE
 from ..settings import Settings
 from .desired import SYSCTLS, desired
@@ -52,7 +51,7 @@ from .objects import (
     is_splitter,
     is_tree,
 )
-from .takeover import has_old_ingress, has_old_tree, is_old_ifb, marks_of_users, strangers
+from .old_objects import has_old_ingress, has_old_tree, is_old_ifb, marks_of_users, old_refusals
 
 Verb = Literal["add", "change", "remove", "restore"]
 
@@ -202,17 +201,7 @@ def refusals(settings: Settings, observed: Observed, record: KernelRecord, wan: 
             f"the root qdisc of {wan} is {root.kind} {root.handle >> 16:x}:, which somebody set; "
             f"delete it (tc qdisc del dev {wan} root) or allow take_foreign_root"
         )
-    old = observed.old
-    if old and old.wan not in ("auto", wan) and has_old_tree(observed, old.wan):
-        found.append(
-            f"wan is {wan}, but the role {OLD_ROLE} limits on {old.wan}; set wan to {old.wan}, or "
-            "remove that role first"
-        )
-    if others := strangers(observed, wan):
-        found.append(
-            f"the ingress qdisc of {wan}, which the role {OLD_ROLE} made, has filters of others: "
-            f"{', '.join(f'{f.classifier} pref {f.place.pref}' for f in others)}; move them"
-        )
+    found += old_refusals(observed, wan)
     for item in observed.filters:
         place, classifier = item.place, item.classifier
         at_ingress = (place.dev, place.hook, place.chain) == (wan, INGRESS, 0)

@@ -6,7 +6,7 @@ only if it is exactly as that role makes it.
 
 from __future__ import annotations
 
-from ..old_role import FILTER, IFB_MAJOR, WAN_MAJOR, is_tree, users_of
+from ..old_role import FILTER, IFB_MAJOR, NAME, WAN_MAJOR, is_tree, users_of
 from .objects import INGRESS, INGRESS_PARENT, Filter, Observed, OtherMatch
 
 _IP = "ip"
@@ -38,11 +38,23 @@ def has_old_ingress(observed: Observed, dev: str) -> bool:
     return bool(here) and all(map(_is_old_filter, here))
 
 
-def strangers(observed: Observed, dev: str) -> list[Filter]:
-    """Filters of others beside the old role's at ingress of a device."""
-    here = _at_ingress(observed, dev)
+def old_refusals(observed: Observed, wan: str) -> list[str]:
+    """What forbids us to take the old role over, one sentence each."""
+    found, old = [], observed.old
+    if old and old.wan not in ("auto", wan) and has_old_tree(observed, old.wan):
+        found.append(
+            f"wan is {wan}, but the role {NAME} limits on {old.wan}; set wan to {old.wan}, or "
+            "remove that role first"
+        )
+    here = _at_ingress(observed, wan)
     others = [item for item in here if not _is_old_filter(item)]
-    return others if len(others) < len(here) else []
+    if 0 < len(others) < len(here):
+        told = ", ".join(f"{item.classifier} pref {item.place.pref}" for item in others)
+        found.append(
+            f"the ingress qdisc of {wan}, which the role {NAME} made, has filters of others: "
+            f"{told}; move them"
+        )
+    return found
 
 
 def marks_of_users(observed: Observed) -> tuple[int, ...]:

@@ -187,6 +187,8 @@ def files(job: Job) -> None:
 def install(job: Job) -> None:
     """The whole of it, running."""
     files(job)
+    # Where it is loaded already, or built in, this says so and does nothing.
+    subprocess.run(["modprobe", "-q", "ifb", "numifbs=0"], check=False)
     kernel(job)
     (ENV.parent / "job.json").write_text(json.dumps(job))
     run("systemctl daemon-reload")

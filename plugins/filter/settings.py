@@ -30,7 +30,7 @@ def _variable(key: str) -> str:
     """The role's variable for a dotted key: ``users.a@x.upload`` -> ``qos_users[a@x.upload]``."""
     if not key or key in _VARIABLES:
         return _VARIABLES.get(key, "")
-    head, _, rest = key.partition(".")
+    head, _dot, rest = key.partition(".")
     return f"qos_{head}[{rest}]" if rest else f"qos_{head}"
 
 

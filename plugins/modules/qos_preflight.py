@@ -11,7 +11,7 @@ DOCUMENTATION = r"""
 module: qos_preflight
 short_description: Look whether a node can run vff-qos
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - Fails with one sentence for each thing that is missing or in the way.
   - Changes nothing, and works on a host on which nothing of vff-qos is installed.

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: qos_units
 short_description: Start, stop, mask and enable a set of systemd units together
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - Asks systemd once about all units and gives each command to all units that need it, so that
     systemd orders them and a slow node is not asked the same thing unit by unit.

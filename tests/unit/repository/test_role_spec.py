@@ -159,10 +159,11 @@ def test_the_preflight_and_the_agent_ask_for_the_same_python() -> None:
     assert f'requires-python = ">={floor[1]}.{floor[2]}"' in project
 
 
-def test_the_agent_and_the_preflight_read_the_kernels_answers_with_one_file() -> None:
+@pytest.mark.parametrize("name", ["kernel/rtnetlink.py", "core/old_role.py"])
+def test_what_the_agent_and_the_preflight_both_know_is_in_one_file(name: str) -> None:
     """A link, so that a checkout, an installed collection and a wheel all have the same."""
-    link = ROOT / "agent/src/vff_qos/kernel/rtnetlink.py"
-    assert link.resolve() == ROOT / "plugins/module_utils/rtnetlink.py"
+    link = ROOT / "agent/src/vff_qos" / name
+    assert link.resolve() == ROOT / "plugins/module_utils" / link.name
 
 
 def test_what_modprobe_says_does_not_decide_whether_a_unit_starts() -> None:

@@ -205,6 +205,23 @@ def test_who_comes_through_a_front_with_the_proxy_protocol_is_limited(
 ) -> None:
     front(node)
     node.start()
+    check_all_people(node)
+
+
+def test_the_webhook_names_clients_behind_a_front_as_well(node: FrontNode) -> None:
+    hook = f"{node.directory}/hook.sock"
+    node.configure("webhook", service_ports=[PORT], webhook_listen=f"unix:{hook}")
+    node.start()
+    rule = {"type": "field", "network": "tcp,udp", "outboundTag": "direct",
+            "webhook": {"url": f"{hook}:/"}}  # fmt: skip
+    told = {"log": {"access": "none"}, "routing": {"rules": [rule]}}
+    node.serve({**behind_a_front(proxy=True), **told})
+    node.start_haproxy(proxy=True)
+    check_all_people(node)
+
+
+def check_all_people(node: FrontNode) -> None:
+    """All come twice; each connection to the front gets its user's class, and no other gets any."""
     node.connect(clients(node.fingerprint))
     found: dict[str, set[int]] = {person.email: set() for person in PEOPLE}
     for device in devices(PEOPLE) * 2:

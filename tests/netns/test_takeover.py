@@ -157,8 +157,8 @@ def test_marks_of_others_are_left_alone(node: OldNode) -> None:
         assert {client: node.mark(client) for client in others} == others
 
 
-def test_a_run_that_was_cut_short_is_ended_by_the_next(node: OldNode) -> None:
-    """The trees have changed places, and nothing in the kernel tells the old marks any more."""
+def cut_short(node: OldNode) -> int:
+    """A bootstrap that ends when the trees have changed places; its exit code."""
     script = node.directory / "cut.py"
     script.write_text(
         "import os, sys\n"
@@ -169,11 +169,26 @@ def test_a_run_that_was_cut_short_is_ended_by_the_next(node: OldNode) -> None:
     )
     command = node.command("bootstrap")
     command[1:3] = [str(script)]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 9
+    return subprocess.run(command, capture_output=True, check=False).returncode
+
+
+def test_a_run_that_was_cut_short_is_ended_by_the_next(node: OldNode) -> None:
+    """The trees have changed places, and nothing in the kernel tells the old marks any more."""
+    assert cut_short(node) == 9
     assert root_of("wan0") == "htb 5100:"
     assert node.mark(node.clients[ALICE]) == old_role.mark_of(ALICE)
     assert node.bootstrap()[0] == 0
     check_taken_over(node)
+
+
+def test_a_repair_begins_no_takeover_and_ends_one(node: OldNode) -> None:
+    """Whoever goes back to the old role while our agent runs has no fight with its repairs."""
+    command = [*node.command("bootstrap"), "--repair"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "root qdisc of wan0 is htb 1:" in done.stderr
+    assert cut_short(node) == 9
+    node.run("bootstrap", "--repair")
+    assert node.limits(ALICE) == (5_000_000, 10_000_000)
 
 
 def test_the_old_ifb_becomes_ours_if_we_are_to_have_its_name(node: OldNode) -> None:

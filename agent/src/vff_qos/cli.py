@@ -267,7 +267,8 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
     from .commands.takeover import Takeover
 
     if args.repair:
-        _print(repair(node.settings_in_force, node.state, args.plan, Takeover(node)))
+        begun = Takeover(node, by_order=False)
+        _print(repair(node.settings_in_force, node.state, args.plan, begun))
         return 0
     from .commands.killswitch import resume
     from .disabled import refuse_if_disabled

@@ -38,10 +38,14 @@ class Memory(Protocol):
 class Takeover:
     """What `bootstrap` does beside its plan on a node that the old role has, or had just now."""
 
-    def __init__(self, node: Node) -> None:
-        """Raises ConfigError if the old role's settings cannot be read."""
+    def __init__(self, node: Node, by_order: bool = True) -> None:
+        """Raises ConfigError if the old role's settings cannot be read.
+
+        Not ``by_order``, as in a repair, only ends what was begun: who has gone back to the old
+        role meanwhile must not have to fight with us.
+        """
         #: What the old role was told; None if it is not here (any more).
-        self.old: OldRole | None = node.old_role
+        self.old: OldRole | None = node.old_role if by_order else None
         self._node = node
 
     def remember_marks(self, marks: Collection[int]) -> None:

@@ -23,10 +23,12 @@ from lab import engine, network
 from lab.users import MBIT, Device, User, devices
 from vff_qos.core.flow import Flow
 
-from .engine_node import WITHIN_S, EngineNode
+from .engine_node import EngineNode
 from .harness import eventually, look, status
 
 PORT = 443
+#: A busy machine may take so long; how fast a mark comes is for the bench to say.
+WITHIN_S = 10.0
 #: The engine's own ports behind the front, and the names by which clients ask for them (SNI).
 INNER = {"vless": 9443, "trojan": 9444}
 NAMES = {"vless": "one.node.lab", "trojan": "two.node.lab"}

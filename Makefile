@@ -75,21 +75,27 @@ test-unit: build ## Only what needs neither root nor a lab node
 test-platforms: build ## What `make test` runs on one version, on all: ansible-core 2.16 to the newest
 	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/repository/test_ansible_cores.py
 
+.PHONY: test-sanity
+test-sanity: build ## ansible-test sanity on the collection as it is shipped
+	$(PY) tests/sanity.py
+
 .PHONY: lint
-lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog
+lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog, documentation of plugins
 	yamllint -s .
 	cd build/ansible_collections/vff/qos && ansible-lint --strict -q
 	ruff check agent plugins tests
 	ruff format --check agent plugins tests
 	mypy
 	antsibull-changelog lint
+	cd build/ansible_collections/vff/qos && \
+	  antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self --skip-rstcheck .
 
 .PHONY: bench
 bench: build ## Measure the agent natively, shaping natively and on lab nodes (QUICK=1: fewer runs; BASE=REV: compare the agent with that commit's); build/bench/report.json
 	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(BASE),--base '$(BASE)')
 
 .PHONY: docs
-docs: setup ## Write what is made from other files: docs/VARIABLES.md, the tree in docs/ARCHITECTURE.md
+docs: setup ## Write what is made from other files: docs/VARIABLES.md, parts of docs/ARCHITECTURE.md and docs/MIGRATION.md
 	$(PY) tests/made_docs.py
 
 .PHONY: bump

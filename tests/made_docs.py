@@ -1,4 +1,4 @@
-"""What `make docs` writes: docs/VARIABLES.md, and the tree in docs/ARCHITECTURE.md.
+"""What `make docs` writes: docs/VARIABLES.md, parts of docs/ARCHITECTURE.md and docs/MIGRATION.md.
 
 The page of variables comes from the role's argument specs and defaults, the tree from the first
 sentence of each module's docstring.
@@ -18,6 +18,7 @@ from checkout import AGENT, DOCS, ROLE
 
 VARIABLES = DOCS / "VARIABLES.md"
 ARCHITECTURE = DOCS / "ARCHITECTURE.md"
+MIGRATION = DOCS / "MIGRATION.md"
 _HEAD = """\
 # Variables of the role
 
@@ -123,6 +124,28 @@ def architecture() -> str:
     return text
 
 
+_OLD = re.compile(
+    r"(?<=<!-- old variables: made by `make docs` -->\n).*?(?=<!-- end of old variables -->)", re.S
+)
+
+
+def migration() -> str:
+    """MIGRATION.md with the table of the old role's variables as it is now."""
+    variables = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())["__qos_old_variables"]
+    rows = ["", "| variable | |", "|---|---|"]
+    for name, meaning in variables.items():
+        if "counts_as" in meaning:
+            ours, _, condition = meaning["counts_as"].partition(" if ")
+            rows.append(f"| `{name}` | counts as `{ours}`{condition and f' if {condition}'} |")
+        else:
+            rows.append(f"| `{name}` | no effect: {meaning['because']} |")
+    table = "\n".join([*rows, "", ""])
+    text, count = _OLD.subn(lambda _: table, MIGRATION.read_text())
+    assert count == 1, "MIGRATION.md has no place for the table"
+    return text
+
+
 if __name__ == "__main__":
     VARIABLES.write_text(variables())
     ARCHITECTURE.write_text(architecture())
+    MIGRATION.write_text(migration())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,56 @@ def _variable(key: str) -> str:
     """The role's variable for a dotted key: ``users.a@x.upload`` -> ``qos_users[a@x.upload]``."""
     if not key or key in _VARIABLES:
         return _VARIABLES.get(key, "")
-    head, _, rest = key.partition(".")
+    head, _dot, rest = key.partition(".")
     return f"qos_{head}[{rest}]" if rest else f"qos_{head}"
 
 
-def unknown_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """One sentence for each of ``names`` that is not in ``known``, with the likely meaning."""
+#: Name or pattern -> ``{"counts_as": what}`` or ``{"because": why it has no effect}``.
+OldVariables = Mapping[str, Mapping[str, str]]
+
+
+def _old_meaning(name: str, old: OldVariables) -> Mapping[str, str] | None:
+    """What became of a variable of the old role; the name itself counts before a pattern."""
+    if name in old:
+        return old[name]
+    return next((old[pattern] for pattern in old if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def old_variables(names: Iterable[str], old: OldVariables) -> list[str]:
+    """What became of those of ``names`` that are the old role's, a sentence each."""
+    notes = []
+    for name in sorted(set(names)):
+        meaning = _old_meaning(name, old)
+        if meaning is not None and "counts_as" in meaning:
+            notes.append(f"{name} counts as {meaning['counts_as']}")
+        elif meaning is not None:
+            notes.append(f"{name} has no effect: {meaning['because']}")
+    return notes
+
+
+def contradictions(twice: Iterable[Sequence[str]]) -> list[str]:
+    """One sentence for each variable that is set under its old name and under ours, to different
+    values; what is set by nobody has the value that comes last."""
+    return [
+        f"{old}: {value} and {ours}: {now} contradict each other; leave out {old}, the old name of "
+        "the latter"
+        for old, value, ours, now, unset in twice
+        if value and now not in (value, unset)
+    ]
+
+
+def unknown_variables(
+    names: Iterable[str], known: Iterable[str], old: OldVariables | None = None
+) -> list[str]:
+    """One sentence for each of ``names`` that is not in ``known``, with the likely meaning.
+
+    Those of ``old`` are known, too.
+    """
     allowed = sorted(known)
     problems = []
     for name in sorted(set(names) - set(allowed)):
+        if _old_meaning(name, old or {}) is not None:
+            continue
         near = difflib.get_close_matches(name, allowed, 1)
         hint = f"did you mean {near[0]}?" if near else "see ansible-doc -t role vff.qos.qos"
         problems.append(f"{name} is not a variable of the role vff.qos.qos; {hint}")
@@ -122,6 +164,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         return {
+            "contradictions": contradictions,
+            "old_variables": old_variables,
             "overruled": overruled,
             "settings_problems": settings_problems,
             "unknown_variables": unknown_variables,

@@ -78,8 +78,8 @@ def read_attempts(text):
     """name -> (yes, no or tool, why) of what `attempt_script` has printed."""
     found = {}
     for line in text.splitlines():
-        name, _, rest = line.partition(" ")
-        verdict, _, why = rest.partition(":")
+        name, _space, rest = line.partition(" ")
+        verdict, _colon, why = rest.partition(":")
         if name in ATTEMPTS and verdict in ("yes", "no", "tool"):
             found[name] = (verdict, why.strip())
     return found

@@ -42,16 +42,17 @@ _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _ARPHRD_ETHER = 1
 _IFNAMSIZ = 16
 _ALTIFNAMSIZ = 128
-_RTM_GETLINK, _RTM_GETROUTE, _RTM_GETQDISC = 18, 26, 38
+_RTM_GETLINK, _RTM_GETROUTE, _RTM_GETQDISC, _RTM_GETTCLASS, _RTM_GETTFILTER = 18, 26, 38, 42, 46
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_ALT_IFNAME = 3, 18, 20, 53
 _IFLA_INFO_KIND = 1
 _RTA_DST, _RTA_OIF = 1, 4
-_TCA_KIND = 1
-_TC_H_ROOT, _TC_H_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
+_TCA_KIND, _TCA_OPTIONS, _TCA_CHAIN, _TCA_HTB_INIT = 1, 2, 11, 2
+_TC_H_ROOT, _TC_H_INGRESS, _TC_H_FILTERS = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFFFFF2
 _RTN_UNICAST = 1
 _IFINFO = struct.Struct("=BxHiII")  # family, hardware type, index, flags, change
 _ROUTE = struct.Struct("=8BI")  # family, dst_len, src_len, tos, table, protocol, scope, type; flags
 _TC = struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
+_HTB_GLOB = struct.Struct("=5I")  # version, rate2quantum, defcls, debug, direct_pkts
 _NFGEN = struct.Struct("=BBH")  # family, version, resource (linux/netfilter/nfnetlink.h)
 _NETLINK_NETFILTER = 12
 
@@ -91,12 +92,23 @@ class Link(NamedTuple):
 
 
 class TopQdisc(NamedTuple):
-    """A qdisc that is nobody's child: ``hook`` is root, or ingress (clsact and ingress)."""
+    """A qdisc that is nobody's child: ``hook`` is root, or ingress (clsact and ingress);
+    ``default`` the minor of an HTB's default class."""
 
     ifindex: int
     kind: str
     major: int
     hook: str
+    default: int = 0
+
+
+class IngressFilter(NamedTuple):
+    """A filter at ingress; ``protocol`` as in linux/if_ether.h."""
+
+    kind: str
+    chain: int
+    pref: int
+    protocol: int
 
 
 def find_link(name: str) -> Link | None:
@@ -144,8 +156,35 @@ def top_qdiscs() -> list[TopQdisc]:
     for answer in _dump(_RTM_GETQDISC, _TC.pack(0, 0, 0, 0, 0)):
         _family, index, handle, parent, _info = _TC.unpack_from(answer)
         if parent in hooks:
-            kind = _text(dict(_attributes(answer[_TC.size :])).get(_TCA_KIND, b""))
-            found.append(TopQdisc(index, kind, handle >> 16, hooks[parent]))
+            parts = dict(_attributes(answer[_TC.size :]))
+            kind, default = _text(parts.get(_TCA_KIND, b"")), 0
+            if kind == "htb":
+                glob = dict(_attributes(parts.get(_TCA_OPTIONS, b""))).get(_TCA_HTB_INIT, b"")
+                default = _HTB_GLOB.unpack_from(glob)[2] if glob else 0
+            found.append(TopQdisc(index, kind, handle >> 16, hooks[parent], default))
+    return found
+
+
+def class_minors(ifindex: int, major: int) -> set[int]:
+    """Minors of the classes below a root qdisc.  Raises OSError."""
+    handles = (
+        _TC.unpack_from(answer)[2]
+        for answer in _dump(_RTM_GETTCLASS, _TC.pack(0, ifindex, 0, 0, 0))
+    )
+    return {handle & 0xFFFF for handle in handles if handle >> 16 == major}
+
+
+def ingress_filters(ifindex: int) -> list[IngressFilter]:
+    """The filters at ingress of a device, whichever qdisc holds them.  Raises OSError."""
+    found = []
+    for answer in _dump(_RTM_GETTFILTER, _TC.pack(0, ifindex, 0, _TC_H_FILTERS, 0)):
+        _family, _index, handle, _parent, info = _TC.unpack_from(answer)
+        parts = dict(_attributes(answer[_TC.size :]))
+        chain = int.from_bytes(parts.get(_TCA_CHAIN, b""), sys.byteorder)
+        # With handle 0 it is only the heading of a preference.
+        if handle:
+            kind = _text(parts.get(_TCA_KIND, b""))
+            found.append(IngressFilter(kind, chain, info >> 16, socket.ntohs(info & 0xFFFF)))
     return found
 
 

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: qos_files
 short_description: Write or delete a set of files together
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - Files that belong together are validated together, and none is replaced if one is wrong.
   - Each file is replaced by a rename, so that a reader sees the old or the new one.

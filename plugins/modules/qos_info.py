@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: qos_info
 short_description: Users of a node with their limits, rates and counters
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - Asks C(vff-qos status) on the node. Changes nothing.
   - The verdict is that of C(vff-qos status), word for word. A node that is not well does not fail

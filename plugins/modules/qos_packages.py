@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: qos_packages
 short_description: Install packages so that they can be taken away again
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - V(present) installs what is missing and writes down every package that came, dependencies
     included.
@@ -81,7 +81,7 @@ def installed_packages(listing):
     """Names in a listing of ``STATUS NAME`` lines; dpkg keeps lines of removed packages, too."""
     names = set()
     for line in listing.splitlines():
-        status, _, name = line.partition(" ")
+        status, _space, name = line.partition(" ")
         if status == "installed":
             names.add(name)
     return names

@@ -11,7 +11,7 @@ DOCUMENTATION = r"""
 module: qos_preflight
 short_description: Look whether a node can run vff-qos
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - Fails with one sentence for each thing that is missing or in the way.
   - Changes nothing, and works on a host on which nothing of vff-qos is installed.
@@ -140,6 +140,13 @@ webhook_socket:
   type: str
   returned: success
   sample: /run/vff-qos-webhook.sock
+old_role:
+  description:
+    - What is on the node of the shell-based role C(qos_per_user_xray); empty if it is not there.
+    - C(units) are to be stopped, C(files) to be deleted, in this order.
+  type: dict
+  returned: success
+  sample: {}
 notes:
   description: Things that do not stand in the way but that an operator should know.
   type: list
@@ -155,7 +162,7 @@ import pwd
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vff.qos.plugins.module_utils import kernel_features, rtnetlink
+from ansible_collections.vff.qos.plugins.module_utils import kernel_features, old_role, rtnetlink
 
 PYTHON_FLOOR = (3, 10)
 #: By this alias (`ip link`) the agent knows its own IFB device.
@@ -213,14 +220,17 @@ def system_family(fields):
     return family, None
 
 
-def foreign_qdiscs(qdiscs, ifindex, majors):
+def foreign_qdiscs(qdiscs, ifindex, majors, old_roots=()):
     """(root, ingress): somebody else's qdiscs on a device, for people; None if there is none.
 
     The kernel gives its own defaults the handle 0; whatever bears another one was put there.
+    ``old_roots`` are those of a role that is to be taken over.
     """
     ours = {0, *majors, *(major + 1 for major in majors)}
     root = ingress = None
     for qdisc in qdiscs:
+        if qdisc in old_roots:
+            continue
         if qdisc.ifindex == ifindex and qdisc.hook == "root" and qdisc.major not in ours:
             root = f"{qdisc.kind} {qdisc.major:x}:"
         if qdisc.ifindex == ifindex and qdisc.kind == "ingress":
@@ -237,7 +247,62 @@ def read(path):
         return ""
 
 
-def check_wan(module, problems, notes):
+def old_roots(old, links, qdiscs):
+    """The root qdiscs of the old role, by what its settings say and how it makes them."""
+    found = []
+    ifb = next((link.ifindex for link in links if link.name == old.ifb), None)
+    for qdisc in qdiscs:
+        wanted = old_role.IFB_MAJOR if qdisc.ifindex == ifb else old_role.WAN_MAJOR
+        if qdisc.hook == "root" and qdisc.major == wanted:
+            minors = rtnetlink.class_minors(qdisc.ifindex, wanted)
+            if old_role.is_tree(qdisc.kind, qdisc.major, qdisc.default, minors, wanted):
+                found.append(qdisc)
+    return found
+
+
+def check_old_ingress(old, wan, problems):
+    """Whether the ingress qdisc of the WAN device is the old role's, as far as we may take it."""
+    ifb = rtnetlink.find_link(old.ifb)
+    if ifb is None or ifb.kind != "ifb":
+        return False
+    filters = rtnetlink.ingress_filters(wan.ifindex)
+    others = [found for found in filters if found != old_role.FILTER]
+    if len(others) == len(filters):
+        return False
+    if others:
+        told = ", ".join(sorted({f"{found.kind} pref {found.pref}" for found in others}))
+        problems.append(
+            f"the ingress qdisc of {wan.name}, which the role {old_role.NAME} made, has filters of "
+            f"others: {told}; move them"
+        )
+    return True
+
+
+def check_old_role(module, notes, problems):
+    """(settings of the old role, what is on the node of it); (None, {}) if it is not there."""
+    old = old_role.read_env(read(old_role.ENV))
+    if old is None:
+        return None, {}
+    units = {name: read(old_role.unit_path(name)) for name in old_role.UNITS}
+    there = {name: text for name, text in units.items() if text}
+    files = [path for path in old_role.files_of(there) if os.path.lexists(path)]
+    notes.append(
+        f"the role {old_role.NAME} is on this node and will be replaced; it gave everybody upload "
+        f"{old.upload} and download {old.download} (here: qos_upload_default and "
+        "qos_download_default, or plans)"
+    )
+    log = module.params["access_log"]
+    if log and not os.path.exists(log):
+        problems.append(
+            f"the role {old_role.NAME} reads {old.access_log} in container {old.container}, and "
+            f"there is no {log} (qos_xray_access_log_path): nobody would be limited; set "
+            f"qos_container: {old.container} and qos_xray_access_log_path: {old.access_log}, or "
+            "another qos_identity_source"
+        )
+    return old, {"units": list(there), "files": files}
+
+
+def check_wan(module, problems, notes, old=None):
     """Name of the interface, after a look at its root qdisc; None if there is none."""
     wanted, links = module.params["wan"], rtnetlink.all_links()
     there = ", ".join(sorted(link.name for link in links if link.leads_out)) or "none"
@@ -263,7 +328,22 @@ def check_wan(module, problems, notes):
     qdiscs = rtnetlink.top_qdiscs()
     configured = int(module.params["handle"].rstrip(":"), 16)
     majors = {configured} | rtnetlink.tree_majors(ALIAS, links, qdiscs)
-    root, ingress = foreign_qdiscs(qdiscs, wan.ifindex, majors)
+    theirs = old_roots(old, links, qdiscs) if old else []
+    root, ingress = foreign_qdiscs(qdiscs, wan.ifindex, majors, theirs)
+    elsewhere = [
+        link.name
+        for link in links
+        if old
+        and link.name not in (wan.name, old.ifb)
+        and link.ifindex in {qdisc.ifindex for qdisc in theirs}
+    ]
+    if elsewhere:
+        problems.append(
+            f"qos_if_wan is {wan.name}, but the role {old_role.NAME} limits on "
+            f"{', '.join(elsewhere)}; set qos_if_wan to it, or remove that role first"
+        )
+    if ingress and old and check_old_ingress(old, wan, problems):
+        ingress = None
     if root and not module.params["take_foreign_root"]:
         problems.append(
             f"{wan.name} has a root qdisc that somebody else configured ({root}); "
@@ -277,10 +357,14 @@ def check_wan(module, problems, notes):
     return wan.name
 
 
-def check_ifb(module, wan, problems):
+def check_ifb(module, wan, problems, old=None):
     """A device of that name that is no IFB of ours is somebody else's."""
     name = module.params["ifb"]
     link = rtnetlink.find_link(name)
+    if old and name == old.ifb and link is not None and link.kind == "ifb" and not link.alias:
+        roots = old_roots(old, [link], rtnetlink.top_qdiscs())
+        if any(qdisc.ifindex == link.ifindex for qdisc in roots):
+            return  # the old role's becomes ours
     if name == wan:
         problems.append(
             f"qos_if_ifb is {name}, the interface that faces the clients; choose another"
@@ -496,10 +580,11 @@ def main():
     disabled = check_disabled(module, problems, notes)
     version, missing = check_python(module, problems)
     check_kernel(module, problems, notes)
-    wan = check_wan(module, problems, notes)
-    check_ifb(module, wan, problems)
+    old, old_things = check_old_role(module, notes, problems)
+    wan = check_wan(module, problems, notes, old)
+    check_ifb(module, wan, problems, old)
     log = module.params["access_log"]
-    if log and not os.path.exists(log):
+    if log and not old and not os.path.exists(log):
         notes.append(
             f"{log} (qos_xray_access_log_path) does not exist yet: "
             "nobody is limited until Xray writes it"
@@ -516,6 +601,7 @@ def main():
         account=account(module.params["user"]),
         disabled=disabled,
         webhook_socket=listens_at(read(module.params["socket_unit"])),
+        old_role=old_things,
         notes=notes,
     )
 

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: qos_units
 short_description: Start, stop, mask and enable a set of systemd units together
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - Asks systemd once about all units and gives each command to all units that need it, so that
     systemd orders them and a slow node is not asked the same thing unit by unit.
@@ -41,6 +41,14 @@ options:
   masked:
     description: Whether nothing may start the units, also at boot.
     type: bool
+  replaces:
+    description:
+      - Units of somebody else that do the same work. What runs of them is stopped right before
+        O(units) are started, and started again if those do not start; afterwards they are disabled.
+      - For O(state=started) alone.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -121,18 +129,33 @@ def steps(units, facts, state, enabled, masked):
     return [(verb, names) for verb, names in plan if names]
 
 
-def query(module, systemctl):
-    units = module.params["units"]
+def query(module, systemctl, units):
     command = [systemctl, "show", f"--property={','.join(PROPERTIES)}", *units]
     _rc, out, _err = module.run_command(command, check_rc=True)
     facts = parse_show(out)
     return {unit: facts.get(unit, {"LoadState": "not-found"}) for unit in units}
 
 
-def act(module, systemctl, verb, units):
+def in_place_of(plan, others, facts):
+    """``plan`` with the steps that end other units' work: the last moment before ours begins, so
+    that nobody is without a limit meanwhile; disabling takes long, and comes afterwards."""
+    running = [unit for unit in others if facts[unit].get("ActiveState") in RUNNING]
+    enabled = [unit for unit in others if facts[unit].get("UnitFileState") == "enabled"]
+    before = [step for step in plan if step[0] != "start"]
+    starts = [step for step in plan if step[0] == "start"]
+    found = [*before, ("stop", running), *starts, ("disable", enabled)]
+    return [(verb, names) for verb, names in found if names]
+
+
+def act(module, systemctl, verb, units, stopped=()):
+    """One command; where it fails the units that were ``stopped`` for it are started again, and the
+    module ends."""
     rc, _out, err = module.run_command([systemctl, verb, *units])
     if rc == 0:
         return
+    if stopped:
+        rc, _out, more = module.run_command([systemctl, "start", *stopped])
+        err += f" ({' '.join(stopped)} run again)" if rc == 0 else f" {more}"
     journal = module.get_bin_path("journalctl", required=True)
     wanted = [word for unit in units for word in ("--unit", unit)]
     _rc, out, _err = module.run_command([journal, "-n", "10", "-o", "cat", "--no-pager", *wanted])
@@ -160,30 +183,36 @@ def main():
             },
             "enabled": {"type": "bool"},
             "masked": {"type": "bool"},
+            "replaces": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     units, state = module.params["units"], module.params["state"]
     wanted = (state, module.params["enabled"], module.params["masked"])
     systemctl = module.get_bin_path("systemctl", required=True)
-    before = facts = query(module, systemctl)
+    before = facts = query(module, systemctl, units)
     commands = []
+    others = module.params["replaces"]
+    theirs = query(module, systemctl, others) if others else {}
     if module.check_mode:
-        commands = steps(units, facts, *wanted)
+        commands = in_place_of(steps(units, facts, *wanted), others, theirs)
     else:
         if any(fields.get("NeedDaemonReload") == "yes" for fields in facts.values()):
             act(module, systemctl, "daemon-reload", [])
-            facts = query(module, systemctl)
+            facts = query(module, systemctl, units)
         plan = steps(units, facts, *wanted)
         if plan and plan[0][0] == "unmask":
             act(module, systemctl, *plan[0])
             commands.append(plan[0])
-            facts = query(module, systemctl)
+            facts = query(module, systemctl, units)
             plan = steps(units, facts, *wanted)
-        for step in plan:
-            act(module, systemctl, *step)
-            commands.append(step)
-        facts = query(module, systemctl) if commands else facts
+        stopped: list[str] = []
+        for verb, names in in_place_of(plan, others, theirs):
+            act(module, systemctl, verb, names, stopped if verb == "start" else [])
+            commands.append((verb, names))
+            if verb == "stop" and state == "started":
+                stopped = names
+        facts = query(module, systemctl, units) if commands else facts
     changed = any(verb != "reset-failed" for verb, _units in commands)
     module.exit_json(
         changed=changed,

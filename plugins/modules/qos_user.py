@@ -11,7 +11,7 @@ DOCUMENTATION = r"""
 module: qos_user
 short_description: Limits of one user on a node
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - Permanent limits stand in a drop-in of the policy on the node, which this module alone writes;
     users in it keep what they have. The agent puts a change in force within a second, for open
@@ -141,6 +141,7 @@ import traceback
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.vff.qos.plugins.module_utils.yaml_names import not_text
 
+YAML_ERROR = ""
 try:
     import yaml
 except ImportError:

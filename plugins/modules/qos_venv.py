@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: qos_venv
 short_description: A virtual environment made of wheels that come along
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - Builds a virtual environment that sees the system's packages, unpacks pure Python wheels into
     it and writes their commands.
@@ -103,12 +103,10 @@ MANIFEST = "wheels.txt"
 
 LAUNCHER = """\
 #!{python} -I
-import sys
-
 from {module} import {function}
 
 if __name__ == "__main__":
-    sys.exit({function}())
+    raise SystemExit({function}())
 """
 
 
@@ -140,7 +138,7 @@ def console_scripts(entry_points):
     scripts = {}
     if parser.has_section("console_scripts"):
         for name, target in parser.items("console_scripts"):
-            module, _, function = target.partition("[")[0].strip().partition(":")
+            module, _colon, function = target.partition("[")[0].strip().partition(":")
             scripts[name] = (module.strip(), function.strip())
     return scripts
 

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: qos_wheels
 short_description: The agent's wheels on the controller
 version_added: 0.1.0
-author: vff.qos contributors
+author: vff.qos contributors (@vff)
 description:
   - Returns the wheels that travel with the role C(vff.qos.qos).
   - Where there are none, or where they do not belong to the agent's sources (a copy from git), they

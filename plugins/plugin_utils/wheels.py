@@ -127,16 +127,15 @@ def _pip(root: Path) -> list[str]:
     for python in (sys.executable, shutil.which("python3"), shutil.which("python")):
         if python:
             command = [python, "-m", "pip"]
-            done = subprocess.run([*command, "--version"], capture_output=True)
+            done = subprocess.run([*command, "--version"], capture_output=True, check=False)
             if done.returncode == 0:
                 return command
     raise _cannot(root, f"neither {sys.executable} nor python3 has pip")
 
 
 def _run(root: Path, command: list[str], environment: Mapping[str, str]) -> None:
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    own = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=own, check=False)
     if done.returncode != 0:
         said = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()]
         raise _cannot(root, f"pip: {said[-1] if said else f'ended with {done.returncode}'}")

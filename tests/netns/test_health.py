@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,11 +15,24 @@ from typing import Any
 
 import pytest
 
+from lab.counters import inside
 from vff_qos.core.plan import nft_table
 from vff_qos.core.plan.objects import NftTable
 from vff_qos.kernel import nft
 
-from .harness import SETTINGS, Client, Node, eventually, look, run, send_through, status, user
+from .harness import (
+    CLIENT,
+    NODE,
+    SETTINGS,
+    Client,
+    Node,
+    eventually,
+    look,
+    run,
+    send_through,
+    status,
+    user,
+)
 from .healing import HealingNode, plan_without_filters
 
 
@@ -149,11 +163,39 @@ def test_a_mixed_log(node: Node) -> None:
     quiet(node)
 
 
+@contextlib.contextmanager
+def elsewhere(listener: socket.socket) -> Iterator[str]:
+    """A namespace at the other end of the WAN device; from there ``listener`` can be reached at
+    `NODE`, port 4430."""
+    own = os.readlink("/proc/self/ns/net")
+    with subprocess.Popen(["unshare", "--net", "sleep", "600"]) as process:
+        try:
+            there = f"/proc/{process.pid}/ns/net"
+            eventually(lambda: os.readlink(there) != own)
+            run("ip", "link", "set", "wan1", "netns", str(process.pid))
+            run("ip", "address", "add", f"{NODE}/24", "dev", "wan0")
+            with inside(there):
+                run("ip", "address", "add", f"{CLIENT}/24", "dev", "wan1")
+                run("ip", "link", "set", "wan1", "up")
+            listener.bind((NODE, 4430))
+            listener.listen(64)
+            yield there
+        finally:
+            process.kill()
+
+
 def test_a_wrong_service_port(node: Node) -> None:
+    """Of clients elsewhere: what comes from this node itself would be a front."""
     setting(node, "service_ports", "[443]")
     nft.replace_table(NftTable(nft_table.table(SETTINGS)))
     node.start()
-    clients = [Client("127.0.0.1", 4430) for _ in range(6)]
+    with socket.socket() as listener, elsewhere(listener) as there:
+        with inside(there):
+            clients = [Client(NODE, 4430) for _ in range(6)]
+        check_wrong_service_port(node, clients)
+
+
+def check_wrong_service_port(node: Node, clients: list[Client]) -> None:
     node.write(clients[0].line("alice@x"))
     eventually(lambda: "1 flow not found" in look(node)[1], 12)  # the first look is at the past
     node.write(*(client.line("alice@x") for client in clients))

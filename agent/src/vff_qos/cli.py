@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
         "--sort", choices=("rate", "bytes", "flows", "drops", "name"), default="rate",
         help="what makes the top ten (default: rate)",
     )  # fmt: skip
+    status.add_argument(
+        "--engine", action="store_true", help="look into the engine's configuration, too"
+    )
     status.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
     check = command("check-config", "check settings and policy; changes nothing")
     check.add_argument(
@@ -159,7 +162,7 @@ def _check_config(node: Node, args: argparse.Namespace) -> int:
 def _status(node: Node, args: argparse.Namespace) -> int:
     from .commands.status import exit_code, read_status, render
 
-    status = read_status(node, args.patterns)
+    status = read_status(node, args.patterns, args.engine)
     if args.json:
         print(json.dumps(status, indent=1))
     else:
@@ -261,8 +264,11 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
     from .commands.bootstrap import reconcile, repair
 
     # The follower's own repairs must not end what a person has ordered.
+    from .commands.takeover import Takeover
+
     if args.repair:
-        _print(repair(node.settings_in_force, node.state, args.plan))
+        begun = Takeover(node, by_order=False)
+        _print(repair(node.settings_in_force, node.state, args.plan, begun))
         return 0
     from .commands.killswitch import resume
     from .disabled import refuse_if_disabled
@@ -271,7 +277,7 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
     if not args.plan:
         refuse_if_disabled(node.paths)
     _ = node.policy_in_force  # without one the follower cannot start
-    _print(reconcile(node.settings, node.state, args.plan))
+    _print(reconcile(node.settings, node.state, args.plan, Takeover(node)))
     if args.plan:
         return 0
     keep_settings(node.state, node.paths)

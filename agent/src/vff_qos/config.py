@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from .core.old_role import ENV
 from .core.policy.model import Policy
 from .core.policy.parse import parse_policy
 from .core.settings import Settings, parse_settings
@@ -31,6 +32,11 @@ class Paths(NamedTuple):
     def disabled(self) -> str:
         """Says who has disabled this node by hand; ``vff-qos enable`` removes it."""
         return os.path.join(os.path.dirname(self.settings), "disabled-by-hand")
+
+    @property
+    def old_env(self) -> str:
+        """The settings of the role qos_per_user_xray, while it has not been taken over."""
+        return os.path.join(os.path.dirname(self.settings), os.path.basename(ENV))
 
 
 #: A policy of 65,000 users with every key is about 8 MiB.

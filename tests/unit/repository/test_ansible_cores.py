@@ -77,6 +77,42 @@ POLICY: dict[str, Any] = {
     "match": [{"pattern": "*.trial", "blocked": True}],
     "users": VARIABLES["some_users"],
 }
+#: An inventory that was written for the role qos_per_user_xray, as the three releases must take it.
+OLD_VARIABLES: dict[str, Any] = {
+    "qos_vpn_port": "8443",
+    "qos_container": "remnanode",
+    "qos_xray_access_log_path": "/var/log/supervisor/xray.out.log",
+    "qos_if_ifb": "ifb0",
+    "qos_wan_ceil": "1gbit",
+    "qos_tc_default_ul": "900mbit",
+    "qos_tc_default_dl": "800mbit",
+    "qos_gc_use_conntrack": "no",
+    "qos_gc_enable": False,
+    "qos_dry_run": "0",
+    "qos_htb_r2q": 50,
+    "qos_nft_unit_after": ["docker.service"],
+    "qos_timer_onboot_delay_sec": 20,
+}
+OLD_SETTINGS: dict[str, Any] = {
+    "service_ports": ["8443"],
+    "identity_source": "container",
+    "container": "remnanode",
+    "xray_access_log_path": "/var/log/supervisor/xray.out.log",
+    "if_ifb": "ifb0",
+    "wan_ceil": "1gbit",
+    "unclassified_upload": "900mbit",
+    "unclassified_download": "800mbit",
+    "gc_check_conntrack": False,
+    "gc_idle_sec": 1_000_000_000,
+}
+#: What the play says of them.
+OLD_NOTES = [
+    "qos_dry_run has no effect: `make qos-check` shows what would change, and changes nothing",
+    "qos_gc_enable counts as qos_gc_idle_sec: 1000000000 if it is false",
+    "qos_nft_unit_after has no effect: there is one nft table, inet vff_qos, which bootstrap makes",
+    "qos_tc_default_ul counts as qos_unclassified_upload",
+    "qos_container without qos_identity_source counts as qos_identity_source: container",
+]
 #: YAML as an operator writes it -> what the refusal must hold.
 REFUSED = {
     "qos_users: {5.100: {unlimited: true}}": "qos_users: a name is the number 5.1 to YAML",
@@ -93,6 +129,10 @@ REFUSED = {
     ),
     "qos_service_ports: [0]": "qos_service_ports[0]: ",
     "qos_gc_interval: often": "qos_gc_interval: 'often' is not a time",
+    "{qos_tc_default_ul: 1gbit, qos_unclassified_upload: 5mbit}": (
+        "qos_tc_default_ul: 1gbit and qos_unclassified_upload: 5mbit contradict each other"
+    ),
+    "{qos_gc_use_conntrack: true, qos_gc_check_conntrack: false}": "contradict each other",
 }
 TEMPLATES = sorted(path.name for path in (ROLE / "templates").glob("vff-qos-*.j2"))
 
@@ -117,6 +157,12 @@ def play(directory: Path, target: str) -> list[dict[str, Any]]:
     include = {"name": "vff.qos.qos", "tasks_from": "settings.yml"}
     tasks: list[dict[str, Any]] = [
         {"ansible.builtin.include_role": {**include, "public": True}, "vars": VARIABLES},
+    ]
+    content = f"{{{{ lookup('ansible.builtin.template', '{ROLE}/templates/settings.yml.j2') }}}}"
+    copy = {"dest": str(directory / "old-settings.yml"), "content": content}
+    tasks += [
+        {"ansible.builtin.include_role": include, "vars": OLD_VARIABLES},
+        {"ansible.builtin.copy": copy, "vars": OLD_VARIABLES},
     ]
     for name in ["settings.yml.j2", "policy.yml.j2", *TEMPLATES]:
         content = f"{{{{ lookup('ansible.builtin.template', '{ROLE}/templates/{name}') }}}}"
@@ -160,6 +206,14 @@ def play(directory: Path, target: str) -> list[dict[str, Any]]:
     }
     note = {"dest": str(directory / "preflight"), "content": "{{ ansible_failed_result.msg }}"}
     tasks.append({"block": [look], "rescue": [{"ansible.builtin.copy": note}]})
+    # The way out of a node that the old role has: refused, before anything of it is deleted.
+    for place in (directory, directory / "nothing"):
+        look = {
+            "ansible.builtin.include_role": {**include, "tasks_from": "old_role.yml"},
+            "vars": {"__qos_etc": str(place), "qos_state": "absent"},
+        }
+        note = {"dest": f"{directory}/old-role", "content": "{{ ansible_failed_result.msg }}"}
+        tasks.append({"block": [look], "rescue": [{"ansible.builtin.copy": note}]})
     user = {"vff.qos.qos_user": {"name": 5.1}}
     note = {"dest": str(directory / "user"), "content": "{{ ansible_failed_result.msg }}"}
     tasks.append({"block": [user], "rescue": [{"ansible.builtin.copy": note}]})
@@ -174,6 +228,7 @@ def test_the_role_writes_and_refuses_the_same_on_every_release(
     directory = bin_of(release)
     if directory is None:
         pytest.skip(f"no Python here for ansible-core {release}")
+    (tmp_path / "qos.env").touch()
     (tmp_path / "play.yml").write_text(
         yaml.safe_dump(play(tmp_path, oldest_target(release)), sort_keys=False)
     )
@@ -196,6 +251,11 @@ def test_the_role_writes_and_refuses_the_same_on_every_release(
     settings = (tmp_path / "settings.yml").read_bytes()
     assert yaml.safe_load(settings) == SETTINGS
     assert parse_settings(settings, "settings.yml").gc.idle_s == 900
+    old = (tmp_path / "old-settings.yml").read_bytes()
+    assert OLD_SETTINGS.items() <= yaml.safe_load(old).items()
+    assert parse_settings(old, "settings.yml").service_ports == ((8443, 8443),)
+    for sentence in OLD_NOTES:
+        assert done.stdout.count(sentence) == 1, done.stdout
     policy = (tmp_path / "policy.yml").read_bytes()
     assert yaml.safe_load(policy) == POLICY
     assert set(parse_policy(policy, "policy.yml").users) == {"bob@example.com", "no"}
@@ -214,6 +274,9 @@ def test_the_role_writes_and_refuses_the_same_on_every_release(
         note = tmp_path / f"refused-{number}"
         assert note.exists(), f"{text} was accepted"
         assert sentence in note.read_text()
+    said = (tmp_path / "old-role").read_text()
+    assert f"the role qos_per_user_xray is on this node ({tmp_path}/qos.env)" in said
+    assert "and then with qos_state=absent again" in said
     said = (tmp_path / "preflight").read_text()
     assert "there is no interface no-such-device (qos_if_wan); there are " in said
     assert (tmp_path / "user").read_text().startswith("name is the number 5.1 to YAML")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.vff.qos.plugins.filter.settings import old_variables, unknown_variables
 
 import made_docs
 from checkout import ROLE, ROOT
@@ -75,10 +76,48 @@ def test_role_and_agent_have_the_same_defaults() -> None:
 def test_a_key_of_the_settings_is_its_variable_without_qos() -> None:
     assert {f"qos_{key}" for key in KEYS} <= set(OPTIONS)
     text: str = load(ROLE / "vars" / "main.yml")["__qos_settings"]
-    written = re.findall(r"^ *'(\w+)': (\w+)(?: \| (?:string|int|bool))?,$", text, re.MULTILINE)
+    # With underscores: what counts in its place where the old role's variable is set.
+    written = re.findall(r"^ *'(\w+)': (?:__)?(\w+)(?: \| (?:string|int|bool))?,$", text, re.M)
     assert sorted(key for key, _variable in written) == sorted(KEYS)
     assert text.count("\n") == len(written) + 1
     assert all(variable == f"qos_{key}" for key, variable in written)
+
+
+#: Every variable of the role qos_per_user_xray that is none of ours, in any of its versions.
+OLD_VARIABLES = """
+qos_bin_dir qos_dry_run qos_enable_nftables_service qos_etc_dir qos_gc_dry_run qos_gc_enable
+qos_gc_timer_accuracy_sec qos_gc_timer_calendar qos_gc_timer_interval_sec
+qos_gc_timer_onboot_delay_sec qos_gc_timer_persistent qos_gc_timer_randomized_delay_sec
+qos_gc_use_conntrack qos_htb_r2q qos_log_dir qos_nft_apply_script_path qos_nft_chain_output
+qos_nft_chain_prerouting qos_nft_conf_path qos_nft_include_dir qos_nft_include_glob
+qos_nft_include_insert_after_regex qos_nft_include_line qos_nft_manage qos_nft_remove_on_absent
+qos_nft_snippet_path qos_nft_table_family qos_nft_table_name qos_nft_unit_after qos_nft_unit_enable
+qos_nft_unit_name qos_nft_unit_path qos_nft_unit_start qos_nft_unit_wants qos_require_docker_cli
+qos_state_dir qos_systemd_enable qos_tc_default_dl qos_tc_default_ul qos_tc_enable
+qos_tc_rollback_on_absent qos_timer_onboot_delay_sec qos_timer_randomized_delay_sec
+""".split()
+
+
+@pytest.mark.parametrize("name", OLD_VARIABLES)
+def test_each_variable_of_the_old_role_is_translated_or_said_to_be_without_effect(
+    name: str,
+) -> None:
+    old = load(ROLE / "vars" / "main.yml")["__qos_old_variables"]
+    assert unknown_variables([name], OPTIONS, old) == []
+    (note,) = old_variables([name], old)
+    assert note.startswith((f"{name} counts as qos_", f"{name} has no effect: "))
+    assert name not in OPTIONS
+
+
+def test_what_an_old_variable_counts_as_is_one_of_ours() -> None:
+    old = load(ROLE / "vars" / "main.yml")["__qos_old_variables"]
+    ours = [meaning["counts_as"] for meaning in old.values() if "counts_as" in meaning]
+    assert ours
+    assert {re.findall(r"qos_\w+", text)[0] for text in ours} <= set(OPTIONS)
+
+
+def test_the_table_of_old_variables_is_what_make_docs_writes() -> None:
+    assert made_docs.MIGRATION.read_text() == made_docs.migration()
 
 
 def test_role_and_agent_name_the_same_units_and_places() -> None:
@@ -120,10 +159,11 @@ def test_the_preflight_and_the_agent_ask_for_the_same_python() -> None:
     assert f'requires-python = ">={floor[1]}.{floor[2]}"' in project
 
 
-def test_the_agent_and_the_preflight_read_the_kernels_answers_with_one_file() -> None:
+@pytest.mark.parametrize("name", ["kernel/rtnetlink.py", "core/old_role.py"])
+def test_what_the_agent_and_the_preflight_both_know_is_in_one_file(name: str) -> None:
     """A link, so that a checkout, an installed collection and a wheel all have the same."""
-    link = ROOT / "agent/src/vff_qos/kernel/rtnetlink.py"
-    assert link.resolve() == ROOT / "plugins/module_utils/rtnetlink.py"
+    link = ROOT / "agent/src/vff_qos" / name
+    assert link.resolve() == ROOT / "plugins/module_utils" / link.name
 
 
 def test_what_modprobe_says_does_not_decide_whether_a_unit_starts() -> None:

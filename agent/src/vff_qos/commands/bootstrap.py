@@ -10,7 +10,6 @@ import errno
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import Any, Protocol
 
 from pyroute2 import IPRoute
 
@@ -25,6 +24,9 @@ from ..core.htb import (
     classid,
     usable_minor,
 )
+from ..core.old_role import DEFAULT_MINOR as OLD_DEFAULT_MINOR
+from ..core.old_role import IFB_MAJOR, WAN_MAJOR, OldRole
+from ..core.old_role import TABLE as OLD_TABLE
 from ..core.plan import plan as planner
 from ..core.plan.desired import SYSCTLS
 from ..core.plan.kernel_record import KernelRecord, SavedRoot
@@ -66,6 +68,7 @@ from ..kernel.packed.nftables import delete_table, table_flags
 from ..kernel.packed.qdisc_list import read_qdiscs
 from ..kernel.sysctls import read_sysctl, write_sysctl
 from ..state import KERNEL_RECORD
+from .takeover import Memory, Takeover
 
 _ACTION_MODULES: dict[type[Action], str] = {
     CopyMark: "act_ctinfo",
@@ -74,15 +77,13 @@ _ACTION_MODULES: dict[type[Action], str] = {
 }
 
 
-class Memory(Protocol):
-    """The part of State that is needed here."""
-
-    def get_value(self, key: str) -> Any: ...
-    def set_value(self, key: str, value: Any) -> None: ...
-
-
-def observe(settings: Settings, record: KernelRecord, with_rules: bool = True) -> Observed:
-    """What is there now, of ours and what is in our way.
+def observe(
+    settings: Settings,
+    record: KernelRecord,
+    with_rules: bool = True,
+    old: OldRole | None = None,
+) -> Observed:
+    """What is there now, of ours and what is in our way; with ``old`` what that role left, too.
 
     Without ``with_rules`` of our nft table only whether it exists: that needs no libnftables.
     """
@@ -99,9 +100,13 @@ def observe(settings: Settings, record: KernelRecord, with_rules: bool = True) -
             nft=nft.read_table() if with_rules else _table_alone(),
             nft_version=nft.version() if with_rules else (),
             sysctls={item.name: read_sysctl(item.name) for item in SYSCTLS},
+            old=old,
+            has_old_table=old is not None and table_flags(OLD_TABLE) is not None,
         )
         for qdisc in seen.qdiscs:
             index, major = found[qdisc.dev].ifindex, qdisc.handle >> 16
+            if old and major in (WAN_MAJOR, IFB_MAJOR) and qdisc.default == OLD_DEFAULT_MINOR:
+                seen.old_minors[qdisc.dev] = frozenset(classes.params(index, major))
             if qdisc.parent == INGRESS_PARENT:
                 hooks = [INGRESS, EGRESS] if qdisc.kind == "clsact" else [INGRESS]
             elif is_tree(qdisc, majors):
@@ -119,28 +124,34 @@ def _table_alone() -> NftTable | None:
     return None if table_flags() is None else NftTable([{"table": {"name": TABLE}}])
 
 
-def reconcile(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:
+def reconcile(
+    settings: Settings, state: Memory, dry_run: bool = False, takeover: Takeover | None = None
+) -> list[str]:
     """Bring the kernel to ``settings``; returns one line for each step, none if nothing differs.
 
-    What was there before us is kept in ``state`` before it is replaced.  With ``dry_run`` nothing
-    is changed and the lines say what would be.  Raises Refused (nothing was changed) or
-    KernelRefused (the message says which steps were done and which not).
+    What was there before us is kept in ``state`` before it is replaced, but for what ``takeover``
+    knows: nobody wants that back.  With ``dry_run`` nothing is changed and the lines say what would
+    be.  Raises Refused (nothing was changed) or KernelRefused (the message says which steps were
+    done and which not).
     """
+    old = takeover.old if takeover else None
 
     def plan(record: KernelRecord) -> Plan:
-        return planner.present(settings, observe(settings, record), record)
+        return planner.present(settings, observe(settings, record, old=old), record)
 
-    return _run(settings, plan, state, dry_run)
+    return _run(settings, plan, state, dry_run, takeover)
 
 
-def repair(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:
+def repair(
+    settings: Settings, state: Memory, dry_run: bool = False, takeover: Takeover | None = None
+) -> list[str]:
     """As `reconcile`, but a suspension stays, also one that begins meanwhile."""
     lines: list[str] = []
     if not state.get_value("suspended"):
-        lines = reconcile(settings, state, dry_run)
+        lines = reconcile(settings, state, dry_run, takeover)
         if not state.get_value("suspended"):
             return lines
-    return lines + reconcile(settings.lifted(), state, dry_run)
+    return lines + reconcile(settings.lifted(), state, dry_run, takeover)
 
 
 def remove(settings: Settings, state: Memory, dry_run: bool = False) -> list[str]:
@@ -153,7 +164,11 @@ def remove(settings: Settings, state: Memory, dry_run: bool = False) -> list[str
 
 
 def _run(
-    settings: Settings, make: Callable[[KernelRecord], Plan], state: Memory, dry_run: bool
+    settings: Settings,
+    make: Callable[[KernelRecord], Plan],
+    state: Memory,
+    dry_run: bool,
+    takeover: Takeover | None = None,
 ) -> list[str]:
     kept = state.get_value(KERNEL_RECORD)
     record = KernelRecord.from_json(kept) if kept else _recorded_by_the_kernel(settings)
@@ -168,8 +183,12 @@ def _run(
             break
         if plan.before != record:
             state.set_value(KERNEL_RECORD, plan.before.to_json())
+        if takeover:
+            takeover.remember_marks(plan.old_marks)
         if plan.operations:
             lines += _apply(settings, plan.operations)
+        if takeover:
+            lines += takeover.move_marks()
         lines += _move_marks(old_major, settings.major, state)
         if plan.after != plan.before:
             state.set_value(KERNEL_RECORD, plan.after.to_json())
@@ -329,7 +348,7 @@ class _Steps:
             case Ifb():
                 ifb.delete_link(self._ipr, item.dev)
             case NftTable():
-                delete_table()
+                delete_table(item.name)
             case Tree():
                 handle = splitter(item.major) if item.split_bytes else classid(item.major, 0)
                 route.delete_qdisc(self._ipr, self._index(item.dev), ROOT_PARENT, handle)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__
 from ..config import load_policy, load_settings, policy_stamp, settings_stamp
 from ..core.flow import end_text
+from ..core.flows.ends import is_loopback, unmapped
 from ..core.health.report import Report
 from ..core.health.rules import Facts
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK
@@ -21,7 +25,9 @@ from ..disabled import read_record
 from ..errors import ConfigError, KernelRefused, Refused
 from ..kept import kept_settings
 from ..kernel.devices import shaping_devices
+from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.conntrack import Conntrack, decode_tuple
+from ..kernel.packed.netlink import Netlink
 from ..kernel.packed.tc import ClassState
 from ..kernel.sysctls import read_sysctl
 from ..kernel.tcpmem import TcpMemory, read_tcp_memory
@@ -146,6 +152,11 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
                 facts.unmarked_flows = _unmarked(conntrack, settings)
         if facts.report is not None and facts.report.recent.get("no_flow", 0):
             facts.claimed_ports = _ports_of(conntrack, facts.report.not_found)
+            is_ours = _own_addresses()
+            facts.lost_from_here = [e for e in facts.report.not_found if is_ours(_address(e))]
+        traffic = facts.report.traffic if facts.report is not None else None
+        if traffic is not None and 0 in (traffic.up_bytes, traffic.down_bytes):
+            facts.marked_from_here = _from_here(conntrack, settings)
     finally:
         conntrack.close()
     without = [
@@ -178,6 +189,28 @@ def _ports_of(conntrack: Conntrack, ends: list[str]) -> dict[int, int]:
         flow = decode_tuple(entry.tuple_raw)
         if flow is not None and end_text(flow.src, flow.sport) in wanted:
             found[flow.dport] = found.get(flow.dport, 0) + 1
+    return found
+
+
+def _own_addresses() -> Callable[[bytes], bool]:
+    """Tells whether a packed address is this node's."""
+    with closing(Netlink(socket.NETLINK_ROUTE)) as netlink:
+        ours = set(local_addresses(netlink))
+    return lambda address: address in ours or is_loopback(address)
+
+
+def _address(end: str) -> bytes:
+    """The packed address of an end as `end_text` writes it."""
+    text = end.rpartition(":")[0].strip("[]")
+    return unmapped(socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text))
+
+
+def _from_here(conntrack: Conntrack, settings: Settings) -> int:
+    """How many connections that bear our mark lead from this node to itself."""
+    is_ours, found = _own_addresses(), 0
+    for entry in conntrack.dump(settings.major << 16, OURS_MASK):
+        flow = decode_tuple(entry.tuple_raw)
+        found += flow is not None and is_ours(unmapped(flow.src)) and is_ours(unmapped(flow.dst))
     return found
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..config import Paths, load_policy, load_settings, read_file
+from ..core.old_role import OldRole, read_env
 from ..core.policy.model import Policy
 from ..core.settings import Settings, salvage_settings
 from ..errors import ConfigError
@@ -143,6 +144,13 @@ class Node:
             self.warn(f"{error}; the last good policy stays in force")
             self.policy_is_kept = True
             return kept
+
+    @cached_property
+    def old_role(self) -> OldRole | None:
+        """What the role qos_per_user_xray was told, if it is on this node.  Raises ConfigError."""
+        if not os.path.exists(self.paths.old_env):
+            return None
+        return read_env(read_file(self.paths.old_env).decode(errors="replace"))
 
     # -- what is ours -----------------------------------------------------------------------------
 

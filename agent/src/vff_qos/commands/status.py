@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from .. import __version__
-from ..core.health.findings import EXIT_CODES, OK, verdict
+from ..core.health import xray
+from ..core.health.findings import EXIT_CODES, OK, verdict, worst_first
 from ..core.health.rules import judge
 from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR, classid, format_classid
 from ..core.owners import ACTIVE, RESTRICTED, SPARE
@@ -17,6 +18,7 @@ from ..core.units import format_duration
 from ..disabled import read_record
 from ..kernel.devices import wan_link
 from ..render import describe_override, display_name, limit, local_time
+from .engines import read_engines
 from .facts import Seen, look
 from .node import Node
 
@@ -36,14 +38,19 @@ SORTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def read_status(node: Node, patterns: list[str] | None = None) -> dict[str, Any]:
+def read_status(
+    node: Node, patterns: list[str] | None = None, engine: bool = False
+) -> dict[str, Any]:
     """Everything ``status`` shows, as JSON; of all users, or those that match a pattern.
 
-    Raises KernelRefused.
+    ``engine``: with what the engine's own configuration keeps from holding.  Raises KernelRefused.
     """
     seen = look(node)
     facts, report, settings = seen.facts, seen.report, seen.settings
     findings = judge(facts)
+    if engine and settings is not None:
+        told = xray.examine(read_engines(), settings)
+        findings = worst_first([*findings, *(f for f in told if f.level != OK)])
     level, reason = verdict(findings)
     record = read_record(node.paths)
     status: dict[str, Any] = {

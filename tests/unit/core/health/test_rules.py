@@ -138,6 +138,13 @@ def test_a_silent_source_a_wrong_port_a_fight_and_lost_marks() -> None:
     assert "service_ports" in one.remedy
     (one,) = judge(facts(lost))
     assert one.evidence[-1] == "the latest come from 1.2.3.4:5"
+    (one,) = judge(facts(lost, lost_from_here=["1.2.3.4:5"], claimed_ports={8443: 5}))
+    assert one.kind == "front" and "send-proxy-v2" in one.remedy
+    idle = report(traffic=TrafficHealth(NOW - 60, NOW, 9, 0, 0))
+    (one,) = judge(facts(idle, marked_from_here=26))
+    assert one.kind == "front" and one.evidence[-1] == "26 of 50 begin on this node"
+    (one,) = judge(facts(idle, marked_from_here=25))
+    assert one.kind == "classes_idle"
     fight = report(
         recent={"repairs": 3},
         repair=RepairHealth(healed_s=NOW - 14, changes=["nft table"], culprit="nft", culprit_pid=7),

@@ -69,6 +69,8 @@ def test_a_good_configuration_is_well() -> None:
          "xray_proxy_protocol"),
         (inbound(streamSettings={"sockopt": {"trustedXForwardedFor": ["CF-Connecting-IP"]}}),
          "xray_forwarded"),
+        (inbound(listen="127.0.0.1", port=8443), "xray_front"),
+        (inbound(listen="@abstract", port=0), "xray_front"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named(config: dict[str, Any], kind: str) -> None:
@@ -83,7 +85,8 @@ def test_each_mistake_is_named(config: dict[str, Any], kind: str) -> None:
         # Only this host comes there: a front hands the connections over.
         inbound(listen="127.0.0.1", port=8443, streamSettings={
             "sockopt": {"acceptProxyProtocol": True}}),
-        inbound(listen="/run/x.sock", port=0),
+        inbound(listen="/run/x.sock", port=0, streamSettings={
+            "tcpSettings": {"acceptProxyProtocol": True}}),
         inbound(protocol="shadowsocks", settings={
             "method": "aes-256-gcm", "password": "p", "email": "a"}),
     ],

@@ -110,6 +110,42 @@ def test_a_misspelt_variable_is_refused_with_the_likely_name(settings: ModuleTyp
     ]
 
 
+OLD = {
+    "qos_tc_default_ul": {"counts_as": "qos_unclassified_upload"},
+    "qos_tc_*": {"because": "trees are always made"},
+}
+
+
+def test_variables_of_the_old_role_are_known_and_what_became_of_them_is_said(
+    settings: ModuleType,
+) -> None:
+    names = ["qos_tc_enable", "qos_state", "qos_tc_default_ul", "qos_tcenable", "qos_tc_enable"]
+    (problem,) = settings.unknown_variables(names, ["qos_state"], OLD)
+    assert problem.startswith("qos_tcenable is not a variable of the role")
+    assert settings.old_variables(names, OLD) == [
+        "qos_tc_default_ul counts as qos_unclassified_upload",
+        "qos_tc_enable has no effect: trees are always made",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "ours", "wrong"),
+    [
+        ("", "5mbit", False),
+        ("1gbit", "100gbit", False),  # nobody has set ours
+        ("5mbit", "5mbit", False),
+        ("1gbit", "5mbit", True),
+    ],
+)
+def test_an_old_name_and_ours_must_not_contradict_each_other(
+    settings: ModuleType, old: str, ours: str, wrong: bool
+) -> None:
+    found = settings.contradictions([["qos_old", old, "qos_new", ours, "100gbit"]])
+    assert bool(found) == wrong
+    if wrong:
+        assert found[0].startswith("qos_old: 1gbit and qos_new: 5mbit contradict each other")
+
+
 LIMITS = {"qos_upload_default": "20mbit", "qos_download_default": "50mbit"}
 
 

@@ -80,3 +80,54 @@ def test_removal_unmasks_so_that_no_mask_is_left(units: ModuleType) -> None:
 def test_a_failed_unit_is_forgiven_and_started(units: ModuleType) -> None:
     text = show("failed/enabled/loaded", "inactive/static/loaded", "active/enabled/loaded")
     assert steps(units, text, "started", True, False) == [("reset-failed", [A]), ("start", [A])]
+
+
+OTHERS = ["old-gc.timer", "old.service", "old-gone.service"]
+THEIRS = {
+    "old-gc.timer": {"ActiveState": "active", "UnitFileState": "enabled"},
+    "old.service": {"ActiveState": "activating", "UnitFileState": "enabled"},
+    "old-gone.service": {"LoadState": "not-found", "ActiveState": "inactive"},
+}
+
+
+def test_other_units_give_way_at_the_last_moment(units: ModuleType) -> None:
+    plan = steps(units, STOPPED, "started", True, False)
+    assert units.in_place_of(plan, OTHERS, THEIRS) == [
+        ("enable", [A, TIMER]),
+        ("stop", OTHERS[:2]),
+        ("start", [A, TIMER]),
+        ("disable", OTHERS[:2]),
+    ]
+    # After a run that was cut short ours run already.
+    assert units.in_place_of([], OTHERS, THEIRS) == [
+        ("stop", OTHERS[:2]),
+        ("disable", OTHERS[:2]),
+    ]
+    assert units.in_place_of(plan, [], {}) == plan
+
+
+class Systemctl:
+    """As much of AnsibleModule as `act` uses, with a systemd that does not start ours."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+
+    def run_command(self, command: list[str]) -> tuple[int, str, str]:
+        self.commands.append(command)
+        refused = command[1:] == ["start", A]
+        return int(refused), "", "Job failed." if refused else ""
+
+    def get_bin_path(self, name: str, required: bool) -> str:
+        return name
+
+    def fail_json(self, msg: str, journal: list[str]) -> None:
+        raise SystemExit(msg)
+
+
+def test_other_units_run_again_if_ours_do_not_start(units: ModuleType) -> None:
+    module = Systemctl()
+    with pytest.raises(
+        SystemExit, match=r"systemctl start a.service: Job failed. \(old.service run"
+    ):
+        units.act(module, "systemctl", "start", [A], stopped=["old.service"])
+    assert module.commands[1] == ["systemctl", "start", "old.service"]

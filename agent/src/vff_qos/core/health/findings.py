@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 OK, DEGRADED, TROUBLE = "OK", "DEGRADED", "TROUBLE"
 #: Exit codes of `status` and `doctor`, and the order of findings.
 EXIT_CODES = {OK: 0, DEGRADED: 1, TROUBLE: 2}
+#: What to do where a front on the node hides its clients.
+SHOW_CLIENTS = (
+    "have the front send the PROXY protocol (HAProxy: send-proxy-v2, nginx: proxy_protocol on, a "
+    'fallback of Xray: "xver": 2) and the inbound take it (sockopt: "acceptProxyProtocol": true); '
+    "service_ports (qos_service_ports) are the front's"
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,19 @@ class Finding:
     sentence: str
     remedy: str = ""
     evidence: list[str] = field(default_factory=list)
+
+
+def hidden_by_front(evidence: list[str]) -> Finding:
+    """The engine sees a front's connections: what passes the WAN device is the client's connection
+    to the front, which nobody names."""
+    return Finding(
+        DEGRADED,
+        "front",
+        "the engine names addresses of this node instead of the clients': a front on this node "
+        "hides them, and nobody who comes through it can be limited",
+        SHOW_CLIENTS,
+        evidence,
+    )
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .findings import DEGRADED, OK, TROUBLE, Finding, worst_first
+from .findings import DEGRADED, OK, TROUBLE, Finding, hidden_by_front, worst_first
 from .report import Report
 
 #: A source that says nothing for so long while so many connections begin, and are there, is silent.
@@ -63,6 +63,9 @@ class Facts:
     #: Where connections of which claims spoke really go: {our port: how many}.
     claimed_ports: dict[int, int] = field(default_factory=dict)
     service_ports: str = ""
+    #: What of ``report.not_found``, and (while no traffic passes) of ``marked_flows``, begins here.
+    lost_from_here: list[str] = field(default_factory=list)
+    marked_from_here: int = 0
 
 
 def judge(facts: Facts) -> list[Finding]:
@@ -228,6 +231,13 @@ def _source(facts: Facts, report: Report) -> Iterator[Finding]:
 
 
 def _claims(facts: Facts, report: Report) -> Iterator[Finding]:
+    yield from _lost_claims(facts, report)
+    for kind, name, sentence, remedy in _LATELY:
+        if _lately(facts, report.last, name):
+            yield Finding(DEGRADED, kind, sentence, remedy, [f"{_count(report, name)} until now"])
+
+
+def _lost_claims(facts: Facts, report: Report) -> Iterator[Finding]:
     recent, last = report.recent, report.last
     lost = recent.get("no_flow", 0)
     found = recent.get("marked", 0) + recent.get("kept", 0)
@@ -237,6 +247,9 @@ def _claims(facts: Facts, report: Report) -> Iterator[Finding]:
         and last.get("no_flow", 0.0) >= last.get("marked", 0.0)
     ):
         evidence = [f"{lost} of {lost + found} claims of the last minute named no connection"]
+        if 2 * len(facts.lost_from_here) > len(report.not_found):
+            yield hidden_by_front([*evidence, f"the latest is from {facts.lost_from_here[-1]}"])
+            return
         ports = sorted(facts.claimed_ports, key=lambda port: -facts.claimed_ports[port])
         evidence += [
             f"{facts.claimed_ports[port]} of them go to port {port}, which is none of the service "
@@ -254,9 +267,6 @@ def _claims(facts: Facts, report: Report) -> Iterator[Finding]:
             "to the ports of the engine's inbounds; behind a relay or CDN see TROUBLESHOOTING",
             evidence,
         )  # fmt: skip
-    for kind, name, sentence, remedy in _LATELY:
-        if _lately(facts, last, name):
-            yield Finding(DEGRADED, kind, sentence, remedy, [f"{_count(report, name)} until now"])
 
 
 #: Kind, counter, sentence, remedy of what is told while it was lately.
@@ -302,17 +312,22 @@ def _marks(facts: Facts, report: Report) -> Iterator[Finding]:
         )  # fmt: skip
     traffic = report.traffic
     if traffic is not None and 0 in (traffic.up_bytes, traffic.down_bytes):
+        evidence = [
+            f"{traffic.marked} connections were marked within "
+            f"{traffic.until_s - traffic.since_s:.0f} s, {traffic.up_bytes} bytes up and "
+            f"{traffic.down_bytes} bytes down passed the classes"
+        ]
+        here = facts.marked_from_here
+        if 2 * here > there:
+            yield hidden_by_front([*evidence, f"{here} of {there} begin on this node"])
+            return
         how = "upload" if traffic.down_bytes else "download" if traffic.up_bytes else "traffic"
         yield Finding(
             DEGRADED, "classes_idle",
             f"connections are marked, but no {how} passes the users' classes: it is not limited",
             "look whether if_wan is the interface that clients come by, and for flowtables or "
             "offloads; 'vff-qos doctor' does",
-            [
-                f"{traffic.marked} connections were marked within "
-                f"{traffic.until_s - traffic.since_s:.0f} s, {traffic.up_bytes} bytes up and "
-                f"{traffic.down_bytes} bytes down passed the classes"
-            ],
+            evidence,
         )  # fmt: skip
 
 

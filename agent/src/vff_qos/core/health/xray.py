@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..settings import PortRange, Settings
-from .findings import DEGRADED, OK, Finding
+from .findings import DEGRADED, OK, SHOW_CLIENTS, Finding
 
 #: A string, or a comment: what stands in a string is none.
 _COMMENT = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|/\*.*?\*/|#[^\n]*', re.DOTALL)
@@ -206,6 +206,14 @@ def _examine_inbounds(engine: Engine, settings: Settings, where: str) -> Iterato
                 'give each an "email"',
             )  # fmt: skip
         if not inbound.is_public:
+            if inbound.users and not inbound.proxy_protocol:
+                yield Finding(
+                    DEGRADED, "xray_front",
+                    f"{name}: it listens on {inbound.listen} and takes no PROXY protocol: a front "
+                    f"before it hides the clients, and none of its {inbound.users} users can be "
+                    "limited",
+                    SHOW_CLIENTS,
+                )  # fmt: skip
             continue
         if text and inbound.forgeable and not _covered(inbound.ports, settings.free_text_ports):
             yield Finding(
@@ -218,9 +226,9 @@ def _examine_inbounds(engine: Engine, settings: Settings, where: str) -> Iterato
             yield Finding(
                 DEGRADED, "xray_proxy_protocol",
                 f"{name}: it believes PROXY headers and listens on {inbound.listen}: strangers can "
-                "come under any address, and the address is none of the connection's",
-                'have it "listen" on 127.0.0.1 behind the front that sends the header; what comes '
-                "through that cannot be limited here",
+                "come under any address",
+                'have it "listen" on 127.0.0.1, behind a front on this node that sends the header; '
+                "clients of a front elsewhere cannot be limited here",
             )  # fmt: skip
         if inbound.trusted_headers:
             yield Finding(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..htb import CEIL_MINOR, UNCLASSIFIED_MINOR, HtbClass, classid
+from ..old_role import OldRole
 from ..units import format_rate
 from .nft_table import SETS_WITH_LIMITS, TABLE, Listing
 
@@ -174,16 +175,17 @@ class Ifb:
 
 @dataclass(frozen=True)
 class NftTable:
-    """Our table, as `nft_table.normal_table` lists it."""
+    """A table, as `nft_table.normal_table` lists it; another ``name`` is the old role's."""
 
     objects: Listing
+    name: str = TABLE
 
     @property
     def key(self) -> Key:
-        return "nft", TABLE
+        return "nft", self.name
 
     def __str__(self) -> str:
-        return f"nft table inet {TABLE}"
+        return f"nft table inet {self.name}"
 
 
 @dataclass(frozen=True)
@@ -258,16 +260,18 @@ class SharedLeaf:
 
 @dataclass(frozen=True)
 class Clsact:
-    """The qdisc that holds filters at ingress and egress, whoever made it."""
+    """The qdisc that holds filters at ingress and egress, whoever made it; of another ``kind``
+    only where it is the old role's and has to go."""
 
     dev: str
+    kind: str = "clsact"
 
     @property
     def key(self) -> Key:
         return "clsact", self.dev
 
     def __str__(self) -> str:
-        return f"ingress qdisc clsact of {self.dev}"
+        return f"ingress qdisc {self.kind} of {self.dev}"
 
 
 def leads_away(chain: int, pref: int, classifier: str) -> bool:
@@ -357,6 +361,11 @@ class Observed:
     #: Of libnftables.
     nft_version: tuple[int, ...] = SETS_WITH_LIMITS
     sysctls: dict[str, SysctlState] = field(default_factory=dict)
+    #: What the role qos_per_user_xray was told, where its settings are on this node; then also
+    #: minors of classes under roots like its own, by device, and whether its nft table is there.
+    old: OldRole | None = None
+    old_minors: dict[str, frozenset[int]] = field(default_factory=dict)
+    has_old_table: bool = False
 
     def root(self, dev: str) -> Qdisc | None:
         """The root qdisc of a device; None if the kernel shows none (device down)."""

@@ -18,6 +18,7 @@ from ..htb import (
     classid,
     same_class,
 )
+from ..old_role import TABLE as OLD_TABLE
 from ..settings import Settings
 from .desired import SYSCTLS, desired
 from .kernel_record import DeviceRecord, KernelRecord, SavedQdisc, SavedRoot
@@ -50,6 +51,7 @@ from .objects import (
     is_splitter,
     is_tree,
 )
+from .old_objects import has_old_ingress, has_old_tree, is_old_ifb, marks_of_users, old_refusals
 
 Verb = Literal["add", "change", "remove", "restore"]
 
@@ -71,6 +73,8 @@ class Plan(NamedTuple):
     before: KernelRecord
     after: KernelRecord
     notes: tuple[str, ...] = ()
+    #: Marks of users of the old role, whose tree goes.
+    old_marks: tuple[int, ...] = ()
 
 
 # --- what there is of ours ---
@@ -92,9 +96,15 @@ def observed_objects(
     found: list[KernelObject] = [
         Ifb(dev, link.alias, link.up, link.txqlen)
         for dev, link in observed.links.items()
-        if _our_link(dev, link, settings)
+        if _our_link(dev, link, settings) or is_old_ifb(observed, dev)
     ]
-    found += [Clsact(qdisc.dev) for qdisc in observed.qdiscs if qdisc.parent == INGRESS_PARENT]
+    found += [
+        Clsact(qdisc.dev, qdisc.kind) if has_old_ingress(observed, qdisc.dev) else Clsact(qdisc.dev)
+        for qdisc in observed.qdiscs
+        if qdisc.parent == INGRESS_PARENT
+    ]
+    if observed.has_old_table:
+        found.append(NftTable([], OLD_TABLE))
     trees: dict[str, Tree] = {}
     for qdisc in observed.qdiscs:
         dev, major = qdisc.dev, qdisc.handle >> 16
@@ -175,17 +185,23 @@ def refusals(settings: Settings, observed: Observed, record: KernelRecord, wan: 
     link = observed.links.get(settings.ifb)
     if settings.ifb == wan:
         found.append(f"ifb: {settings.ifb} is the WAN device; choose another name")
-    elif link and not _our_link(settings.ifb, link, settings):
+    elif (
+        link
+        and not _our_link(settings.ifb, link, settings)
+        and not is_old_ifb(observed, settings.ifb)
+    ):
         found.append(
             f"ifb: interface {settings.ifb} exists and is not ours "
             f"(kind {link.kind or 'device'}); remove it or choose another name"
         )
     root = observed.root(wan)
-    if root and _foreign_root(root, _majors(settings, record)) and not settings.take_foreign_root:
+    foreign = root and _foreign_root(root, _majors(settings, record))
+    if root and foreign and not settings.take_foreign_root and not has_old_tree(observed, wan):
         found.append(
             f"the root qdisc of {wan} is {root.kind} {root.handle >> 16:x}:, which somebody set; "
             f"delete it (tc qdisc del dev {wan} root) or allow take_foreign_root"
         )
+    found += old_refusals(observed, wan)
     for item in observed.filters:
         place, classifier = item.place, item.classifier
         at_ingress = (place.dev, place.hook, place.chain) == (wan, INGRESS, 0)
@@ -226,7 +242,8 @@ def present(settings: Settings, observed: Observed, record: KernelRecord) -> Pla
     major = settings.major if record.major is None else record.major
     before = KernelRecord(major, {**record.devices, wan: entry}, sysctls)
     after = KernelRecord(settings.major, {wan: entry}, sysctls)
-    return Plan(operations, before if operations else after, after, tuple(notes))
+    marks = marks_of_users(observed)
+    return Plan(operations, before if operations else after, after, tuple(notes), marks)
 
 
 def absent(settings: Settings, observed: Observed, record: KernelRecord) -> Plan:
@@ -259,12 +276,12 @@ def _remember(
     qdiscs: tuple[SavedQdisc, ...] = ()
     if ours:
         qdiscs = entry.qdiscs if entry else ()
-    elif root and _foreign_root(root, majors):
+    elif root and _foreign_root(root, majors) and not has_old_tree(observed, wan):
         qdiscs = tuple(
             SavedQdisc(q.kind, q.handle, q.parent, q.options.hex())
             for q in _parents_first(root, observed.qdiscs)
         )
-    if not observed.ingress(wan):
+    if not observed.ingress(wan) or has_old_ingress(observed, wan):
         ingress: bool | None = True
     elif traces:
         ingress = entry.ingress if entry else None

@@ -48,32 +48,32 @@ def _edge(kind: int) -> Encoder:
     return lambda seq: HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST, seq, 0) + body
 
 
-def _name() -> bytes:
-    return attr(_TABLE_NAME, TABLE.encode() + b"\0")
+def _name(table: str) -> bytes:
+    return attr(_TABLE_NAME, table.encode() + b"\0")
 
 
-def table_flags() -> int | None:
-    """Flags of our table; None if there is no table."""
+def table_flags(table: str = TABLE) -> int | None:
+    """Flags of a table of family inet; None if there is no such table."""
     netlink = Netlink(NETLINK_NETFILTER)
     try:
-        errors, replies = netlink.batch([lambda seq: encode(seq, _GETTABLE, 0, _name())])
+        errors, replies = netlink.batch([lambda seq: encode(seq, _GETTABLE, 0, _name(table))])
     finally:
         netlink.close()
     if errors.get(0) == errno.ENOENT:
         return None
     if errors:
-        raise KernelRefused(errors[0], f"reading nft table inet {TABLE}")
+        raise KernelRefused(errors[0], f"reading nft table inet {table}")
     payload = replies[0].payload
     found = {number: payload[a:b] for number, a, b in attrs(payload, _NFGENMSG.size)}
     return int.from_bytes(found.get(_TABLE_FLAGS, b""), "big")
 
 
-def delete_table() -> None:
-    """Delete our table with all that is in it; no error if it is gone."""
+def delete_table(table: str = TABLE) -> None:
+    """Delete a table of family inet with all that is in it; no error if it is gone."""
     netlink = Netlink(NETLINK_NETFILTER)
     try:
-        delete: Encoder = lambda seq: encode(seq, _DELTABLE, NLM_F_ACK, _name())  # noqa: E731
-        transact(netlink, [delete], f"removing nft table inet {TABLE}")
+        delete: Encoder = lambda seq: encode(seq, _DELTABLE, NLM_F_ACK, _name(table))  # noqa: E731
+        transact(netlink, [delete], f"removing nft table inet {table}")
     except KernelRefused as error:
         if error.code != errno.ENOENT:
             raise

@@ -222,10 +222,7 @@ class Node:
         return ["ssh", *self._ssh_options(), "node", *command]
 
     def put(self, source: Path, target: str) -> None:
-        """Copy a file, or a folder's contents, to `target` on the node (parents are made).
-
-        What links lead to is copied, not the links.
-        """
+        """Copy a file or a folder's contents (and what links lead to) to `target` on the node."""
         parent = shlex.quote(target if source.is_dir() else os.path.dirname(target) or "/")
         where = [str(source), "."] if source.is_dir() else [str(source.parent), source.name]
         packed = subprocess.run(

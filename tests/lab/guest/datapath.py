@@ -1,7 +1,7 @@
 """Packets per second through the tree, by number of users; runs on a node of its own.
 
-The tree is made by the agent's own code on dummy devices, one for each case; pktgen sends small
-packets through each in turn.
+The tree is made by the agent's own code on a dummy device in a network namespace for each case (it
+keeps one tree in each); pktgen sends small packets through each in turn.
 
 Reads a job (JSON) on standard input: {"users": [numbers], "peer_users": number, "rounds",
 "packets"}. Writes {"one": {case: [packets per second of each round]}, "all": the same}: packets of
@@ -19,6 +19,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from pyroute2 import netns
 
 from vff_qos.commands.bootstrap import reconcile
 from vff_qos.core.htb import FIRST_USER_MINOR, HtbClass, classid, usable_minor, user_class
@@ -55,13 +57,19 @@ def sh(command: str, stdin: str = "") -> None:
 
 
 def device(name: str) -> int:
-    """A device that swallows what it is given; returns its index."""
+    """A device that swallows what it is given, in a namespace of its name that is entered.
+
+    Returns its index.
+    """
+    netns.create(name)
+    netns.setns(name)
     sh(f"ip link add {name} type dummy; ip link set {name} up")
     return socket.if_nametoindex(name)
 
 
 def mark_users(name: str, major: int, users: int) -> None:
     """Spread the packets of a device over its users, as marks from conntrack would."""
+    netns.setns(name)
     first = classid(major, FIRST_USER_MINOR)
     sh(
         "nft -f -",
@@ -103,6 +111,7 @@ def root(name: str, qdisc: str) -> None:
 
 def filter_per_user(name: str, major: int, users: int) -> None:
     """Put one filter for each user in the place of ours, as older tools do."""
+    netns.setns(name)
     sh(f"tc filter del dev {name} parent {major:x}: pref 65535")
     lines = [
         f"filter add dev {name} parent {major:x}: pref {minor} protocol all "
@@ -114,6 +123,7 @@ def filter_per_user(name: str, major: int, users: int) -> None:
 
 def send(name: str, packets: int) -> float:
     """Send small packets from many ports; returns packets per second."""
+    netns.setns(name)
     (PKTGEN / "kpktgend_0").write_text("rem_device_all\n")
     (PKTGEN / "kpktgend_0").write_text(f"add_device {name}\n")
     for line in (

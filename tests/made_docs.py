@@ -1,7 +1,9 @@
-"""What `make docs` writes: docs/VARIABLES.md, parts of docs/ARCHITECTURE.md and docs/MIGRATION.md.
+"""What `make docs` writes from other files.
 
-The page of variables comes from the role's argument specs and defaults, the tree from the first
-sentence of each module's docstring.
+docs/VARIABLES.md comes from the role's argument specs and defaults, the tree in
+docs/ARCHITECTURE.md from the first sentence of each module's docstring, the tables in
+docs/JOURNAL.md and the catalog for journald from the agent's table of events, the one in
+docs/MIGRATION.md from the role's table of the old role's variables.
 """
 
 from __future__ import annotations
@@ -9,16 +11,20 @@ from __future__ import annotations
 import ast
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from checkout import AGENT, DOCS, ROLE
+from checkout import AGENT, DOCS, ROLE, ROOT
+from vff_qos.core.events import EVENTS, FIELDS, MANY, ONCE, PRIORITIES, JournalEvent
 
 VARIABLES = DOCS / "VARIABLES.md"
 ARCHITECTURE = DOCS / "ARCHITECTURE.md"
 MIGRATION = DOCS / "MIGRATION.md"
+JOURNAL = DOCS / "JOURNAL.md"
+CATALOG = ROLE / "files" / "vff-qos.catalog"
 _HEAD = """\
 # Variables of the role
 
@@ -145,7 +151,82 @@ def migration() -> str:
     return text
 
 
+_BOUNDS = {"": "", ONCE: "once a minute", MANY: "200 a minute"}
+
+
+def _table(name: str, head: str, rows: list[str], text: str) -> str:
+    """``text`` with another table between the comments that name it."""
+    place = re.compile(
+        rf"(?<=<!-- {name}: made by `make docs` -->\n).*?(?=<!-- end of {name} -->)", re.S
+    )
+    table = "\n".join(["", head, re.sub("[^|]+", "---", head), *rows]) + "\n\n"
+    text, count = place.subn(lambda _: table, text)
+    assert count == 1, f"JOURNAL.md has no place for {name}"
+    return text
+
+
+def _event_row(event: JournalEvent) -> str:
+    means = event.means + (f" **Do:** {event.remedy}" if event.remedy else "")
+    fields = ", ".join(f"`{name}`" for name in event.fields)
+    cells = (
+        f"`{event.name}`",
+        f"`{event.number:02x}`",
+        PRIORITIES[event.priority],
+        means.replace("|", "\\|"),
+        fields,
+        _BOUNDS[event.bound],
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def journal() -> str:
+    """JOURNAL.md with the tables as they are now."""
+    events = sorted(EVENTS.values(), key=lambda event: event.number)
+    text = _table(
+        "the events",
+        "| event | last two digits | priority | what it means, and what to do | fields | at most |",
+        [_event_row(event) for event in events],
+        JOURNAL.read_text(),
+    )
+    rows = [f"| `VFF_QOS_{name}` | {what} |" for name, what in FIELDS.items()]
+    return _table("the fields", "| field | |", rows, text)
+
+
+def _placeholders(text: str) -> str:
+    """Fields in the manner of catalogs: @FIELD@ is the entry's own."""
+    return re.sub(r"\{(\w+)\}", lambda found: f"@VFF_QOS_{found[1].upper()}@", text)
+
+
+def catalog() -> str:
+    """The catalog for journald, see systemd's "Journal Message Catalogs"."""
+    site = yaml.safe_load((ROOT / "galaxy.yml").read_text())
+    parts = ["# Made by `make docs` from agent/src/vff_qos/core/events.py.\n"]
+    for event in sorted(EVENTS.values(), key=lambda event: event.number):
+        body = [
+            event.means,
+            f"What to do: {event.remedy}" if event.remedy else "Nothing is to be done.",
+        ]
+        paragraphs = [textwrap.fill(text, 78, break_on_hyphens=False) for text in body]
+        parts.append(
+            "\n".join(
+                [
+                    f"-- {event.message_id}",
+                    f"Subject: {_placeholders(event.title)}",
+                    "Defined-By: vff.qos",
+                    f"Support: {site['issues']}",
+                    f"Documentation: {site['documentation']}/JOURNAL.md",
+                    "",
+                    "\n\n".join(paragraphs),
+                    "",
+                ]
+            )
+        )
+    return "\n".join(parts)
+
+
 if __name__ == "__main__":
     VARIABLES.write_text(variables())
     ARCHITECTURE.write_text(architecture())
+    JOURNAL.write_text(journal())
+    CATALOG.write_text(catalog())
     MIGRATION.write_text(migration())

@@ -66,6 +66,8 @@ RETURN = r"""
 users:
   description:
     - By email. Users who have been idle for long have no class and are not there.
+    - Where the node keeps hashes of emails (C(qos_hash_emails)), by hash; those of O(names) by
+      what was asked for.
     - C(overrides) are limits by hand (origin V(operator)) and penalties of fair use and quotas.
   type: dict
   returned: always
@@ -136,6 +138,15 @@ def read_status(module):
         module.fail_json(msg=(err or out).strip() or f"{command} status ended with {rc}")
 
 
+def kept_names(module, status, names):
+    """What users are called in a status ({kept: as given}), where it keeps hashes of emails."""
+    if not names or status["names"] == "plain":
+        return {name: name for name in names}
+    command = [module.params["command"], "name", *names]
+    _rc, out, _err = module.run_command(command, check_rc=True)
+    return {kept: names[number] for number, kept in enumerate(out.splitlines())}
+
+
 def add_rates(users, earlier, seconds):
     """Rates in bit/s from two looks at the counters, and their shares of the limits."""
     for email, user in users.items():
@@ -153,14 +164,16 @@ def add_rates(users, earlier, seconds):
 
 
 def by_email(status, names):
-    """The users of a status by email with their overrides, only ``names`` if there are any."""
+    """The users of a status by email with their overrides; only ``names`` if there are any, which
+    say what each is called there."""
     users = {}
     for user in status["users"]:
         if not names or user["email"] in names:
-            users[user["email"]] = dict(user, overrides=[])
+            users[names.get(user["email"], user["email"])] = dict(user, overrides=[])
     for override in status["overrides"]:
-        if override["email"] in users:
-            users[override["email"]]["overrides"].append(override)
+        name = names.get(override["email"], override["email"])
+        if name in users:
+            users[name]["overrides"].append(override)
     return users
 
 
@@ -178,6 +191,7 @@ def main():
     if any(problems):
         module.fail_json(msg=" | ".join(problem for problem in problems if problem))
     status = read_status(module)
+    names = kept_names(module, status, names)
     users = by_email(status, names)
     if interval > 0:
         time.sleep(interval)

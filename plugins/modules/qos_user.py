@@ -324,10 +324,13 @@ def keep_entry(module, node, email, entry):
     }
 
 
-def override_of(status, email):
+def override_of(node, email):
     """The override that a person or this module has ordered for a user; None for none."""
+    status = node.status()
+    # Where hashes of emails are kept, the agent says what a user is called.
+    name = email if status["names"] == "plain" else node.run("name", email).strip()
     for override in status["overrides"]:
-        if override["email"] == email and override["origin"] == "operator":
+        if override["email"] == name and override["origin"] == "operator":
             return override
     return None
 
@@ -359,7 +362,7 @@ def order(module, node, email, entry):
         words.append(f"--reason={params['reason']}")
     if entry is not None:
         node.validate(dump_users({email: entry}), "zz-trial.yml")
-    override = override_of(node.status(), email)
+    override = override_of(node, email)
     changed = override is not None
     if entry is not None:
         changed = not is_wanted(override, entry, until, params["reason"])

@@ -220,11 +220,9 @@ def _throw_and_release(lab: Lab, play: Player) -> dict[str, Any]:
 def _event(node: Node, kind: str) -> tuple[float, float]:
     """When (by our clock) the command that led to the last event of a kind began its work, and how
     many seconds it had needed for its start until then."""
-    from vff_qos.journal import MESSAGE_IDS
 
-    lines = node.ssh(f"journalctl -o json MESSAGE_ID={MESSAGE_IDS[kind]}").splitlines()
-    # The agent says that it is suspended, too; the command says how long it took.
-    entry = [entry for line in lines if "VFF_QOS_TOOK_MS" in (entry := json.loads(line))][-1]
+    lines = node.ssh(f"journalctl -o json VFF_QOS_EVENT={kind}").splitlines()
+    entry = json.loads(lines[-1])
     began, ended = (int(entry[f"VFF_QOS_{name}_US"]) / 1e6 for name in ("BEGAN", "ENDED"))
     took_s = int(entry["VFF_QOS_TOOK_MS"]) / 1e3
     return began - node.clock_ahead_s(), took_s - (ended - began)

@@ -39,7 +39,8 @@ from lab.trials import (
     trial_variables,
 )
 from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, Direction
-from vff_qos.journal import MESSAGE_IDS
+from vff_qos.core import events
+from vff_qos.core.events import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "molecule"
@@ -466,7 +467,7 @@ def round_trips() -> None:
 def memory() -> None:
     """The agent tells of stalls for which TCP's memory is to blame."""
     lab = attach()
-    told = f"journalctl -q MESSAGE_ID={MESSAGE_IDS['memory']} | grep -q ."
+    told = f"journalctl -q MESSAGE_ID={events.MEMORY.message_id} | grep -q ."
     run = lab.start_traffic("download", LONG_S, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
     with kernel_settings(lab, {"net.ipv4.tcp_mem": "1 2 1000000"}):  # two pages are too much
         lab.node.ssh(f"timeout 60 sh -c 'until {told}; do sleep 1; done'")
@@ -474,6 +475,38 @@ def memory() -> None:
     run.finish()
     if "DEGRADED: TCP is short of memory" not in status:
         raise Failed(f"status does not tell of TCP's memory:\n{status}")
+
+
+def explained(lab: Lab) -> set[str]:
+    """MESSAGE_IDs that the node's journalctl can explain."""
+    return {line.split()[0] for line in lab.node.ssh("journalctl --list-catalog").splitlines()}
+
+
+def story() -> None:
+    """`journalctl -x` explains our entries, and a user's name finds what became of the user."""
+    lab = attach()
+    ours = {event.message_id for event in EVENTS.values()}
+    if missing := ours - explained(lab):
+        raise Failed(f"journalctl cannot explain {', '.join(sorted(missing))}")
+    name = USERS[0].email
+    lab.node.ssh(f"vff-qos limit {name} --download 5mbit --for 1h --reason 'ticket 4711'")
+    lab.node.ssh(f"vff-qos reset {name}")
+    shown = lab.node.ssh(f"journalctl -x -q -o short VFF_QOS_EMAIL={name}")
+    wanted = [
+        f"{name} has class 5100:",
+        "(reason: ticket 4711)",
+        f"Subject: An order for {name}",
+        "What to do: 'vff-qos reset' with the user's name ends it.",
+        f"{name}: the override by root is over: root has ended it",
+    ]
+    if left := [text for text in wanted if text not in shown]:
+        raise Failed("\n".join([f"{name}'s story does not say:", *left, "but:", shown]))
+
+
+def forgotten() -> None:
+    """Nothing of ours is in the node's message catalog any more."""
+    if left := {event.message_id for event in EVENTS.values()} & explained(attach()):
+        raise Failed(f"journalctl still explains {', '.join(sorted(left))}")
 
 
 # Each of them keeps the agent from starting.
@@ -499,12 +532,14 @@ def broken() -> None:
     lab.node.ssh("rm /ballast*")
     make("qos-absent")
     same_as_fresh("absent left something behind on a broken node")
+    forgotten()
 
 
 def absent() -> None:
     """Nothing of ours is left, and nobody is limited."""
     make("qos-absent")
     same_as_fresh("absent left something behind")
+    forgotten()
     unlimited()
 
 
@@ -614,7 +649,7 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, reboot, gc, memory, journal, webhook, absent, never_installed, takeover,
+        round_trips, story, reboot, gc, memory, journal, webhook, absent, never_installed, takeover,
         dependent, disabled_reboot, broken,
     )
 }  # fmt: skip

@@ -13,7 +13,8 @@ import pytest
 from vff_qos.commands.limit import give_order
 from vff_qos.commands.node import Node as CommandNode
 from vff_qos.config import Paths
-from vff_qos.journal import Journal
+from vff_qos.core.events import JournalEvent
+from vff_qos.journal import Journal, Value
 from vff_qos.state import State
 
 from .harness import Node, ceils, eventually, look, run, user
@@ -100,10 +101,10 @@ class Heard(Journal):
 
     def __init__(self) -> None:
         super().__init__()
-        self.events: list[tuple[str, str, dict[str, str | int]]] = []
+        self.events: list[tuple[str, str, dict[str, Value]]] = []
 
-    def event(self, kind: str, message: str, priority: int = 6, **fields: str | int) -> None:
-        self.events.append((kind, message, fields))
+    def _write(self, event: JournalEvent, message: str, fields: dict[str, Value]) -> None:
+        self.events.append((event.name, message, fields))
 
 
 def test_the_journal_tells_an_end_from_a_beginning(
@@ -126,8 +127,8 @@ def test_the_journal_tells_an_end_from_a_beginning(
     ]
     assert heard.events[0][1].startswith("carol ordered for alice@x: upload 5mbit, download 1mbit")
     assert heard.events[1][1] == (
-        "carol ended the override of alice@x: upload 5mbit, download 10mbit; there is no such "
-        "user at the moment, it holds when they come (reason: enough)"
+        "alice@x: the override by carol is over: carol has ended it (enough); now upload 5mbit, "
+        "download 10mbit"
     )
 
 
@@ -140,7 +141,8 @@ def test_status_and_journal_name_the_same_author(
     assert "by carol\n" in look(node)[1]
     assert node.agent is not None and node.agent.stderr is not None
     assert node.agent.stderr.readline() == (
-        "alice@x: the override by carol is over: its time is up\n"
+        "alice@x: the override by carol is over: its time is up; now upload 5mbit, download "
+        "10mbit\n"
     )
 
 

@@ -139,3 +139,20 @@ def test_info_returns_limits_rates_and_counters(node: Node, run: Run) -> None:
     assert all(found[key] == said[key] for key in ("verdict", "reason", "findings"))
     assert "verdict" not in found["node"]
     assert run("qos_info", names=["bob@x"], interval=0)["users"] == {}
+
+
+def test_where_hashes_are_kept_modules_still_take_emails(node: Node, run: Run) -> None:
+    with (node.directory / "settings.yml").open("a") as file:
+        file.write("hash_emails: true\n")
+    node.start()
+    user(node)
+    asked = {"name": "alice@x", "state": "limit", "download": "8mbit"}
+    assert [run("qos_user", **asked)["changed"] for _again in range(2)] == [True, False]
+    (name,) = (entry["email"] for entry in status(node)["users"])
+    assert name.startswith("user-")
+    assert list(run("qos_info", interval=0)["users"]) == [name]
+    (found,) = run("qos_info", names=["alice@x"], interval=0)["users"].items()
+    assert found[0] == "alice@x" and found[1]["download_bps"] == 8_000_000
+    assert found[1]["overrides"][0]["entry"] == {"download": "8mbit"}
+    assert run("qos_user", name="alice@x", state="reset")["changed"]
+    assert status(node)["overrides"] == []

@@ -135,7 +135,7 @@ def test_the_last_good_policy_stays_in_force_and_a_mode_that_is_mended_is_notice
     minor = (node.mark(alice) or 0) & 0xFFFF
     node.write_policy("users:\n  alice@x: {upload: 7mbit}\n")
     eventually(lambda: node.classes()[0][minor] == 7_000_000)
-    assert "policy reloaded" in node.agent.stderr.readline()
+    assert "policy in force" in node.agent.stderr.readline()
     path = node.directory / "policy.yml"
     path.chmod(0o600)
     line = node.agent.stderr.readline()

@@ -13,12 +13,16 @@ from typing import Any
 from . import __version__
 from .commands.node import Node
 from .config import Paths, load_policy, load_settings, read_file
+from .core import events
 from .core.settings import parse_settings
 from .errors import ConfigError, QosError, Refused
-from .journal import INFO, Journal
+from .journal import Journal
 from .kept import keep_settings
+from .namekey import make_key
 
 _RETRY_S = 10.0
+#: So many things that a collection did are written down one by one.
+_MAX_LINES = 200
 _EXIT_CODES = "Exit codes: 0 well, 1 degraded (limits hold in part), 2 not working."
 
 
@@ -70,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
         "--no-canary", dest="canary", action="store_false",
         help="do not prove with a flow in a namespace of its own that limits hold (6 s)",
     )  # fmt: skip
+    name = command("name", "what users are called in state, journal and status (qos_hash_emails)")
+    name.add_argument("emails", nargs="+", metavar="EMAIL")
     _order_commands(command)
     _policy_commands(commands, common)
     command("suspend", "lift all limits in the kernel, until bootstrap")
@@ -162,7 +168,8 @@ def _check_config(node: Node, args: argparse.Namespace) -> int:
 def _status(node: Node, args: argparse.Namespace) -> int:
     from .commands.status import exit_code, read_status, render
 
-    status = read_status(node, args.patterns, args.engine)
+    patterns = [node.pattern_of(pattern) for pattern in args.patterns]
+    status = read_status(node, patterns, args.engine)
     if args.json:
         print(json.dumps(status, indent=1))
     else:
@@ -175,7 +182,7 @@ def _explain(node: Node, args: argparse.Namespace) -> int:
 
     place = parse_place(args.who)
     # A name that is somebody's is a name, whatever it looks like.
-    if place is not None and args.who not in (owner.key for owner in node.state.owners()):
+    if place is not None and node.name_of(args.who) not in (o.key for o in node.state.owners()):
         shown = read_place(node, place)
         print(json.dumps(shown, indent=1) if args.json else render_place(shown))
         return 0
@@ -183,6 +190,11 @@ def _explain(node: Node, args: argparse.Namespace) -> int:
 
     found = read_explanation(node, args.who)
     print(json.dumps(found, indent=1) if args.json else render(found))
+    return 0
+
+
+def _name(node: Node, args: argparse.Namespace) -> int:
+    _print([node.name_of(email) for email in args.emails])
     return 0
 
 
@@ -211,8 +223,24 @@ def _order(node: Node, args: argparse.Namespace) -> int:
         for_s = None if for_time is None else parse_duration(for_time)
     except ValueError as error:
         raise Refused(f"--for: {error}") from error
+    name = node.name_of(args.email)
+    if name != args.email and args.email in sys.orig_argv:
+        _begin_again(node, args.email, name)
     print(give_order(node, args.email, entry, for_s, args.reason))
     return 0
+
+
+def _begin_again(node: Node, email: str, name: str) -> None:
+    """Run this command with the hash in the place of the email; does not return.
+
+    journald writes down with each entry how the process was called (_CMDLINE).
+    """
+    globs = node.names.globs.get(name)
+    if globs:
+        with node.lock:
+            node.state.save_globs({name: globs})
+    words = [name if word == email else word for word in sys.orig_argv]
+    os.execv(sys.executable, words)
 
 
 def _policy(node: Node, args: argparse.Namespace) -> int:
@@ -228,13 +256,16 @@ def _policy(node: Node, args: argparse.Namespace) -> int:
 def _gc(node: Node, args: argparse.Namespace) -> int:
     from .commands.gc import Collector
 
-    lines = Collector(node.settings, node.state, node.lock).run(args.dry_run)
-    _print(lines)
+    collector = Collector(node.settings, node.state, node.lock)
+    lines = collector.run(args.dry_run)
+    if args.dry_run or not node.journal.is_unit:  # the journal has entries with fields
+        _print(lines)
     if not args.dry_run:
         node.state.set_value("collected", {"when": time.time(), "actions": len(lines)})
+        collector.tell(node.journal)
     if lines and not args.dry_run:
-        message = f"collected: {len(lines)} actions"
-        node.journal.event("collected", message, INFO, actions=len(lines))
+        changes = "\n".join(lines[:_MAX_LINES])
+        node.journal.tell(events.COLLECTED, actions=len(lines), changes=changes)
     return 0
 
 
@@ -276,10 +307,12 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
 
     if not args.plan:
         refuse_if_disabled(node.paths)
-    _ = node.policy_in_force  # without one the follower cannot start
+    _ = node.written_policy  # without one the follower cannot start
     _print(reconcile(node.settings, node.state, args.plan, Takeover(node)))
     if args.plan:
         return 0
+    if node.settings.hash_emails:
+        make_key(node.paths.state_dir)
     keep_settings(node.state, node.paths)
     count = resume(node.state, node.lock, node.journal)
     if count is not None:
@@ -306,6 +339,7 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "check-config": _check_config,
     "explain": _explain,
     "doctor": _doctor,
+    "name": _name,
     "limit": _order,
     "unlimit": _order,
     "block": _order,

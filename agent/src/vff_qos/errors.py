@@ -24,6 +24,13 @@ class ConfigError(QosError):
         if not key.isprintable():
             key = key.encode("unicode_escape").decode()
         super().__init__(f"{place}: {key}: {problem}" if key else f"{place}: {problem}")
+        self._place = place
+
+    def nameless(self) -> str:
+        """The message without a user's name: file and line say whose entry it is."""
+        return (
+            f"{self._place}: users: {self.problem}" if self.key.startswith("users.") else str(self)
+        )
 
 
 class Refused(QosError):

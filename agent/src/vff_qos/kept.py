@@ -5,10 +5,15 @@ A running agent goes on with what it has read anyway; these are for a start, and
 
 from __future__ import annotations
 
+import json
+
 from .config import Paths, PolicyFile, parse_files, read_ours
+from .core.document import Document
+from .core.names import HASHED, Names
 from .core.policy.model import Policy
 from .core.settings import Settings, parse_settings
 from .errors import ConfigError
+from .namekey import keep_names
 from .state import State
 
 _POLICY, _SETTINGS = "policy", "settings"
@@ -16,9 +21,47 @@ _POLICY, _SETTINGS = "policy", "settings"
 _BYTES = "latin-1"
 
 
-def keep_policy(state: State, files: list[PolicyFile]) -> None:
-    """Remember the files of a policy that is right.  Raises StateError."""
+def keep_policy(state: State, files: list[PolicyFile], names: Names) -> None:
+    """Remember the files of a policy that is right, without emails where names are hashes.
+
+    Raises StateError.
+    """
+    if names.mode == HASHED:
+        files = [_hashed(file, names) for file in files]
     _keep(state, _POLICY, [[file.text.decode(_BYTES), file.path] for file in files])
+
+
+def rename_all(state: State, names: Names, policy: Policy) -> Names:
+    """Bring all users in the state to the names that are wanted; returns how they are from now on.
+
+    The caller holds the lock.  Raises StateError.
+    """
+    if names.are_emails:
+        return names
+    renamed = names.renamed(state.names(), policy.users, policy.fitting)
+    if names.mode == HASHED:
+        _hash_kept_policy(state, names)
+    return keep_names(state, names, renamed)
+
+
+def _hash_kept_policy(state: State, names: Names) -> None:
+    """Have hashes in the place of the emails in what was kept.  Raises StateError."""
+    if (texts := state.get_value(_POLICY)) is not None:
+        files = [PolicyFile(text.encode(_BYTES), path) for text, path in texts]
+        keep_policy(state, files, names)
+        if state.get_value(_POLICY) != texts:
+            state.scrub()
+
+
+def _hashed(file: PolicyFile, names: Names) -> PolicyFile:
+    """A policy's file with hashes in the place of emails; JSON is YAML, too."""
+    try:
+        data = Document(*file).data
+    except ConfigError:  # this program is younger, and stricter: nobody can use it any more
+        return file._replace(text=b"")
+    if isinstance(users := data.get("users"), dict):
+        data = {**data, "users": {names.of(email): entry for email, entry in users.items()}}
+    return file._replace(text=json.dumps(data).encode())
 
 
 def kept_policy(state: State) -> Policy | None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .core.owners import DEFAULT_SHARED, RESTRICTED, SPARE
 from .core.policy.model import Limits
 from .core.policy.overrides import OPERATOR, Override
 from .core.units import format_duration, format_rate, format_size
+
+if TYPE_CHECKING:
+    from .core.events import JournalEvent
+    from .core.owners import Owner
+    from .journal import Journal
+    from .shaping import Classes
 
 UNLIMITED = "unlimited"
 
@@ -79,3 +87,21 @@ def describe_override(override: Override, now_s: float) -> str:
     why = f": {override.why}" if override.why else ""
     end = describe_end(override, now_s)
     return f"{override.email}: {gives}, {end}, by {author(override)}{why}"
+
+
+def tell_limits(
+    journal: Journal, event: JournalEvent, classes: Classes, owners: Sequence[Owner]
+) -> None:
+    """Tell of the limits that some owners have now, if they are users."""
+    users = [owner for owner in owners if owner.is_user]
+    for number, owner in enumerate(users):
+        if not journal.has_room(event):
+            journal.leave_out(event, len(users) - number)
+            return
+        journal.tell(
+            event,
+            classes.mark(owner),
+            email=owner.key,
+            limits=describe_limits(classes.limits(owner)),
+            rule=classes.rule(owner.key),
+        )

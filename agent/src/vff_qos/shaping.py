@@ -15,6 +15,7 @@ from .core.htb import (
     PARKED_PRIO,
     HtbClass,
     NodeCapacity,
+    classid,
     guarantee_shift,
     leaf_target_us,
     same_class,
@@ -119,6 +120,21 @@ class Classes:
         if not owner.is_user:
             return self.policy.default
         return self.limits_of(owner.key)
+
+    def mark(self, owner: Owner) -> int:
+        """The mark of an owner's flows, which is the class's number, too."""
+        return classid(self._settings.major, owner.minor)
+
+    def rule(self, email: str) -> str:
+        """What decides about an email, in a few words."""
+        rule = self.policy.rule(email)
+        plan = rule.layer.get("plan", self.policy.default_layer.get("plan"))
+        name = {"user": "an entry of its own", "pattern": f"pattern {rule.name}"}.get(
+            rule.kind, "default"
+        )
+        name += f", plan {plan}" if plan is not None else ""
+        live = self.overrides.in_force(email, self._clock())
+        return f"a temporary override above {name}" if live else name
 
     def params(self, owner: Owner) -> Both:
         """Class parameters on (IFB, WAN)."""

@@ -8,6 +8,7 @@ from dataclasses import astuple
 from sys import intern
 from typing import Any
 
+from .core.names import is_hash
 from .core.owners import Owner
 from .core.policy.overrides import Override
 from .state_file import MemoryFile, StateError, StateFile
@@ -16,6 +17,10 @@ __all__ = ["KERNEL_RECORD", "State", "StateError"]
 
 #: Name of the value that holds what the last bootstrap made, and what was there before it.
 KERNEL_RECORD = "kernel"
+
+
+#: Tables that hold users, and where.
+_NAMED = (("owners", "key"), ("overrides", "email"), ("usage", "key"))
 
 
 class State:
@@ -125,6 +130,49 @@ class State:
     def delete_usage(self, keys: Iterable[str]) -> None:
         """Forget the usage of some users."""
         self._write(("DELETE FROM usage WHERE key=?", ((key,) for key in keys)))
+
+    def names(self) -> set[str]:
+        """All users of whom anything is kept."""
+        return {
+            name
+            for table, column in _NAMED
+            for (name,) in self._file.read(f"SELECT {column} FROM {table}")
+            if name >= " "  # other owners of minors have control characters
+        }
+
+    def hashes(self) -> set[str]:
+        """Those of them that are hashes."""
+        return {name for name in self.names() if is_hash(name)}
+
+    def globs(self) -> dict[str, tuple[str, ...]]:
+        """Which patterns of the policy fit whom, of users whose names are hashes."""
+        rows = self._file.read("SELECT key, json FROM globs")
+        return {key: tuple(json.loads(globs)) for key, globs in rows}
+
+    def save_globs(self, globs: Mapping[str, tuple[str, ...]]) -> None:
+        """Write what `globs` gives, of some users."""
+        rows = ((key, json.dumps(found)) for key, found in globs.items())
+        self._write(("INSERT OR REPLACE INTO globs VALUES (?,?)", rows))
+
+    def rename(self, names: Mapping[str, str], globs: Mapping[str, tuple[str, ...]]) -> None:
+        """Give users other names ({old: new}), and forget the old ones for good; ``globs`` are all
+        that there are from now on.  The caller holds the lock."""
+        pairs = [(new, old) for old, new in names.items()]
+        rows = [(key, json.dumps(found)) for key, found in globs.items()]
+        self._write(
+            *(
+                (f"UPDATE OR REPLACE {table} SET {column}=? WHERE {column}=?", pairs)
+                for table, column in _NAMED
+            ),
+            ("DELETE FROM globs", [()]),
+            ("INSERT INTO globs VALUES (?,?)", rows),
+        )
+        if names:
+            self.scrub()
+
+    def scrub(self) -> None:
+        """Have nothing left in the file of what it held before."""
+        self._file.scrub()
 
     def get_value(self, key: str) -> Any:
         """A small value by name; None if there is none."""

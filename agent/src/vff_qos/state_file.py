@@ -39,6 +39,7 @@ UPGRADES = (
         "CREATE TABLE usage (key TEXT PRIMARY KEY, minor INTEGER NOT NULL, "
         "up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL, json TEXT NOT NULL) WITHOUT ROWID",
     ),
+    ("CREATE TABLE globs (key TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID",),
 )
 SCHEMA_VERSION = len(UPGRADES)
 
@@ -127,6 +128,16 @@ class StateFile:
         with _Transaction(self._connection):
             for statement, rows in batches:
                 self._connection.executemany(statement, rows)
+
+    def scrub(self) -> None:
+        """Have nothing left in the file of what was deleted or changed (VACUUM), nor in its log."""
+        try:
+            with self._gated(fcntl.LOCK_SH):
+                self._follow()
+                self._connection.execute("VACUUM")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
 
     def read(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """Rows."""

@@ -50,6 +50,7 @@ SETTINGS: dict[str, Any] = {
     "handle": "5100",
     "service_ports": [443, "20000-20100"],
     "free_text_ports": [],
+    "hash_emails": False,
     "wan_ceil": "100gbit",
     "unclassified_upload": "100gbit",
     "unclassified_download": "100gbit",

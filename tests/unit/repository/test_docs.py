@@ -11,21 +11,31 @@ import pytest
 import made_docs
 from checkout import DOCS, ROOT
 from vff_qos.cli import main
-from vff_qos.journal import MESSAGE_IDS
+from vff_qos.core.events import EVENTS, FIELDS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-TROUBLESHOOTING = (DOCS / "TROUBLESHOOTING.md").read_text()
 
 
-def test_the_table_of_message_ids_is_complete() -> None:
-    (prefix,) = set(re.findall(r"`([0-9a-f]{30})`", TROUBLESHOOTING))
-    rows = re.findall(r"^\| `([0-9a-f]{2})` \| `(\w+)` \|", TROUBLESHOOTING, re.MULTILINE)
-    assert {kind: prefix + last for last, kind in rows} == MESSAGE_IDS
+def test_the_page_of_the_journal_is_what_make_docs_writes() -> None:
+    assert made_docs.JOURNAL.read_text() == made_docs.journal()
 
 
-def test_every_message_id_that_is_named_exists() -> None:
-    named = {i for path in PAGES for i in re.findall(r"MESSAGE_ID=([0-9a-f]+)", path.read_text())}
-    assert named and named <= set(MESSAGE_IDS.values())
+def test_the_catalog_is_what_make_docs_writes() -> None:
+    assert made_docs.CATALOG.read_text() == made_docs.catalog()
+
+
+def test_every_event_and_message_id_that_is_named_exists() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    ids = set(re.findall(r"MESSAGE_ID=([0-9a-f]+)", text))
+    assert ids <= {event.message_id for event in EVENTS.values()}
+    names = set(re.findall(r"VFF_QOS_EVENT=(\w+)", text))
+    assert names and names <= EVENTS.keys()
+
+
+def test_every_field_that_is_named_exists() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"\bVFF_QOS_([A-Z_]+)=", text))
+    assert named and named <= FIELDS.keys()
 
 
 COMMANDS = sorted(

@@ -11,9 +11,9 @@ import os
 import subprocess
 import time
 
+from ..core import events
 from ..disabled import Record, read_record, write_record
 from ..errors import QosError
-from ..journal import NOTICE
 from ..render import local_time
 from .node import Node
 from .suspend import lift_limits
@@ -47,7 +47,7 @@ def disable(node: Node, why: str) -> str:
     problems += _systemctl("mask", "--now", *_installed())
     if problems:
         raise QosError(f"the limits are lifted, but may come back: {'; '.join(problems)}")
-    node.journal.event("suspended", str(record), NOTICE, who=record.who, why=record.why)
+    node.journal.tell(events.DISABLED, order=str(record), who=record.who, why=record.why)
     lifted = "no limit was in force" if flows is None else f"{flows} flows are unlimited now"
     return f"{record}: {lifted}; the units are stopped and masked until 'vff-qos enable'"
 
@@ -55,7 +55,7 @@ def disable(node: Node, why: str) -> str:
 def enable(node: Node) -> str:
     """Bring the limits back and keep them; returns what was done.  Raises QosError."""
     # What cannot work must not cost anybody the limits that others still have.
-    _ = node.settings, node.policy_in_force
+    _ = node.settings, node.written_policy
     units = _installed()
     if problems := _systemctl("unmask", *units):
         raise QosError("; ".join(problems))
@@ -71,7 +71,7 @@ def enable(node: Node) -> str:
     problems += _systemctl("start", *(unit for unit in units if unit != _NOT_BY_ITSELF))
     if problems:
         raise QosError("; ".join(problems))
-    node.journal.event("resumed", f"enabled by {node.user}", NOTICE, who=node.user)
+    node.journal.tell(events.ENABLED, who=node.user)
     return "the units run and the limits are in force" + (f"; it was {record}" if record else "")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..config import Paths, drop_ins_of, read_file
+from ..config import drop_ins_of, read_file
 from ..core.document import Document
 from ..core.health.holding import Passing, holds
 from ..core.htb import (
@@ -41,6 +41,7 @@ _MEASURE_S, _FLOWS = 0.3, 20
 def read_explanation(node: Node, email: str) -> dict[str, Any]:
     """Everything ``explain`` shows, as JSON.  Raises ConfigError, KernelRefused, StateError."""
     settings, policy, state = node.settings_in_force, node.policy_in_force, node.state
+    email = node.name_of(email)
     try:
         devices = shaping_devices(settings)
     except Refused as error:
@@ -104,18 +105,22 @@ def _where(node: Node, policy: Policy, email: str, name: str) -> str:
     if node.policy_is_kept:
         return "the last good policy"
     try:
-        return _find(node.paths, policy, email, name)
+        return _find(node, policy, email, name)
     except ConfigError as error:  # somebody has changed it since it was read
         return str(error)
 
 
-def _find(paths: Paths, policy: Policy, email: str, name: str) -> str:
+def _find(node: Node, policy: Policy, email: str, name: str) -> str:
+    paths = node.paths
     kind, _, rest = name.partition(" ")
     if kind == "user":
-        for path in reversed(drop_ins_of(paths.policy_dir)):
-            if line := Document(read_file(path), path).line(("users", email)):
-                return f"{path}:{line}"
-    key: tuple[str, ...] = {"user": ("users", email), "plan": ("plans", rest)}.get(kind, (kind,))
+        for path in (*reversed(drop_ins_of(paths.policy_dir)), paths.policy):
+            doc = Document(read_file(path), path)
+            # The file has the email, whatever the user is called here.
+            for written in doc.data.get("users", {}):
+                if email in node.names.all_of(written):
+                    return f"{path}:{doc.line(('users', written))}"
+    key: tuple[str, ...] = {"plan": ("plans", rest)}.get(kind, (kind,))
     if kind == "pattern":
         index = next(i for i, pattern in enumerate(policy.patterns) if pattern.glob == rest)
         key = ("match", str(index))

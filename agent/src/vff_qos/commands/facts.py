@@ -18,6 +18,7 @@ from ..core.flows.ends import is_loopback, unmapped
 from ..core.health.report import Report
 from ..core.health.rules import Facts
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK
+from ..core.names import PLAIN
 from ..core.owners import ACTIVE, Owner
 from ..core.policy.overrides import Override
 from ..core.settings import Settings
@@ -31,6 +32,7 @@ from ..kernel.packed.netlink import Netlink
 from ..kernel.packed.tc import ClassState
 from ..kernel.sysctls import read_sysctl
 from ..kernel.tcpmem import TcpMemory, read_tcp_memory
+from ..namekey import mode_of
 from ..render import display_name
 from ..runfile import read_report
 from ..state import StateError
@@ -111,7 +113,8 @@ def _look_at_files(node: Node, seen: Seen) -> None:
     try:
         load_policy(node.paths)
     except ConfigError as error:
-        facts.policy_problem = str(error)
+        plain = "state" not in node.__dict__ or mode_of(node.state) == PLAIN
+        facts.policy_problem = str(error) if plain else error.nameless()
     else:
         facts.policy_is_current = report is None or _is_current(report.policy, stamp)
 

@@ -6,12 +6,14 @@ import errno
 import time
 from collections.abc import Callable
 
+from ..core import events
 from ..core.gc_plan import GcPlan, plan_collection
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, format_classid
 from ..core.owners import PARKED, QUARANTINE, Owner
 from ..core.plan.objects import ROOT
 from ..core.settings import Settings
 from ..errors import KernelRefused
+from ..journal import Journal
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.filter_list import TcFilter, read_filters
@@ -41,6 +43,8 @@ class Collector:
         self._settings, self._state, self._lock, self._clock = settings, state, lock, clock
         self._devices = shaping_devices(settings)
         self._tc, self._conntrack = Tc(), Conntrack()
+        #: Users who were parked or whose class is to be deleted, with what becomes of it.
+        self.collected: list[tuple[Owner, str]] = []
 
     def run(self, dry_run: bool) -> list[str]:
         """Collect; returns one line per action.  Raises KernelRefused, StateError."""
@@ -68,6 +72,12 @@ class Collector:
             lines = self._describe(plan, marked, dangling)
             if not dry_run:
                 self._act(plan, marked, up, down, dangling)
+                deleted = {owner.minor for owner in plan.delete}
+                self.collected = [
+                    (owner, "deleted" if owner.minor in deleted else "parked")
+                    for owner in plan.park
+                    if owner.is_user
+                ]
         return lines
 
     def _describe(
@@ -93,6 +103,20 @@ class Collector:
             for _ifindex, found in dangling
         ]
         return lines
+
+    def tell(self, journal: Journal) -> None:
+        """Write down who was collected."""
+        for number, (owner, fate) in enumerate(self.collected):
+            if not journal.has_room(events.USER_COLLECTED):
+                journal.leave_out(events.USER_COLLECTED, len(self.collected) - number)
+                return
+            journal.tell(
+                events.USER_COLLECTED,
+                self._settings.major << 16 | owner.minor,
+                email=owner.key,
+                since=local_time(owner.moved),
+                fate=fate,
+            )
 
     def _name(self, owner: Owner) -> str:
         classid = self._settings.major << 16 | owner.minor

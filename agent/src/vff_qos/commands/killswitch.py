@@ -12,6 +12,8 @@ import os
 import socket
 import time
 
+from ..core import events
+from ..core.events import JournalEvent
 from ..core.htb import (
     CEIL_MINOR,
     OURS_MASK,
@@ -22,7 +24,7 @@ from ..core.htb import (
 )
 from ..core.plan.objects import is_tree
 from ..core.settings import Settings
-from ..journal import NOTICE, Journal
+from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack, Entry
 from ..kernel.packed.netlink import Netlink
 from ..kernel.packed.nft_elements import EarlyMaps, FloodSets, clear_elements
@@ -57,7 +59,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         if not _lift(settings) and earlier and not entries:
             return None
     conntrack.close()
-    _tell(journal, "suspended", len(entries), "unlimited now", began)
+    _tell(journal, events.SUSPENDED, len(entries), began)
     return len(entries)
 
 
@@ -113,20 +115,18 @@ def resume(state: State, lock: Lock, journal: Journal) -> int | None:
         conntrack.close()
         state.set_value("replay_since", saved["since"])
         state.set_value("suspended", None)
-    _tell(journal, "resumed", count, "limited again", began)
+    _tell(journal, events.RESUMED, count, began)
     return count
 
 
-def _tell(journal: Journal, kind: str, flows: int, how: str, began: float) -> None:
+def _tell(journal: Journal, event: JournalEvent, flows: int, began: float) -> None:
     """Say it, and when the work began and ended.
 
     The entry's own time is later: the library that writes it is only loaded then.
     """
     ended, took_s = time.time(), _age_s()
-    journal.event(
-        kind,
-        f"{kind}: {flows} flows are {how}, {took_s:.2f} s after the start of the command",
-        NOTICE,
+    journal.tell(
+        event,
         flows=flows,
         began_us=round(began * 1e6),
         ended_us=round(ended * 1e6),

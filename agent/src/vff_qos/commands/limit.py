@@ -10,12 +10,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ..core import events
 from ..core.owners import ACTIVE, Owner
 from ..core.policy.overrides import OPERATOR, Override
 from ..core.policy.parse import email_problem, parse_layer
 from ..errors import Refused
-from ..journal import NOTICE
-from ..render import author, describe_end, describe_limits
+from ..render import describe_end, describe_limits
 from ..shaping import Classes
 from ..state import State
 from .node import Node
@@ -35,6 +35,7 @@ def give_order(
     if len(why) > _MAX_WHY or not (why.isprintable() or not why):
         raise Refused(f"the reason must be at most {_MAX_WHY} printable characters")
     policy = node.policy_in_force
+    email = node.name_of(email)
     order = None
     if entry is not None:
         try:
@@ -58,7 +59,15 @@ def _begin(node: Node, classes: Classes, order: Override) -> str:
         f"{_enforce(classes, state, order.email)}, {describe_end(order, order.created)}"
         f"; 'vff-qos reset {order.email}' ends it{_when(classes, state, order.email)}"
     )
-    _tell(node, "override", order, f"{author(order)} ordered for {result}", order.why)
+    node.journal.tell(
+        events.ORDER,
+        _mark(classes, state, order.email),
+        who=order.who,
+        order=result + (f" (reason: {order.why})" if order.why else ""),
+        email=order.email,
+        origin=order.origin,
+        why=order.why,
+    )
     return result
 
 
@@ -72,8 +81,16 @@ def _end(node: Node, classes: Classes, email: str, why: str) -> str:
         return f"no change; {result}"
     result += _when(classes, state, email)
     for order in ended:
-        message = f"{node.user} ended the override of {result}"
-        _tell(node, "override_ended", order._replace(who=node.user), message, why)
+        node.journal.tell(
+            events.ORDER_ENDED,
+            _mark(classes, state, email),
+            email=email,
+            order=order.who,
+            who=node.user,
+            why=f"{node.user} has ended it" + (f" ({why})" if why else ""),
+            limits=describe_limits(classes.limits_of(email)),
+            origin=order.origin,
+        )
     return result
 
 
@@ -94,6 +111,11 @@ def _shaped(classes: Classes, state: State, email: str) -> list[Owner]:
     return [o for o in owners if o.key == email and o.state == ACTIVE and classes.has(o.minor)]
 
 
+def _mark(classes: Classes, state: State, email: str) -> int:
+    """The mark of a user who has a class at the moment; else 0."""
+    return next(map(classes.mark, _shaped(classes, state, email)), 0)
+
+
 def _when(classes: Classes, state: State, email: str) -> str:
     """From when on it holds, if not from now on."""
     if state.get_value("suspended"):
@@ -101,15 +123,3 @@ def _when(classes: Classes, state: State, email: str) -> str:
     if not _shaped(classes, state, email):
         return "; there is no such user at the moment, it holds when they come"
     return ""
-
-
-def _tell(node: Node, kind: str, order: Override, message: str, why: str) -> None:
-    node.journal.event(
-        kind,
-        message + (f" (reason: {why})" if why else ""),
-        NOTICE,
-        email=order.email,
-        origin=order.origin,
-        who=order.who,
-        why=why,
-    )

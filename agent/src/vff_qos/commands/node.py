@@ -15,13 +15,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..config import Paths, load_policy, load_settings, read_file
+from ..core import events
+from ..core.events import JournalEvent
+from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.old_role import OldRole, read_env
 from ..core.policy.model import Policy
 from ..core.settings import Settings, salvage_settings
 from ..errors import ConfigError
-from ..journal import ERROR, Journal
+from ..journal import Journal
 from ..kept import kept_policy, kept_settings
 from ..lock import Lock
+from ..namekey import mode_of, names_in_force
 from ..state import KERNEL_RECORD, State, StateError
 
 if TYPE_CHECKING:  # the kill switch needs neither
@@ -46,6 +50,7 @@ class Node:
     def __exit__(self, *_error: object) -> None:
         if "tc" in self.__dict__:
             self.tc.close()
+        self.journal.close()
 
     @cached_property
     def user(self) -> str:
@@ -64,11 +69,12 @@ class Node:
         except KeyError:
             return str(uid)
 
-    def warn(self, sentence: str) -> None:
+    def warn(self, event: JournalEvent, error: str, effect: str) -> None:
         """Tell at once what a person should know; the command goes on."""
+        sentence = f"{error}; {effect}"
         self.warnings.append(sentence)
-        if "JOURNAL_STREAM" in os.environ:  # a unit
-            self.journal.event("config", sentence, ERROR)
+        if self.journal.is_unit:
+            self.journal.tell(event, error=sentence, effect=effect)
         else:
             print(f"vff-qos: warning: {sentence}", file=sys.stderr)
 
@@ -81,7 +87,9 @@ class Node:
         if report := read_report(self.paths.run_dir):
             os.kill(report.pid, signal.SIGTERM)
             self.warn(
-                f"{why}, so the agent (pid {report.pid}) was stopped; its next start limits again"
+                events.STATE,
+                why,
+                f"the agent (pid {report.pid}) was stopped, and its next start limits again",
             )
 
     # -- what people write ------------------------------------------------------------------------
@@ -101,7 +109,7 @@ class Node:
             kept = kept_settings(self.any_state)
             if kept is None:
                 raise
-            self.warn(f"{error}; the last good settings stay in force")
+            self.warn(events.SETTINGS_REFUSED, str(error), "the last good settings stay in force")
             return kept
 
     @cached_property
@@ -110,7 +118,8 @@ class Node:
         try:
             return self.settings_in_force
         except ConfigError as error:
-            self.warn(f"{error}; what can be read of the settings is used")
+            effect = "what can be read of the settings is used"
+            self.warn(events.SETTINGS_REFUSED, str(error), effect)
         try:
             found = salvage_settings(read_file(self.paths.settings))
         except ConfigError:
@@ -128,22 +137,26 @@ class Node:
         return wanted if wanted in majors or not majors else min(majors)
 
     @cached_property
-    def policy(self) -> Policy:
-        """Raises ConfigError."""
-        return load_policy(self.paths)
+    def written_policy(self) -> Policy:
+        """What the files say, whatever users are called; with a mistake in them the last good one.
 
-    @cached_property
-    def policy_in_force(self) -> Policy:
-        """The policy; with a mistake in it the last good one.  Raises ConfigError if none was."""
+        Raises ConfigError if none was.
+        """
         try:
-            return self.policy
+            return load_policy(self.paths)
         except ConfigError as error:
             kept = kept_policy(self.state)
             if kept is None:
                 raise
-            self.warn(f"{error}; the last good policy stays in force")
+            problem = str(error) if mode_of(self.state) == PLAIN else error.nameless()
+            self.warn(events.POLICY_REFUSED, problem, "the last good policy stays in force")
             self.policy_is_kept = True
             return kept
+
+    @cached_property
+    def policy_in_force(self) -> Policy:
+        """The same for the names that users have here.  Raises ConfigError, QosError."""
+        return self.written_policy.named(self.names)
 
     @cached_property
     def old_role(self) -> OldRole | None:
@@ -160,12 +173,43 @@ class Node:
         return State(self.paths.state_dir, self.paths.run_dir)
 
     @cached_property
+    def names(self) -> Names:
+        """What users are called in the state.  Raises StateError, QosError."""
+        return names_in_force(self.state, self.paths.state_dir)
+
+    def name_of(self, given: str) -> str:
+        """What a user is called in the state, by the email, or the hash, that a person gives."""
+        names = self.names
+        name = names.of(given)
+        if names.mode == MIXED and not is_hash(given):
+            known = self.state.names()
+            hashed = names.hash(given)
+            return hashed if given not in known and hashed in known else given
+        if names.mode == HASHED and not is_hash(given):
+            # Nobody may have been seen by this name yet, and here the email is known.
+            names.note(name, self._fitting(given))
+        return name
+
+    def pattern_of(self, given: str) -> str:
+        """A pattern of names; an email without wildcards means its user."""
+        if any(character in given for character in "*?["):
+            return given
+        return self.name_of(given)
+
+    def _fitting(self, email: str) -> tuple[str, ...]:
+        try:
+            return self.written_policy.fitting(email)
+        except ConfigError:  # whoever needs it says so
+            return ()
+
+    @cached_property
     def any_state(self) -> State:
         """The state; one that holds nothing and is forgotten where there is none to be had."""
         try:
             return self.state
         except StateError as error:
-            self.warn(f"{error}; nothing of it is known, and nothing can be remembered")
+            effect = "nothing of it is known, and nothing can be remembered"
+            self.warn(events.STATE, str(error), effect)
             return State.forgetful()
 
     @cached_property

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..config import Paths, load_policy, parse_files, policy_stamp, read_file, read_policy
+from ..core import events
 from ..core.htb import HtbClass
 from ..core.owners import ACTIVE, Owner
 from ..core.units import format_rate, format_size
 from ..errors import QosError, Refused
-from ..journal import INFO
 from ..kept import keep_policy
-from ..render import display_name, limit
+from ..render import display_name, limit, tell_limits
 from ..runfile import read_report
 from ..shaping import Both, Classes
 from ..state import State
@@ -44,7 +44,7 @@ def diff(node: Node, file: str | None) -> list[str]:
     Users with a class are compared with the kernel, others with the installed policy.
     """
     settings = node.settings
-    new = load_policy(node.paths, file)
+    new = load_policy(node.paths, file).named(node.names)
     old = node.policy_in_force if file else new
     before, after = (node.classes(settings, policy) for policy in (old, new))
     with node.lock:
@@ -125,7 +125,8 @@ def apply(node: Node, file: str | None, consent: bool) -> str:
     paths, state, lock = node.paths, node.state, node.lock
     text = None if file is None else read_file(file)
     files = read_policy(paths, text, file)
-    classes = node.classes(node.settings, parse_files(files))
+    names = node.names
+    classes = node.classes(node.settings, parse_files(files).named(names))
     with lock:
         owners = _load([classes], state)
         changed = classes.outdated(owners)
@@ -140,13 +141,16 @@ def apply(node: Node, file: str | None, consent: bool) -> str:
         changed = classes.outdated(owners)
         for error in classes.ensure(changed):
             raise error
-        keep_policy(state, files)
+        keep_policy(state, files, names)
     waited = _wait_for_agent(paths)
+    # By now the agent has tried new patterns on those whose emails it has seen.
+    names.globs.update(state.globs())
     with lock:
         if left := classes.outdated(_load([classes], state)):
             raise QosError(f"{len(left)} classes still differ from the policy")
     result = f"{len(changed)} of {len(owners)} users' classes changed"
-    node.journal.event("config", f"policy applied: {result}", INFO, changed=len(changed))
+    node.journal.tell(events.POLICY, changed=len(changed))
+    tell_limits(node.journal, events.LIMITS_CHANGED, classes, changed)
     return result if waited else f"{result}; the agent does not run"
 
 

@@ -12,11 +12,13 @@ from ..core.health import xray
 from ..core.health.findings import EXIT_CODES, OK, verdict, worst_first
 from ..core.health.rules import judge
 from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR, classid, format_classid
+from ..core.names import PLAIN
 from ..core.owners import ACTIVE, RESTRICTED, SPARE
 from ..core.policy.overrides import OPERATOR, Override
 from ..core.units import format_duration
 from ..disabled import read_record
 from ..kernel.devices import wan_link
+from ..namekey import mode_of
 from ..render import describe_override, display_name, limit, local_time
 from .engines import read_engines
 from .facts import Seen, look
@@ -60,6 +62,7 @@ def read_status(
         "version": __version__,
         "time": facts.now_s,
         "warnings": node.warnings,
+        "names": PLAIN,
         "disabled": record._asdict() if record else None,
         "suspended": facts.suspended,
         "state": facts.state,
@@ -70,6 +73,8 @@ def read_status(
         "users": [],
         "overrides": [override._asdict() for override in seen.overrides],
     }
+    if "state" in node.__dict__:
+        status["names"] = mode_of(node.state)
     if settings is None or seen.devices is None:
         return status
     status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb

@@ -74,6 +74,8 @@ class Settings:
     #: What becomes of a new UDP flow of an address where several users live: ``pass`` or
     #: ``restrict``, until a word on it comes.
     unknown_udp: str = "pass"
+    #: Keep keyed hashes of users' emails instead of the emails (`core.names`).
+    hash_emails: bool = False
     #: Inbounds whose log lines hold names that the engine did not check.
     free_text_ports: tuple[PortRange, ...] = ()
     source: str = "file"
@@ -114,6 +116,7 @@ KEYS = (
     "handle",
     "service_ports",
     "free_text_ports",
+    "hash_emails",
     "wan_ceil",
     "unclassified_upload",
     "unclassified_download",
@@ -184,6 +187,7 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         major=_major(doc, data, base.major),
         service_ports=_ports(doc, "service_ports", data, base.service_ports),
         free_text_ports=_ports(doc, "free_text_ports", data, ()),
+        hash_emails=_flag(doc, "hash_emails", data, base.hash_emails),
         node_ceil_bps=ceil_bps,
         split=splits(ceil_bps),
         unclassified_upload_bps=_rate(doc, "unclassified_upload", data, ceil_bps),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from ..core import events
 from ..core.claims.accesslog import (
     Claim,
     Stranger,
@@ -29,6 +30,7 @@ from ..core.flows.record import (
     RESTRICTED,
     rank,
 )
+from ..core.names import Names
 from ..core.owners import ACTIVE
 from ..core.policy.model import Policy
 from ..core.policy.overrides import Override
@@ -39,6 +41,8 @@ from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.netlink import MAX_BATCH
 from ..kernel.packed.tc import Tc
 from ..lock import Lock
+from ..namekey import keep_names
+from ..render import tell_limits
 from ..shaping import Classes, Listed
 from ..state import State
 from .adopt import adopt
@@ -71,18 +75,20 @@ class Assigner:
         addresses: Iterable[bytes],
         clock: Callable[[], float] = time.time,
         steady_clock: Callable[[], float] = time.monotonic,
+        names: Names | None = None,
     ) -> None:
         """``devices`` are the interface indexes of (IFB, WAN): upload and download;
         ``addresses`` our own, packed."""
         self.counts = Counts()
         self._settings, self._lock, self._journal = settings, lock, journal
+        self._state = state
         self._steady_clock = steady_clock
         self._tag = settings.major << 16
         self._conntrack, self._tc = Conntrack(), Tc()
         classes = Classes(settings, policy, self._tc, devices, clock)
         pool_min = settings.gc.pool_min
         self._registry = Registry(
-            settings.major, state, lock, classes, journal, clock, pool_min // 2
+            settings.major, state, lock, classes, journal, clock, pool_min // 2, names
         )
         self._pool, self._clock = Pool(self._registry, pool_min, steady_clock), clock
         self._orders = Orders(state, self._registry, journal, clock)
@@ -371,6 +377,31 @@ class Assigner:
                 self._refresh()
                 self._orders.end_due()
 
+    def tell_users(self) -> None:
+        """Once a second: tell of users who came since, when no claim waits for it."""
+        came, self._registry.came = self._registry.came, []
+        tell_limits(self._journal, events.USER_CAME, self._registry.classes, came)
+
+    @property
+    def returned(self) -> dict[str, str]:
+        """Hashes of users who were seen again since hashing was switched off, with their emails."""
+        return self._registry.returned
+
+    def rename(self, names: Names) -> Names:
+        """Give users who returned their emails back; returns how names are from now on.
+
+        Raises Suspended, KernelRefused, StateError.
+        """
+        registry = self._registry
+        with self._lock:
+            self._refresh()
+            names = keep_names(self._state, names, registry.returned)
+            registry.returned = {}
+            if self._early is not None:
+                self._early.forget()
+        self.adopt()
+        return names
+
     def flush(self) -> None:
         """Try again to write what could not be written."""
         self._registry.flush()
@@ -384,11 +415,13 @@ class Assigner:
             registry = self._registry
             owners = list(registry.minors.by_minor.values())
             registry.classes.set_policy(policy)
+            registry.fit_all()
             self._orders.complain()
             registry.classes.recount(owners)
             changed = registry.classes.outdated(filter(registry.is_shaped, owners))
             registry.ensure(changed)
-            return len(changed)
+        tell_limits(self._journal, events.LIMITS_CHANGED, registry.classes, changed)
+        return len(changed)
 
     def active(self) -> list[tuple[str, int]]:
         """(email, minor) of all users who have a class."""

@@ -50,6 +50,11 @@ class EarlyShaping:
         """Release the socket."""
         self._maps.close()
 
+    def forget(self) -> None:
+        """Users have other names: what was learned of their addresses is learned again."""
+        self.users = SoleUsers()
+        self.renew()
+
     def renew(self) -> None:
         """The maps or who has which mark may have changed: write them whole at the next turn."""
         self._next_renewal = 0.0

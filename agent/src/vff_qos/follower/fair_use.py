@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 
+from ..core import events
 from ..core.policy.model import Policy
 from ..core.policy.overrides import Override
 from ..core.policy.terms import BLOCKED
 from ..core.policy.usage import Change, Ledger, Row, Usage, is_automatic
 from ..errors import KernelRefused, QosError
-from ..journal import ERROR, Journal
+from ..journal import Journal
 from ..state import State, StateError
 from .assign import Assigner
 
@@ -93,8 +94,10 @@ class FairUse:
             self._tell(error)
 
     def _tell(self, error: QosError) -> None:
-        kind = "state" if isinstance(error, StateError) else "kernel"
-        self._journal.limited(kind, f"fair use: {error}; the next look makes up for it", ERROR)
+        event = events.STATE if isinstance(error, StateError) else events.KERNEL
+        self._journal.tell(
+            event, error=f"fair use: {error}", effect="the next look makes up for it"
+        )
 
     def _steps(self, now_s: float) -> Iterator[None]:
         """One round over all users, in steps."""

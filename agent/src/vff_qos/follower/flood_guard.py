@@ -10,6 +10,7 @@ import errno
 import socket
 from collections.abc import Callable, Iterable
 
+from ..core import events
 from ..core.claims.accesslog import Stranger, pack_end, parse_source
 from ..core.claims.flood import STRANGERS, USERS, FloodWatch
 from ..core.claims.trust import address_key
@@ -18,7 +19,7 @@ from ..core.flows.mirror import Mirror
 from ..core.flows.record import MINOR, RESTRICTED
 from ..core.plan.nft_table import FLOOD_PER_S, FLOOD_TIMEOUT_S
 from ..errors import KernelRefused
-from ..journal import ERROR, WARNING, Journal
+from ..journal import Journal
 from ..kernel.packed.nft_elements import FloodSets
 
 _LOOPBACK6 = bytes(15) + b"\1"
@@ -71,18 +72,13 @@ class FloodGuard:
             self._sets.pace(fresh)
         except KernelRefused as error:
             why = "the sets are full" if error.code == errno.ENFILE else str(error)
-            self._journal.limited("flood", f"a flood is not slowed down: {why}", ERROR)
+            self._journal.tell(events.FLOOD_FREE, error=why)
             return
         for key in fresh:
             self.paced += 1
             self._until[key] = now_s + FLOOD_TIMEOUT_S
-            text = _text(key)
-            self._journal.limited(
-                "flood",
-                f"{text} has lines written that could forge others: for {FLOOD_TIMEOUT_S // 60} "
-                f"minutes it may open {FLOOD_PER_S} connections a second (qos_flood_guard)",
-                WARNING,
-                address=text,
+            self._journal.tell(
+                events.FLOOD, address=_text(key), seconds=FLOOD_TIMEOUT_S, rate=FLOOD_PER_S
             )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+from ..core import events
 from ..core.flows.ends import FlowSeen, ServiceEnds
 from ..core.flows.meeting import Tags, Written
 from ..core.flows.mirror import TCP_PROTO, UDP_PROTO, Heard, Held, Mirror
 from ..core.flows.record import END, PORT_SHIFT, UDP
 from ..core.settings import Settings
 from ..errors import KernelRefused
-from ..journal import NOTICE, WARNING, Journal
+from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack, pack_mark, surround
 from ..kernel.packed.flow_events import FlowEvents, dump_flows, events_mode
 
@@ -85,21 +86,16 @@ class FlowTable:
     def _open(self) -> None:
         mode = events_mode()
         if mode == 0:
-            self._journal.event(
-                "flows",
-                "net.netfilter.nf_conntrack_events is 0, so that flows are looked up one by one: "
-                f"{_LOOK_UPS:,} new ones a second at most. Set it to 2",
-                WARNING,
-            )
+            self._tell("net.netfilter.nf_conntrack_events is 0", ". Set it to 2")
             return
         try:
             self._events = FlowEvents(self._ends)
         except KernelRefused as error:
-            self._journal.event(
-                "flows",
-                f"{error}; flows are looked up one by one, {_LOOK_UPS:,} new ones a second at most",
-                WARNING,
-            )
+            self._tell(str(error))
+
+    def _tell(self, why: str, effect: str = "") -> None:
+        """Flows are looked up."""
+        self._journal.tell(events.FLOWS, error=why, rate=_LOOK_UPS, effect=effect)
 
     # -- keeping it true --------------------------------------------------------------------------
 
@@ -152,12 +148,7 @@ class FlowTable:
         self._events = None
         self._recent_losses.clear()
         self._without_until = self._clock() + _WITHOUT_S
-        self._journal.limited(
-            "flows",
-            f"{why}: for {_WITHOUT_S:.0f} s flows are looked up one by one, {_LOOK_UPS:,} new ones "
-            "a second at most",
-            WARNING,
-        )
+        self._tell(why, f", for {_WITHOUT_S:.0f} s")
 
     def tend(self) -> Heard:
         """Once a second: compare when it is time, listen again after a flood."""
@@ -166,7 +157,7 @@ class FlowTable:
             self._without_until = 0.0
             self._open()
             if self._events is not None:
-                self._journal.event("flows", "flows are followed by events again", NOTICE)
+                self._journal.tell(events.FLOWS_BACK)
             return self.compare(lossy=True)
         if self.mirror.evicted:
             # Until then each claim that names no flow is looked up.
@@ -185,7 +176,8 @@ class FlowTable:
             )
         except KernelRefused as error:
             self._next_compare = self._clock() + _AGAIN_S
-            self._journal.limited("flows", f"{error}; tried again in {_AGAIN_S:.0f} s", WARNING)
+            effect = f"tried again in {_AGAIN_S:.0f} s"
+            self._journal.tell(events.KERNEL, error=str(error), effect=effect)
             return Heard()
         if self._events is not None:
             began = self._clock()

@@ -14,10 +14,11 @@ import time
 from dataclasses import replace
 
 from ..config import Paths
+from ..core import events
 from ..core.health.report import RepairHealth
 from ..core.settings import Settings
 from ..errors import KernelRefused, Refused
-from ..journal import ERROR, WARNING, Journal
+from ..journal import Journal
 from ..kernel.devices import wan_link
 from ..kernel.packed.links import is_link_up
 from ..kernel.packed.monitor import Monitor
@@ -156,7 +157,7 @@ class Healer:
             self.listen(now_s)
             self._due, self._cause = now_s + self._backoff_s, True
             how = output or f"it ended with {child.returncode}"
-            self._journal.limited("kernel", f"repair failed: {how}", ERROR)
+            self._journal.tell(events.REPAIR_FAILED, error=how)
             self.health = replace(self.health, failed=how)
             return None
         self._backoff_s = 1.0
@@ -165,7 +166,7 @@ class Healer:
         if changes:
             self.repairs += 1
             self.health = replace(self.health, healed_s=time.time(), changes=changes)
-            self._journal.event("healed", "healed: " + "; ".join(changes), WARNING)
+            self._journal.tell(events.HEALED, changes="; ".join(changes))
         return changes if changes or self._repairs_cause else None
 
     def _wan_moved(self) -> bool:
@@ -183,14 +184,13 @@ class Healer:
                 return  # an old message: the repair was faster
             count = tc.stop_redirecting(self._devices[1], self._settings.major)
         except KernelRefused as error:
-            self._journal.limited("kernel", str(error), ERROR)
+            self._journal.tell(events.KERNEL, error=str(error), effect="uploads may be dropped")
         else:
             if count:
-                self._journal.limited(
-                    "kernel",
-                    f"{self._settings.ifb} is gone or down: uploads pass without limit until it is "
-                    "healed",
-                    WARNING,
+                self._journal.tell(
+                    events.KERNEL,
+                    error=f"{self._settings.ifb} is gone or down",
+                    effect="uploads pass without limit until it is healed",
                 )
         finally:
             tc.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from ..core import events
 from ..core.claims.accesslog import FREE_TEXT_BYTES, Claim, taint_authors
 from ..core.claims.stamp import written
 from ..core.claims.trust import (
@@ -37,7 +38,7 @@ from ..core.flows.record import (
 from ..core.owners import Owner
 from ..core.settings import Settings
 from ..errors import Exhausted
-from ..journal import ERROR, NOTICE, WARNING, Journal
+from ..journal import Journal
 from .early import EarlyShaping
 from .flow_table import FlowTable
 from .registry import Registry
@@ -131,7 +132,7 @@ class Judging:
         claimed = None if claim.email is None else named.minor if named else 0
         verdict = judge(record, claimed, word_rank)
         if verdict is Verdict.FOREIGN:
-            self._tell_foreign(client, record)
+            self._tell_foreign(client, record, named)
         elif verdict is Verdict.KEEP:
             counts.kept += 1
             if claimed != record & MINOR:
@@ -149,7 +150,7 @@ class Judging:
             try:
                 owner = self._registry.own_email(claim.email)
             except Exhausted as error:
-                self._share(client, record, error, round_)
+                self._share(claim, client, record, error, round_)
                 return
             self._count_early(record, owner.minor)
             after = owned(record, owner.minor, word_rank)
@@ -223,22 +224,18 @@ class Judging:
             return
         round_.give(client, record, after, None)
         flow = self._flows.mirror.flow(client, record)
-        if conflict:
-            self._journal.limited(
-                "conflict",
-                f"{flow} is claimed by two users; it goes into a restricted class of its "
-                "address. Somebody forges log lines, or a port was reused",
-                WARNING,
-                flow=str(flow),
-            )
-        else:
-            self._journal.limited(
-                "distrust",
-                f"{flow} is claimed within reach of text that a stranger wrote; restricted until "
-                "a line that can be trusted",
-                WARNING,
-                flow=str(flow),
-            )
+        event = events.CONFLICT if conflict else events.DISTRUST
+        self._journal.tell(event, flow=str(flow), email=self._concerned(claim, record))
+
+    def _concerned(self, claim: Claim, record: int) -> tuple[str, ...]:
+        """Who is said to have a flow and who has it, as far as they are users of this node.
+
+        Other names may be anybody's text.
+        """
+        named = self._registry.of_email(claim.email) if claim.email else None
+        holder = None if record & PROVISIONAL else self._registry.owner(record & MINOR)
+        owners = [owner for owner in (named, holder) if owner is not None and owner.is_user]
+        return tuple(dict.fromkeys(owner.key for owner in owners))
 
     def _restrict_free_text(self, client: bytes, record: int, round_: Round) -> None:
         """What is said in an inbound that checks no names counts for nobody."""
@@ -270,10 +267,14 @@ class Judging:
 
     # -- when something is short ------------------------------------------------------------------
 
-    def _share(self, client: bytes, record: int, error: Exhausted, round_: Round) -> None:
+    def _share(
+        self, claim: Claim, client: bytes, record: int, error: Exhausted, round_: Round
+    ) -> None:
         """All minors are taken: newcomers share one class, with the default's limits."""
         self._counts.exhausted += 1
-        self._journal.limited("exhausted", str(error), ERROR)
+        assert claim.email
+        name = self._registry.name_of(claim.email)
+        self._journal.tell(events.EXHAUSTED, error=str(error), email=name)
         after = owned(record, self._registry.own_overflow().minor, DOUBTED, RESTRICTED)
         if after != record:
             round_.give(client, record, after, None)
@@ -291,9 +292,8 @@ class Judging:
             self._counts.early_confirmed += record & MINOR == minor
             self._counts.early_corrected += record & MINOR != minor
 
-    def _tell_foreign(self, client: bytes, record: int) -> None:
+    def _tell_foreign(self, client: bytes, record: int, named: Owner | None = None) -> None:
         self._counts.foreign_mark += 1
         flow = self._flows.mirror.flow(client, record)
-        self._journal.limited(
-            "foreign", f"{flow} bears a mark of other software; left as it is", NOTICE
-        )
+        email = named.key if named is not None else ""
+        self._journal.tell(events.FOREIGN, flow=str(flow), email=email)

@@ -11,18 +11,20 @@ from typing import Any
 
 from .. import __version__
 from ..config import Paths, load_settings, settings_stamp
+from ..core import events
 from ..core.flow import end_text
 from ..core.health.report import Report
 from ..core.policy.model import Policy
 from ..core.settings import Settings
 from ..errors import ConfigError, KernelRefused, Refused
-from ..journal import ERROR, INFO, NOTICE, WARNING, Journal, notify
-from ..kept import keep_settings, kept_settings
+from ..journal import Journal, notify
+from ..kept import keep_settings, kept_settings, rename_all
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.netlink import Netlink
 from ..kernel.tcpmem import read_tcp_memory
 from ..lock import Lock
+from ..namekey import names_wanted
 from ..runfile import WRITE_S, write_report
 from ..sources import open_source
 from ..state import State, StateError
@@ -50,15 +52,15 @@ class Follower:
         self._vitals = Vitals(self._settings)
         self._state_failed = self._told_refused = ""
         if self._state.moved_aside:
-            journal.event(
-                "state",
-                f"state.db was damaged; it is kept as {self._state.moved_aside} and "
-                "built anew from the kernel",
-                ERROR,
-            )
-        self._policy_files = PolicyFiles(paths, self._state, journal)
-        policy = self._policy_files.first()
+            journal.tell(events.STATE_DAMAGED, place=self._state.moved_aside)
         self._lock = Lock(paths.run_dir)
+        names, news = names_wanted(self._state, paths.state_dir, self._settings.hash_emails)
+        self._policy_files = PolicyFiles(paths, self._state, journal, names)
+        policy = self._policy_files.first()
+        with self._lock:
+            self._names = rename_all(self._state, names, policy)
+        if news:
+            journal.tell(events.NAMES, effect=news)
         self._route = Netlink(0)
         devices = self._find_devices()
         self._assigner = Assigner(
@@ -69,7 +71,9 @@ class Follower:
             journal,
             devices,
             local_addresses(self._route),
+            names=names,
         )
+        self._policy = policy
         self._fair_use = FairUse(policy, self._state, self._assigner, journal)
         self._healer = Healer(paths, self._settings, journal, self._assigner.port_ids, devices)
         self._poll = select.epoll()
@@ -78,12 +82,22 @@ class Follower:
         self._saved_checkpoint: Any = None
         self._last_round = self._next_tick = self._next_status = 0.0
 
+    def _take_names_back(self) -> None:
+        """Users whose hashes were seen again have their emails from now on."""
+        self._fair_use.finish()
+        try:
+            self._names = self._assigner.rename(self._names)
+        except (KernelRefused, StateError) as error:
+            self._journal.tell(events.KERNEL, error=str(error), effect="names stay hashes")
+            self._assigner.wants_repair = True
+        self._fair_use = FairUse(self._policy, self._state, self._assigner, self._journal)
+
     def _find_devices(self) -> tuple[int, int]:
         """Indexes of (IFB, WAN); made again if somebody took them away while no agent ran."""
         try:
             return shaping_devices(self._settings)
         except Refused as error:
-            self._journal.event("kernel", f"{error}; repairing", ERROR)
+            self._journal.tell(events.KERNEL, error=str(error), effect="repairing")
             subprocess.run(repair_command(self._paths), stdout=subprocess.DEVNULL, check=False)
             return shaping_devices(self._settings)
 
@@ -108,11 +122,12 @@ class Follower:
             ):
                 self._poll.register(descriptor, select.EPOLLIN)
             self._keep()
-            self._journal.event(
-                "started",
-                f"vff-qos {__version__} follows {self._settings.origin}: "
-                f"{self._assigner.users} users and {flows} live flows adopted",
-                INFO,
+            self._journal.tell(
+                events.STARTED,
+                version=__version__,
+                source=self._settings.origin,
+                users=self._assigner.users,
+                flows=flows,
             )
             self._watch_flows()
             spare_collector()
@@ -125,9 +140,7 @@ class Follower:
         except Suspended:
             # An end in peace, for systemd, too: before READY it would be a failure.
             notify("READY=1\nSTATUS=suspended")
-            self._journal.event(
-                "suspended", "suspended: nothing is marked until 'vff-qos enable'", NOTICE
-            )
+            self._journal.tell(events.STOPPED)
         return 0
 
     def _watch_flows(self) -> None:
@@ -146,8 +159,8 @@ class Follower:
             if kept is None:
                 raise
             self._settings_refused = str(error)
-            sentence = f"{error}; the last good settings stay in force"
-            self._journal.event("config", sentence, ERROR)
+            effect = "the last good settings stay in force"
+            self._journal.tell(events.SETTINGS_REFUSED, error=str(error), effect=effect)
             return kept
 
     def _keep(self) -> None:
@@ -156,7 +169,7 @@ class Follower:
         try:
             keep_settings(self._state, self._paths)
         except StateError as error:
-            self._journal.limited("state", f"{error}; the settings are not kept", ERROR)
+            self._journal.tell(events.STATE, error=str(error), effect="the settings are not kept")
 
     def _catch_signals(self) -> int:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -215,6 +228,8 @@ class Follower:
         self._assigner.flush()
         self._save_checkpoint()
         self._fair_use.finish()
+        self._assigner.tell_users()
+        self._journal.close()
         self._source.close()
 
     # -- once a second --------------------------------------------------------------------------
@@ -224,7 +239,7 @@ class Follower:
         self._next_tick = now + _TICK_S
         trouble = self._source.tick()
         if trouble:
-            self._journal.limited("source", trouble, WARNING)
+            self._journal.tell(events.SOURCE, error=trouble)
         if self._source.replaying:
             # Nothing was appended since the start: what is there is to be read now.
             self._read()
@@ -232,6 +247,7 @@ class Follower:
         self._use(self._policy_files.look(told=signal.SIGHUP in self._signals))
         self._signals.discard(signal.SIGHUP)
         self._assigner.keep_time()
+        self._assigner.tell_users()
         self._fair_use.step(now)
         self._assigner.flush()
         self._assigner.tend_flows()
@@ -245,10 +261,13 @@ class Follower:
         self._vitals.tick(
             self._source, {**self._assigner.snapshot(), "repairs": self._healer.repairs}
         )
+        self._journal.tend()
         notify("WATCHDOG=1")
         if now >= self._next_status or self._policy_files.refused != self._told_refused:
             self._next_status = now + WRITE_S
             self._settle()
+            if self._assigner.returned:
+                self._take_names_back()
             self._look_at_memory()
             self._vitals.look_at_traffic(self._assigner.counters)
             self._write_report()
@@ -257,47 +276,31 @@ class Follower:
         """Tell of streams that cannot be trusted."""
         counters = self._source.counters
         if counters.masked:
-            self._journal.limited(
-                "masked",
-                f"{self._settings.origin}: addresses are masked, so nobody can be "
-                'limited; remove "maskAddress" from the proxy\'s "log" settings',
-                ERROR,
-            )
+            self._journal.tell(events.MASKED, source=self._settings.origin)
         if counters.error_log:
-            self._journal.limited(
-                "mixed",
-                f"{self._settings.origin}: access and error log share one stream, in "
-                'which strangers can forge lines; give "error" its own file',
-                WARNING,
-            )
-
+            self._journal.tell(events.MIXED, source=self._settings.origin)
         if counters.no_port:
-            self._journal.limited(
-                "source",
-                f"{self._settings.origin}: {counters.no_port} lines name an address with port 0. "
-                "It comes from X-Forwarded-For, which a client may send itself, and no connection "
-                "is known by it: these users pass without their limits (docs/IDENTITIES.md)",
-                WARNING,
-            )
+            self._journal.tell(events.NO_PORT, source=self._settings.origin, count=counters.no_port)
 
     def _look_at_memory(self) -> None:
         """Tell of stalls that look like ours and are not."""
         try:
             memory = read_tcp_memory()
         except KernelRefused as error:
-            self._journal.limited("memory", f"TCP's memory is not watched: {error}", WARNING)
+            self._journal.tell(events.MEMORY, error=f"TCP's memory is not watched: {error}")
             return
         if memory.is_short:
-            self._journal.limited("memory", str(memory), WARNING)
+            self._journal.tell(events.MEMORY, error=str(memory))
 
     def _use(self, policy: Policy | None) -> None:
         """Put a new policy in force, if there is one."""
         if policy is None:
             return
+        self._policy = policy
         changed = self._assigner.set_policy(policy)
         self._fair_use.set_policy(policy)
         self._write_report()
-        self._journal.event("config", f"policy reloaded: {changed} classes changed", INFO)
+        self._journal.tell(events.POLICY, changed=changed)
         self._policy_files.keep()  # open connections have their limits by now
 
     def _save_checkpoint(self) -> None:
@@ -308,7 +311,8 @@ class Follower:
             self._state.set_value("checkpoint", checkpoint)
         except StateError as error:
             self._state_failed = str(error)
-            self._journal.limited("state", f"{error}; the place in the log is not saved", ERROR)
+            effect = "the place in the log is not saved"
+            self._journal.tell(events.STATE, error=str(error), effect=effect)
         else:
             self._state_failed = ""
             self._saved_checkpoint = checkpoint
@@ -347,16 +351,17 @@ class Follower:
             write_report(self._paths.run_dir, report)
         except OSError as error:
             sentence = f"{self._paths.run_dir}: {os.strerror(error.errno or 0)}"
-            self._journal.limited("state", f"{sentence}; 'status' sees old counters", ERROR)
+            effect = "'status' sees old counters"
+            self._journal.tell(events.STATE, error=sentence, effect=effect)
 
     def _settle(self) -> None:
         """Say where the state is, and bring it back when there is room for it."""
         if not self._state.trouble:
             return
         if self._state.settle():
-            self._journal.event("state", f"the state is in {self._state.path} again", NOTICE)
+            self._journal.tell(events.STATE_BACK, place=self._state.path)
         else:
-            self._journal.limited("state", self._state.trouble, ERROR)
+            self._journal.tell(events.STATE_MOVED, error=self._state.trouble)
 
     # -- healing --------------------------------------------------------------------------------
 
@@ -375,7 +380,7 @@ class Follower:
             self._assigner.adopt()
         except (Refused, KernelRefused) as error:
             # Changed again meanwhile; the next repair sees it.
-            self._journal.limited("kernel", str(error), ERROR)
+            self._journal.tell(events.KERNEL, error=str(error), effect="repairing again")
             self._assigner.wants_repair = True
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ..core import events
 from ..core.policy.overrides import OPERATOR, Override, changed_emails
-from ..journal import ERROR, NOTICE, WARNING, Journal
-from ..render import author, describe_override
+from ..journal import Journal
+from ..render import describe_limits, describe_override
 from ..state import State, StateError
 from .registry import Registry
 
@@ -37,7 +38,7 @@ class Orders:
     def complain(self) -> None:
         """Tell of orders that the policy does not allow."""
         for problem in self._registry.classes.overrides.problems:
-            self._journal.limited("config", problem, WARNING)
+            self._journal.tell(events.ORDER_VOID, error=problem)
 
     def is_held(self, email: str) -> bool:
         """Whether a person has ordered something else for a user than the policy says."""
@@ -60,8 +61,14 @@ class Orders:
         emails = {override.email for override in (*begin, *gone)}
         self._registry.ensure(self._registry.shaped(emails))
         for override in begin:
-            message = describe_override(override, self._clock())
-            self._tell("override", override, message, override.why)
+            self._journal.tell(
+                events.PENALTY,
+                self._mark(override.email),
+                order=describe_override(override, self._clock()),
+                email=override.email,
+                origin=override.origin,
+                why=override.why,
+            )
         for override in gone:
             self._tell_end(override, end[override.email, override.origin])
 
@@ -80,16 +87,26 @@ class Orders:
         try:
             self._state.delete_overrides(ended)
         except StateError as error:
-            self._journal.limited("state", f"{error}; ended overrides stay listed", ERROR)
+            effect = "ended overrides stay listed"
+            self._journal.tell(events.STATE, error=str(error), effect=effect)
             return
         classes.set_overrides(o for o in known if o not in ended)
         for override in ended:
             self._tell_end(override, "its time is up")
 
     def _tell_end(self, override: Override, why: str) -> None:
-        message = f"{override.email}: the override by {author(override)} is over: {why}"
-        self._tell("override_ended", override, message, why)
+        email, origin, mark = override.email, override.origin, self._mark(override.email)
+        limits = describe_limits(self._registry.classes.limits_of(email))
+        if origin == OPERATOR:
+            self._journal.tell(
+                events.ORDER_ENDED, mark, email=email, order=override.who, origin=origin, why=why,
+                limits=limits,
+            )  # fmt: skip
+        else:
+            self._journal.tell(
+                events.PENALTY_ENDED, mark, email=email, origin=origin, why=why, limits=limits
+            )
 
-    def _tell(self, kind: str, override: Override, message: str, why: str) -> None:
-        fields = {"email": override.email, "origin": override.origin, "why": why}
-        self._journal.event(kind, message, NOTICE, **fields)
+    def _mark(self, email: str) -> int:
+        """The mark of a user who has a class; else 0."""
+        return next(map(self._registry.classes.mark, self._registry.shaped([email])), 0)

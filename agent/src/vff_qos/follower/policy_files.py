@@ -13,9 +13,11 @@ from inotify_simple import INotify
 from inotify_simple import flags as inotify_flags
 
 from ..config import Paths, PolicyFile, parse_files, policy_stamp, read_policy
+from ..core import events
+from ..core.names import Names
 from ..core.policy.model import Policy
 from ..errors import ConfigError
-from ..journal import ERROR, Journal
+from ..journal import Journal
 from ..kept import keep_policy, kept_policy
 from ..state import State, StateError
 
@@ -63,8 +65,8 @@ class PolicyWatch:
 class PolicyFiles:
     """The policy of a follower."""
 
-    def __init__(self, paths: Paths, state: State, journal: Journal) -> None:
-        self._paths, self._state, self._journal = paths, state, journal
+    def __init__(self, paths: Paths, state: State, journal: Journal, names: Names) -> None:
+        self._paths, self._state, self._journal, self._names = paths, state, journal, names
         self._watch = PolicyWatch(paths)
         self._unkept: list[PolicyFile] | None = None
         # What was read last, and what the files looked like a second ago.
@@ -82,9 +84,8 @@ class PolicyFiles:
             policy = kept_policy(self._state)
             if policy is None:
                 raise
-            self.refused = str(error)
-            self._journal.event("config", f"{error}; the last good policy stays in force", ERROR)
-            return policy
+            self._refuse(error, "the last good policy stays in force")
+            return policy.named(self._names)
 
     def descriptors(self) -> list[int]:
         """What becomes readable when a file changes."""
@@ -112,9 +113,9 @@ class PolicyFiles:
         if self._unkept is None:
             return
         try:
-            keep_policy(self._state, self._unkept)
+            keep_policy(self._state, self._unkept, self._names)
         except StateError as error:
-            self._journal.limited("state", f"{error}; the policy is not kept", ERROR)
+            self._journal.tell(events.STATE, error=str(error), effect="the policy is not kept")
         else:
             self._unkept = None
 
@@ -122,13 +123,16 @@ class PolicyFiles:
         try:
             return self._load()
         except ConfigError as error:
-            self.refused = str(error)
-            self._journal.event("config", f"{error}; the old policy stays in force", ERROR)
+            self._refuse(error, "the old policy stays in force")
             return None
+
+    def _refuse(self, error: ConfigError, effect: str) -> None:
+        self.refused = str(error) if self._names.are_emails else error.nameless()
+        self._journal.tell(events.POLICY_REFUSED, error=self.refused, effect=effect)
 
     def _load(self) -> Policy:
         stamp = self._read = policy_stamp(self._paths)
         files = read_policy(self._paths)
-        policy = parse_files(files)
+        policy = parse_files(files).named(self._names)
         self.in_force, self._unkept, self.refused = stamp, files, ""
         return policy

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from ..core import events
 from ..core.claims.email import decode_email
+from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.owners import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
 from ..core.policy.model import Limits
 from ..errors import KernelRefused
-from ..journal import ERROR, Journal
+from ..journal import Journal
 from ..kernel.packed.conntrack import mark_part
 from ..lock import Lock
 from ..shaping import Classes, Listed
@@ -20,6 +22,8 @@ from ..state import State, StateError
 
 #: Owner of a class that the kernel has and the state does not know.
 ORPHAN = "\x02"
+#: So many users who are gone may be remembered.
+_FEW = 1_000
 
 
 class Suspended(Exception):
@@ -38,8 +42,17 @@ class Registry:
         journal: Journal,
         clock: Callable[[], float],
         reserve: int = 0,
+        names: Names | None = None,
     ) -> None:
         """``clock`` gives seconds since the epoch; ``reserve`` as for `Minors`."""
+        self._names = names or Names()
+        self._plain = self._names.are_emails
+        # Where names are hashes: those of users who were seen, and whose patterns are not saved.
+        self._met: dict[bytes, str] = {}
+        self._unsaved_globs: set[str] = set()
+        #: Hashes of before that were seen again, with their emails; all that are not.
+        self.returned: dict[str, str] = {}
+        self._waiting: set[str] = set()
         self.minors = Minors(major, (), reserve)
         self.classes = classes
         #: The kernel has refused something.
@@ -50,6 +63,8 @@ class Registry:
         self.displaced: list[int] = []
         #: Who has left which restricted class, for who keeps books by class.
         self.left: dict[int, set[str]] = {}
+        #: Users who are new or back, for who tells of them.
+        self.came: list[Owner] = []
         self._major, self._reserve = major, reserve
         self._state, self._lock, self._journal, self._clock = state, lock, journal, clock
         self._version = self._version_read = -1
@@ -71,7 +86,12 @@ class Registry:
 
     def of_email(self, email: bytes) -> Owner | None:
         """The owner record of a user as the source of claims writes the email."""
-        return self.minors.by_key.get(decode_email(email))
+        if self._plain:
+            return self.minors.by_key.get(decode_email(email))
+        owner = self.minors.by_key.get(self.name_of(email))
+        if owner is not None:
+            self._meet(email, owner.key)
+        return owner
 
     def is_shaped(self, owner: Owner) -> bool:
         """Whether an owner is active and has a class, as far as is known."""
@@ -105,15 +125,87 @@ class Registry:
             self._gone.append(displaced)
             self.displaced.append(owner.minor)
         self.new_owners += 1
+        if owner.is_user:
+            self.came.append(owner)
         return owner
 
     def own_email(self, email: bytes) -> Owner:
-        """The same for a user as the source of claims writes the email."""
-        return self.own(decode_email(email))
+        """As `own`, for a user as the source of claims writes the email."""
+        name = self.name_of(email)
+        owner = self.own(name)
+        if not self._plain:
+            self._meet(email, name)
+        return owner
+
+    # -- names ------------------------------------------------------------------------------------
+
+    def name_of(self, email: bytes) -> str:
+        """The key of a user as the source of claims writes the email."""
+        mode = self._names.mode
+        if mode == PLAIN:
+            return decode_email(email)
+        if mode == HASHED:
+            # Once for each user: what is heard again and again is found here.
+            return self._met.get(email) or self._names.hash(decode_email(email))
+        text = decode_email(email)
+        if self._waiting and text not in self.minors.by_key:
+            name = self._names.hash(text)
+            if name in self._waiting:
+                self.returned[name] = text
+                return name
+        return text
+
+    def _meet(self, email: bytes, name: str) -> None:
+        """A user was seen: now it can be said which patterns fit."""
+        if email in self._met or not is_hash(name):
+            return
+        self._met[email] = name
+        owner = self.minors.by_key.get(name)
+        if self._fit(email, name) and owner is not None and owner.state == ACTIVE:
+            self._fresh[owner.minor] = owner
+
+    def _fit(self, email: bytes, name: str) -> bool:
+        """Whether other patterns fit than was known."""
+        is_news = self._names.note(name, self.classes.policy.fitting(decode_email(email)))
+        if is_news:
+            self._unsaved_globs.add(name)
+        return is_news
+
+    def fit_all(self) -> None:
+        """The policy has other patterns: try them on all who were seen."""
+        for email, name in self._met.items():
+            self._fit(email, name)
+        self._save_globs()
+
+    def _forget_globs(self) -> None:
+        """Of users who are gone for good, once there are many."""
+        globs = self._names.globs
+        if len(globs) > 2 * len(self.minors.by_key) + _FEW:
+            self._names.forget_others(self._state.names() | self.minors.by_key.keys())
+            self._state.rename({}, globs)
+
+    def _save_globs(self) -> None:
+        if not self._unsaved_globs:
+            return
+        found = {name: self._names.globs.get(name, ()) for name in self._unsaved_globs}
+        try:
+            self._state.save_globs(found)
+        except StateError as error:
+            self._journal.tell(events.STATE, error=str(error), effect="limits hold")
+        else:
+            self._unsaved_globs.clear()
 
     def limits_of(self, email: bytes) -> Limits:
         """The limits of a user, whether they have a class or not."""
-        return self.classes.limits_of(decode_email(email))
+        name = self.name_of(email)
+        if self._plain or name in self.minors.by_key or not is_hash(name):
+            return self.classes.limits_of(name)
+        # Anybody's text: what fits is not remembered.
+        before = self._names.globs.get(name, ())
+        self._names.note(name, self.classes.policy.fitting(decode_email(email)))
+        limits = self.classes.limits_of(name)
+        self._names.note(name, before)
+        return limits
 
     def own_restricted(
         self, address: str, up_bps: int | None, down_bps: int | None, bounded: bool
@@ -162,6 +254,7 @@ class Registry:
         fresh, gone = list(self._fresh.values()), self._gone
         self._fresh, self._gone = {}, []
         self.save(fresh, gone)
+        self._save_globs()
         self.ensure(fresh)
 
     def ensure(self, owners: Iterable[Owner]) -> None:
@@ -172,7 +265,7 @@ class Registry:
     def refused(self, error: KernelRefused) -> None:
         """The kernel has refused something: say so, and have it repaired."""
         self.wants_repair = True
-        self._journal.limited("kernel", f"{error}; repairing", ERROR)
+        self._journal.tell(events.KERNEL, error=str(error), effect="repairing")
 
     # -- what survives ----------------------------------------------------------------------------
 
@@ -185,11 +278,8 @@ class Registry:
         try:
             self._state.save_owners(self._unsaved.values(), gone)
         except StateError as error:
-            self._journal.limited(
-                "state",
-                f"{error}; limits hold, {len(self._unsaved)} users are not saved yet",
-                ERROR,
-            )
+            effect = f"limits hold, {len(self._unsaved)} users are not saved yet"
+            self._journal.tell(events.STATE, error=str(error), effect=effect)
         else:
             self._unsaved.clear()
 
@@ -210,6 +300,10 @@ class Registry:
         owners.update(self._unsaved)
         self._version_read = self._state.version()
         self.minors = Minors(self._major, owners.values(), self._reserve)
+        if not self._plain:
+            self._met = {e: name for e, name in self._met.items() if name in owners}
+            self._waiting = self._state.hashes() if self._names.mode == MIXED else set()
+            self._forget_globs()
         up, down = listed = self.classes.listed()
         now = self._clock()
         orphans = [

@@ -7,11 +7,12 @@ not say comes from the plan it names, then from ``default``.  docs/POLICY.md exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ..names import Names, is_hash
 from .terms import Terms
 
 #: Both directions of a blocked user: connections live, and nothing can be done with them.
@@ -89,6 +90,8 @@ class Policy:
     patterns: tuple[Pattern, ...] = ()
     default_layer: Layer = field(default_factory=dict)
     user_layers: dict[str, Layer] = field(default_factory=dict)
+    #: Where names are hashes: which patterns fit them, as far as is known (`core.names`).
+    globs: Mapping[str, tuple[str, ...]] | None = field(default=None, compare=False, repr=False)
     _matched: dict[str, Pattern | None] = field(default_factory=dict, compare=False, repr=False)
 
     def limits(self, email: str) -> Limits:
@@ -98,6 +101,28 @@ class Policy:
             return limits
         pattern = self._match(email) if self.patterns else None
         return pattern.limits if pattern else self.default
+
+    def named(self, names: Names) -> Policy:
+        """The same for users who are known by these names."""
+        if names.are_emails:
+            return self
+        return replace(
+            self,
+            users={
+                name: limits for email, limits in self.users.items() for name in names.all_of(email)
+            },
+            user_layers={
+                name: layer
+                for email, layer in self.user_layers.items()
+                for name in names.all_of(email)
+            },
+            globs=names.globs,
+            _matched={},
+        )
+
+    def fitting(self, email: str) -> tuple[str, ...]:
+        """All patterns that fit an email."""
+        return tuple(pattern.glob for pattern in self.patterns if pattern.fits(email))
 
     def rule(self, email: str) -> Rule:
         """The rule that decides about ``email``."""
@@ -175,6 +200,9 @@ class Policy:
         return [(f"plan {name}", self.plans.get(name, {}))] if name is not None else []
 
     def _match(self, email: str) -> Pattern | None:
+        if self.globs is not None and is_hash(email):
+            fits = {*self.globs.get(email, ()), "*"}
+            return next((pattern for pattern in self.patterns if pattern.glob in fits), None)
         try:
             return self._matched[email]
         except KeyError:

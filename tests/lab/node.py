@@ -226,16 +226,8 @@ class Node:
         parent = shlex.quote(target if source.is_dir() else os.path.dirname(target) or "/")
         where = [str(source), "."] if source.is_dir() else [str(source.parent), source.name]
         packed = subprocess.run(
-            [
-                "tar",
-                "-C",
-                where[0],
-                "--dereference",
-                "--exclude=__pycache__",
-                "--owner=0",
-                "--group=0",
-                "-c",
-            ]
+            "tar --dereference --exclude=__pycache__ --owner=0 --group=0 -c -C".split()
+            + where[:1]
             + ["--transform", f"s|^{source.name}$|{os.path.basename(target)}|"] * source.is_file()
             + [where[1]],
             check=True,

@@ -61,13 +61,13 @@ def datapath(report: Report, node: Node, rounds: int) -> None:
         # What a node has before us, with the hook that marks; "none" is without it, too.
         names |= {f"{qdisc} root": qdisc for qdisc in ("noqueue", "fq_codel", "fq")}
         for case, rates in cases.items():
-            report.add(f"datapath.packets.{senders}.{names[case]}", rates, "per 1e9 i")
-            report.add(
-                f"datapath.instructions.{senders}.{names[case]}", [1e9 / r for r in rates], "i"
-            )
+            name = f"{senders}.{names[case]}"
+            report.add(f"datapath.packets.{name}", rates, "per 1e9 i", counted=True)
+            taken = [1e9 / rate for rate in rates]
+            report.add(f"datapath.instructions.{name}", taken, "i", counted=True)
             if case != "1 users":
                 ratios = [rate / base for rate, base in zip(rates, one, strict=True)]
-                report.add(f"datapath.ratio.{senders}.{names[case]}", ratios, "x")
+                report.add(f"datapath.ratio.{name}", ratios, "x", counted=True)
     ours, peer = f"users_{_PEER_USERS}", f"peer_{_PEER_USERS}"
     # Of packets of all users: the first user's filter is found at once.
     report.ratio(

@@ -25,13 +25,15 @@ class Report:
         self._idle_pct = 100.0
         self._prefix = ""
 
-    def add(self, name: str, runs: list[float], unit: str) -> float:
+    def add(self, name: str, runs: list[float], unit: str, counted: bool = False) -> float:
         """Record a row, print it, return its median.  No run, or no number, ends the bench.
+
+        ``counted``: instructions were, which are as many on a busy machine.
 
         A row of a starved machine says so, with how busy it was; a percentage above 100 of such a
         machine tells of nothing else, and only its runs are kept.
         """
-        return self._record(name, runs, unit, self._starved())
+        return self._record(name, runs, unit, {} if counted else self._starved())
 
     def _record(self, name: str, runs: list[float], unit: str, starved: dict[str, Any]) -> float:
         if not runs or not all(map(math.isfinite, runs)):

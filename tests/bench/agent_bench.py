@@ -19,7 +19,7 @@ from vff_qos.kernel.packed.conntrack import decode, decode_tuple
 from vff_qos.kernel.packed.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
 from vff_qos.state import State
 
-from . import flows_bench, top_bench
+from . import accounts_bench, flows_bench
 from .rows import Report
 from .world import (
     HERE,
@@ -71,6 +71,7 @@ def measure(report: Report, effort: Effort, base: Code | None = None) -> None:
     steps += [
         lambda report, code, effort: flows_bench.measure(report, code, effort.runs),
         newcomers,
+        accounts,
     ]
     for step in steps:
         for code in (base, HERE) if base else (HERE,):
@@ -94,8 +95,6 @@ def _node(report: Report, code: Code, effort: Effort) -> None:
     with agent(code=code) as follower:
         throughput(report, follower, _MANY_USERS, effort.runs)
         memory_and_idle(report, follower, effort.idle_s)
-        if code == HERE:
-            top_bench.measure(report, follower, _MANY_USERS, effort.runs, effort.idle_s)
         policy(report, follower, effort.runs)
         restart(report, follower, effort.runs)
         collection(report, follower, effort.runs)
@@ -264,6 +263,12 @@ def restart(report: Report, follower: Agent, runs: int) -> None:
         cpu.append(follower.cpu_s())
     report.add(f"follow.restart_s.flows_{_FLOWS}", spent, "s")
     report.add(f"follow.restart_cpu_s.flows_{_FLOWS}", cpu, "s")
+
+
+def accounts(report: Report, code: Code, _effort: Effort) -> None:
+    """What accounting costs.  Of this checkout alone: an older one may have none."""
+    if code == HERE:
+        accounts_bench.measure(report)
 
 
 def newcomers(report: Report, code: Code, effort: Effort) -> None:

@@ -203,7 +203,7 @@ def ceils(node: Node, client: Client) -> tuple[int | None, int | None]:
 
 
 @contextlib.contextmanager
-def small_disk(directory: Path, size: str = "256k") -> Iterator[None]:
+def small_disk(directory: Path, size: str = "512k") -> Iterator[None]:
     """A file system of its own."""
     directory.mkdir()
     run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory))

@@ -164,3 +164,31 @@ def test_nothing_is_lost_while_the_state_goes_to_and_fro(tmp_path: Path) -> None
         assert moves > 3
         wanted = {f"{number}.{turn}" for number in range(4) for turn in range(count)}
         assert set(keys(state)) == wanted
+
+
+def test_the_history_of_accounts_does_not_go_into_memory_and_comes_back_whole(home: Path) -> None:
+    """It may be some hundred megabytes, and the spare directory is memory."""
+    state = opened(home)
+    at_s = 1_780_000_000.0
+
+    def book(count: int, user: str = "a@x") -> None:
+        state.accounts.book(0, {7: count}, lambda _minor: (user,), at_s)
+
+    def found(unit: str) -> list[tuple[str, int]]:
+        return [(key, up) for key, _at, up, _down in state.accounts.amounts(unit, 0, 10**9)]
+
+    book(0)
+    book(100)
+    ballast = fill(home)
+    book(130)
+    book(135, "b@x")
+    assert state.trouble
+    # What was booked before is not there, and totals and meters go on.
+    assert found("hour") == [("a@x", 30), ("b@x", 5)]
+    assert {a.key: a.upload for a in state.accounts.accounts()} == {"a@x": 130, "b@x": 5}
+    ballast.unlink()
+    assert state.settle()
+    for unit in ("hour", "day"):
+        assert found(unit) == [("a@x", 130), ("b@x", 5)]
+    book(140)
+    assert {a.key: a.upload for a in state.accounts.accounts()} == {"a@x": 135, "b@x": 5}

@@ -8,6 +8,7 @@ from dataclasses import astuple
 from sys import intern
 from typing import Any
 
+from .account_book import AccountBook
 from .core.names import is_hash
 from .core.owners import Owner
 from .core.policy.overrides import Override
@@ -17,10 +18,10 @@ __all__ = ["KERNEL_RECORD", "State", "StateError"]
 
 #: Name of the value that holds what the last bootstrap made, and what was there before it.
 KERNEL_RECORD = "kernel"
-
-
+#: Names of values, each before an email; and what is after all of them.
+_FORGIVEN, _AFTER_FORGIVEN = "forgiven ", "forgiven!"
 #: Tables that hold users, and where.
-_NAMED = (("owners", "key"), ("overrides", "email"), ("usage", "key"))
+_NAMED = (("owners", "key"), ("overrides", "email"), ("usage", "key"), ("accounts", "key"))
 
 
 class State:
@@ -31,6 +32,8 @@ class State:
     ) -> None:
         """As `StateFile`; or with one that is open."""
         self._file = file or StateFile(directory, spare_directory)
+        #: What users have moved.
+        self.accounts = AccountBook(self._file)
 
     @classmethod
     def forgetful(cls) -> State:
@@ -130,6 +133,20 @@ class State:
     def delete_usage(self, keys: Iterable[str]) -> None:
         """Forget the usage of some users."""
         self._write(("DELETE FROM usage WHERE key=?", ((key,) for key in keys)))
+
+    def forgive(self, email: str) -> None:
+        """Have the agent forget what a user has used, for quota and fair use."""
+        self.set_value(_FORGIVEN + email, True)
+
+    def forgiven(self) -> list[str]:
+        """Emails that `forgive` was asked for."""
+        query = "SELECT name FROM vals WHERE name>=? AND name<?"
+        names = self._file.read(query, (_FORGIVEN, _AFTER_FORGIVEN))
+        return [name[len(_FORGIVEN) :] for (name,) in names]
+
+    def forgotten(self, emails: Iterable[str]) -> None:
+        """The agent has done it."""
+        self._write(("DELETE FROM vals WHERE name=?", ((_FORGIVEN + e,) for e in emails)))
 
     def names(self) -> set[str]:
         """All users of whom anything is kept."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import QosError
+from .state_copy import Transaction, bring_back, copy_into
 
 _FILE = "state.db"
 #: What leads from each version of the schema to the next.
@@ -40,6 +41,21 @@ UPGRADES = (
         "up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL, json TEXT NOT NULL) WITHOUT ROWID",
     ),
     ("CREATE TABLE globs (key TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID",),
+    # Accounting: `account_book`.  A zero takes no byte, and a number of bytes 1 to 6.
+    (
+        "CREATE TABLE accounts (number INTEGER PRIMARY KEY AUTOINCREMENT, "
+        "key TEXT NOT NULL UNIQUE, since REAL NOT NULL, last INTEGER NOT NULL, "
+        "upload INTEGER NOT NULL DEFAULT 0, download INTEGER NOT NULL DEFAULT 0)",
+        "CREATE TABLE meters (minor INTEGER PRIMARY KEY, upload INTEGER NOT NULL DEFAULT 0, "
+        "download INTEGER NOT NULL DEFAULT 0)",
+        "CREATE TABLE readings (direction INTEGER PRIMARY KEY, at REAL NOT NULL)",
+        "CREATE TABLE hours (hour INTEGER NOT NULL, account INTEGER NOT NULL, "
+        "upload INTEGER NOT NULL DEFAULT 0, download INTEGER NOT NULL DEFAULT 0, "
+        "PRIMARY KEY (hour, account)) WITHOUT ROWID",
+        "CREATE TABLE days (day INTEGER NOT NULL, account INTEGER NOT NULL, "
+        "upload INTEGER NOT NULL DEFAULT 0, download INTEGER NOT NULL DEFAULT 0, "
+        "PRIMARY KEY (day, account)) WITHOUT ROWID",
+    ),
 )
 SCHEMA_VERSION = len(UPGRADES)
 
@@ -125,7 +141,7 @@ class StateFile:
             raise self._failed(error) from error
 
     def _transact(self, batches: list[Batch]) -> None:
-        with _Transaction(self._connection):
+        with Transaction(self._connection):
             for statement, rows in batches:
                 self._connection.executemany(statement, rows)
 
@@ -232,7 +248,7 @@ class StateFile:
             with contextlib.closing(sqlite3.connect(made)) as copy:
                 source = self._db or _open_to_read(self._home)
                 if source is not None:
-                    source.backup(copy)
+                    copy_into(source, copy)
                 if source is not self._db and source is not None:
                     source.close()
             self._hand_over(made)
@@ -265,8 +281,8 @@ class StateFile:
             return False
         home = self._open_home()
         try:
-            with _Transaction(home):
-                _copy_rows(self._connection, home)
+            with Transaction(home):
+                bring_back(self._connection, home)
         except sqlite3.Error:
             home.close()
             raise
@@ -300,7 +316,7 @@ def _prepared(db: sqlite3.Connection, path: str) -> sqlite3.Connection:
     db.execute("PRAGMA synchronous=NORMAL")
     db.execute("PRAGMA cache_size=-256")
     if _schema(db, path) < SCHEMA_VERSION:
-        with _Transaction(db):
+        with Transaction(db):
             # Another process may have been first.
             for statements in UPGRADES[_schema(db, path) :]:
                 for statement in statements:
@@ -316,17 +332,6 @@ def _schema(db: sqlite3.Connection, path: str) -> int:
             f"{path}: schema {version} is newer than this program (knows {SCHEMA_VERSION})"
         )
     return version
-
-
-def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """Have ``target`` hold what ``source`` holds; both have the present schema."""
-    tables = source.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall()
-    for (table,) in tables:
-        rows = source.execute(f"SELECT * FROM {table}").fetchall()
-        target.execute(f"DELETE FROM {table}")
-        if rows:
-            places = ",".join("?" * len(rows[0]))
-            target.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
 
 
 def _open_to_read(path: str) -> sqlite3.Connection | None:
@@ -355,20 +360,3 @@ def _free_bytes(directory: str) -> int:
 
 def _words(error: sqlite3.Error | OSError) -> str:
     return os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
-
-
-class _Transaction:
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_rest: object) -> None:
-        try:
-            if kind is None:
-                self._db.execute("COMMIT")
-        finally:
-            # What fails for lack of room may have been rolled back by SQLite itself.
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")

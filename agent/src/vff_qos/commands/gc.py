@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..core import events
 from ..core.gc_plan import GcPlan, plan_collection
-from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, ClassState, format_classid
+from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, format_classid
 from ..core.owners import PARKED, QUARANTINE, Owner
 from ..core.plan.objects import ROOT
 from ..core.settings import Settings
@@ -20,6 +20,7 @@ from ..kernel.packed.filter_list import TcFilter, read_filters
 from ..kernel.packed.nft_elements import EarlyMaps, clear_elements
 from ..kernel.packed.tc import (
     ClassKey,
+    ClassState,
     Tc,
     change_class,
     delete_class,
@@ -54,13 +55,12 @@ class Collector:
             for entry in self._conntrack.dump(self._settings.major << 16, OURS_MASK):
                 minor = entry.mark & MINOR_MASK
                 marked[minor] = marked.get(minor, 0) + 1
+            up_bytes, down_bytes = (
+                {minor: state.sent_bytes for minor, state in classes.items()}
+                for classes in (up, down)
+            )
             plan = plan_collection(
-                owners,
-                {minor: state.sent_bytes for minor, state in up.items()},
-                {minor: state.sent_bytes for minor, state in down.items()},
-                marked,
-                self._clock(),
-                self._settings.gc,
+                owners, up_bytes, down_bytes, marked, self._clock(), self._settings.gc
             )
             dangling = [
                 (ifindex, found)
@@ -70,6 +70,9 @@ class Collector:
             ]
             lines = self._describe(plan, marked, dangling)
             if not dry_run:
+                # Before anybody else may have a class: what it has moved is its user's.
+                parked = {owner.minor for owner in plan.park}
+                self._state.accounts.book_all(owners, (up_bytes, down_bytes), self._clock(), parked)
                 self._act(plan, marked, up, down, dangling)
                 deleted = {owner.minor for owner in plan.delete}
                 self.collected = [
@@ -177,6 +180,7 @@ class Collector:
             ):
                 if code != errno.ENOENT:
                     raise KernelRefused(code, what)
+            self._state.accounts.deleted(owner.minor for owner in chunk)
             self._state.save_owners([], chunk)
             if time.monotonic() > deadline:
                 return

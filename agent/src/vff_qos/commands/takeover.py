@@ -83,6 +83,7 @@ class Takeover:
             classes.set_overrides(node.state.overrides())
             owners = node.state.owners()
             up, down = classes.listed()
+            node.state.accounts.close((up, down))
             classes.load(owners, set(up) & set(down))
             minors, now = Minors(settings.major, owners), time.time()
             given, gone = {}, []

@@ -10,7 +10,6 @@ Longer than 400 lines: the steps of one round share what they know of its flows.
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -31,6 +30,7 @@ from ..core.flows.record import (
     RESTRICTED,
     rank,
 )
+from ..core.minor_table import MinorTable
 from ..core.names import Names
 from ..core.owners import ACTIVE
 from ..core.policy.model import Policy
@@ -45,8 +45,9 @@ from ..lock import Lock
 from ..namekey import keep_names
 from ..render import tell_limits
 from ..shaping import Classes, Listed
-from ..state import State
+from ..state import State, StateError
 from .adopt import adopt
+from .bookkeeping import Bookkeeping
 from .early import EarlyShaping
 from .flood_guard import FloodGuard
 from .flow_table import FlowTable
@@ -93,6 +94,7 @@ class Assigner:
         )
         self._pool, self._clock = Pool(self._registry, pool_min, steady_clock), clock
         self._orders = Orders(state, self._registry, journal, clock)
+        self._books = Bookkeeping(settings, state, self._registry, journal, clock)
         self._flows = FlowTable(
             settings, addresses, self._conntrack, journal, self._registry.is_restricted,
             steady_clock,
@@ -205,7 +207,11 @@ class Assigner:
                 if owner.minor in marked or owner.minor in wanted or registry.is_shaped(owner)
             ]
             registry.ensure(registry.classes.outdated(owners, listed))
-            return sum(marked.values())
+        if self._state.accounts.read_at(0) is None:
+            # The very first time counters are noted, before anybody moves more.
+            self.tend_accounts()
+            self.tend_accounts()
+        return sum(marked.values())
 
     def _load(self) -> Listed:
         """Read owners, classes and orders anew: at start, and after another process has written."""
@@ -255,7 +261,9 @@ class Assigner:
     def doubted(self) -> tuple[list[int], dict[int, set[str]]]:
         """Minors of restricted classes, and which users' flows have left which since last asked."""
         registry = self._registry
-        left, registry.left = registry.left, {}
+        *_, fair_use = registry.left
+        left = fair_use.copy()
+        fair_use.clear()
         owners = registry.minors.by_minor.values()
         return [owner.minor for owner in owners if not owner.is_user], left
 
@@ -428,10 +436,49 @@ class Assigner:
         """(email, minor) of all users who have a class."""
         return self._registry.active()
 
-    def counters(self, direction: int) -> dict[int, int]:
-        """{minor: bytes sent} of all classes, of direction 0 (upload) or 1 (download)."""
+    def counters(self, direction: int) -> MinorTable:
+        """{minor: bytes sent} of all classes, of direction 0 (upload) or 1 (download).
+
+        Whoever asks, accounts have it, too.  Raises KernelRefused, Suspended.
+        """
+        began_s = time.thread_time()
+        with self._lock:
+            self._refresh()
+        # Not under the lock: the kill switch waits for it.
         ifindex = self._registry.classes.devices[direction]
-        return self._tc.sent_bytes(ifindex, self._settings.major)
+        sent = self._tc.sent_table(ifindex, self._settings.major)
+        with self._lock:
+            # What others have booked or taken away meanwhile, an older reading must not undo.
+            if self._registry.is_current:
+                self._books.book(direction, sent, self._steady_clock(), began_s)
+        return sent
+
+    def tend_accounts(self) -> None:
+        """Once a second: have counters read that were not for long.  Raises Suspended."""
+        now = self._steady_clock()
+        direction = self._books.due(now)
+        if direction is not None:
+            try:
+                self.counters(direction)
+            except KernelRefused as error:
+                self._books.put_off(direction, now)
+                effect = "what users move is read later"
+                self._journal.tell(events.KERNEL, error=str(error), effect=effect)
+
+    def close_accounts(self) -> None:
+        """Book what has passed until now: after a reboot no class would know it.
+
+        Also when the kill switch was thrown.
+        """
+        major, devices = self._settings.major, self._registry.classes.devices
+        try:
+            with self._lock:
+                up, down = (self._tc.sent_table(ifindex, major) for ifindex in devices)
+                self._state.accounts.book_all(self._state.owners(), (up, down), self._clock())
+        except (KernelRefused, StateError) as error:
+            event = events.STATE if isinstance(error, StateError) else events.KERNEL
+            effect = "what users moved is booked at the next start"
+            self._journal.tell(event, error=str(error), effect=effect)
 
     def is_held(self, email: str) -> bool:
         """Whether a person has ordered something else for a user than the policy says."""
@@ -445,11 +492,6 @@ class Assigner:
         with self._lock:
             self._refresh()
             self._orders.order(begin, end)
-
-    @property
-    def named(self) -> array[int]:
-        """When each minor's user was named last, by the steady clock; see `Vouchers.named`."""
-        return self._vouchers.named
 
     def snapshot(self) -> dict[str, int | str]:
         """Counters for ``status``; cheap."""

@@ -24,7 +24,6 @@ from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.netlink import Netlink
 from ..kernel.tcpmem import read_tcp_memory
 from ..lock import Lock
-from ..namedfile import write_named
 from ..namekey import names_wanted
 from ..runfile import WRITE_S, write_report
 from ..sources import open_source
@@ -142,6 +141,7 @@ class Follower:
             # An end in peace, for systemd, too: before READY it would be a failure.
             notify("READY=1\nSTATUS=suspended")
             self._journal.tell(events.STOPPED)
+        self._assigner.close_accounts()
         return 0
 
     def _watch_flows(self) -> None:
@@ -250,6 +250,7 @@ class Follower:
         self._assigner.keep_time()
         self._assigner.tell_users()
         self._fair_use.step(now)
+        self._assigner.tend_accounts()
         self._assigner.flush()
         self._assigner.tend_flows()
         self._watch_flows()
@@ -350,7 +351,6 @@ class Follower:
         self._told_refused = self._policy_files.refused
         try:
             write_report(self._paths.run_dir, report)
-            write_named(self._paths.run_dir, self._assigner.named)
         except OSError as error:
             sentence = f"{self._paths.run_dir}: {os.strerror(error.errno or 0)}"
             effect = "'status' sees old counters"

@@ -61,13 +61,16 @@ class Registry:
         self.new_owners = 0
         #: Minors that have passed to another owner, for who keeps books by minor.
         self.displaced: list[int] = []
-        #: Who has left which restricted class, for who keeps books by class.
-        self.left: dict[int, set[str]] = {}
+        #: Who has left which restricted class, for each who keeps books by class: accounts of
+        #: uploads and of downloads, and fair use.
+        self.left: tuple[dict[int, set[str]], ...] = ({}, {}, {})
         #: Users who are new or back, for who tells of them.
         self.came: list[Owner] = []
         self._major, self._reserve = major, reserve
         self._state, self._lock, self._journal, self._clock = state, lock, journal, clock
         self._version = self._version_read = -1
+        # The kernel has refused something since its classes were listed.
+        self._unlisted = False
         self._unsaved: dict[str, Owner] = {}
         # Until `commit`: whose class is to be made or changed, and whose record goes.
         self._fresh: dict[int, Owner] = {}
@@ -245,7 +248,8 @@ class Registry:
 
     def freed(self, minor: int, owner: Owner) -> None:
         """A flow has left the restricted class ``minor``, because it is ``owner``'s."""
-        self.left.setdefault(minor, set()).add(owner.key)
+        for left in self.left:
+            left.setdefault(minor, set()).add(owner.key)
 
     def commit(self) -> None:
         """Save what was given, then make the classes: a mark names no class that is not there."""
@@ -259,12 +263,25 @@ class Registry:
 
     def ensure(self, owners: Iterable[Owner]) -> None:
         """Make or change the classes of ``owners`` on both devices."""
+        owners = list(owners)
+        if self._unlisted and not all(self.classes.has(owner.minor) for owner in owners):
+            # One that others have deleted, and of which nobody has told us yet.
+            self._close_accounts(self.classes.listed())
         for error in self.classes.ensure(owners):
             self.refused(error)
 
+    def _close_accounts(self, listed: Listed) -> None:
+        """Before classes are made: those that are not there count from 0."""
+        self._unlisted = False
+        try:
+            self._state.accounts.close(listed)
+        except StateError as error:
+            effect = "what users move may be counted in part"
+            self._journal.tell(events.STATE, error=str(error), effect=effect)
+
     def refused(self, error: KernelRefused) -> None:
         """The kernel has refused something: say so, and have it repaired."""
-        self.wants_repair = True
+        self.wants_repair = self._unlisted = True
         self._journal.tell(events.KERNEL, error=str(error), effect="repairing")
 
     # -- what survives ----------------------------------------------------------------------------
@@ -305,6 +322,7 @@ class Registry:
             self._waiting = self._state.hashes() if self._names.mode == MIXED else set()
             self._forget_globs()
         up, down = listed = self.classes.listed()
+        self._close_accounts(listed)
         now = self._clock()
         orphans = [
             Owner(f"{ORPHAN}{minor:x}", minor, QUARANTINE, now, now)

@@ -26,7 +26,7 @@ _STEP_S = 5.0
 _TRAFFIC_S, _TRAFFIC_SOON_S, _MARKS = 60.0, 5.0, 5
 
 #: {minor: bytes sent} of all classes of direction 0 (upload) or 1 (download).
-Sent = Callable[[int], dict[int, int]]
+Sent = Callable[[int], Mapping[int, int]]
 
 
 class Vitals:

@@ -97,16 +97,17 @@ def period(per: str, reset: int, now_s: float, zone: tzinfo | None = None) -> Pe
     """
     today = datetime.fromtimestamp(now_s, zone).date()
     if per == DAY:
-        starts = [_moment(today + n * _DAY, reset, zone) for n in (-1, 0, 1, 2)]
+        starts = [moment(today + n * _DAY, reset, zone) for n in (-1, 0, 1, 2)]
     else:
         starts = []
         for months in (-1, 0, 1, 2):
             year, month0 = divmod(today.year * 12 + today.month - 1 + months, 12)
             last = calendar.monthrange(year, month0 + 1)[1]
-            starts.append(_moment(date(year, month0 + 1, min(reset, last)), 0, zone))
+            starts.append(moment(date(year, month0 + 1, min(reset, last)), 0, zone))
     start = max(at for at in starts if at <= now_s)
     return start, min(at for at in starts if at > now_s)
 
 
-def _moment(day: date, hour: int, zone: tzinfo | None) -> float:
+def moment(day: date, hour: int, zone: tzinfo | None) -> float:
+    """When an hour of a local day begins, in seconds since the epoch."""
     return datetime(day.year, day.month, day.day, hour, tzinfo=zone).timestamp()

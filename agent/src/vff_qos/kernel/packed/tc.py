@@ -2,6 +2,8 @@
 
 Source of the numbers: include/uapi/linux/{rtnetlink,pkt_sched}.h, net/sched/sch_htb.c.  Adding
 or deleting a class walks all classes of the qdisc; changing one does not.
+
+Longer than 400 lines: requests about classes and the kernel's answers have one layout.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from ...core.htb import (
     TARGET_US,
     TICK_NS,
     UNCLASSIFIED_MINOR,
-    ClassState,
     HtbClass,
     classid,
     format_classid,
 )
+from ...core.minor_table import MinorTable
 from ...core.plan.objects import INGRESS, leads_away
 from ...errors import KernelRefused
 from .filter_list import TcFilter, read_filters
@@ -53,6 +55,7 @@ _ETHERNET = 1  # TC_LINKLAYER_ETHERNET: the kernel then needs no rate table
 _U32_MAX = 0xFFFFFFFF
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 _Decoded = TypeVar("_Decoded")
+_Table = TypeVar("_Table")
 _BASIC, _QUEUE = struct.Struct("=QI"), struct.Struct("=III")
 
 _FQ_CODEL_TARGET, _FQ_CODEL_FLOWS = 1, 5
@@ -62,6 +65,17 @@ _USER_FLOWS, _SHARED_FLOWS = 64, 1_024
 
 #: What makes a message, and what it does, for people.
 Request = tuple[Encoder, str]
+
+
+class ClassState(NamedTuple):
+    """What the kernel says about one HTB class; counters since its creation."""
+
+    parent: int
+    params: HtbClass
+    sent_bytes: int
+    sent_packets: int
+    drops: int
+    backlog_bytes: int
 
 
 class ClassKey(NamedTuple):
@@ -233,11 +247,15 @@ class Tc:
             decoded = decode_class(answer)
             return decoded[3] if decoded else None
 
-        return self._classes(ifindex, major, state)
+        return self._classes(ifindex, major, state, dict)
 
     def sent_bytes(self, ifindex: int, major: int) -> dict[int, int]:
         """{minor: bytes sent}: less than half the time of `classes`."""
-        return self._classes(ifindex, major, decode_sent)
+        return self._classes(ifindex, major, decode_sent, dict)
+
+    def sent_table(self, ifindex: int, major: int) -> MinorTable:
+        """The same in a tenth of the memory."""
+        return self._classes(ifindex, major, decode_sent, MinorTable)
 
     def params(self, ifindex: int, major: int) -> dict[int, HtbClass]:
         """{minor: parameters} of the classes: half the time of `classes`."""
@@ -248,11 +266,15 @@ class Tc:
             found = decode_params(answer)
             return shared.setdefault(found, found) if found else None
 
-        return self._classes(ifindex, major, params)
+        return self._classes(ifindex, major, params, dict)
 
     def _classes(
-        self, ifindex: int, major: int, decode: Callable[[bytes], _Decoded | None]
-    ) -> dict[int, _Decoded]:
+        self,
+        ifindex: int,
+        major: int,
+        decode: Callable[[bytes], _Decoded | None],
+        make: Callable[[Iterator[tuple[int, _Decoded]]], _Table],
+    ) -> _Table:
         """{minor: what ``decode`` makes of it} of the classes under ``major:`` on an interface."""
         # By root, or the kernel would also list fq_codel's flows as classes.
         payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
@@ -265,7 +287,7 @@ class Tc:
             return None if decoded is None else (handle & MINOR_MASK, decoded)
 
         what = f"reading classes of interface {ifindex}"
-        return self.netlink.collect(_GETTCLASS, payload, what, one, dict)
+        return self.netlink.collect(_GETTCLASS, payload, what, one, make)
 
     def leaves(self, ifindexes: tuple[int, ...], major: int) -> tuple[dict[int, str], ...]:
         """{minor: kind} of the leaf qdiscs of classes under root ``major:``, for each interface."""
@@ -299,7 +321,7 @@ class Tc:
             minor = _TCMSG.unpack_from(answer)[2] & MINOR_MASK
             return decode_params(answer) if minor in minors else None
 
-        return self._classes(ifindex, major, params)
+        return self._classes(ifindex, major, params, dict)
 
     def delete_filter(self, ifindex: int, which: TcFilter) -> None:
         """Delete one filter."""

@@ -1,0 +1,98 @@
+"""When the agent books what users have moved: as often as it costs next to nothing.
+
+Counters are read for quotas, fair use and the look at traffic, too; each of these readings is
+booked if the last one is not of a moment ago, and one is only made for accounting where none came.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from ..core import events
+from ..core.accounts import hour_of, whose
+from ..core.settings import Settings
+from ..journal import Journal
+from ..state import State, StateError
+from .registry import Registry
+
+#: Readings follow each other after so long: a class that others delete, and a node that dies, cost
+#: at most what has passed since the last one.
+MIN_S, MAX_S = 30.0, 300.0
+#: Within these bounds reading and booking take at most this share of a core.
+_SHARE = 1 / 2_000
+
+
+class Bookkeeping:
+    """What is due.  ``now_s`` is a clock that never goes back."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: State,
+        registry: Registry,
+        journal: Journal,
+        clock: Callable[[], float],
+    ) -> None:
+        """``clock`` gives seconds since the epoch."""
+        self._settings, self._state, self._registry = settings, state, registry
+        self._journal, self._clock = journal, clock
+        self._gap_s = MIN_S
+        self._booked_s = [float("-inf")] * 2
+        self._next_look = [float("-inf")] * 2
+        self._hours = [hour_of(clock())] * 2
+        # Whether an hour has ended since the last reading that was booked.
+        self._over = [False, False]
+        self._cost_s = [0.0, 0.0]
+
+    def due(self, now_s: float) -> int | None:
+        """The direction whose counters are to be read now; one at a time.  None: neither."""
+        hour = hour_of(self._clock())
+        for direction, at_s in enumerate(self._next_look):
+            # At the end of each hour, so that hours are what they say.
+            if now_s >= at_s or hour != self._hours[direction]:
+                return direction
+        return None
+
+    def book(self, direction: int, sent: Mapping[int, int], now_s: float, began_s: float) -> None:
+        """Book a reading: {minor: bytes sent}; under the lock.
+
+        ``began_s``: by the clock of this thread's CPU time, when the reading began.
+        """
+        self._look_at_clock(direction)
+        is_over = self._over[direction]
+        if not is_over and now_s - self._booked_s[direction] < self._gap_s / 2:
+            return
+        registry, accounts = self._registry, self._state.accounts
+        left = registry.left[direction]
+        try:
+            accounts.book(
+                direction,
+                sent,
+                lambda minor: whose(minor, registry.owner(minor), left, is_over),
+                self._clock(),
+            )
+            if is_over:
+                accounts.forget(
+                    self._clock(), self._settings.usage_hourly_days, self._settings.usage_daily_days
+                )
+        except StateError as error:
+            effect = "what users move is booked when it can be written"
+            self._journal.tell(events.STATE, error=str(error), effect=effect)
+            self._next_look[direction] = now_s + MIN_S
+            return
+        left.clear()
+        self._over[direction], self._booked_s[direction] = False, now_s
+        self._cost_s[direction] = time.thread_time() - began_s
+        self._gap_s = min(max(MIN_S, sum(self._cost_s) / _SHARE), MAX_S)
+        self._next_look[direction] = now_s + self._gap_s
+
+    def put_off(self, direction: int, now_s: float) -> None:
+        """The counters cannot be read at the moment."""
+        self._look_at_clock(direction)
+        self._next_look[direction] = now_s + MIN_S
+
+    def _look_at_clock(self, direction: int) -> None:
+        hour = hour_of(self._clock())
+        self._over[direction] |= hour != self._hours[direction]
+        self._hours[direction] = hour

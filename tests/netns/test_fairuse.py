@@ -254,6 +254,85 @@ def test_what_a_person_orders_is_stronger(world: World) -> None:
     assert world.shown(alice)[0] == 4_000_000
 
 
+def test_a_person_lets_a_user_off_and_what_was_used_counts_no_more(world: World) -> None:
+    alice = punish(world)
+    said = world.server.run("reset", "alice@x")
+    assert "no change; alice@x: upload 4mbit, download 4mbit; a penalty holds them: fair_use: " in (
+        said
+    )
+    assert "'vff-qos reset alice@x --usage' lets them off" in said
+    assert world.shown(alice)[0] == 4_000_000
+    said = world.server.run("reset", "alice@x", "--usage", "--reason", "ticket 1")
+    assert said.startswith(
+        "alice@x: upload 800mbit, download 800mbit; let off: fair_use: more than"
+    )
+    assert said.endswith("counts no more for quota and fair use\n")
+    # At once, without the agent, and the agent does not bring it back.
+    assert world.shown(alice)[0] == 800_000_000
+    world.look(5)
+    world.look(5)
+    assert world.shown(alice)[0] == 800_000_000
+    assert world.state.overrides() == [] and world.state.forgiven() == []
+    assert world.server.run("reset", "alice@x").startswith("no change; alice@x: upload 800mbit")
+
+
+def test_who_was_let_off_starts_from_nothing(world: World) -> None:
+    pipe = Pipe()
+    alice = claim(world, "alice@x")
+    world.look(5)
+    pipe.send(alice, 4_000_000)
+    world.look(5)
+    said = world.server.run("reset", "alice@x", "--usage")
+    assert "; there was no penalty; what was used until now counts no more" in said
+    world.look(5)
+    pipe.send(alice, 4_000_000)
+    world.look(5)
+    assert world.shown(alice)[0] == 800_000_000
+    pipe.send(alice, 2_000_000)
+    world.look(5)
+    assert world.shown(alice)[0] == 4_000_000
+
+
+def test_who_is_let_off_while_no_agent_runs_stays_so(world: World) -> None:
+    alice = punish(world)
+    world.fair_use.finish()
+    world.server.run("reset", "alice@x", "--usage")
+    assert world.shown(alice)[0] == 800_000_000
+    world.start()
+    world.look(5)
+    assert world.shown(alice)[0] == 800_000_000
+    assert world.state.overrides() == []
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_a_penalty_that_begins_in_the_moment_of_letting_off_ends(world: World, steps: int) -> None:
+    """Counters are read, it is found and not ordered yet, it is ordered."""
+    pipe = Pipe()
+    alice = claim(world, "alice@x")
+    world.look(5)
+    pipe.send(alice, 6_000_000)
+    world.now += 5
+    for _ in range(steps):
+        world.fair_use.step(world.now)
+    world.server.run("reset", "alice@x", "--usage")
+    world.look(0)
+    world.look(5)
+    assert world.shown(alice)[0] == 800_000_000
+    assert world.state.overrides() == []
+
+
+def test_letting_off_leaves_what_a_person_ordered(world: World) -> None:
+    alice = punish(world)
+    world.server.run("limit", "alice@x", "--download", "1mbit")
+    said = world.server.run("reset", "alice@x", "--usage")
+    assert "ordered holds on: 'vff-qos reset alice@x' ends it" in said
+    world.look(5)
+    assert world.shown(alice)[0] == 1_000_000
+    world.server.run("reset", "alice@x")
+    world.look(5)
+    assert world.shown(alice)[0] == 800_000_000
+
+
 def test_no_penalty_makes_anybody_faster(world: World) -> None:
     world.change(POLICY + "users: {alice@x: {plan: basic, download: 1mbit}}\n")
     pipe = Pipe()

@@ -14,6 +14,7 @@ from ..core import events
 from ..core.owners import ACTIVE, Owner
 from ..core.policy.overrides import OPERATOR, Override
 from ..core.policy.parse import email_problem, parse_layer
+from ..core.policy.usage import Usage, is_automatic
 from ..errors import Refused
 from ..render import describe_end, describe_limits
 from ..shaping import Classes
@@ -30,10 +31,7 @@ def give_order(
 
     Raises ConfigError, Refused (nothing was changed) or KernelRefused.
     """
-    if problem := email_problem(email):
-        raise Refused(f"{email!r} {problem}")
-    if len(why) > _MAX_WHY or not (why.isprintable() or not why):
-        raise Refused(f"the reason must be at most {_MAX_WHY} printable characters")
+    _check(email, why)
     policy = node.policy_in_force
     email = node.name_of(email)
     order = None
@@ -50,6 +48,65 @@ def give_order(
         if order is None:
             return _end(node, classes, email, why)
         return _begin(node, classes, order)
+
+
+def let_off(node: Node, email: str, why: str = "") -> str:
+    """End the penalties of ``email``, and have what was used count no more; returns what holds now.
+
+    What a person has ordered stays, and accounts do.  Raises as `give_order`.
+    """
+    _check(email, why)
+    policy, state = node.policy_in_force, node.state
+    email = node.name_of(email)
+    classes = node.classes(node.settings_in_force, policy)
+    with node.lock:
+        penalties = _penalties(state, email)
+        # The agent knows more than it has saved: it does the same when it sees this.
+        state.forgive(email)
+        terms = policy.terms_of(email)
+        for key, minor, up_seen, down_seen, data in list(state.usage(email)):
+            usage = Usage.from_json(terms, data)
+            usage.forgive()
+            state.save_usage([(key, minor, up_seen, down_seen, usage.to_json())])
+        state.delete_overrides(penalties)
+        result = _enforce(classes, state, email) + _when(classes, state, email)
+        ordered = [o for o in state.overrides() if (o.email, o.origin) == (email, OPERATOR)]
+        mark = _mark(classes, state, email)
+    for penalty in penalties:
+        node.journal.tell(
+            events.PENALTY_ENDED,
+            mark,
+            email=email,
+            origin=penalty.origin,
+            why=f"{node.user} has let them off" + (f" ({why})" if why else ""),
+            limits=describe_limits(classes.limits_of(email)),
+        )
+    ended = "; ".join(f"{p.origin} ({p.why})" for p in penalties)
+    result += f"; let off: {ended}" if ended else "; there was no penalty"
+    if ordered:
+        result += f"; what {ordered[0].who} ordered holds on: 'vff-qos reset {email}' ends it"
+    return f"{result}; what was used until now counts no more for quota and fair use"
+
+
+def _check(email: str, why: str) -> None:
+    if problem := email_problem(email):
+        raise Refused(f"{email!r} {problem}")
+    if len(why) > _MAX_WHY or not (why.isprintable() or not why):
+        raise Refused(f"the reason must be at most {_MAX_WHY} printable characters")
+
+
+def _penalties(state: State, email: str) -> list[Override]:
+    return [o for o in state.overrides() if o.email == email and is_automatic(o.origin)]
+
+
+def _held(state: State, email: str) -> str:
+    """Which penalties hold a user, and the way out."""
+    now = time.time()
+    held = [o for o in _penalties(state, email) if not o.ends_by(now)]
+    if not held:
+        return ""
+    told = ", ".join(f"{o.origin} ({o.why}) {describe_end(o, now)}" for o in held)
+    return f"; a penalty holds them: {told}; 'vff-qos reset {email} --usage' lets them off"
 
 
 def _begin(node: Node, classes: Classes, order: Override) -> str:
@@ -78,8 +135,8 @@ def _end(node: Node, classes: Classes, email: str, why: str) -> str:
     state.delete_overrides(ended)
     result = _enforce(classes, state, email)
     if not ended:
-        return f"no change; {result}"
-    result += _when(classes, state, email)
+        return f"no change; {result}{_held(state, email)}"
+    result += _when(classes, state, email) + _held(state, email)
     for order in ended:
         node.journal.tell(
             events.ORDER_ENDED,

@@ -233,8 +233,8 @@ PENALTY = JournalEvent(
     "The user has used more than a rule of their plan allows (fair_use or quota), and has the "
     "limits that the rule names until the penalty ends. The amount is what their two classes have "
     "moved on the wire.",
-    "'vff-qos explain' with the user's name says how far they are with each rule. To let one user "
-    "off: 'vff-qos limit' with '--plan' and '--for'.",
+    "'vff-qos explain' with the user's name says how far they are with each rule; 'vff-qos reset' "
+    "with '--usage' lets them off.",
     more=("email", "mark", "origin", "why"),
 )  # fmt: skip
 PENALTY_ENDED = JournalEvent(

@@ -64,6 +64,10 @@ class FairUse:
 
         ``now_s`` is a monotonic time.  Raises Suspended.
         """
+        try:
+            self._let_off()
+        except StateError as error:
+            self._tell(error)
         if self._look is None:
             if self._idle or now_s < self._due_s:
                 return
@@ -149,6 +153,30 @@ class FairUse:
             self._state.delete_usage(list(ledger.users))
             self._ledger, self._idle = None, True
 
+    def _let_off(self) -> None:
+        """Forget what those have used whom a person has let off."""
+        emails = self._state.forgiven()
+        if not emails:
+            return
+        if self._ledger is not None:
+            self._forgive(self._ledger, emails)
+        self._state.forgotten(emails)
+
+    def _forgive(self, ledger: Ledger, emails: Collection[str]) -> None:
+        for email in emails:
+            ledger.forgive(email)
+        for key in [key for key in self._changes if key[0] in emails]:
+            del self._changes[key]
+        self._store(ledger, set(emails), dict(self._assigner.active()))
+        # One may have begun in the moment in which it was ordered.
+        end = {
+            (o.email, o.origin): "let off"
+            for o in self._state.overrides()
+            if o.email in emails and is_automatic(o.origin)
+        }
+        if end:
+            self._assigner.order([], end)
+
     def _order(self, changes: Collection[Change]) -> None:
         begin = [_override(change) for change in changes if change.begins]
         end = {(change.key, change.origin): change.why for change in changes if not change.begins}
@@ -163,6 +191,9 @@ class FairUse:
             for key, minor, up, down, data in self._state.usage()
         ]
         ledger = Ledger(rows, self._state.get_value(_READ) or 0.0)
+        if emails := self._state.forgiven():
+            self._forgive(ledger, emails)
+            self._state.forgotten(emails)
         self._agree(ledger)
         return ledger
 

@@ -19,6 +19,8 @@ What keeps it from flapping and from punishing twice:
 
 Counters are kept by minor, because a class outlives its user; one that went backwards belongs to
 a class that was made anew and counts from zero.
+
+Longer than 400 lines: the rules of a user share windows, penalties and one look at the counters.
 """
 
 from __future__ import annotations
@@ -95,6 +97,12 @@ class Usage:
         self.terms = terms
         self._read(data)
 
+    def forgive(self) -> None:
+        """What was used until now counts no more, and no penalty stands."""
+        self.cells = array("I", bytes(4 * len(self.cells)))
+        self.quota_up = self.quota_down = 0
+        self.penalties.clear()
+
     def to_json(self) -> dict[str, Any]:
         """What ``from_json`` takes."""
         windows = {}
@@ -162,6 +170,8 @@ class Ledger:
         self._doubted: dict[int, tuple[int, int]] = {}
         self._owed: dict[str, tuple[int, int]] = {}
         self._periods: dict[Quota, Period] = {}
+        # Who was let off in this round, or before it began.
+        self._pardoned: set[str] = set()
 
     def open(self, up: Mapping[int, int], down: Mapping[int, int], now_s: float) -> None:
         """Begin a round: class counters by minor on (IFB, WAN), read at ``now_s``."""
@@ -192,6 +202,7 @@ class Ledger:
             for minor, value in now.items():
                 seen[minor] = value
         self._known = None
+        self._pardoned.clear()
         self.read_s = self._now_s
         self._counters = ({}, {})
 
@@ -225,6 +236,8 @@ class Ledger:
         moved = self._moved(minor) if terms else (0, 0)
         if terms:
             moved = moved[0] + owed[0], moved[1] + owed[1]
+        if key in self._pardoned:
+            moved = 0, 0
         if usage is None:
             if moved == (0, 0):
                 return []
@@ -322,6 +335,14 @@ class Ledger:
             found = period(quota.per, quota.reset, self._now_s, self._zone)
             self._periods[quota] = found
         return found
+
+    def forgive(self, key: str) -> None:
+        """Let a user off; what the next round brings was mostly moved before and is left out."""
+        self._owed.pop(key, None)
+        self._pardoned.add(key)
+        if usage := self.users.get(key):
+            usage.forgive()
+            self.dirty.add(key)
 
     def forget_idle(self) -> list[str]:
         """Drop users of whom nothing is remembered any more; returns their keys."""

@@ -132,7 +132,7 @@ def overruled(limits: Mapping[str, Any], plan: str, defaults: Mapping[str, Any])
 
 
 def settings_problems(
-    settings: Mapping[str, Any], policy: Mapping[str, Any], interval: str
+    settings: Mapping[str, Any], policy: Mapping[str, Any], intervals: Mapping[str, str]
 ) -> list[str]:
     """One sentence for each thing in the settings that the agent would refuse.
 
@@ -154,8 +154,11 @@ def settings_problems(
             parse(json.dumps(data, ensure_ascii=False, default=str).encode(), "")
         except ConfigError as error:
             problems.append(f"{_variable(error.key)}: {error.problem}")
-    if not _TIME_SPAN.fullmatch(interval):
-        problems.append(f"qos_gc_interval: {interval!r} is not a time such as 10min or 1h 30min")
+    problems += [
+        f"{name}: {interval!r} is not a time such as 10min or 1h 30min"
+        for name, interval in intervals.items()
+        if not _TIME_SPAN.fullmatch(interval)
+    ]
     return problems
 
 

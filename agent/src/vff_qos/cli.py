@@ -1,4 +1,7 @@
-"""The command ``vff-qos``."""
+"""The command ``vff-qos``.
+
+Longer than 400 lines: what each command takes, and whom it calls.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from . import __version__
 from .commands.node import Node
 from .config import Paths, load_policy, load_settings, read_file
 from .core import events
-from .core.figures import SORTS
 from .core.settings import parse_settings
 from .errors import ConfigError, QosError, Refused
 from .journal import Journal
@@ -55,26 +57,13 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs; all users")
     status.add_argument("--all", action="store_true", help="all users and orders, not the top ten")
     status.add_argument(
-        "--sort", choices=tuple(SORTS), default="rate",
+        "--sort", choices=("rate", "bytes", "flows", "drops", "name"), default="rate",
         help="what makes the top ten (default: rate)",
     )  # fmt: skip
     status.add_argument(
         "--engine", action="store_true", help="look into the engine's configuration, too"
     )
     status.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
-    top = command(
-        "top", "a live table of the users: rates, limits, what holds them; h shows the keys"
-    )
-    top.add_argument("--once", action="store_true", help="the table once, as text")
-    top.add_argument("--json", action="store_true", help="the same for programs")
-    top.add_argument(
-        "--sort", choices=tuple(SORTS), default="rate", help="what comes first (default: rate)"
-    )
-    top.add_argument(
-        "--interval", type=float, default=1.0, metavar="SECONDS",
-        help="between two looks, 0.2 to 60 (default: 1); longer where one costs too much",
-    )  # fmt: skip
-    top.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
     check = command("check-config", "check settings and policy; changes nothing")
     check.add_argument(
         "--new", action="store_true", help="FILEs are not in place yet: whoever may read them"
@@ -88,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
         "--no-canary", dest="canary", action="store_false",
         help="do not prove with a flow in a namespace of its own that limits hold (6 s)",
     )  # fmt: skip
+    _usage_command(command)
+    report = command("report", "tell usage to report_url, once (the timer's work)")
+    report.add_argument("--now", action="store_true", help="also if the last try has just failed")
     name = command("name", "what users are called in state, journal and status (qos_hash_emails)")
     name.add_argument("emails", nargs="+", metavar="EMAIL")
     _order_commands(command)
@@ -101,6 +93,20 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _usage_command(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    usage = command(
+        "usage", "what users have moved: for good, whatever became of their classes",
+        "TIME: 2026-11, 2026-11-26, '2026-11-26 14:00', or 7d for so long ago.",
+    )  # fmt: skip
+    usage.add_argument("patterns", nargs="*", metavar="EMAIL|PATTERN", help="such as '*@x'")
+    usage.add_argument("--since", metavar="TIME", help="default: the first of this month")
+    usage.add_argument("--until", metavar="TIME", help="before this time; default: now")
+    usage.add_argument("--by", choices=("hour", "day", "month"), help="default: one sum")
+    form = usage.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="for tables; exact bytes")
+    form.add_argument("--json", action="store_true", help="for programs; exact bytes")
+
+
 def _order_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     orders = {
         "limit": "limit one user for a while, whatever the policy says",
@@ -112,7 +118,12 @@ def _order_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
         order = command(name, text)
         order.add_argument("email", metavar="EMAIL")
         order.add_argument("--reason", default="", metavar="TEXT", help="for status and journal")
-        if name != "reset":
+        if name == "reset":
+            order.add_argument(
+                "--usage", action="store_true",
+                help="instead: end a penalty; what was used counts no more for quota and fair use",
+            )  # fmt: skip
+        else:
             order.add_argument("--for", dest="for_time", metavar="TIME", help="such as 2h or 1d")
         if name == "limit":
             order.add_argument("--download", metavar="RATE", help="such as 5mbit")
@@ -130,10 +141,6 @@ def _policy_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     ):
         action = actions.add_parser(name, help=text, description=text, parents=[common])
         action.add_argument("file", nargs="?", metavar="FILE")
-        if name == "diff":
-            action.add_argument(
-                "-v", "--verbose", action="store_true", help="guarantees and quanta, too"
-            )
         if name == "apply":
             action.add_argument(
                 "--yes", action="store_true", help="also if more than half of the users change"
@@ -195,21 +202,6 @@ def _status(node: Node, args: argparse.Namespace) -> int:
     return exit_code(status)
 
 
-def _top(node: Node, args: argparse.Namespace) -> int:
-    if not 0.2 <= args.interval <= 60:
-        raise Refused(f"--interval: {args.interval:g} is not between 0.2 and 60 seconds")
-    patterns = [node.pattern_of(pattern) for pattern in args.patterns]
-    if args.once or args.json:
-        from .commands.top import once
-
-        print(once(node.paths, patterns, args.sort, args.interval, args.json))
-    else:
-        from .commands.top import run
-
-        run(node.paths, patterns, args.sort, args.interval)
-    return 0
-
-
 def _explain(node: Node, args: argparse.Namespace) -> int:
     from .commands.flows import parse_place, read_place, render_place
 
@@ -239,10 +231,31 @@ def _doctor(node: Node, args: argparse.Namespace) -> int:
     return exit_code(found)
 
 
+def _usage(node: Node, args: argparse.Namespace) -> int:
+    from .commands.usage_table import read_usage, render, to_csv
+
+    found = read_usage(node, args.patterns, args.since, args.until, args.by)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print(to_csv(found) if args.csv else render(found), end="" if args.csv else "\n")
+    return 0
+
+
+def _report(node: Node, args: argparse.Namespace) -> int:
+    from .commands.usage_report import report
+
+    print(report(node, args.now))
+    return 0
+
+
 def _order(node: Node, args: argparse.Namespace) -> int:
-    from .commands.limit import give_order
+    from .commands.limit import give_order, let_off
     from .core.units import parse_duration
 
+    if args.command == "reset" and args.usage:
+        print(let_off(node, args.email, args.reason))
+        return 0
     entry: dict[str, Any] | None = {"unlimit": {"unlimited": True}, "block": {"blocked": True}}.get(
         args.command
     )
@@ -280,7 +293,7 @@ def _policy(node: Node, args: argparse.Namespace) -> int:
     from .commands.policy import apply, diff
 
     if args.action == "diff":
-        _print(diff(node, args.file, args.verbose))
+        _print(diff(node, args.file))
     else:
         print(apply(node, args.file, args.yes))
     return 0
@@ -341,6 +354,10 @@ def _bootstrap(node: Node, args: argparse.Namespace) -> int:
     if not args.plan:
         refuse_if_disabled(node.paths)
     _ = node.written_policy  # without one the follower cannot start
+    if not args.plan:
+        from .commands.books import book_now
+
+        book_now(node, node.settings)  # a tree that is made anew counts from 0
     _print(reconcile(node.settings, node.state, args.plan, Takeover(node)))
     if args.plan:
         return 0
@@ -358,9 +375,11 @@ def _remove(node: Node, args: argparse.Namespace) -> int:
     from .commands.bootstrap import remove
 
     if not args.plan:
+        from .commands.books import book_now
         from .commands.suspend import lift_limits
 
         lift_limits(node)
+        book_now(node, node.any_settings)
     _print(remove(node.any_settings, node.any_state, args.plan))
     return 0
 
@@ -369,10 +388,11 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "bootstrap": _bootstrap,
     "gc": _gc,
     "status": _status,
-    "top": _top,
     "check-config": _check_config,
     "explain": _explain,
     "doctor": _doctor,
+    "usage": _usage,
+    "report": _report,
     "name": _name,
     "limit": _order,
     "unlimit": _order,

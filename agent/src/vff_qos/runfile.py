@@ -1,4 +1,7 @@
-"""What the follower tells other processes: ``follow.json`` in the run directory, both ends."""
+"""What processes tell each other in the run directory, both ends.
+
+The follower how it is (``follow.json``), ``vff-qos report`` how it went (``report.json``).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import json
 import os
 import time
 
+from .core.health.delivery import Delivery
 from .core.health.report import Report
 
-_FILE = "follow.json"
+_FILE, _DELIVERY = "follow.json", "report.json"
 #: How often the follower writes it.
 WRITE_S = 5.0
 #: A follower that works does not miss three in a row.
@@ -17,9 +21,13 @@ _STALE_S = 3 * WRITE_S
 
 def write_report(run_dir: str, report: Report) -> None:
     """Replace the report at once.  Raises OSError."""
-    path = os.path.join(run_dir, _FILE)
+    _write(run_dir, _FILE, json.dumps(report.to_json()))  # json.dump takes twice as long
+
+
+def _write(run_dir: str, name: str, text: str) -> None:
+    path = os.path.join(run_dir, name)
     with open(path + ".new", "w", encoding="utf-8") as file:
-        file.write(json.dumps(report.to_json()))  # json.dump takes twice as long
+        file.write(text)
     os.replace(path + ".new", path)
 
 
@@ -33,4 +41,18 @@ def read_report(run_dir: str) -> Report | None:
         with open(f"/proc/{report.pid}/cmdline", "rb") as file:
             return report if b"\0follow\0" in file.read() else None
     except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def write_delivery(run_dir: str, delivery: Delivery) -> None:
+    """How a report of usage went.  Raises OSError."""
+    _write(run_dir, _DELIVERY, json.dumps(delivery._asdict()))
+
+
+def read_delivery(run_dir: str) -> Delivery | None:
+    """The same; None if nothing was reported since the node was started."""
+    try:
+        with open(os.path.join(run_dir, _DELIVERY), encoding="utf-8") as file:
+            return Delivery(**json.load(file))
+    except FileNotFoundError:
         return None

@@ -42,6 +42,15 @@ gc_pool_max: 7
 
 
 @pytest.mark.parametrize(
+    "url",
+    ["https://h/", "https://h", "https://h:8443/a?t=1", "https://[2001:db8::1]/u",
+     "http://127.0.0.1:8/u", "http://[::1]/u", "http://localhost/"],
+)  # fmt: skip
+def test_usage_may_be_reported_to(url: str) -> None:
+    assert parse_settings(f"report_url: '{url}'".encode(), "s").report_url == url
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (b"if_wan: eth0\nlief: cake", "s:2: lief: unknown key; did you mean 'leaf'"),
@@ -54,6 +63,16 @@ gc_pool_max: 7
         (b"handle: ffff", "s:1: handle: 'ffff' is not a hex number from 10 to 7fff"),
         (b"if_wan: a/b", "is not an interface name"),
         (b"xray_access_log_path: access.log", "is not an absolute path"),
+        (
+            b"report_url: http://h.example/u",
+            "s:1: report_url: must begin with https://; http:// is",
+        ),
+        (b"report_url: 'https://u:geheim@h/'", "s:1: report_url: the value is not a URL such as"),
+        (b"report_url: 'https://h:70000/'", "s:1: report_url: 70000 is not a port (1 to 65535)"),
+        (b"report_url: 'https://h/a#b'", "s:1: report_url: the value is not a URL such as"),
+        (b"report_secret_file: secret", "report_secret_file: 'secret' is not an absolute path"),
+        (b"report_format: xml", "'xml' is not one of json, traffic-url, traffic-url-global"),
+        (b"usage_hourly_days: 401", "usage_hourly_days: 401 is not a whole number from 1 to 400"),
         (b"wan_ceil: quick", "s:1: wan_ceil: 'quick' is not a rate; allowed"),
         (b"take_foreign_root: perhaps", "is not true or false"),
         (b"leaf: cake\nleaf: cake", "s:2: leaf: stands twice"),

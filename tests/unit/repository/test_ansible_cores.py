@@ -66,6 +66,12 @@ SETTINGS: dict[str, Any] = {
     "webhook_listen": "unix:/run/vff-qos-webhook.sock",
     "webhook_group": "root",
     "webhook_token": "",
+    "usage_hourly_days": 31,
+    "usage_daily_days": 400,
+    "report_url": "",
+    "report_format": "json",
+    "report_secret_file": "",
+    "report_ca_file": "",
     "gc_idle_sec": 900,
     "gc_min_age_sec": 600,
     "gc_check_conntrack": False,
@@ -134,6 +140,8 @@ REFUSED = {
         "qos_tc_default_ul: 1gbit and qos_unclassified_upload: 5mbit contradict each other"
     ),
     "{qos_gc_use_conntrack: true, qos_gc_check_conntrack: false}": "contradict each other",
+    "qos_report_interval: often": "qos_report_interval: 'often' is not a time",
+    "qos_report_url: http://example.com/": "qos_report_url: must begin with https://",
 }
 TEMPLATES = sorted(path.name for path in (ROLE / "templates").glob("vff-qos-*.j2"))
 

@@ -15,7 +15,7 @@ from checkout import ROLE, ROOT
 from vff_qos.commands.disable import UNITS
 from vff_qos.config import Paths
 from vff_qos.core.policy.model import Policy
-from vff_qos.core.settings import KEYS, LEAVES, SOURCES, Settings
+from vff_qos.core.settings import KEYS, LEAVES, REPORT_FORMATS, SOURCES, Settings
 
 
 def load(path: Path) -> Any:
@@ -47,6 +47,7 @@ def test_every_variable_says_what_it_is(name: str) -> None:
 def test_the_role_offers_what_the_agent_knows() -> None:
     assert OPTIONS["qos_leaf"]["choices"] == list(LEAVES)
     assert OPTIONS["qos_identity_source"]["choices"] == list(SOURCES)
+    assert OPTIONS["qos_report_format"]["choices"] == list(REPORT_FORMATS)
 
 
 def test_role_and_agent_have_the_same_defaults() -> None:
@@ -63,6 +64,10 @@ def test_role_and_agent_have_the_same_defaults() -> None:
     assert DEFAULTS["qos_flood_guard"] == ours.flood_guard
     assert DEFAULTS["qos_identity_source"] == ours.source
     assert DEFAULTS["qos_xray_access_log_path"] == ours.access_log
+    assert DEFAULTS["qos_usage_hourly_days"] == ours.usage_hourly_days
+    assert DEFAULTS["qos_usage_daily_days"] == ours.usage_daily_days
+    assert DEFAULTS["qos_report_url"] == ours.report_url
+    assert DEFAULTS["qos_report_format"] == ours.report_format
     assert DEFAULTS["qos_gc_idle_sec"] == ours.gc.idle_s
     assert DEFAULTS["qos_gc_min_age_sec"] == ours.gc.min_age_s
     assert DEFAULTS["qos_gc_check_conntrack"] == ours.gc.check_conntrack

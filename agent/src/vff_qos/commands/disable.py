@@ -25,9 +25,11 @@ UNITS = (
     "vff-qos-follow.service",
     "vff-qos-gc.service",
     "vff-qos-gc.timer",
+    "vff-qos-report.service",
+    "vff-qos-report.timer",
 )
-#: The timer starts it.
-_NOT_BY_ITSELF = "vff-qos-gc.service"
+#: Timers start them.
+_NOT_BY_ITSELF = ("vff-qos-gc.service", "vff-qos-report.service")
 
 
 def disable(node: Node, why: str) -> str:
@@ -68,7 +70,7 @@ def enable(node: Node) -> str:
     problems = _systemctl("reset-failed", *units)
     # It only says "done" where it has run before, and the limits were lifted since.
     problems += _systemctl("restart", "vff-qos-bootstrap.service")
-    problems += _systemctl("start", *(unit for unit in units if unit != _NOT_BY_ITSELF))
+    problems += _systemctl("start", *(unit for unit in units if unit not in _NOT_BY_ITSELF))
     if problems:
         raise QosError("; ".join(problems))
     node.journal.tell(events.ENABLED, who=node.user)

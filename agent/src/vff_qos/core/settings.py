@@ -16,6 +16,8 @@ UNKNOWN_UDP = ("pass", "restrict")
 #: The ceiling of a node that names none: no line of today is faster.
 UNLIMITED_BPS = 100_000_000_000
 SOURCES = ("file", "container", "journal", "webhook")
+#: How usage is reported: our own JSON, or as proxy programs tell a ``traffic-url``.
+REPORT_FORMATS = ("json", "traffic-url", "traffic-url-global")
 
 #: Linux: '/', ':' and white space are not allowed.
 _IFNAME = re.compile(r"[^\s/:]+")
@@ -29,6 +31,14 @@ _LISTEN = re.compile(
     r"unix:/[!-~]{1,106}|(?:127(?:\.\d{1,3}){3}|\[::1\]):(?P<port>\d{1,5})", re.ASCII
 )
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
+#: Printable, so that it can be a request's first line; without a name and a password in it.
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?"
+    r"(?:/[!\"$-~]*)?",
+    re.ASCII,
+)
+_LOOPBACK = re.compile(r"127(?:\.\d{1,3}){3}|\[::1\]|localhost", re.ASCII)
+_FILE = re.compile(r"/[^\0\n]{1,4095}")
 _GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 PortRange = tuple[int, int]
@@ -86,6 +96,14 @@ class Settings:
     webhook_listen: str = ""
     webhook_group: str = ""
     webhook_token: str = ""
+    #: How many days hours and days of accounts are kept.
+    usage_hourly_days: int = 31
+    usage_daily_days: int = 400
+    #: Where usage is reported to, and how; empty: nowhere.
+    report_url: str = ""
+    report_format: str = "json"
+    report_secret_file: str = ""
+    report_ca_file: str = ""
     gc: GcSettings = field(default_factory=GcSettings)
 
     @property
@@ -132,6 +150,12 @@ KEYS = (
     "webhook_listen",
     "webhook_group",
     "webhook_token",
+    "usage_hourly_days",
+    "usage_daily_days",
+    "report_url",
+    "report_format",
+    "report_secret_file",
+    "report_ca_file",
     "gc_idle_sec",
     "gc_min_age_sec",
     "gc_check_conntrack",
@@ -145,6 +169,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
     doc = Document(text, where)
     settings = _read(doc, doc.check_keys((), doc.data, KEYS))
     _check_source(doc, settings)
+    _check_report(doc, settings)
     return settings
 
 
@@ -208,6 +233,14 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         webhook_token=_text(
             doc, "webhook_token", data, _TOKEN, "16 to 256 letters, digits or ._~+/=-"
         ),
+        usage_hourly_days=_whole(doc, "usage_hourly_days", data, base.usage_hourly_days, 1, 400),
+        usage_daily_days=_whole(doc, "usage_daily_days", data, base.usage_daily_days, 1, 4_000),
+        report_url=_text(
+            doc, "report_url", data, _URL, "a URL such as 'https://billing.example.com/usage'"
+        ),
+        report_format=_choice(doc, "report_format", data, REPORT_FORMATS, base.report_format),
+        report_secret_file=_text(doc, "report_secret_file", data, _FILE, "an absolute path"),
+        report_ca_file=_text(doc, "report_ca_file", data, _FILE, "an absolute path"),
         gc=GcSettings(
             idle_s=_whole(doc, "gc_idle_sec", data, base.gc.idle_s, 1, 10**9),
             min_age_s=_whole(doc, "gc_min_age_sec", data, base.gc.min_age_s, 0, 10**9),
@@ -255,6 +288,18 @@ def _check_source(doc: Document, settings: Settings) -> None:
             )
 
 
+def _check_report(doc: Document, settings: Settings) -> None:
+    """What is reported, and the secret with it, is nobody else's to read."""
+    found = _URL.fullmatch(settings.report_url)
+    if found and not 1 <= int(found["port"] or 443) <= 65_535:
+        raise doc.fail(("report_url",), f"{found['port']} is not a port (1 to 65535)")
+    if found and found["scheme"] == "http" and not _LOOPBACK.fullmatch(found["host"]):
+        raise doc.fail(
+            ("report_url",),
+            "must begin with https://; http:// is for an address of this host (127.0.0.1, [::1])",
+        )
+
+
 def _text(
     doc: Document, key: str, data: dict[str, Any], grammar: re.Pattern[str], what: str
 ) -> str:
@@ -262,7 +307,7 @@ def _text(
     value = data.get(key, "")
     if value != "" and (not isinstance(value, str) or not grammar.fullmatch(value)):
         # Never the value itself: it may be a secret.
-        shown = "the value" if key.endswith("token") else repr(value)
+        shown = "the value" if key.endswith(("token", "url")) else repr(value)
         raise doc.fail((key,), f"{shown} is not {what}")
     return str(value)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from vff_qos.core.health.delivery import Delivery
 from vff_qos.core.health.findings import DEGRADED, OK, TROUBLE, Finding, verdict, worst_first
+from vff_qos.core.health.holding import Passing, holds
 from vff_qos.core.health.report import RepairHealth, Report, SourceHealth, TrafficHealth
 from vff_qos.core.health.rules import Facts, judge
 
@@ -48,6 +50,14 @@ def test_a_healthy_node_has_no_finding() -> None:
     assert verdict([]) == (OK, "")
 
 
+def test_reports_that_fail_for_long_are_told_with_the_reason() -> None:
+    assert kinds(facts(delivery=Delivery(NOW - 599, "answered 500", 3))) == []
+    assert kinds(facts(delivery=Delivery(None, "", 0))) == []
+    (finding,) = judge(facts(delivery=Delivery(NOW - 7_200, "https://h/u: answered 500", 3)))
+    assert finding.sentence == "usage has not been reported for 2h: https://h/u: answered 500"
+    assert finding.evidence == ["3 reports wait"]
+
+
 MASKED = report(last={"log.masked": NOW - 1, "log.claims": NOW - 60})
 
 
@@ -58,6 +68,7 @@ MASKED = report(last={"log.masked": NOW - 1, "log.claims": NOW - 60})
         (facts(MASKED), "masked", DEGRADED),
         (facts(report(last={"log.error_log": NOW - 599})), "mixed", DEGRADED),
         (facts(report(source={"lag_s": 10.0})), "lag", DEGRADED),
+        (facts(delivery=Delivery(NOW - 600, "answered 500", 3)), "reports", DEGRADED),
         (facts(report(last={"log.no_port": NOW - 5})), "no_port", DEGRADED),
         (facts(report(last={"exhausted": NOW - 5})), "exhausted", DEGRADED),
         (facts(report(last={"conflicts": NOW - 5})), "conflict", DEGRADED),
@@ -176,3 +187,20 @@ def test_a_report_survives_json_and_other_versions() -> None:
     newer = whole.to_json()
     newer["source"]["later"] = 1
     assert Report.from_json(newer).source == whole.source
+
+
+@pytest.mark.parametrize(
+    ("user", "node", "penalty", "said"),
+    [
+        ((9_000, 10_000, 0), (9_000, 10**6, 0), "", "their own limit"),
+        ((9_000, 10_000, 0), (9_000, 10**6, 0), "fair_use", "a penalty (fair_use)"),
+        ((100, 10_000, 0), (900_000, 10**6, 0), "", "the node is full: the users share it"),
+        ((950_000, 10**6, 0), (950_000, 10**6, 0), "", "the node is full: the users share it"),
+        ((0, 10_000, 0), (900_000, 10**6, 0), "", "nothing: they are idle"),
+        ((100, 10_000, 0), (100, 10**6, 0), "", "nothing: they use what they want"),
+    ],
+)
+def test_what_holds_a_user(
+    user: tuple[int, int, int], node: tuple[int, int, int], penalty: str, said: str
+) -> None:
+    assert holds(Passing(*user), Passing(*node), penalty) == said

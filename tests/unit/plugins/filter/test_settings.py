@@ -19,7 +19,7 @@ def settings(plugin: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def test_good_settings_have_no_problems(settings: ModuleType) -> None:
-    assert settings.settings_problems(GOOD, POLICY, "10min") == []
+    assert settings.settings_problems(GOOD, POLICY, {"qos_gc_interval": "10min"}) == []
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,15 @@ def test_good_settings_have_no_problems(settings: ModuleType) -> None:
 def test_a_wrong_setting_is_named_by_its_variable(
     settings: ModuleType, change: dict[str, Any], start: str
 ) -> None:
-    (problem,) = settings.settings_problems({**GOOD, **change}, POLICY, "10min")
+    (problem,) = settings.settings_problems(
+        {**GOOD, **change}, POLICY, {"qos_gc_interval": "10min"}
+    )
     assert problem.startswith(start)
 
 
 def test_a_wrong_limit_is_named_by_user_and_key(settings: ModuleType) -> None:
     policy = {**POLICY, "users": {"alice@x.com": {"upload": "50mbps"}}}
-    (problem,) = settings.settings_problems(GOOD, policy, "10min")
+    (problem,) = settings.settings_problems(GOOD, policy, {"qos_gc_interval": "10min"})
     assert problem.startswith("qos_users[alice@x.com.upload]: ")
     assert "bytes a second" in problem
 
@@ -86,17 +88,19 @@ def test_what_is_no_mapping_is_left_to_the_agents_own_refusal(settings: ModuleTy
 
 @pytest.mark.parametrize("interval", ["10min", "1h 30min", "90", "1h30min", "2 h"])
 def test_times_are_written_as_systemd_writes_them(settings: ModuleType, interval: str) -> None:
-    assert settings.settings_problems(GOOD, POLICY, interval) == []
+    assert settings.settings_problems(GOOD, POLICY, {"qos_report_interval": interval}) == []
 
 
 @pytest.mark.parametrize("interval", ["", "often", "10min\nExecStart=x", "-5min"])
 def test_what_is_no_time_is_refused(settings: ModuleType, interval: str) -> None:
-    (problem,) = settings.settings_problems(GOOD, POLICY, interval)
-    assert problem.startswith("qos_gc_interval: ")
+    (problem,) = settings.settings_problems(GOOD, POLICY, {"qos_report_interval": interval})
+    assert problem.startswith("qos_report_interval: ")
 
 
 def test_a_container_that_nothing_reads_is_refused_with_the_way_out(settings: ModuleType) -> None:
-    (problem,) = settings.settings_problems({**GOOD, "container": "node"}, POLICY, "10min")
+    (problem,) = settings.settings_problems(
+        {**GOOD, "container": "node"}, POLICY, {"qos_gc_interval": "10min"}
+    )
     assert problem.startswith("qos_container: ")
     assert "container" in problem and "journal" in problem
 

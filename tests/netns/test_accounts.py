@@ -262,3 +262,22 @@ def test_a_tree_that_is_taken_away_on_purpose_is_booked_before(node: Node) -> No
     with OpenNode(paths) as opened:
         book_now(opened, opened.settings)
     assert moved(node)["alice@x"] == (2 * FRAME, 3 * FRAME)
+
+
+def test_accounts_go_on_under_hashes(node: Node) -> None:
+    """Who must not keep names keeps what they have moved, and asks by the email."""
+    node.start()
+    send(minor_of(node, user(node, "alice@x")), down=4)
+    node.stop()
+    settings = node.directory / "settings.yml"
+    settings.write_text(settings.read_text() + "hash_emails: true\n")
+    node.agent = subprocess.Popen(node.command("follow"), stderr=subprocess.PIPE, text=True)
+    assert node.agent.stderr is not None
+    while "follows" not in (line := node.agent.stderr.readline()):
+        assert line  # it tells of the names first
+    send(minor_of(node, user(node, "alice@x")), down=3)
+    node.stop()
+    (one,) = usage(node, "alice@x")["users"]
+    assert one["download_bytes"] == 7 * FRAME
+    assert "alice@x" not in json.dumps(usage(node))
+    assert "alice@x" not in node.run("reset", "alice@x", "--usage")

@@ -20,7 +20,7 @@ from .registry import Registry
 #: at most what has passed since the last one.
 MIN_S, MAX_S = 30.0, 300.0
 #: Within these bounds reading and booking take at most this share of a core.
-_SHARE = 1 / 2_000
+_SHARE = 1 / 5_000
 
 
 class Bookkeeping:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Three times a second's worth of new connections on a busy node; 300 bytes each.
-MAX_WORDS = 12_288
+#: Twice a second's worth of new connections on a busy node; 300 bytes each.
+MAX_WORDS = 10_240
 
 
 class Word:

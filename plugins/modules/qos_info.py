@@ -69,6 +69,8 @@ users:
     - Where the node keeps hashes of emails (C(qos_hash_emails)), by hash; those of O(names) by
       what was asked for.
     - C(overrides) are limits by hand (origin V(operator)) and penalties of fair use and quotas.
+    - C(held_by) is what holds them, as C(vff-qos top) shows it - V(limit), V(penalty), V(node),
+      V(restricted), or nothing. C(addresses) is from how many they come.
   type: dict
   returned: always
   sample:
@@ -77,6 +79,9 @@ users:
       upload_bps: 5000000
       download_bps: 10000000
       flows: 12
+      addresses: 2
+      share: 0.998
+      held_by: limit
       up_bytes: 73923
       down_bytes: 9127371
       drops: 0

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vff_qos.core.flow import Flow
-from vff_qos.core.htb import OURS_MASK, PARKED_PRIO
+from vff_qos.core.htb import OURS_MASK, PARKED_PRIO, ClassState
 from vff_qos.core.settings import GcSettings
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
 from vff_qos.kernel.packed.netlink import (
@@ -31,7 +31,7 @@ from vff_qos.kernel.packed.netlink import (
     attr,
     nest,
 )
-from vff_qos.kernel.packed.tc import ClassState, Tc
+from vff_qos.kernel.packed.tc import Tc
 
 MAJOR = 0x5100
 NODE = socket.inet_aton("203.0.113.1")

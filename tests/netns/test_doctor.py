@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +200,48 @@ def test_explain_of_a_user_has_their_live_and_their_restricted_flows(node: Node)
     eventually(lambda: (node.mark(torn) or 0) & 0xFFFF != (node.mark(alice) or 0) & 0xFFFF)
     said = explain(node, "alice@x")
     assert f"  {alice.flow}" in said
-    assert "1 more from the same addresses are restricted: " in said
-    assert f"  {torn.flow}" in said
-    assert "now upload 0 Mbit/s, held by nothing: they are idle" in said
+    own = next(line for line in said.splitlines() if str(alice.flow) in line)
+    assert re.search(r"the line of \d{4}/\d\d/\d\d [0-9:.]{15} names alice@x$", own)
+    assert "1 more from the same addresses are restricted, each until a line that can be" in said
+    lines = said.splitlines()
+    why = lines[next(n for n, line in enumerate(lines) if str(torn.flow) in line) + 1]
+    assert "two users are named for it: the line of" in why
+    assert "names alice@x; the line of" in why and why.endswith("names bob@x")
+    assert "now upload 0 Mbit/s, 0 ms in the queue, held by connections in doubt" in said
+    eventually(lambda: "last named: " in explain(node, "alice@x"), 12)
     found = json.loads(run(*node.command("explain", "alice@x", "--json")))
+    assert time.time() - 30 < found["named_s"] <= time.time()
     assert [flow["restricted"] for flow in found["flows"]] == [False, True]
-    assert os.path.exists(node.log)
+    assert [word["email"] for word in found["flows"][1]["said"]] == ["alice@x", "bob@x"]
+    assert found["holding"]["upload"]["kind"] == "restricted"
+
+
+def why_of(node: Node, client: Client) -> str:
+    """What is said of one flow."""
+    return explain(node, f"127.0.0.1:{client.port}").splitlines()[-1].strip()
+
+
+def test_a_torn_line_is_told_from_a_forged_one(node: Node) -> None:
+    node.start()
+    torn, amiss, tainted, nameless, untold = (Client("127.0.0.1", 4430) for _ in range(5))
+    after_torn = Client("127.0.0.1", 4430)
+    # A full disk has taken the end of a line, newline included; the next one follows at once.
+    node.write(torn.line("alice@x")[:60], after_torn.line("bob@x"))
+    eventually(lambda: node.mark(after_torn))
+    assert "lacks its end, as a full disk leaves it" in why_of(node, torn)
+    assert not why_of(node, after_torn).startswith("restricted")
+    node.write(nameless.line("x").replace(b" email: x", b""))
+    eventually(lambda: "names no user" in why_of(node, nameless))
+    assert "no claim has named it" in why_of(node, untold)
+    node.write(amiss.line("alice@x").replace(b"tcp:example.com:443", b"tcp:exam\x01ple.com:443"))
+    eventually(lambda: node.mark(amiss))
+    assert "does not parse to its end: somebody may have moved bytes there" in why_of(node, amiss)
+    # Its text reaches the next line.
+    node.write(tainted.line("new@x"))
+    eventually(lambda: node.mark(tainted))
+    said = why_of(node, tainted)
+    assert said.startswith("restricted until a line that can be trusted names it")
+    assert (
+        f"names new@x within reach of text that a stranger wrote, from 127.0.0.1:{amiss.port}"
+        in said
+    )

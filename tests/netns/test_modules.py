@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from checkout import PLUGINS
-
 from .harness import Client, Node, Pipe, eventually, status
-
-MODULES = PLUGINS / "modules"
+from .modules import run_module
 
 Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
 def run(node: Node) -> Run:
-    """Runs a module as Ansible does, with a command that knows the node's files."""
-    words = node.command("COMMAND")
-    options = " ".join(words[words.index("COMMAND") + 1 :])
-    command = node.directory / "vff-qos"
-    command.write_text(
-        f'#!/bin/sh\nverb=$1; shift\nexec {sys.executable} -m vff_qos "$verb" {options} "$@"\n'
-    )
-    command.chmod(0o755)
+    """Runs a module on the node, whose policy has a plan."""
     node.write_policy("plans: {gold: {download: 9mbit}}\n")
-
-    def call(module: str, check: bool = False, **arguments: object) -> dict[str, Any]:
-        files = {"directory": str(node.directory)} if module == "qos_user" else {}
-        given = {
-            "command": str(command),
-            "_ansible_check_mode": check,
-            **files,
-            **arguments,
-        }
-        done = subprocess.run(
-            [sys.executable, str(MODULES / f"{module}.py")],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": given}),
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        assert done.stdout, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
-
-    return call
+    return partial(run_module, node)
 
 
 def user(node: Node) -> int:

@@ -122,10 +122,25 @@ def test_diff_shows_and_changes_nothing(node: Node) -> None:
     lines = node.run("policy", "diff", str(new)).splitlines()
     assert lines == [
         "alice@x: upload 5mbit -> 7mbit",
-        "new@x: upload 2mbit -> unlimited, upload guaranteed 2mbit -> 5mbit, "
-        "download 3mbit -> unlimited, download guaranteed 3mbit -> 5mbit",
+        "new@x: upload 2mbit -> unlimited, download 3mbit -> unlimited",
         "1 of 1 users with a class would change, and 1 without one",
     ]
+    assert node.run("policy", "diff", "-v", str(new)).splitlines()[1] == (
+        "new@x: upload 2mbit -> unlimited, upload guaranteed 2mbit -> 5mbit, "
+        "download 3mbit -> unlimited, download guaranteed 3mbit -> 5mbit"
+    )
+    # What changes no rate is counted.
+    new.write_text(
+        "default: {upload: 2mbit, download: 3mbit}\n"
+        "users:\n  alice@x: {upload: 5mbit, download: 10mbit, guaranteed: 1mbit}\n"
+    )
+    assert node.run("policy", "diff", str(new)).splitlines() == [
+        "1 users: guarantee or quantum alone (-v shows them)",
+        "1 of 1 users with a class would change, and 0 without one",
+    ]
+    assert node.run("policy", "diff", "-v", str(new)).splitlines()[0] == (
+        "alice@x: upload guaranteed 5mbit -> 1mbit, download guaranteed 5mbit -> 1mbit"
+    )
     time.sleep(0.3)
     assert ceils(node, alice) == (5_000_000, 10_000_000)
 

@@ -103,6 +103,19 @@ def test_each_event_marks_its_connection(node: WebhookNode) -> None:
     assert (up[minor], down[minor]) == (5_000_000, 10_000_000)
 
 
+def test_explain_says_when_an_event_named_somebody(node: WebhookNode) -> None:
+    """The webhook leaves no line behind: the agent says when, and where it has it from."""
+    node.start()
+    kept = Client("127.0.0.1", 4430)
+    assert node.announce(kept, "alice@x") < 300
+    eventually(lambda: node.mark(kept))
+    eventually(lambda: "last named: " in node.run("explain", "alice@x"), 12)
+    said = node.run("explain", "alice@x").splitlines()[-1]
+    assert (
+        said == "1 without a line: the engine told it by the webhook, which leaves no line behind"
+    )
+
+
 def test_two_connections_of_one_address_and_port_are_told_apart(node: WebhookNode) -> None:
     node.start()
     flows = []

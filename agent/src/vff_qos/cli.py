@@ -17,6 +17,7 @@ from . import __version__
 from .commands.node import Node
 from .config import Paths, load_policy, load_settings, read_file
 from .core import events
+from .core.figures import SORTS
 from .core.settings import parse_settings
 from .errors import ConfigError, QosError, Refused
 from .journal import Journal
@@ -57,13 +58,26 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs; all users")
     status.add_argument("--all", action="store_true", help="all users and orders, not the top ten")
     status.add_argument(
-        "--sort", choices=("rate", "bytes", "flows", "drops", "name"), default="rate",
+        "--sort", choices=tuple(SORTS), default="rate",
         help="what makes the top ten (default: rate)",
     )  # fmt: skip
     status.add_argument(
         "--engine", action="store_true", help="look into the engine's configuration, too"
     )
     status.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
+    top = command(
+        "top", "a live table of the users: rates, limits, what holds them; h shows the keys"
+    )
+    top.add_argument("--once", action="store_true", help="the table once, as text")
+    top.add_argument("--json", action="store_true", help="the same for programs")
+    top.add_argument(
+        "--sort", choices=tuple(SORTS), default="rate", help="what comes first (default: rate)"
+    )
+    top.add_argument(
+        "--interval", type=float, default=1.0, metavar="SECONDS",
+        help="between two looks, 0.2 to 60 (default: 1); longer where one costs too much",
+    )  # fmt: skip
+    top.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
     check = command("check-config", "check settings and policy; changes nothing")
     check.add_argument(
         "--new", action="store_true", help="FILEs are not in place yet: whoever may read them"
@@ -141,6 +155,10 @@ def _policy_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     ):
         action = actions.add_parser(name, help=text, description=text, parents=[common])
         action.add_argument("file", nargs="?", metavar="FILE")
+        if name == "diff":
+            action.add_argument(
+                "-v", "--verbose", action="store_true", help="guarantees and quanta, too"
+            )
         if name == "apply":
             action.add_argument(
                 "--yes", action="store_true", help="also if more than half of the users change"
@@ -200,6 +218,21 @@ def _status(node: Node, args: argparse.Namespace) -> int:
     else:
         print(render(status, args.all, args.sort, bool(args.patterns)))
     return exit_code(status)
+
+
+def _top(node: Node, args: argparse.Namespace) -> int:
+    if not 0.2 <= args.interval <= 60:
+        raise Refused(f"--interval: {args.interval:g} is not between 0.2 and 60 seconds")
+    patterns = [node.pattern_of(pattern) for pattern in args.patterns]
+    if args.once or args.json:
+        from .commands.top import once
+
+        print(once(node.paths, patterns, args.sort, args.interval, args.json))
+    else:
+        from .commands.top import run
+
+        run(node.paths, patterns, args.sort, args.interval)
+    return 0
 
 
 def _explain(node: Node, args: argparse.Namespace) -> int:
@@ -293,7 +326,7 @@ def _policy(node: Node, args: argparse.Namespace) -> int:
     from .commands.policy import apply, diff
 
     if args.action == "diff":
-        _print(diff(node, args.file))
+        _print(diff(node, args.file, args.verbose))
     else:
         print(apply(node, args.file, args.yes))
     return 0
@@ -388,6 +421,7 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "bootstrap": _bootstrap,
     "gc": _gc,
     "status": _status,
+    "top": _top,
     "check-config": _check_config,
     "explain": _explain,
     "doctor": _doctor,

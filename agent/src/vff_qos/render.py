@@ -52,6 +52,14 @@ def limit(rate_bps: int | None, ceil_bps: int | None = None) -> str:
     return format_rate(rate_bps)
 
 
+def measured(rate_bps: int) -> str:
+    """A measured rate: three digits are enough."""
+    for unit, name in ((10**9, "gbit"), (10**6, "mbit"), (10**3, "kbit")):
+        if rate_bps >= unit:
+            return f"{rate_bps / unit:.3g}{name}"
+    return f"{rate_bps}bit"
+
+
 def value(key: str, given: object) -> str:
     """The value of a key of the policy, as it was written or in bit/s and bytes."""
     if isinstance(given, bool):

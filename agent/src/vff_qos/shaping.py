@@ -13,6 +13,7 @@ from itertools import compress
 from .core.htb import (
     CEIL_MINOR,
     PARKED_PRIO,
+    ClassState,
     HtbClass,
     NodeCapacity,
     classid,
@@ -28,7 +29,6 @@ from .core.settings import Settings
 from .errors import KernelRefused
 from .kernel.packed.tc import (
     ClassKey,
-    ClassState,
     Request,
     Tc,
     add_class,

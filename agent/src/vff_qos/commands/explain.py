@@ -7,39 +7,43 @@ from typing import Any
 
 from ..config import drop_ins_of, read_file
 from ..core.document import Document
-from ..core.health.holding import Passing, holds
+from ..core.figures import DIRECTIONS, Moment, penalty
+from ..core.health.holding import holds
 from ..core.htb import (
     CEIL_MINOR,
     MINOR_MASK,
     OURS_MASK,
+    ClassState,
     HtbClass,
     classid,
     format_classid,
     same_class,
 )
 from ..core.owners import Owner
-from ..core.policy.model import Layer, Limits, Policy
-from ..core.policy.overrides import OPERATOR, Override
+from ..core.policy.model import Limits, Policy
+from ..core.policy.overrides import Override
 from ..core.policy.usage import Level, Usage, levels
 from ..core.settings import Settings
-from ..core.units import format_rate, format_size
+from ..core.units import format_duration, format_rate, format_size
 from ..errors import ConfigError, Refused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
-from ..kernel.packed.tc import ClassState
+from ..namedfile import read_named
 from ..render import describe_limits, describe_override, limit, local_time, value
 from ..shaping import Classes
 from ..state import State
-from .flows import RESTRICTED_WHY, flows_of, render_flow
+from .flows import RESTRICTED_UNTIL, flows_of, render_flow, render_unsaid, restricted_why
 from .node import Node
 
-_DIRECTIONS = ("upload", "download")
 #: Rates are measured over so long, in seconds; so many flows are shown.
 _MEASURE_S, _FLOWS = 0.3, 20
 
 
-def read_explanation(node: Node, email: str) -> dict[str, Any]:
-    """Everything ``explain`` shows, as JSON.  Raises ConfigError, KernelRefused, StateError."""
+def read_explanation(node: Node, email: str, deep: bool = True) -> dict[str, Any]:
+    """Everything ``explain`` shows, as JSON; ``deep`` as for `said.look_up`.
+
+    Raises ConfigError, KernelRefused, StateError.
+    """
     settings, policy, state = node.settings_in_force, node.policy_in_force, node.state
     email = node.name_of(email)
     try:
@@ -62,6 +66,8 @@ def read_explanation(node: Node, email: str) -> dict[str, Any]:
     in_force = classes.overrides.in_force(email, now)
     deciding = [override for override, _layer in in_force]
     owner = next((o for o in owners if o.key == email), None)
+    flows = flows_of(owner, owners, settings, deep) if owner else []
+    restricted = any(flow["restricted"] for flow in flows)
     return {
         "email": email,
         "warnings": node.warnings,
@@ -69,7 +75,7 @@ def read_explanation(node: Node, email: str) -> dict[str, Any]:
         "suspended": state.get_value("suspended") is not None,
         "decided_by": "override" if in_force else rule.kind,
         "plans": [str(layer["plan"]) for _override, layer in in_force if "plan" in layer],
-        "rule": {"kind": rule.kind, "name": rule.name, "plan": _plan(policy, rule.layer)},
+        "rule": {"kind": rule.kind, "name": rule.name, "plan": policy.plan(email)},
         "overrides": [
             {**o._asdict(), "in_force": o in deciding} for o in overrides if o.email == email
         ],
@@ -82,8 +88,9 @@ def read_explanation(node: Node, email: str) -> dict[str, Any]:
         "leaf": limits.leaf or settings.leaf,
         "ceil_bps": settings.node_ceil_bps,
         "class": _class(settings, classes, owner, have) if owner else None,
-        "flows": flows_of(owner, owners, settings.major) if owner else [],
-        "holding": _holding(node, settings, owner, devices, have, deciding),
+        "named_s": read_named(node.paths.run_dir, owner.minor) if owner else None,
+        "flows": flows,
+        "holding": _holding(node, settings, owner, devices, deciding, restricted),
         "wanted": _both(classes.params_of(limits)),
     }
 
@@ -93,11 +100,6 @@ def _usage(policy: Policy, state: State, email: str, now_s: float) -> list[Level
     terms = policy.terms_of(email)
     saved = [Usage.from_json(terms, data) for *_counters, data in state.usage(email)]
     return levels(saved[0] if saved else Usage(terms), now_s)
-
-
-def _plan(policy: Policy, layer: Layer) -> str | None:
-    plan = layer.get("plan", policy.default_layer.get("plan"))
-    return None if plan is None else str(plan)
 
 
 def _where(node: Node, policy: Policy, email: str, name: str) -> str:
@@ -144,7 +146,7 @@ def _class(
         "state": owner.state,
         "flows": flows,
     }
-    for direction, states, want in zip(_DIRECTIONS, have, classes.params(owner), strict=True):
+    for direction, states, want in zip(DIRECTIONS, have, classes.params(owner), strict=True):
         state = states.get(owner.minor)
         found[direction] = state and {
             **state.params._asdict(),
@@ -162,37 +164,41 @@ def _holding(
     settings: Settings,
     owner: Owner | None,
     devices: tuple[int, int] | None,
-    have: tuple[dict[int, ClassState], dict[int, ClassState]],
     deciding: list[Override],
+    restricted: bool,
 ) -> dict[str, Any]:
     """What limits the user at this moment, in each direction."""
     if owner is None or devices is None:
         return {}
-    penalty = next((o.why or o.origin for o in deciding if o.origin != OPERATOR), "")
+    why = penalty(deciding)
     # The classes were read some time ago; only what passes from now on is of this moment.
-    before = [node.tc.sent_bytes(index, settings.major) for index in devices]
+    up, down = (node.tc.sent_bytes(index, settings.major) for index in devices)
     start = time.monotonic()
     time.sleep(_MEASURE_S)
-    after = [node.tc.classes(index, settings.major) for index in devices]
+    classes = [node.tc.classes(index, settings.major) for index in devices]
     seconds = time.monotonic() - start
-    found = {}
-    for direction, old, new in zip(_DIRECTIONS, before, after, strict=True):
-        if owner.minor not in new or CEIL_MINOR not in new:
+    after_up, after_down = ({m: s.sent_bytes for m, s in found.items()} for found in classes)
+    moment = Moment(
+        settings.major, (classes[0], classes[1]), (up, down), (after_up, after_down), seconds
+    )
+    result = {}
+    for direction, name in enumerate(DIRECTIONS):
+        user, whole = (moment.passing(direction, m) for m in (owner.minor, CEIL_MINOR))
+        if user is None or whole is None:
             continue
-        user, whole = (
-            Passing(
-                round(max(0, new[m].sent_bytes - old.get(m, 0)) * 8 / seconds),
-                new[m].params.ceil_bps,
-                new[m].backlog_bytes,
-            )
-            for m in (owner.minor, CEIL_MINOR)
-        )
-        found[direction] = {"rate_bps": user.rate_bps, "by": holds(user, whole, penalty)}
-    return found
+        held = holds(user, whole, why, restricted)
+        result[name] = {
+            "rate_bps": user.rate_bps,
+            "by": held.text,
+            "kind": held.kind,
+            "queued_bytes": user.backlog_bytes,
+            "delay_ms": round(user.delay_s * 1e3, 1),
+        }
+    return result
 
 
 def _both(params: tuple[HtbClass, HtbClass]) -> dict[str, dict[str, int]]:
-    return {name: one._asdict() for name, one in zip(_DIRECTIONS, params, strict=True)}
+    return {name: one._asdict() for name, one in zip(DIRECTIONS, params, strict=True)}
 
 
 def render(found: dict[str, Any]) -> str:
@@ -217,9 +223,14 @@ def render(found: dict[str, Any]) -> str:
         penalty = f", penalty until {local_time(level['until'])}" if level["until"] else ""
         lines.append(f"{level['rule']}: {level['used']} ({level['share']:.0%}){penalty}")
     lines += _render_class(found)
+    if found["named_s"]:
+        ago = format_duration(max(1, now - found["named_s"]))
+        lines.append(f"last named: {local_time(found['named_s'])} ({ago} ago)")
     for direction, holding in found["holding"].items():
-        rate = holding["rate_bps"] / 1e6
-        lines.append(f"now {direction} {rate:.3g} Mbit/s, held by {holding['by']}")
+        lines.append(
+            f"now {direction} {holding['rate_bps'] / 1e6:.3g} Mbit/s, "
+            f"{holding['delay_ms']:g} ms in the queue, held by {holding['by']}"
+        )
     return "\n".join([*lines, *_render_flows(found["flows"])])
 
 
@@ -230,9 +241,11 @@ def _render_flows(flows: list[dict[str, Any]]) -> list[str]:
     if len(own) > _FLOWS:
         lines.append(f"  and {len(own) - _FLOWS} more (--json has all)")
     if restricted:
-        lines.append(f"{len(restricted)} more from the same addresses are {RESTRICTED_WHY}:")
-        lines += [f"  {render_flow(flow)}" for flow in restricted[:_FLOWS]]
-    return lines
+        more = f"{len(restricted)} more from the same addresses are restricted"
+        lines.append(f"{more}, each {RESTRICTED_UNTIL}:")
+        for flow in restricted[:_FLOWS]:
+            lines += [f"  {render_flow(flow)}", f"    {restricted_why(flow)}"]
+    return lines + render_unsaid(flows)
 
 
 def _decision(found: dict[str, Any]) -> str:
@@ -251,7 +264,7 @@ def _render_class(found: dict[str, Any]) -> list[str]:
         lines = ["class: none yet; one is made with the user's first connection"]
     else:
         lines = [f"class {owned['classid']} ({owned['state']}), {owned['flows']} flows marked"]
-    for direction in _DIRECTIONS:
+    for direction in DIRECTIONS:
         wanted = found["wanted"][direction]
         lines.append(f"  {direction:<9} {_numbers(wanted, ceil_bps)}")
         if owned is None:

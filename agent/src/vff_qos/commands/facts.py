@@ -13,13 +13,15 @@ from typing import Any
 
 from .. import __version__
 from ..config import load_policy, load_settings, policy_stamp, settings_stamp
+from ..core.claims.trust import address_key
+from ..core.figures import Moment, penalties
 from ..core.flow import end_text
 from ..core.flows.ends import is_loopback, unmapped
 from ..core.health.report import Report
 from ..core.health.rules import Facts
-from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK
+from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, ClassState
 from ..core.names import PLAIN
-from ..core.owners import ACTIVE, Owner
+from ..core.owners import ACTIVE, RESTRICTED, Owner
 from ..core.policy.overrides import Override
 from ..core.settings import Settings
 from ..disabled import read_record
@@ -29,7 +31,6 @@ from ..kernel.devices import shaping_devices
 from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.conntrack import Conntrack, decode_tuple
 from ..kernel.packed.netlink import Netlink
-from ..kernel.packed.tc import ClassState
 from ..kernel.sysctls import read_sysctl
 from ..kernel.tcpmem import TcpMemory, read_tcp_memory
 from ..namekey import mode_of
@@ -55,16 +56,53 @@ class Seen:
     devices: tuple[int, int] | None = None
     #: When the counters were read, by CLOCK_MONOTONIC.
     counted_s: float = 0.0
-    #: {minor: live flows}.
+    #: {minor: live flows}, and {minor: where they come from; an IPv6 /64 is one place}.
     flows: dict[int, int] = field(default_factory=dict)
+    places: dict[int, set[bytes]] = field(default_factory=dict)
     owners: list[Owner] = field(default_factory=list)
     overrides: list[Override] = field(default_factory=list)
     tcp_memory: TcpMemory | None = None
+
+    def moment(self, now_s: float) -> Moment:
+        """What was seen as figures, still without rates: counters were read but once."""
+        assert self.settings is not None
+        in_doubt: set[bytes] = set()
+        for owner in self.owners:
+            if owner.key.startswith(RESTRICTED):
+                in_doubt |= self.places.get(owner.minor, set())
+        before = (
+            {minor: state.sent_bytes for minor, state in self.up.items()},
+            {minor: state.sent_bytes for minor, state in self.down.items()},
+        )
+        return Moment(
+            self.settings.major,
+            (self.up, self.down),
+            before,
+            before,
+            flows=self.flows,
+            addresses={minor: len(places) for minor, places in self.places.items()},
+            in_doubt=frozenset(m for m, places in self.places.items() if places & in_doubt),
+            penalties=penalties(self.overrides, now_s),
+        )
 
     @property
     def report(self) -> Report | None:
         """What the follower tells."""
         return self.facts.report
+
+
+def look_at_classes(node: Node) -> Seen:
+    """Only the users and their classes, without a verdict: what is there at once.
+
+    Raises KernelRefused, StateError, ConfigError, Refused.
+    """
+    settings = node.settings_in_force
+    seen = Seen(Facts(time.time(), read_report(node.paths.run_dir), __version__), settings)
+    seen.owners = node.state.owners()
+    seen.devices = shaping_devices(settings)
+    seen.up, seen.down = (node.tc.classes(index, settings.major) for index in seen.devices)
+    seen.counted_s = time.monotonic()
+    return seen
 
 
 def look(node: Node) -> Seen:
@@ -147,9 +185,10 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
         facts.not_set_up = "the HTB trees are missing"
     conntrack = Conntrack()
     try:
-        for mark in conntrack.dump_marks(settings.major << 16, OURS_MASK):
+        for mark, address in conntrack.dump_sources(settings.major << 16, OURS_MASK):
             minor = mark & MINOR_MASK
             seen.flows[minor] = seen.flows.get(minor, 0) + 1
+            seen.places.setdefault(minor, set()).add(address_key(unmapped(address)))
         facts.marked_flows = sum(seen.flows.values())
         if facts.report is not None:
             claimed = facts.report.counts.get("flows_claimed", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ..core.htb import (
     PROVISIONAL,
 )
 from ..core.owners import ACTIVE, RESTRICTED, Owner
+from ..core.settings import Settings
 from ..core.units import format_duration
 from ..errors import Refused
 from ..kernel.packed.addresses import local_addresses
@@ -26,6 +28,8 @@ from ..kernel.packed.netlink import Netlink
 from ..render import display_name
 from .facts import Seen, look, ports_text
 from .node import Node
+from .said import as_json, look_up, why_restricted
+from .said import describe as describe_word
 
 #: Findings that say why flows are nobody's.
 _CAUSES = (
@@ -60,8 +64,11 @@ def parse_place(text: str) -> SeenFrom | None:
     return SeenFrom(unmapped(address), int(port))
 
 
-def read_place(node: Node, place: SeenFrom) -> dict[str, Any]:
-    """Everybody seen from a place, as JSON.  Raises KernelRefused, Refused."""
+def read_place(node: Node, place: SeenFrom, deep: bool = True) -> dict[str, Any]:
+    """Everybody seen from a place, as JSON; ``deep`` as for `said.look_up`.
+
+    Raises KernelRefused, Refused.
+    """
     seen = look(node)
     settings = seen.settings
     if settings is None:
@@ -71,7 +78,7 @@ def read_place(node: Node, place: SeenFrom) -> dict[str, Any]:
     route.close()
     by_minor = {owner.minor: owner for owner in seen.owners}
     causes = [f.sentence for f in judge(seen.facts) if f.level != OK and f.kind in _CAUSES]
-    flows = []
+    flows, clients = [], []
     for entry in _dump(0, 0):
         flow = decode_tuple(entry.tuple_raw)
         if flow is None:
@@ -83,9 +90,15 @@ def read_place(node: Node, place: SeenFrom) -> dict[str, Any]:
         shown = describe(flow, entry, seen.facts.now_s)
         shown["user"] = display_name(owner.key) if owner else None
         shown["why"] = "" if owner else _why(flow, entry.mark, ends, seen, causes)
-        if owner is not None and owner.key.startswith(RESTRICTED):
-            shown["why"] = RESTRICTED_WHY
+        shown["restricted"] = owner is not None and owner.key.startswith(RESTRICTED)
         flows.append(shown)
+        clients.append(pack(*client))
+    _add_words(settings, flows, clients, deep)
+    for shown in flows:
+        if shown["restricted"]:
+            shown["why"] = restricted_why(shown)
+        elif shown["user"] is None and shown["said"] and not shown["said"][-1]["email"]:
+            shown["why"] = describe_word(shown["said"][-1])
     key = address_key(place.address)
     return {
         "place": end_text(place.address, place.port) if place.port else _text(place.address),
@@ -95,11 +108,35 @@ def read_place(node: Node, place: SeenFrom) -> dict[str, Any]:
     }
 
 
-#: Why a flow is in a class that no user has.
-RESTRICTED_WHY = (
-    "restricted: its claim cannot be trusted (text of a stranger, two users, or a line that does "
-    "not parse), until a line that can be trusted"
+#: Why a flow is in a class that no user has, where its lines are not to be found.
+_RESTRICTED_WHY = (
+    "its claim cannot be trusted (text of a stranger, two users, or a line that does not parse)"
 )
+#: Why there is no line for a flow.
+_UNSAID = "none names them in what was read of the source, from its end backwards"
+#: When that ends.
+RESTRICTED_UNTIL = "until a line that can be trusted names it, or it ends"
+
+
+def restricted_why(flow: dict[str, Any]) -> str:
+    """Why a flow is restricted, and until when."""
+    why = why_restricted(flow["said"]) or _RESTRICTED_WHY
+    return f"restricted {RESTRICTED_UNTIL}: {why}"
+
+
+def pack(address: bytes, port: int) -> bytes:
+    """A client's end as claims name it."""
+    return address + port.to_bytes(2, "big")
+
+
+def _add_words(
+    settings: Settings, flows: list[dict[str, Any]], clients: list[bytes], deep: bool
+) -> None:
+    """What the source of claims said of each flow; ``unsaid``: why nothing can be found."""
+    said = look_up(settings, clients, deep)
+    for flow, client in zip(flows, clients, strict=True):
+        flow["said"] = as_json(said.words.get(client, []))
+        flow["unsaid"] = "" if flow["said"] else said.problem or _UNSAID
 
 
 def _text(address: bytes) -> str:
@@ -172,23 +209,31 @@ def _dump(mark: int, mask: int) -> list[Detail]:
         conntrack.close()
 
 
-def flows_of(owner: Owner, owners: Iterable[Owner], major: int) -> list[dict[str, Any]]:
-    """A user's live flows, and the restricted ones of the addresses that they come from."""
+def flows_of(
+    owner: Owner, owners: Iterable[Owner], settings: Settings, deep: bool = True
+) -> list[dict[str, Any]]:
+    """A user's live flows, and the restricted ones of the addresses that they come from.
+
+    ``deep`` as for `said.look_up`.
+    """
     now = time.time()
-    found, keys = [], set()
-    entries = [(e, decode_tuple(e.tuple_raw)) for e in _dump(major << 16, OURS_MASK)]
-    for entry, flow in entries:
-        if flow is not None and entry.mark & MINOR_MASK == owner.minor:
-            keys.add(address_key(unmapped(flow.src)))
-            found.append({**describe(flow, entry, now), "restricted": False})
-    restricted = {o.minor for o in _restricted_of(owners, keys)}
-    found += [
-        {**describe(flow, entry, now), "restricted": True}
-        for entry, flow in entries
-        if flow is not None
-        and entry.mark & MINOR_MASK in restricted
-        and address_key(unmapped(flow.src)) in keys
+    entries = [
+        (entry, flow)
+        for entry in _dump(settings.major << 16, OURS_MASK)
+        if (flow := decode_tuple(entry.tuple_raw)) is not None
     ]
+    own = [(e, flow) for e, flow in entries if e.mark & MINOR_MASK == owner.minor]
+    keys = {address_key(unmapped(flow.src)) for _entry, flow in own}
+    minors = {o.minor for o in _restricted_of(owners, keys)}
+    restricted = [
+        (entry, flow)
+        for entry, flow in entries
+        if entry.mark & MINOR_MASK in minors and address_key(unmapped(flow.src)) in keys
+    ]
+    found = [{**describe(flow, entry, now), "restricted": False} for entry, flow in own]
+    found += [{**describe(flow, entry, now), "restricted": True} for entry, flow in restricted]
+    clients = [pack(unmapped(flow.src), flow.sport) for _entry, flow in (*own, *restricted)]
+    _add_words(settings, found, clients, deep)
     return found
 
 
@@ -207,7 +252,15 @@ def render_flow(flow: dict[str, Any]) -> str:
         parts.append(f"{flow['up_bytes'] / 1e6:.1f} MB up, {flow['down_bytes'] / 1e6:.1f} MB down")
     if flow["provisional"]:
         parts.append("given in advance, not confirmed yet")
+    if flow["said"] and not flow["restricted"]:
+        parts.append(describe_word(flow["said"][-1]))
     return ", ".join(parts)
+
+
+def render_unsaid(flows: list[dict[str, Any]]) -> list[str]:
+    """Why no line is shown for some flows: a line for each reason."""
+    counts = Counter(flow["unsaid"] for flow in flows if flow["unsaid"])
+    return [f"{count} without a line: {why}" for why, count in counts.items()]
 
 
 def render_place(found: dict[str, Any]) -> str:
@@ -221,4 +274,5 @@ def render_place(found: dict[str, Any]) -> str:
         lines.append(f"  {flow['user'] or 'NOBODY'}: {render_flow(flow)}")
         if flow["why"]:
             lines.append(f"    {flow['why']}")
-    return "\n".join(lines)
+    # Of those that are nobody's it is told already why.
+    return "\n".join([*lines, *render_unsaid([flow for flow in flows if flow["user"]])])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..core import events
 from ..core.gc_plan import GcPlan, plan_collection
-from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, format_classid
+from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, ClassState, format_classid
 from ..core.owners import PARKED, QUARANTINE, Owner
 from ..core.plan.objects import ROOT
 from ..core.settings import Settings
@@ -20,7 +20,6 @@ from ..kernel.packed.filter_list import TcFilter, read_filters
 from ..kernel.packed.nft_elements import EarlyMaps, clear_elements
 from ..kernel.packed.tc import (
     ClassKey,
-    ClassState,
     Tc,
     change_class,
     delete_class,

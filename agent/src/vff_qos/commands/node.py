@@ -36,8 +36,9 @@ if TYPE_CHECKING:  # the kill switch needs neither
 class Node:
     """A node, as far as one command needs it; ``with`` closes what was opened."""
 
-    def __init__(self, paths: Paths) -> None:
-        self.paths = paths
+    def __init__(self, paths: Paths, prints: bool = True) -> None:
+        """``prints``: warnings go to standard error, too, at once."""
+        self.paths, self._prints = paths, prints
         self.journal = Journal(by_hand=True)
         #: What a person should know although the command goes on.
         self.warnings: list[str] = []
@@ -48,8 +49,14 @@ class Node:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release what was opened."""
         if "tc" in self.__dict__:
             self.tc.close()
+        if "state" in self.__dict__:
+            self.state.close()
         self.journal.close()
 
     @cached_property
@@ -75,7 +82,7 @@ class Node:
         self.warnings.append(sentence)
         if self.journal.is_unit:
             self.journal.tell(event, error=sentence, effect=effect)
-        else:
+        elif self._prints:
             print(f"vff-qos: warning: {sentence}", file=sys.stderr)
 
     def stop_agent(self, why: str) -> None:

@@ -38,9 +38,10 @@ class Difference(NamedTuple):
     leaves: tuple[str, str]
 
 
-def diff(node: Node, file: str | None) -> list[str]:
+def diff(node: Node, file: str | None, verbose: bool = False) -> list[str]:
     """What the policy in ``file`` would change, or the one that is installed; changes nothing.
 
+    Guarantees and quanta, which mostly follow from the rates of all, are shown if ``verbose``.
     Users with a class are compared with the kernel, others with the installed policy.
     """
     settings = node.settings
@@ -52,7 +53,11 @@ def diff(node: Node, file: str | None) -> list[str]:
         found = list(_differences(before, after, owners))
     if not found:
         return []
-    lines = [f"{d.email}: {describe(d, settings.node_ceil_bps)}" for d in sorted(found)]
+    ceil_bps = settings.node_ceil_bps
+    told = [(d.email, describe(d, ceil_bps, verbose)) for d in sorted(found)]
+    lines = [f"{email}: {text}" for email, text in told if text]
+    if len(lines) < len(told):
+        lines.append(f"{len(told) - len(lines)} users: guarantee or quantum alone (-v shows them)")
     shaped = sum(d.shaped for d in found)
     lines.append(
         f"{shaped} of {len(owners)} users with a class would change, "
@@ -87,24 +92,29 @@ def _differences(before: Classes, after: Classes, owners: list[Owner]) -> Iterab
             yield Difference(email, False, *both, (was.leaf, will.leaf))
 
 
-def describe(found: Difference, ceil_bps: int) -> str:
-    """What differs, in one phrase; ``ceil_bps`` is the node's ceiling."""
+def describe(found: Difference, ceil_bps: int, verbose: bool = True) -> str:
+    """What differs, in one phrase; ``ceil_bps`` is the node's ceiling.
+
+    Empty if only guarantee or quantum do, and it is not ``verbose``.
+    """
     parts = []
     for direction, was, will in zip(("upload", "download"), found.old, found.new, strict=True):
-        parts += _describe(direction, was, will, ceil_bps)
+        parts += _describe(direction, was, will, ceil_bps, verbose)
     if found.leaves[0] != found.leaves[1]:
         parts.append("leaf {} -> {}".format(*(leaf or "default" for leaf in found.leaves)))
     return ", ".join(parts)
 
 
-def _describe(direction: str, was: HtbClass, will: HtbClass, ceil_bps: int) -> list[str]:
+def _describe(
+    direction: str, was: HtbClass, will: HtbClass, ceil_bps: int, verbose: bool
+) -> list[str]:
     # The kernel counts whole bytes a second, and bursts by the time that they take.
     wanted_bps, whole_bps = will.ceil_bps // 8 * 8, ceil_bps // 8 * 8
-    shown = [
-        (direction, limit(was.ceil_bps, whole_bps), limit(wanted_bps, whole_bps)),
-        (f"{direction} guaranteed", format_rate(was.rate_bps), format_rate(will.rate_bps // 8 * 8)),
-        (f"{direction} quantum", str(was.quantum_bytes), str(will.quantum_bytes)),
-    ]
+    shown = [(direction, limit(was.ceil_bps, whole_bps), limit(wanted_bps, whole_bps))]
+    if verbose:
+        rates = format_rate(was.rate_bps), format_rate(will.rate_bps // 8 * 8)
+        shown.append((f"{direction} guaranteed", *rates))
+        shown.append((f"{direction} quantum", str(was.quantum_bytes), str(will.quantum_bytes)))
     if (
         was.ceil_bps == wanted_bps
         and abs(was.cburst_bytes - will.cburst_bytes) * 100 > will.cburst_bytes

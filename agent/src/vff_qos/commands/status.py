@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import time
-from fnmatch import fnmatchcase
+from operator import getitem
 from typing import Any
 
 from .. import __version__
+from ..core.figures import (
+    DIRECTIONS,
+    DOWNLOAD,
+    SORTS,
+    UPLOAD,
+    Moment,
+    natural,
+    ordered,
+    select,
+)
 from ..core.health import xray
 from ..core.health.findings import EXIT_CODES, OK, verdict, worst_first
 from ..core.health.rules import judge
-from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR, classid, format_classid
+from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR
 from ..core.names import PLAIN
 from ..core.owners import ACTIVE, RESTRICTED, SPARE
 from ..core.policy.overrides import OPERATOR, Override
@@ -19,25 +28,17 @@ from ..core.units import format_duration
 from ..disabled import read_record
 from ..kernel.devices import wan_link
 from ..namekey import mode_of
-from ..render import describe_override, display_name, limit, local_time
+from ..render import describe_override, display_name, limit, local_time, measured
 from .engines import read_engines
 from .facts import Seen, look
 from .node import Node
 
-_DIRECTIONS = ("upload", "download")
+__all__ = ["SORTS", "exit_code", "read_status", "render"]
+
 #: Rates are measured over so long at least, in seconds.
 _MEASURE_S = 0.2
 #: Rows of users without ``--all``, and orders.
 _TOP, _ORDERS = 10, 5
-_DIGITS = re.compile(r"(\d+)")
-#: What ``--sort`` may say, by the user's keys that are added up; the largest first.
-SORTS: dict[str, tuple[str, ...]] = {
-    "rate": ("up_rate_bps", "down_rate_bps"),
-    "bytes": ("up_bytes", "down_bytes"),
-    "flows": ("flows",),
-    "drops": ("drops",),
-    "name": (),
-}
 
 
 def read_status(
@@ -80,9 +81,10 @@ def read_status(
     status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb
     status["ceil_bps"] = settings.node_ceil_bps
     status["time"] = time.time()
-    rates = _rates(node, seen)
-    status["devices"] = _devices(seen, rates)
-    status["users"] = _users(seen, rates, patterns or [])
+    moment = read_again(node, seen, _MEASURE_S)
+    status["devices"] = devices_of(moment)
+    names = sorted(((o, display_name(o.key)) for o in seen.owners), key=lambda o: natural(o[1]))
+    status["users"] = [one.to_json() for one in select(moment, names, patterns or [])]
     owners = seen.owners
     status["restricted"] = _restricted(seen)
     waiting = [owner for owner in owners if owner.state != ACTIVE]
@@ -93,65 +95,28 @@ def read_status(
     return status
 
 
-def _rates(node: Node, seen: Seen) -> tuple[dict[int, int], dict[int, int]]:
-    """{minor: bit/s} at this moment on (IFB, WAN)."""
+def read_again(node: Node, seen: Seen, after_s: float) -> Moment:
+    """The figures of a moment: counters are read anew ``after_s`` seconds after the first look."""
     assert seen.devices is not None and seen.settings is not None
-    time.sleep(max(0.0, seen.counted_s + _MEASURE_S - time.monotonic()))
+    time.sleep(max(0.0, seen.counted_s + after_s - time.monotonic()))
     major = seen.settings.major
-    later = [node.tc.sent_bytes(index, major) for index in seen.devices]
-    seconds = time.monotonic() - seen.counted_s
-    up, down = (
-        {
-            # A class that was made anew meanwhile counts from 0.
-            minor: round(max(0, sent - before[minor].sent_bytes) * 8 / seconds)
-            for minor, sent in after.items()
-            if minor in before
+    up, down = (node.tc.sent_bytes(index, major) for index in seen.devices)
+    moment = seen.moment(time.time())
+    moment.after, moment.seconds = (up, down), time.monotonic() - seen.counted_s
+    return moment
+
+
+def devices_of(moment: Moment) -> dict[str, Any]:
+    """What passes the node: rates of all, and of what is nobody's, by direction."""
+    found = {}
+    for direction in (UPLOAD, DOWNLOAD):
+        whole = moment.classes[direction].get(CEIL_MINOR)
+        found[DIRECTIONS[direction]] = {
+            "rate_bps": moment.rate_bps(direction, CEIL_MINOR),
+            "unclassified_bps": moment.rate_bps(direction, UNCLASSIFIED_MINOR),
+            "bytes": whole.sent_bytes if whole else 0,
         }
-        for before, after in zip((seen.up, seen.down), later, strict=True)
-    )
-    return up, down
-
-
-def _devices(seen: Seen, rates: tuple[dict[int, int], dict[int, int]]) -> dict[str, Any]:
-    return {
-        direction: {
-            "rate_bps": by_minor.get(CEIL_MINOR, 0),
-            "unclassified_bps": by_minor.get(UNCLASSIFIED_MINOR, 0),
-            "bytes": classes[CEIL_MINOR].sent_bytes if CEIL_MINOR in classes else 0,
-        }
-        for direction, by_minor, classes in zip(
-            _DIRECTIONS, rates, (seen.up, seen.down), strict=True
-        )
-    }
-
-
-def _users(
-    seen: Seen, rates: tuple[dict[int, int], dict[int, int]], patterns: list[str]
-) -> list[dict[str, Any]]:
-    assert seen.settings is not None
-    users: list[dict[str, Any]] = []
-    for owner in seen.owners:
-        name = display_name(owner.key)
-        if owner.state != ACTIVE or (patterns and not any(fnmatchcase(name, p) for p in patterns)):
-            continue
-        minor = owner.minor
-        u, d = seen.up.get(minor), seen.down.get(minor)
-        users.append(
-            {
-                "email": name,
-                "class": format_classid(classid(seen.settings.major, minor)),
-                "upload_bps": u.params.ceil_bps if u else None,
-                "download_bps": d.params.ceil_bps if d else None,
-                "flows": seen.flows.get(minor, 0),
-                "up_bytes": u.sent_bytes if u else 0,
-                "down_bytes": d.sent_bytes if d else 0,
-                "up_rate_bps": rates[0].get(minor, 0),
-                "down_rate_bps": rates[1].get(minor, 0),
-                "drops": (u.drops if u else 0) + (d.drops if d else 0),
-            }
-        )
-    users.sort(key=lambda user: natural(user["email"]))
-    return users
+    return found
 
 
 def _restricted(seen: Seen) -> dict[str, int]:
@@ -161,15 +126,6 @@ def _restricted(seen: Seen) -> dict[str, int]:
         "addresses": len(owners),
         "flows": sum(seen.flows.get(owner.minor, 0) for owner in owners),
     }
-
-
-def natural(text: str) -> list[tuple[int, int, str]]:
-    """A key that sorts user2 before user10."""
-    return [
-        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
-        for part in _DIGITS.split(text)
-        if part
-    ]
 
 
 def exit_code(status: dict[str, Any]) -> int:
@@ -284,10 +240,10 @@ def _render_node(status: dict[str, Any]) -> list[str]:
     if "wan" not in status:
         return []
     devices, restricted = status["devices"], status["restricted"]
-    up, down = (devices[direction] for direction in _DIRECTIONS)
+    up, down = (devices[direction] for direction in DIRECTIONS)
     lines = [
-        f"download on {status['wan']} {_rate(down['rate_bps'])}, upload on {status['ifb']} "
-        f"{_rate(up['rate_bps'])}, {status['parked']} classes parked, {status['spare']} made "
+        f"download on {status['wan']} {measured(down['rate_bps'])}, upload on {status['ifb']} "
+        f"{measured(up['rate_bps'])}, {status['parked']} classes parked, {status['spare']} made "
         "in advance",
         f"restricted: {restricted['flows']} connections of {restricted['addresses']} addresses",
     ]
@@ -301,7 +257,7 @@ def _render_users(status: dict[str, Any], every: bool, sort: str) -> list[str]:
     if not users:
         return ["users: none has a class"] if "wan" in status else []
     ceil_bps = status["ceil_bps"]
-    users = sorted(users, key=lambda user: -sum(user[key] for key in SORTS[sort]))
+    users = ordered(users, sort, getitem)
     shown = users if every else users[:_TOP]
     active = sum(bool(user["flows"]) for user in users)
     lines = [
@@ -311,21 +267,13 @@ def _render_users(status: dict[str, Any], every: bool, sort: str) -> list[str]:
         f"{'up now':>9} {'down now':>9} {'up MB':>9} {'down MB':>9} {'drops':>7}",
     ]
     for user in shown:
-        up, down = (_shown(user[f"{name}_bps"], ceil_bps) for name in _DIRECTIONS)
+        up, down = (_shown(user[f"{name}_bps"], ceil_bps) for name in DIRECTIONS)
         lines.append(
             f"{user['email']:<32} {user['class']:<10} {up:>9} {down:>9} {user['flows']:>6} "
-            f"{_rate(user['up_rate_bps']):>9} {_rate(user['down_rate_bps']):>9} "
+            f"{measured(user['up_rate_bps']):>9} {measured(user['down_rate_bps']):>9} "
             f"{user['up_bytes'] / 1e6:>9.1f} {user['down_bytes'] / 1e6:>9.1f} {user['drops']:>7}"
         )
     return lines
-
-
-def _rate(rate_bps: int) -> str:
-    """A measured rate: three digits are enough."""
-    for unit, name in ((10**9, "gbit"), (10**6, "mbit"), (10**3, "kbit")):
-        if rate_bps >= unit:
-            return f"{rate_bps / unit:.3g}{name}"
-    return f"{rate_bps}bit"
 
 
 def _shown(rate_bps: int | None, ceil_bps: int) -> str:

@@ -94,6 +94,17 @@ class HtbClass(NamedTuple):
     prio: int = 0
 
 
+class ClassState(NamedTuple):
+    """What the kernel says about one HTB class; counters since its creation."""
+
+    parent: int
+    params: HtbClass
+    sent_bytes: int
+    sent_packets: int
+    drops: int
+    backlog_bytes: int
+
+
 def burst_bytes(rate_bps: int) -> int:
     """Burst of a class: 10 ms of the rate up to 256 KiB, but 2 ms at least, and three frames.
 

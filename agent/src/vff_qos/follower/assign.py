@@ -10,6 +10,7 @@ Longer than 400 lines: the steps of one round share what they know of its flows.
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -492,6 +493,11 @@ class Assigner:
         with self._lock:
             self._refresh()
             self._orders.order(begin, end)
+
+    @property
+    def named(self) -> array[int]:
+        """When each minor's user was named last, by the steady clock; see `Vouchers.named`."""
+        return self._vouchers.named
 
     def snapshot(self) -> dict[str, int | str]:
         """Counters for ``status``; cheap."""

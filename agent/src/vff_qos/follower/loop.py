@@ -24,6 +24,7 @@ from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.netlink import Netlink
 from ..kernel.tcpmem import read_tcp_memory
 from ..lock import Lock
+from ..namedfile import write_named
 from ..namekey import names_wanted
 from ..runfile import WRITE_S, write_report
 from ..sources import open_source
@@ -351,6 +352,7 @@ class Follower:
         self._told_refused = self._policy_files.refused
         try:
             write_report(self._paths.run_dir, report)
+            write_named(self._paths.run_dir, self._assigner.named)
         except OSError as error:
             sentence = f"{self._paths.run_dir}: {os.strerror(error.errno or 0)}"
             effect = "'status' sees old counters"

@@ -237,3 +237,13 @@ def test_verdicts(record: int, claimed: int | None, word: int, verdict: Verdict)
 def test_one_customer_is_one_address_or_one_64() -> None:
     assert address_key(b"\1\2\3\4") == b"\1\2\3\4"
     assert address_key(b"\x20\x01" + b"\0" * 13 + b"\1") == b"\x20\x01" + b"\0" * 6
+
+
+def test_when_a_user_was_named_last_is_known_until_the_minor_is_anothers() -> None:
+    vouchers = Vouchers()
+    vouchers.saw(42, bytes(4), 1_000.7)
+    vouchers.saw(42, bytes(16), 1_002.2)
+    vouchers.saw(0xFFFB, bytes(4), 1_003.0)
+    assert [vouchers.named[minor] for minor in (42, 43, 0xFFFB)] == [1_002, 0, 1_003]
+    vouchers.passed_on(42, 1_004.0)
+    assert vouchers.named[42] == 0

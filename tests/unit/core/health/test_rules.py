@@ -9,7 +9,6 @@ import pytest
 
 from vff_qos.core.health.delivery import Delivery
 from vff_qos.core.health.findings import DEGRADED, OK, TROUBLE, Finding, verdict, worst_first
-from vff_qos.core.health.holding import Passing, holds
 from vff_qos.core.health.report import RepairHealth, Report, SourceHealth, TrafficHealth
 from vff_qos.core.health.rules import Facts, judge
 
@@ -187,20 +186,3 @@ def test_a_report_survives_json_and_other_versions() -> None:
     newer = whole.to_json()
     newer["source"]["later"] = 1
     assert Report.from_json(newer).source == whole.source
-
-
-@pytest.mark.parametrize(
-    ("user", "node", "penalty", "said"),
-    [
-        ((9_000, 10_000, 0), (9_000, 10**6, 0), "", "their own limit"),
-        ((9_000, 10_000, 0), (9_000, 10**6, 0), "fair_use", "a penalty (fair_use)"),
-        ((100, 10_000, 0), (900_000, 10**6, 0), "", "the node is full: the users share it"),
-        ((950_000, 10**6, 0), (950_000, 10**6, 0), "", "the node is full: the users share it"),
-        ((0, 10_000, 0), (900_000, 10**6, 0), "", "nothing: they are idle"),
-        ((100, 10_000, 0), (100, 10**6, 0), "", "nothing: they use what they want"),
-    ],
-)
-def test_what_holds_a_user(
-    user: tuple[int, int, int], node: tuple[int, int, int], penalty: str, said: str
-) -> None:
-    assert holds(Passing(*user), Passing(*node), penalty) == said

@@ -171,6 +171,8 @@ _TORN = re.compile(
 
 #: The author of text that taints: no line says who, or the stream was cut.
 NOBODY_KNOWS = b"?"
+#: The author of a line that lacks its end: a full disk.
+TORN = b"!"
 
 
 class Endpoint(NamedTuple):
@@ -191,7 +193,8 @@ class Claim(NamedTuple):
     somebody moved bytes there, and the flow is real.
     ``tainted``: a stranger's text reaches the line; ``author`` is then the source of the line that
     bears that text, several with spaces between if one stands in reach of another, or
-    `NOBODY_KNOWS`.  ``time`` is the line's stamp (see ``stamp.written``).
+    `NOBODY_KNOWS`; `TORN` of a line that lacks its end.  ``time`` is the line's stamp (see
+    ``stamp.written``).
     ``position`` counts the stream's bytes up to the line; no two streams of a source share a
     position.  ``local`` is our end of the flow where the source of claims knows it; no access log
     does.
@@ -514,7 +517,7 @@ class Scanner:
             return None
         for piece, at in zip(pieces, [0, *cuts], strict=False):
             self.counters.torn += 1
-            self._accepted(piece, start + at, b"", True, claims)
+            self._accepted(piece, start + at, b"", True, claims, TORN)
         return cuts[-1]
 
     def _rest(self, line: bytes, start: int, taint_end: int, claims: list[Claim]) -> int:
@@ -530,12 +533,18 @@ class Scanner:
         return taint_end
 
     def _accepted(
-        self, line: bytes, start: int, email: bytes | None, tainted: bool, claims: list[Claim]
+        self,
+        line: bytes,
+        start: int,
+        email: bytes | None,
+        tainted: bool,
+        claims: list[Claim],
+        author: bytes = b"",
     ) -> None:
         """Tell of the flow of an accepted line that names no user (None: its end is amiss)."""
         if head := _ACCEPTED_FLOW.match(line):
             position = self._scanned + start
-            author = self._author if tainted else NOBODY_KNOWS
+            author = author or (self._author if tainted else NOBODY_KNOWS)
             claims.append(Claim(head[2], b"", email, tainted, head[1], position, None, author))
 
     def _tell(self, source: bytes | None, tainted: bool) -> None:

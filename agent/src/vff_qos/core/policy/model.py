@@ -132,6 +132,11 @@ class Policy:
             return Rule("pattern", pattern.glob, pattern.layer, pattern.limits)
         return Rule("default", "default", self.default_layer, self.default)
 
+    def plan(self, email: str) -> str | None:
+        """The plan that the rule of ``email`` takes its limits from; None without one."""
+        name = self.rule(email).layer.get("plan", self.default_layer.get("plan"))
+        return None if name is None else str(name)
+
     def layers(self, email: str) -> list[tuple[str, Layer]]:
         """What has a say about ``email``, weakest first: (``default``, ``plan gold``, ...)."""
         rule = self.rule(email)

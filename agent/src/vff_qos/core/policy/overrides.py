@@ -32,6 +32,12 @@ class Override(NamedTuple):
         return self.until is not None and self.until <= now_s
 
 
+def counting(overrides: Iterable[Override], now_s: float) -> list[Override]:
+    """Those of one user that count: the operator's alone, else all others."""
+    live = [override for override in overrides if not override.ends_by(now_s)]
+    return [override for override in live if override.origin == OPERATOR] or live
+
+
 class Overrides:
     """The overrides of all users, read against a policy."""
 
@@ -65,8 +71,8 @@ class Overrides:
         found = self.by_email.get(email)
         if not found:
             return []
-        live = [pair for pair in found if not pair[0].ends_by(now_s)]
-        return [pair for pair in live if pair[0].origin == OPERATOR] or live
+        counts = counting((override for override, _layer in found), now_s)
+        return [pair for pair in found if pair[0] in counts]
 
     def limits(self, email: str, now_s: float) -> Limits:
         """The limits of ``email``: of automatic overrides and the policy, the lowest of each."""

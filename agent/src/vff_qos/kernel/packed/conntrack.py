@@ -163,6 +163,16 @@ def decode_mark(payload: bytes) -> int:
     return 0
 
 
+def decode_mark_and_source(payload: bytes) -> tuple[int, bytes]:
+    """Only the mark and the source address of an entry.
+
+    The address is the first that ctnetlink_fill_info (net/netfilter/nf_conntrack_netlink.c)
+    writes: within CTA_TUPLE_ORIG, within CTA_TUPLE_IP.
+    """
+    source = payload[16:20] if payload[0] == socket.AF_INET else payload[16:32]
+    return decode_mark(payload), source
+
+
 def decode_tuple(tuple_raw: bytes) -> Flow | None:
     """The TCP or UDP tuple within a CTA_TUPLE_ORIG; None for protocols without ports."""
     src = dst = b""
@@ -318,6 +328,10 @@ class Conntrack:
     def dump_marks(self, mark: int, mask: int) -> list[int]:
         """Only the marks of what `dump` gives: a third of its time, a tenth of its memory."""
         return self._dump(mark, mask, decode_mark)
+
+    def dump_sources(self, mark: int, mask: int) -> list[tuple[int, bytes]]:
+        """As ``dump_marks``, with the packed source address."""
+        return self._dump(mark, mask, decode_mark_and_source)
 
     def _dump(self, mark: int, mask: int, made: Callable[[bytes], Decoded]) -> list[Decoded]:
         payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)

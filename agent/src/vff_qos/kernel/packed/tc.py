@@ -20,6 +20,7 @@ from ...core.htb import (
     TARGET_US,
     TICK_NS,
     UNCLASSIFIED_MINOR,
+    ClassState,
     HtbClass,
     classid,
     format_classid,
@@ -65,17 +66,6 @@ _USER_FLOWS, _SHARED_FLOWS = 64, 1_024
 
 #: What makes a message, and what it does, for people.
 Request = tuple[Encoder, str]
-
-
-class ClassState(NamedTuple):
-    """What the kernel says about one HTB class; counters since its creation."""
-
-    parent: int
-    params: HtbClass
-    sent_bytes: int
-    sent_packets: int
-    drops: int
-    backlog_bytes: int
 
 
 class ClassKey(NamedTuple):

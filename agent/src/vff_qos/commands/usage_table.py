@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core import events
 from ..core.accounts import IN_DOUBT, NEWCOMERS, UNCLASSIFIED, UNKNOWN
+from ..core.figures import natural
 from ..core.units import format_volume
 from ..core.usage_query import (
     DAY,
@@ -25,7 +26,6 @@ from ..core.usage_query import (
 from ..errors import Refused
 from ..render import local_time
 from .node import Node
-from .status import natural
 
 #: Of so many accounts each is looked up by itself.
 _FEW = 20

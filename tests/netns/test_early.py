@@ -19,7 +19,7 @@ from vff_qos.commands.killswitch import suspend
 from vff_qos.core.claims.accesslog import Claim, Scanner
 from vff_qos.core.flow import Flow
 from vff_qos.core.htb import PROVISIONAL
-from vff_qos.core.owners import RESTRICTED
+from vff_qos.core.owners import RESTRICTED_KEY
 from vff_qos.core.plan import nft_table
 from vff_qos.core.plan.objects import NftTable
 from vff_qos.core.policy.model import Limits, Policy
@@ -360,7 +360,7 @@ def test_whatever_lines_come_an_early_flow_ends_where_an_unmarked_one_does(scene
         assert not found & PROVISIONAL
         owners = {owner.minor: owner.key for owner in scene.state.owners()}
         key = owners[found & 0xFFFF] if found else "nobody"
-        return "restricted" if key.startswith(RESTRICTED) else key
+        return "restricted" if key.startswith(RESTRICTED_KEY) else key
 
     @settings(
         max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

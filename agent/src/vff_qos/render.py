@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .core.owners import DEFAULT_SHARED, RESTRICTED, SPARE
+from .core.owners import DEFAULT_SHARED, RESTRICTED_KEY, SPARE
 from .core.policy.model import Limits
 from .core.policy.overrides import OPERATOR, Override
 from .core.units import format_duration, format_rate, format_size
@@ -22,9 +22,9 @@ UNLIMITED = "unlimited"
 
 def display_name(key: str) -> str:
     """An owner's key as people read it."""
-    if key == RESTRICTED:
+    if key == RESTRICTED_KEY:
         return "(restricted) all further addresses"
-    if key.startswith(RESTRICTED):
+    if key.startswith(RESTRICTED_KEY):
         # What stands after the address are the limits.
         raw = bytes.fromhex(key[1:].partition("/")[0])
         text = ".".join(map(str, raw)) if len(raw) == 4 else _ipv6_net(raw)

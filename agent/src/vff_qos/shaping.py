@@ -22,7 +22,7 @@ from .core.htb import (
     same_class,
     user_class,
 )
-from .core.owners import ACTIVE, RESTRICTED, Owner
+from .core.owners import ACTIVE, RESTRICTED_KEY, Owner
 from .core.policy.model import Limits, Policy, lowest_of
 from .core.policy.overrides import Override, Overrides
 from .core.settings import Settings
@@ -115,7 +115,7 @@ class Classes:
 
     def limits(self, owner: Owner) -> Limits:
         """The limits of whoever owns a minor."""
-        if owner.key.startswith(RESTRICTED):
+        if owner.key.startswith(RESTRICTED_KEY):
             return lowest_of([self.policy.default, Limits(owner.up_bps, owner.down_bps)])
         if not owner.is_user:
             return self.policy.default

@@ -30,7 +30,7 @@ from vff_qos.core.accounts import (
     shares,
     whose,
 )
-from vff_qos.core.owners import DEFAULT_SHARED, PARKED, RESTRICTED, SPARE, Minors, Owner
+from vff_qos.core.owners import DEFAULT_SHARED, PARKED, RESTRICTED_KEY, SPARE, Minors, Owner
 from vff_qos.state import State
 
 BERLIN, KATHMANDU = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kathmandu")
@@ -77,10 +77,10 @@ def test_only_classes_that_are_gone_lose_their_meter() -> None:
         (0xFFFE, None, (UNCLASSIFIED,)),
         (0xFFFD, Owner(DEFAULT_SHARED, 0xFFFD), (NEWCOMERS,)),
         # Of many addresses nobody can tell whose it is.
-        (0xFFFC, Owner(RESTRICTED, 0xFFFC), (IN_DOUBT,)),
-        (9, Owner(RESTRICTED + "0a000001", 9), ["a@x", "b@x"]),
-        (10, Owner(RESTRICTED + "0a000002", 10), ()),
-        (10, Owner(RESTRICTED + "0a000002", 10, PARKED), (IN_DOUBT,)),
+        (0xFFFC, Owner(RESTRICTED_KEY, 0xFFFC), (IN_DOUBT,)),
+        (9, Owner(RESTRICTED_KEY + "0a000001", 9), ["a@x", "b@x"]),
+        (10, Owner(RESTRICTED_KEY + "0a000002", 10), ()),
+        (10, Owner(RESTRICTED_KEY + "0a000002", 10, PARKED), (IN_DOUBT,)),
     ],
 )
 def test_whose_a_class_is(minor: int, owner: Owner | None, accounts: object) -> None:
@@ -89,7 +89,7 @@ def test_whose_a_class_is(minor: int, owner: Owner | None, accounts: object) -> 
 
 
 def test_what_nobody_claimed_within_the_hour_is_in_doubt() -> None:
-    assert whose(9, Owner(RESTRICTED + "0a000001", 9), {}, True) == (IN_DOUBT,)
+    assert whose(9, Owner(RESTRICTED_KEY + "0a000001", 9), {}, True) == (IN_DOUBT,)
 
 
 # -- hours and days -------------------------------------------------------------------------------

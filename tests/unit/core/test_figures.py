@@ -16,7 +16,7 @@ from vff_qos.core.figures import (
     select,
 )
 from vff_qos.core.htb import CEIL_MINOR, ClassState, HtbClass
-from vff_qos.core.owners import PARKED, RESTRICTED, Owner
+from vff_qos.core.owners import PARKED, RESTRICTED_KEY, Owner
 from vff_qos.core.policy.overrides import OPERATOR, Override
 
 NODE_BPS = 100_000_000
@@ -80,7 +80,7 @@ def test_what_holds_somebody_is_told_by_the_more_telling_direction() -> None:
     assert of(moment(node_bytes=25_000_000), 2).held(DOWNLOAD) == "node"
     assert of(moment(), 3, "bob@x").held_by == ""
     assert of(moment(in_doubt=frozenset({3})), 3, "bob@x").held_by == "restricted"
-    assert of(moment(), 3, RESTRICTED + "01020304").held_by == "restricted"
+    assert of(moment(), 3, RESTRICTED_KEY + "01020304").held_by == "restricted"
 
 
 def test_users_are_selected_by_pattern_and_ordered_by_what_is_asked() -> None:

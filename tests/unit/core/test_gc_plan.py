@@ -6,7 +6,7 @@ from vff_qos.core.gc_plan import plan_collection
 from vff_qos.core.owners import (
     DEFAULT_SHARED,
     QUARANTINE,
-    RESTRICTED,
+    RESTRICTED_KEY,
     Minors,
     Owner,
 )
@@ -55,7 +55,9 @@ def test_without_the_conntrack_check_a_marked_minor_rests_in_quarantine() -> Non
 
 
 def test_a_class_that_many_share_is_never_collected() -> None:
-    owners = [_old(key, minor) for key, minor in ((RESTRICTED, 0xFFFC), (DEFAULT_SHARED, 0xFFFD))]
+    owners = [
+        _old(key, minor) for key, minor in ((RESTRICTED_KEY, 0xFFFC), (DEFAULT_SHARED, 0xFFFD))
+    ]
     plan = plan_collection(owners, {}, {}, {}, NOW, RULES)
     assert plan.park == plan.moved == []
     assert [why for _owner, why in plan.kept] == ["many share it"] * 2

@@ -11,7 +11,7 @@ from vff_qos.core.owners import (
     FEW_CLASSES,
     PARKED,
     QUARANTINE,
-    RESTRICTED,
+    RESTRICTED_KEY,
     RESTRICTED_MAX,
     SPARE,
     Minors,
@@ -100,7 +100,7 @@ def test_restricted_classes_are_bounded_and_cost_users_nothing() -> None:
     own = [minors.restricted(f"{n:08x}", 1.0) for n in range(RESTRICTED_MAX)]
     assert len({owner.minor for owner in own}) == RESTRICTED_MAX
     common = minors.restricted("ffffffff", 2.0)
-    assert common.key == RESTRICTED
+    assert common.key == RESTRICTED_KEY
     assert common.minor not in {owner.minor for owner in own}
     assert minors.restricted("eeeeeeee", 2.0) is common
     assert minors.restricted("00000005", 3.0) is own[5]
@@ -108,13 +108,13 @@ def test_restricted_classes_are_bounded_and_cost_users_nothing() -> None:
     # Whoever is collected makes room.
     own[5].state = PARKED
     again = Minors(MAJOR, minors.by_key.values())
-    assert again.restricted("eeeeeeee", 4.0).key == RESTRICTED + "eeeeeeee"
-    assert again.restricted("dddddddd", 4.0).key == RESTRICTED
+    assert again.restricted("eeeeeeee", 4.0).key == RESTRICTED_KEY + "eeeeeeee"
+    assert again.restricted("dddddddd", 4.0).key == RESTRICTED_KEY
     # Where classes are many, half of the pool is for users.
     many = [Owner(f"u{n}", 100 + n) for n in range(FEW_CLASSES)]
     minors = Minors(MAJOR, [*many, *Minors(MAJOR).spares(4, 0.0)], reserve=2)
     keys = [minors.restricted(f"{n:08x}", 1.0).key for n in range(6)]
-    assert sum(key != RESTRICTED for key in keys) == 3
+    assert sum(key != RESTRICTED_KEY for key in keys) == 3
     assert minors.pooled == 1
 
 
@@ -139,7 +139,7 @@ def test_what_is_missing_is_made_in_the_order_of_need() -> None:
         Owner("long ago", 2, moved=1.0),
         Owner("just now", 3, moved=9.0),
         Owner("has one", 4, moved=5.0),
-        Owner(f"{RESTRICTED}01020304", 5, moved=9.0),
+        Owner(f"{RESTRICTED_KEY}01020304", 5, moved=9.0),
         Owner("resting", 6, QUARANTINE, moved=9.0),
         Owner("parked late", 7, PARKED, moved=8.0),
         Owner("parked early", 8, PARKED, moved=7.0),

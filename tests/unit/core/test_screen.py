@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vff_qos.core.figures import Figures, Moment
 from vff_qos.core.htb import ClassState, HtbClass
-from vff_qos.core.owners import RESTRICTED, Owner
+from vff_qos.core.owners import RESTRICTED_KEY, Owner
 from vff_qos.core.screen import (
     ASCII,
     BAD,
@@ -157,7 +157,7 @@ def test_no_limit_but_that_of_the_node_and_no_class() -> None:
 
 
 def test_connections_in_doubt_are_told() -> None:
-    assert text_of(row(1, 1, RESTRICTED + "01020304"), 80).rstrip().endswith("restr.")
+    assert text_of(row(1, 1, RESTRICTED_KEY + "01020304"), 80).rstrip().endswith("restr.")
 
 
 @pytest.mark.parametrize(

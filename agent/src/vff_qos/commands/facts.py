@@ -21,7 +21,7 @@ from ..core.health.report import Report
 from ..core.health.rules import Facts
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, ClassState
 from ..core.names import PLAIN
-from ..core.owners import ACTIVE, RESTRICTED, Owner
+from ..core.owners import ACTIVE, RESTRICTED_KEY, Owner
 from ..core.policy.overrides import Override
 from ..core.settings import Settings
 from ..disabled import read_record
@@ -68,7 +68,7 @@ class Seen:
         assert self.settings is not None
         in_doubt: set[bytes] = set()
         for owner in self.owners:
-            if owner.key.startswith(RESTRICTED):
+            if owner.key.startswith(RESTRICTED_KEY):
                 in_doubt |= self.places.get(owner.minor, set())
         before = (
             {minor: state.sent_bytes for minor, state in self.up.items()},

@@ -18,7 +18,7 @@ from ..core.htb import (
     OURS_MASK,
     PROVISIONAL,
 )
-from ..core.owners import ACTIVE, RESTRICTED, Owner
+from ..core.owners import ACTIVE, RESTRICTED_KEY, Owner
 from ..core.settings import Settings
 from ..core.units import format_duration
 from ..errors import Refused
@@ -90,7 +90,7 @@ def read_place(node: Node, place: SeenFrom, deep: bool = True) -> dict[str, Any]
         shown = describe(flow, entry, seen.facts.now_s)
         shown["user"] = display_name(owner.key) if owner else None
         shown["why"] = "" if owner else _why(flow, entry.mark, ends, seen, causes)
-        shown["restricted"] = owner is not None and owner.key.startswith(RESTRICTED)
+        shown["restricted"] = owner is not None and owner.key.startswith(RESTRICTED_KEY)
         flows.append(shown)
         clients.append(pack(*client))
     _add_words(settings, flows, clients, deep)
@@ -239,7 +239,7 @@ def flows_of(
 
 def _restricted_of(owners: Iterable[Owner], keys: Iterable[bytes]) -> list[Owner]:
     """The restricted classes of some addresses; the one of all further addresses is among them."""
-    wanted = {RESTRICTED, *(f"{RESTRICTED}{key.hex()}" for key in keys)}
+    wanted = {RESTRICTED_KEY, *(f"{RESTRICTED_KEY}{key.hex()}" for key in keys)}
     return [o for o in owners if o.state == ACTIVE and o.key.partition("/")[0] in wanted]
 
 

@@ -22,7 +22,7 @@ from ..core.health.findings import EXIT_CODES, OK, verdict, worst_first
 from ..core.health.rules import judge
 from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR
 from ..core.names import PLAIN
-from ..core.owners import ACTIVE, RESTRICTED, SPARE
+from ..core.owners import ACTIVE, RESTRICTED_KEY, SPARE
 from ..core.policy.overrides import OPERATOR, Override
 from ..core.units import format_duration
 from ..disabled import read_record
@@ -121,7 +121,7 @@ def devices_of(moment: Moment) -> dict[str, Any]:
 
 def _restricted(seen: Seen) -> dict[str, int]:
     """Addresses with a restricted class, and their live flows."""
-    owners = [o for o in seen.owners if o.state == ACTIVE and o.key.startswith(RESTRICTED)]
+    owners = [o for o in seen.owners if o.state == ACTIVE and o.key.startswith(RESTRICTED_KEY)]
     return {
         "addresses": len(owners),
         "flows": sum(seen.flows.get(owner.minor, 0) for owner in owners),

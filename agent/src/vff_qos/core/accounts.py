@@ -20,13 +20,13 @@ from datetime import date, datetime, tzinfo
 from typing import NamedTuple
 
 from .htb import FIRST_USER_MINOR, UNCLASSIFIED_MINOR
-from .owners import ACTIVE, DEFAULT_SHARED, RESTRICTED, Owner
+from .owners import ACTIVE, DEFAULT_SHARED, RESTRICTED_KEY, Owner
 from .policy.periods import moment
 
 UPLOAD, DOWNLOAD = 0, 1
 #: Accounts of what is no user's: flows in doubt, newcomers without a class, traffic of nobody, and
 #: classes that the state does not know.
-IN_DOUBT, NEWCOMERS, UNCLASSIFIED, UNKNOWN = RESTRICTED, DEFAULT_SHARED, "\x05", "\x06"
+IN_DOUBT, NEWCOMERS, UNCLASSIFIED, UNKNOWN = RESTRICTED_KEY, DEFAULT_SHARED, "\x05", "\x06"
 
 #: An hour's number is its beginning in units of so many seconds since the epoch: hours begin with
 #: the node's own, and all zones are multiples of it.
@@ -96,7 +96,7 @@ def whose(
         return (owner.key,)
     if owner.key == DEFAULT_SHARED:
         return (NEWCOMERS,)
-    if not owner.key.startswith(RESTRICTED):
+    if not owner.key.startswith(RESTRICTED_KEY):
         return (UNKNOWN,)
     # Of what all further addresses share, nobody can tell whose it is.
     if owner.is_common:

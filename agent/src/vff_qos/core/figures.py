@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from .health.holding import KINDS, Passing, holds
 from .htb import CEIL_MINOR, ClassState, classid, format_classid
-from .owners import ACTIVE, RESTRICTED, Owner
+from .owners import ACTIVE, RESTRICTED_KEY, Owner
 from .policy.overrides import OPERATOR, Override, counting
 
 #: The directions, in the order of (IFB, WAN).
@@ -133,7 +133,7 @@ class Figures:
         user, node = moment.passing(direction, minor), moment.passing(direction, CEIL_MINOR)
         if user is None or node is None:
             return ""
-        restricted = self.owner.key.startswith(RESTRICTED) or minor in moment.in_doubt
+        restricted = self.owner.key.startswith(RESTRICTED_KEY) or minor in moment.in_doubt
         return holds(user, node, moment.penalties.get(self.owner.key, ""), restricted).kind
 
     @property

@@ -21,7 +21,7 @@ from .htb import (
 #: Owner of the class that the distrusted flows of one address share; without an address, of the
 #: one that all further addresses share.  An email has no control characters, so that these kinds
 #: of owner and users never meet.
-RESTRICTED = "\x01"
+RESTRICTED_KEY = "\x01"
 #: Owner of a class that was made in advance for the next new user.
 SPARE = "\x03"
 #: Owner of the class that newcomers share when all minors are taken.
@@ -67,7 +67,7 @@ class Owner:
     @property
     def is_common(self) -> bool:
         """Whether this is a class that many share, which therefore is never collected."""
-        return self.key in (RESTRICTED, DEFAULT_SHARED)
+        return self.key in (RESTRICTED_KEY, DEFAULT_SHARED)
 
 
 class Minors:
@@ -100,7 +100,7 @@ class Minors:
         if owner.state == PARKED and owner.minor <= LAST_USER_MINOR:
             pool = self._spare if owner.key.startswith(SPARE) else self._parked
             pool[owner.minor] = None
-        elif owner.key.startswith(RESTRICTED) and not owner.is_common:
+        elif owner.key.startswith(RESTRICTED_KEY) and not owner.is_common:
             self._restricted.add(owner.minor)
         if owner.minor <= LAST_USER_MINOR:
             self._next = max(self._next, owner.minor + 1)
@@ -142,17 +142,17 @@ class Minors:
         class that all further addresses share.  A displaced record has the same minor, and goes
         when this one is saved.
         """
-        key = RESTRICTED + address
+        key = RESTRICTED_KEY + address
         known = self.by_key.get(key)
         if known is None or known.state != ACTIVE:
             # Making a class costs little while there are few.
             is_dear = self.pooled < self._reserve and len(self.by_minor) > FEW_CLASSES
             if len(self._restricted) >= RESTRICTED_MAX or is_dear:
-                return self._common(RESTRICTED, RESTRICTED_MINOR, now_s)
+                return self._common(RESTRICTED_KEY, RESTRICTED_MINOR, now_s)
             try:
                 return self.take(key, now_s)[0]
             except Exhausted:
-                return self._common(RESTRICTED, RESTRICTED_MINOR, now_s)
+                return self._common(RESTRICTED_KEY, RESTRICTED_MINOR, now_s)
         return known
 
     def overflow(self, now_s: float) -> Owner:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from ..core import events
 from ..core.claims.email import decode_email
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
-from ..core.owners import ACTIVE, QUARANTINE, RESTRICTED, Minors, Owner
+from ..core.owners import ACTIVE, QUARANTINE, RESTRICTED_KEY, Minors, Owner
 from ..core.policy.model import Limits
 from ..errors import KernelRefused
 from ..journal import Journal
@@ -218,12 +218,12 @@ class Registry:
         ``address`` is the class's name; None: the default's limit.  ``bounded``: above a share of
         all minors it is the one that all further addresses have.
         """
-        known = self.minors.by_key.get(RESTRICTED + address)
+        known = self.minors.by_key.get(RESTRICTED_KEY + address)
         was_active = known is not None and known.state == ACTIVE
         if bounded:
             owner = self.minors.restricted(address, self._clock())
         else:
-            owner = self.own(RESTRICTED + address)
+            owner = self.own(RESTRICTED_KEY + address)
         if not owner.is_common and (up_bps, down_bps) != (owner.up_bps, owner.down_bps):
             owner.up_bps, owner.down_bps = up_bps, down_bps
             was_active = False

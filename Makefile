@@ -19,6 +19,8 @@ export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build
 export ANSIBLE_INJECT_FACT_VARS := false
 export ANSIBLE_PIPELINING := true
 export ANSIBLE_NOCOWS := true
+# Or an inventory with a mistake would be one without hosts, and the kill switch end well for nobody.
+export ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED := true
 
 PLAY = ansible-playbook -i '$(INVENTORY)' vff.qos.site $(if $(LIMIT),--limit '$(LIMIT)') $(EXTRA)
 
@@ -95,7 +97,7 @@ bench: build ## Measure the agent natively, shaping natively and on lab nodes (Q
 	$(PY) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(BASE),--base '$(BASE)')
 
 .PHONY: docs
-docs: setup ## Write what is made from other files: docs/VARIABLES.md, parts of docs/ARCHITECTURE.md and docs/MIGRATION.md
+docs: setup ## Write what is made from other files: docs/VARIABLES.md, parts of ARCHITECTURE, JOURNAL and MIGRATION, the catalog
 	$(PY) tests/made_docs.py
 
 .PHONY: bump

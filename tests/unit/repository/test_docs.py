@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import made_docs
-from checkout import DOCS, ROOT
+from checkout import AGENT, DOCS, ROOT
 from vff_qos.cli import main
 from vff_qos.core.events import EVENTS, FIELDS
 
@@ -84,6 +87,38 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         target = (page.parent / name).resolve() if name else page
         assert target.is_file(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def kinds_of_findings() -> set[str]:
+    """What the rules of health call their findings, read from their calls of `Finding`."""
+    calls = [
+        node
+        for path in sorted((AGENT / "vff_qos" / "core" / "health").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding"
+    ]
+    kinds = [call.args[1] for call in calls]
+    return {kind.value for kind in kinds if isinstance(kind, ast.Constant)}
+
+
+def test_every_kind_of_finding_is_listed() -> None:
+    rows = re.findall(r"^\|(.*?)\|", (DOCS / "TROUBLESHOOTING.md").read_text(), re.M)
+    kinds = kinds_of_findings()
+    assert {"source_missing", "reports", "canary", "xray_front"} <= kinds
+    assert kinds <= set(re.findall(r"`(\w+)`", "".join(rows)))
+
+
+def test_make_takes_no_broken_inventory_for_one_without_hosts(tmp_path: Path) -> None:
+    """A kill switch that reached nobody must not end well."""
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text("all: {hosts: {node: [")
+    exported = dict(re.findall(r"^export (ANSIBLE_\w+) := ([a-z]+)$", MAKEFILE, re.M))
+    done = subprocess.run(
+        [sys.executable, "-m", "ansible", "inventory", "-i", str(inventory), "--list"],
+        env={**os.environ, **exported}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "failed to parse inventory" in done.stderr
 
 
 def test_the_readme_is_short() -> None:

@@ -233,7 +233,10 @@ def test_usage_is_a_table_a_csv_and_json(node: Node) -> None:
         (["nobody@x"], "vff-qos usage: nothing was ever counted for 'nobody@x'\n"),
         (["--since", "2026-02-30"], "vff-qos usage: --since: '2026-02-30' is no such day or hour"),
         (["--since", "soon"], "vff-qos usage: --since: 'soon' is not a time; allowed: 2026-11"),
-        (["--until", "2019-01-01"], "vff-qos usage: --since is not before --until"),
+        (["--until", "2019-01-01"], "vff-qos usage: --since is not before --until: 20"),
+        (["--by", "week"], "vff-qos usage: --by: invalid choice: 'week' (choose from"),
+        (["--csv", "--json"], "vff-qos usage: --json: not allowed with argument --csv"),
+        ([""], "vff-qos usage: '' must be 1 to 320 bytes of printable text\n"),
         (["--since", "99d", "--by", "hour"], "vff-qos usage: hours are kept for 31 days: --since"),
     ],
 )

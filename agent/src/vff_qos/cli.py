@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
 from .commands.node import Node
@@ -30,16 +30,22 @@ _MAX_LINES = 200
 _EXIT_CODES = "Exit codes: 0 well, 1 degraded (limits hold in part), 2 not working."
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of a wrong call it tells in one line: the usage fills a screen, and hides it."""
+
+    def error(self, message: str) -> NoReturn:
+        sentence = message.removeprefix("argument ")
+        self.exit(2, f"{self.prog}: {sentence}; '{self.prog} --help' says what is allowed\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--settings", default=Paths().settings, metavar="FILE")
     common.add_argument("--policy", default=Paths().policy, metavar="FILE")
     common.add_argument("--policy-dir", metavar="DIR", help="default: policy.d beside the policy")
     common.add_argument("--state-dir", default=Paths().state_dir, metavar="DIR")
     common.add_argument("--run-dir", default=Paths().run_dir, metavar="DIR")
-    parser = argparse.ArgumentParser(
-        prog="vff-qos", description="Per-user speed limits in the Linux kernel."
-    )
+    parser = _Parser(prog="vff-qos", description="Per-user speed limits in the Linux kernel.")
     parser.add_argument("--version", action="version", version=f"vff-qos {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -82,8 +82,9 @@ def test_hours_of_long_ago_are_refused_with_the_first_there_are() -> None:
 
 
 def test_a_time_that_ends_before_it_begins_is_refused() -> None:
-    with pytest.raises(ValueError, match="--since is not before --until"):
-        plan_query(NOW, NOW - 1, None, NOW, 31, BERLIN)
+    sentence = "--since is not before --until: 2026-10-25 00:00:00, 2026-10-01 00:00:00"
+    with pytest.raises(ValueError, match=sentence):
+        plan_query(at(2026, 10, 25), at(2026, 10, 1), None, NOW, 31, BERLIN)
 
 
 def test_rows_are_summed_up_by_day_and_month() -> None:

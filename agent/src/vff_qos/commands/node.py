@@ -20,8 +20,9 @@ from ..core.events import JournalEvent
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.old_role import OldRole, read_env
 from ..core.policy.model import Policy
+from ..core.policy.parse import email_problem
 from ..core.settings import Settings, salvage_settings
-from ..errors import ConfigError
+from ..errors import ConfigError, Refused
 from ..journal import Journal
 from ..kept import kept_policy, kept_settings
 from ..lock import Lock
@@ -185,7 +186,12 @@ class Node:
         return names_in_force(self.state, self.paths.state_dir)
 
     def name_of(self, given: str) -> str:
-        """What a user is called in the state, by the email, or the hash, that a person gives."""
+        """What a user is called in the state, by the email, or the hash, that a person gives.
+
+        Raises Refused for an empty one.
+        """
+        if not given:
+            raise Refused(f"{given!r} {email_problem(given)}")
         names = self.names
         name = names.of(given)
         if names.mode == MIXED and not is_hash(given):

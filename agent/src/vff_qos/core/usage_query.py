@@ -68,7 +68,9 @@ def plan_query(
     Raises ValueError with one sentence.
     """
     if not since_s < until_s:
-        raise ValueError("--since is not before --until")
+        times = (datetime.fromtimestamp(at_s, zone) for at_s in (since_s, until_s))
+        both = ", ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in times)
+        raise ValueError(f"--since is not before --until: {both}")
     oldest = hour_of(now_s - hourly_days * 86_400, zone)
     starts_a_day, ends_a_day = (
         at_s == day_start(day_of(at_s, zone), zone) for at_s in (since_s, until_s)

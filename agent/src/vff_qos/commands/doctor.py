@@ -32,10 +32,6 @@ from .engines import read_engines
 from .facts import look
 from .node import Node
 
-_SYSCTLS = (
-    "net.netfilter.nf_conntrack_events", "net.netfilter.nf_conntrack_acct",
-    "net.netfilter.nf_conntrack_timestamp",
-)  # fmt: skip
 _LOGROTATE = ("/etc/logrotate.conf", "/etc/logrotate.d")
 #: The canary's limit in bit/s, and how long it may take in seconds.
 _CANARY_BPS, _CANARY_S = 8_000_000, 40
@@ -95,7 +91,7 @@ def _read_host(node: Node, settings: Settings) -> Host:
     host = Host()
     if settings.source == "file":
         host.log = _read_log(settings.access_log)
-    for name in _SYSCTLS:
+    for name, *_ in host_rules.SYSCTLS:
         try:
             host.sysctls[name] = read_sysctl(name).value
         except KernelRefused as error:

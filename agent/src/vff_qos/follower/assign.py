@@ -292,6 +292,7 @@ class Assigner:
             others: list[Claim] = []
             words = self._known.words
             for claim in claims:
+                # By number, because every line comes here: source, email, tainted, local.
                 word = words.get(claim[0])
                 if (
                     word is not None

@@ -12,7 +12,7 @@ from ..core import events
 from ..core.flows.ends import FlowSeen, ServiceEnds
 from ..core.flows.meeting import Tags, Written
 from ..core.flows.mirror import TCP_PROTO, UDP_PROTO, Heard, Held, Mirror
-from ..core.flows.record import END, PORT_SHIFT, UDP
+from ..core.flows.record import PORT_SHIFT, UDP
 from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..journal import Journal
@@ -272,8 +272,3 @@ class FlowTable:
     def name(self, held: Held) -> str:
         """A flow, for people."""
         return str(self.mirror.flow(*held))
-
-
-def flow_name(client: bytes, record: int) -> tuple[bytes, int]:
-    """What tells a flow from all others that live now."""
-    return client, record & END

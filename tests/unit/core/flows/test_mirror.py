@@ -56,7 +56,6 @@ def test_a_new_flow_is_nobodys_and_certain(end: bytes, our_end: bytes, kernel: K
     record = kernel.only(end)
     assert not record & NOT_PLAIN
     assert birth_ms(record) == 12_500
-    assert kernel.mirror.born_s(record) == 12.5
     assert kernel.mirror.mark(record) == 0
     assert kernel.mirror.ours(record) == our_end
     assert kernel.mirror.flow(end, record) == Flow(our_end[0], end[:-2], 5555, our_end[1:-2], 443)

@@ -12,7 +12,7 @@ Longer than 400 lines: what is known of flows is one state, and every event chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..claims.trust import ADOPTED, DOUBTED, WEAK, address_key
@@ -188,18 +188,10 @@ class Mirror:
         """Our port that an ended flow from a client's end had; 0 if that is not known."""
         return self._graves[0].get(client) or self._graves[1].get(client) or 0
 
-    def born_s(self, record: int) -> float:
-        """When a flow was first seen."""
-        return self.epoch_s + birth_ms(record) / 1e3
-
     def earliest_ms(self, record: int) -> int:
         """Before this a flow was surely not born; in ms since the mirror began."""
         birth = birth_ms(record)
         return min(self._late.get(birth, birth), birth - _SLACK_MS)
-
-    def neighbours(self, client: bytes, record: int) -> Collection[int]:
-        """Minors of the users whose UDP flows go from a client's address to the same port."""
-        return self._neighbours.get(self._place(client, record), ())
 
     def claimed_flows(self) -> Iterator[Held]:
         """All flows that are somebody's."""

@@ -16,7 +16,7 @@ from ..settings import Settings
 from .findings import DEGRADED, OK, Finding
 
 #: Kernel parameters: name, what it must not be, why, what to set.
-_SYSCTLS = (
+SYSCTLS = (
     ("net.netfilter.nf_conntrack_events", "0", "connections are looked up one by one", "2"),
     ("net.netfilter.nf_conntrack_acct", "0", "'explain' cannot tell bytes of connections", "1"),
     ("net.netfilter.nf_conntrack_timestamp", "0", "the age of old connections is not known", "1"),
@@ -128,7 +128,7 @@ def _log(log: LogFile) -> Iterator[Finding]:
 
 
 def _sysctls(host: Host) -> Iterator[Finding]:
-    for name, bad, why, good in _SYSCTLS:
+    for name, bad, why, good in SYSCTLS:
         value = host.sysctls.get(name)
         if value is None and name in host.sysctls:
             yield Finding(OK, "sysctl", f"{name}: this kernel or namespace has none; {why}")

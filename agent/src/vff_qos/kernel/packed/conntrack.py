@@ -236,16 +236,6 @@ def surround(ours: bytes) -> tuple[bytes, bytes, bytes]:
     return request[:source], request[source + size : port], request[port + 2 : -12]
 
 
-def with_mark(prepared: bytes, mark: int) -> bytes:
-    """A prepared request for the same flow with another mark."""
-    return b"".join((prepared[:-12], mark.to_bytes(4, "big"), prepared[-8:]))
-
-
-def prepared_mark(prepared: bytes) -> int:
-    """The mark of a prepared request: it stands before the mask, which ends the message."""
-    return int.from_bytes(prepared[-12:-8], "big")
-
-
 def unpack(prepared: bytes) -> tuple[Flow, int]:
     """Flow and mark of a prepared request."""
     entry = decode(prepared[HEADER.size :])

@@ -13,7 +13,7 @@ import pytest
 from checkout import DOCS
 from vff_qos.core.health.findings import EXIT_CODES
 
-from .harness import Client, Node, eventually, look, run, status, user
+from .harness import WAN, Client, Node, eventually, look, run, send_through, status, user
 from .modules import run_module
 
 TEXT = (DOCS / "API.md").read_text()
@@ -38,11 +38,24 @@ def limit(node: Node) -> Any:
     return run_module(node, "qos_user", name="alice@x", **order)
 
 
+def usage(node: Node) -> Any:
+    (alice,) = output(node, "status", "--json")["users"]
+    send_through(WAN, int(alice["class"].partition(":")[2], 16), 3)
+
+    def booked() -> Any:
+        node.run("gc")  # which books
+        found = output(node, "usage", "--by", "day", "--json")
+        return found["users"] and found
+
+    return eventually(booked)
+
+
 GIVES: dict[str, Callable[[Node], Any]] = {
     "`vff-qos status --json`": lambda node: output(node, "status", "--json"),
     "`vff-qos top --json`": lambda node: output(node, "top", "--json", "--interval", "0.2"),
     "`vff-qos explain EMAIL --json`": lambda node: output(node, "explain", "alice@x", "--json"),
     "`vff-qos explain IP --json`": lambda node: output(node, "explain", "127.0.0.1", "--json"),
+    "`vff-qos usage --by day --json`": usage,
     "`vff-qos doctor --json`": lambda node: output(node, "doctor", "--json", "--no-canary"),
     "The module `vff.qos.qos_info`": lambda node: run_module(node, "qos_info", interval=0.2),
     "The module `vff.qos.qos_user`": limit,

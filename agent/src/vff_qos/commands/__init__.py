@@ -1,1 +1,1 @@
-"""One file for each command."""
+"""The commands, and what several of them need."""

@@ -23,7 +23,7 @@ _PREFIX = "b1c0f6f23c9e4d9b8f7d6f0a5d6a1e"
 
 #: What each field holds, after ``VFF_QOS_``.
 FIELDS = {
-    "EVENT": "the event's name in the table below",
+    "EVENT": "the event's name in the table of events",
     "EMAIL": "the user, with `qos_hash_emails` the user's hash; twice where two users are "
     "concerned",
     "MARK": "the user's connection mark, such as `0x5100002a`",

@@ -1,4 +1,4 @@
-"""Our own addresses: RTM_GETADDR by hand (pyroute2 would cost the follower 20 MiB)."""
+"""Our own addresses: RTM_GETADDR by hand, because the follower does without pyroute2."""
 
 from __future__ import annotations
 

@@ -44,6 +44,8 @@ from .world import (
 _LINES = 400_000
 _FLOWS = 10_000
 _MARGIN = 10  # flows after them, whose marks tell that a run is over
+#: After so long the counters of all classes were read; that costs `accounts`' rows every 5 min.
+_SETTLED_S = 32.0
 _MANY_USERS, _MANY_FLOWS = 10_000, 50_000
 _NEWCOMERS = 1_000
 _RATES = (10, 1_000, 10_000)
@@ -222,7 +224,7 @@ def memory_and_idle(report: Report, follower: Agent, seconds: float) -> None:
     make_some_flows([flow(n) for n in range(_FLOWS + _MARGIN, _MANY_FLOWS)])
     lines = [line(n, _MANY_USERS) for n in range(_MANY_FLOWS)]
     push(follower, lines, _MANY_FLOWS - 1)
-    time.sleep(2)
+    time.sleep(_SETTLED_S)
     wait_for_the_pool(follower)
     report.add(f"follow.rss_mib.users_{_MANY_USERS}", [follower.rss_mib()], "MiB")
     cpu, start = follower.cpu_s(), time.perf_counter()

@@ -153,6 +153,7 @@ class FlowTable:
     def tend(self) -> Heard:
         """Once a second: compare when it is time, listen again after a flood."""
         now = self._clock()
+        self.mirror.shrink()
         if self._without_until and now >= self._without_until:
             self._without_until = 0.0
             self._open()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from unit.core.flows.kernel_events import (
@@ -337,6 +339,18 @@ def test_a_flood_of_syns_is_bounded_and_costs_no_flow_that_is_somebodys(kernel: 
     assert kernel.mirror.size <= 2 * mirrors.GENERATION + 1
     assert kernel.mirror.evicted >= 200_000 - 2 * mirrors.GENERATION
     assert kernel.only(client(1)) & MINOR == ALICE
+
+
+def test_the_room_of_flows_that_became_somebodys_is_given_back(kernel: Kernel) -> None:
+    ends = [client(number) for number in range(1, 5_001)]
+    for end in ends:
+        kernel.new(end)
+    for end in ends[:-1]:
+        kernel.give(end, ALICE)
+    before = sys.getsizeof(kernel.mirror._young)
+    kernel.mirror.shrink()
+    assert sys.getsizeof(kernel.mirror._young) < 1_000 < before
+    assert kernel.mirror.find(ends[-1]) and kernel.mirror.size == 5_000
 
 
 def test_who_has_waited_less_than_a_generation_is_still_found(kernel: Kernel) -> None:

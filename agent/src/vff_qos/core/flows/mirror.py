@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from sys import getsizeof
 
 from ..claims.trust import ADOPTED, DOUBTED, WEAK, address_key
 from ..flow import Flow
@@ -58,6 +59,9 @@ _MAX_ENDS = 65_536
 _SLACK_MS = 50
 #: Looks that came late, of which is known since when their events may have waited.
 _LATE = 256
+
+#: A dict has room for 36 to 110 bytes an entry while it grows.
+_ROOM_BYTES = 200
 
 _PROTO_BIT = {TCP_PROTO: 0, UDP_PROTO: UDP}
 
@@ -521,6 +525,10 @@ class Mirror:
         if record & UDP:
             self._move(client, record, 0)
 
+    def shrink(self) -> None:
+        """Give back the room of flows that are gone, or somebody's by now: a dict keeps it."""
+        self._young, self._old = map(_fitting, (self._young, self._old))
+
     def _next_generation(self) -> None:
         self.evicted += len(self._old)
         self._old, self._young = self._young, {}
@@ -609,6 +617,10 @@ class Mirror:
                 users.pop(record & MINOR, None)
                 if not users:
                     del self._neighbours[place]
+
+
+def _fitting(table: _Table) -> _Table:
+    return dict(table) if getsizeof(table) > _ROOM_BYTES * (len(table) + 1_000) else table
 
 
 def _find(client: bytes, claimed: _Table, young: _Table, old: _Table) -> tuple[int, ...]:

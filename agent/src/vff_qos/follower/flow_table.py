@@ -65,7 +65,7 @@ class FlowTable:
         self._budget, self._budget_s = float(_LOOK_UPS), clock()
         # When all events had been read that there were.
         self._empty_s = clock()
-        # Events were lost while the table was compared.
+        # Events were lost, and the table was not compared since without losing any.
         self._is_incomplete = False
         self._open()
 
@@ -170,11 +170,14 @@ class FlowTable:
         """Hold the mirror against the kernel's whole table."""
         self._next_compare = self._clock() + (_COMPARE_S if self._events else _WITHOUT_S)
         offset_s = time.time() - self._clock()
+        # The last time events were lost, or this failed after such a loss.
+        lossy |= self._is_incomplete
         try:
             heard = self.mirror.resync(
                 dump_flows(self._ends), self._clock(), self._is_restricted, lossy, offset_s
             )
         except KernelRefused as error:
+            self._is_incomplete = lossy
             self._next_compare = self._clock() + _AGAIN_S
             effect = f"tried again in {_AGAIN_S:.0f} s"
             self._journal.tell(events.KERNEL, error=str(error), effect=effect)

@@ -347,6 +347,17 @@ def test_who_has_waited_less_than_a_generation_is_still_found(kernel: Kernel) ->
     assert kernel.mirror.mark(kernel.only(client(1))) == TAG | ALICE
 
 
+def test_a_generation_that_another_kind_of_flow_has_ended_is_not_ended_again(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "GENERATION", 100)
+    flood = [(True, seen(client(1 + n))) for n in range(100)]
+    udp, last = (True, seen(client(1_001), ours(UDP))), (True, seen(client(1_002)))
+    kernel.mirror.apply([*flood, udp, last], 0.0)
+    assert kernel.mirror.evicted == 0
+    assert all(kernel.mirror.find(client(1 + n)) for n in range(100))
+
+
 # -- which end is ours ----------------------------------------------------------------------------
 
 

@@ -56,6 +56,9 @@ _FALLEN, _FALLEN_S = 65_536, 120.0
 _MAX_ENDS = 65_536
 #: Between the birth of a flow and the event lie some ms when much happens at once.
 _SLACK_MS = 50
+#: So far two times of one birth may be apart: the kernel's own, and when its event was read or a
+#: dump began.
+_SAME_BIRTH_MS = 1_000
 #: Looks that came late, of which is known since when their events may have waited.
 _LATE = 256
 
@@ -120,8 +123,9 @@ class Mirror:
         self._ends: dict[bytes, int] = {}
         #: Who lives where: {address and our UDP port: {minor: flows}}.
         self._neighbours: dict[bytes, dict[int, int]] = {}
-        # What a comparison that failed would have said.
+        # What a comparison that failed would have said, and handed on.
         self._unsaid: list[bytes] = []
+        self._undecided: list[Held] = []
         #: Flows that were forgotten because of their number since the table was last compared.
         self.evicted = 0
         #: New flows seen, and ended ones.
@@ -239,6 +243,11 @@ class Mirror:
         self.put(client, unowned(record) | given)
         return bool(given & FOREIGN)
 
+    def still(self, client: bytes, record: int) -> bool:
+        """Whether the flow lives and is in the class that ``record`` says."""
+        same = END | MINOR | PROVISIONAL
+        return any((r ^ record) & same == 0 for r in self.find(client))
+
     def remove(self, client: bytes, record: int) -> None:
         """The kernel does not have the flow any more."""
         if any(r & END == record & END for r in self.find(client)):
@@ -299,6 +308,7 @@ class Mirror:
                 or not self._is_unheard(client, end)
             ):
                 self._begin_flow(seen, end, birth, heard, after_dump)
+                young = self._young  # that may have begun the next generation
             else:
                 # The usual case: a new connection from an end that has no other.
                 if len(young) >= GENERATION:
@@ -356,7 +366,9 @@ class Mirror:
         heard: Heard,
     ) -> None:
         now = self._birth(now_s)
-        new: list[Held] = []
+        latest_ms = birth_ms(now) + _SAME_BIRTH_MS
+        # They stay here until all neighbours are known, also where this fails.
+        new = self._undecided
         for seen in table:
             client, end = seen.client, self._end(seen.ours)
             # The table changes while it is read: a flow may come twice.
@@ -366,6 +378,8 @@ class Mirror:
             born_ms = None
             if seen.started_ns:
                 born_ms = round((seen.started_ns / 1e9 - epoch_offset_s - self.epoch_s) * 1e3)
+                if born_ms > latest_ms:
+                    born_ms = None  # the clock was set back since
             record = self._compared(before, seen, lossy, born_ms)
             if not record:
                 given = self._of_mark(seen.mark)
@@ -382,15 +396,17 @@ class Mirror:
                 heard.restore.append((client, record))
             heard.foreign |= bool(record & FOREIGN)
             self._enter(client, record)
-            there = self.find(client)
+            here = self.find(client)
             # The same text means either of several now.
             if (before & REMEMBERED and not record & REMEMBERED) or (
-                len(there) > 1 and any(other & REMEMBERED for other in there)
+                len(here) > 1 and any(other & REMEMBERED for other in here)
             ):
                 heard.forgotten.append(client)
+        self._undecided = []
         for client, record in new:
-            # Now all neighbours are known.
-            self.put(client, self._hand_over(client, record, heard))
+            there = next((r for r in self.find(client) if r & END == record & END), 0)
+            if there and not there & (MINOR | FOREIGN):
+                self.put(client, self._hand_over(client, there, heard))
 
     # -- one event --------------------------------------------------------------------------------
 
@@ -540,7 +556,7 @@ class Mirror:
             return 0
         mark, held = seen.mark, self.mark(before)
         if born_ms is not None and not before & VAGUE:
-            if abs(born_ms - birth_ms(before)) > 1_000:
+            if abs(born_ms - birth_ms(before)) > _SAME_BIRTH_MS:
                 return 0
         elif lossy:
             if held and mark != held:

@@ -290,7 +290,9 @@ class Assigner:
             self._marking.carry_out(self._flows.drain())
             repeated: dict[Word, Claim] = {}
             others: list[Claim] = []
-            words = self._known.words
+            # Where names are not checked, a line may be of a flow that nobody knows.
+            is_certain = not (self._judging.free_text and self._flows.may_miss)
+            words = self._known.words if is_certain else {}
             for claim in claims:
                 # By number, because every line comes here: source, email, tainted, local.
                 word = words.get(claim[0])

@@ -204,3 +204,17 @@ def test_a_flow_that_was_forgotten_in_a_flood_does_not_hide_where_a_name_came_fr
     )  # fmt: skip
     scene.feed(line % (text(own), b"a:80 [vless-in >> direct] email: attacker@x\n" + forged))
     assert scene.marks(scene.far, scene.near) == scene.victims
+
+
+def test_who_has_a_tuple_next_is_in_their_own_class_where_no_event_told_of_it(
+    scene: Scene,
+) -> None:
+    """Two honest users behind one translated address, while a flood has events given up."""
+    flow, other = scene.open(AWAY, VLESS), scene.open(AWAY, VLESS)
+    scene.feed(true_line(flow, b"victim@x"), true_line(other, b"honest@x"))
+    scene.assigner._flows._do_without("more new flows than can be followed")
+    run("conntrack", "-D", "-p", "tcp", "--orig-port-src", str(flow.sport))
+    begin([flow])
+    for _ in range(3):
+        scene.feed(true_line(flow, b"honest@x"))
+        assert scene.marks(flow) == scene.marks(other)

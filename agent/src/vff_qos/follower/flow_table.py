@@ -228,9 +228,7 @@ class FlowTable:
     def look_up(self, wanted: list[tuple[bytes, bytes]]) -> None:
         """Ask the kernel for flows of (client's end, inbound's tag), as far as the budget goes."""
         asked: list[tuple[bytes, bytes]] = []
-        now = self._clock()
-        self._budget = min(_LOOK_UPS, self._budget + (now - self._budget_s) * _LOOK_UPS)
-        self._budget_s = now
+        now = self._fill_budget()
         for client, tag in wanted:
             ends = self._candidates(client, tag)
             if not ends or len(ends) > self._budget:
@@ -243,6 +241,32 @@ class FlowTable:
         for (client, end), mark in zip(asked, marks, strict=True):
             if mark is not None:
                 self.mirror.add(FlowSeen(client, end, mark, 0, 0, False), now)
+
+    def look_again(self, held: list[Held]) -> Heard:
+        """See which of these flows still bear their marks; the others have ended.
+
+        As far as half of the budget goes: flows of which nothing is known need it more.
+        """
+        now, heard = self._fill_budget(), Heard()
+        asked = list(dict.fromkeys(held))[: int(self._budget / 2)]
+        self._budget -= len(asked)
+        self.look_ups += len(asked)
+        mirror = self.mirror
+        marks = self._conntrack.get_marks([self.request(client, r, 0) for client, r in asked])
+        for (client, record), mark in zip(asked, marks, strict=True):
+            if mark != mirror.mark(record):
+                mirror.remove(client, record)
+                heard.forgotten.append(client)
+                if mark is not None:
+                    mirror.add(FlowSeen(client, mirror.ours(record), mark, 0, 0, False), now)
+        return heard
+
+    def _fill_budget(self) -> float:
+        """Returns the time."""
+        now = self._clock()
+        self._budget = min(_LOOK_UPS, self._budget + (now - self._budget_s) * _LOOK_UPS)
+        self._budget_s = now
+        return now
 
     def _candidates(self, client: bytes, tag: bytes) -> list[bytes]:
         """Ends of ours that a client may have reached; empty if they are too many to ask for."""

@@ -10,6 +10,7 @@ import pytest
 from unit.core.flows.kernel_events import (
     ALICE,
     BOB,
+    ESTABLISHED,
     MAJOR,
     TAG,
     TCP,
@@ -21,6 +22,7 @@ from unit.core.flows.kernel_events import (
     seen,
 )
 from vff_qos.core.claims.trust import DOUBTED, WEAK
+from vff_qos.core.flows import mirror as mirrors
 from vff_qos.core.flows.ends import FlowSeen
 from vff_qos.core.flows.meeting import Tags, Written, meet
 from vff_qos.core.flows.mirror import Heard, Mirror
@@ -358,3 +360,18 @@ def test_no_flow_is_born_in_the_future_when_the_clock_was_set_back(kernel: Kerne
     met = meet([record], 0, b"in", None, Tags(), lambda: said, kernel.mirror.earliest_ms)
     assert met is not None
     assert not met.certain
+
+
+def test_a_comparison_in_a_flood_of_syns_keeps_connections_that_wait_for_their_word(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "GENERATION", 100)
+    waiting = [client(n, "198.51.100.8") for n in range(1, 51)]
+    kernel.dump(
+        *(seen(end, state=ESTABLISHED) for end in waiting),
+        *(seen(client(1 + n)) for n in range(1_000)),
+        seen(client(1, "198.51.100.9"), mark=TAG | ALICE),
+    )
+    assert all(map(kernel.mirror.find, waiting))
+    assert kernel.mirror.size <= 2 * 100 + 1
+    assert kernel.mirror.evicted == 1_051 - kernel.mirror.size

@@ -395,7 +395,10 @@ class Mirror:
             elif not seen.mark and record & MINOR:
                 heard.restore.append((client, record))
             heard.foreign |= bool(record & FOREIGN)
-            self._enter(client, record)
+            if seen.tcp_state in _BEGINNING and not record & (UDP | MINOR):
+                self._enter_old(client, record)
+            else:
+                self._enter(client, record)
             here = self.find(client)
             # The same text means either of several now.
             if (before & REMEMBERED and not record & REMEMBERED) or (
@@ -521,6 +524,15 @@ class Mirror:
         flows[client] = entry
         if record & UDP:
             self._move(client, 0, record)
+
+    def _enter_old(self, client: bytes, record: int) -> None:
+        """A flow of nobody that no peer has answered: a flood of those must cost no others."""
+        if any(client in flows for flows in self._all()):
+            self._enter(client, record)
+        elif len(self._old) >= GENERATION:
+            self.evicted += 1
+        else:
+            self._old[client] = record
 
     def _leave(self, client: bytes, record: int) -> None:
         end = record & END

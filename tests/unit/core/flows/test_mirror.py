@@ -339,6 +339,22 @@ def test_a_flood_of_syns_is_bounded_and_costs_no_flow_that_is_somebodys(kernel: 
     assert kernel.only(client(1)) & MINOR == ALICE
 
 
+def test_a_flood_from_a_users_address_is_bounded_too(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each datagram from another port of theirs, spoofed or not, is handed on."""
+    monkeypatch.setattr(mirrors, "GENERATION", 100)
+    kernel.new(client(1), ours(UDP))
+    kernel.give(client(1), ALICE)
+    for number in range(2, 1_002):
+        assert kernel.new(client(number), ours(UDP)).handed_on
+    assert kernel.mirror.size <= 2 * 100 + 1
+    assert kernel.mirror.claimed == 1
+    # Whose end was forgotten is looked up, and still is hers until a word comes.
+    kernel.mirror.add(seen(client(2), ours(UDP), mark=0x80000000 | TAG | ALICE), 1.0)
+    assert kernel.only(client(2)) & (MINOR | PROVISIONAL) == ALICE | PROVISIONAL
+
+
 def test_who_has_waited_less_than_a_generation_is_still_found(kernel: Kernel) -> None:
     kernel.new(client(1))
     for number in range(mirrors.GENERATION - 1):

@@ -45,8 +45,9 @@ from .record import (
 TCP_PROTO, UDP_PROTO = 6, 17
 #: enum tcp_conntrack of include/uapi/linux/netfilter/nf_conntrack_tcp.h: a connection that begins.
 _BEGINNING = frozenset((0, 1, 2, 9))  # NONE, SYN_SENT, SYN_RECV, SYN_SENT2
-#: Flows of which nobody has spoken are kept in two generations of this many: what a flood of
-#: spoofed SYNs can take is bounded, and a real client has spoken long before it is forgotten.
+#: Flows of which nobody has spoken, those handed on included, are kept in two generations of this
+#: many: what a flood of spoofed packets can take is bounded, and a real client has spoken long
+#: before it is forgotten.
 GENERATION = 24_576
 #: A word may still be on its way when its flow has ended; so long its tuple counts as reused.
 _GRAVES, _GRAVE_S = 8_192, 30.0
@@ -198,11 +199,12 @@ class Mirror:
         return min(self._late.get(birth, birth), birth - _SLACK_MS)
 
     def claimed_flows(self) -> Iterator[Held]:
-        """All flows that are somebody's."""
-        for client, entry in self._claimed.items():
-            for record in (entry,) if type(entry) is int else entry:  # type: ignore[union-attr]
-                if record & MINOR:
-                    yield client, record
+        """All flows that are somebody's, also those handed on."""
+        for flows in self._all():
+            for client, entry in flows.items():
+                for record in (entry,) if type(entry) is int else entry:  # type: ignore[union-attr]
+                    if record & MINOR:
+                        yield client, record
 
     def wanted_minors(self) -> set[int]:
         """Minors whose marks flows bear, or will get back when they wake up."""
@@ -230,7 +232,7 @@ class Mirror:
                 return
             was = found[0]
             new = tuple(record if r & END == end else r for r in entry)  # type: ignore[union-attr, assignment]
-        if flows is not self._claimed and record & MINOR:
+        if flows is not self._claimed and _is_claimed(record):
             del flows[client]
             flows = self._claimed
         flows[client] = new
@@ -510,12 +512,12 @@ class Mirror:
             there = flows.get(client)
             if there is not None:
                 entry = (*((there,) if type(there) is int else there), record)  # type: ignore[misc]
-                if record & MINOR and flows is not self._claimed:
+                if _is_claimed(record) and flows is not self._claimed:
                     del flows[client]
                     flows = self._claimed  # noqa: PLW2901
                 break
         else:
-            if record & MINOR:
+            if _is_claimed(record):
                 flows = self._claimed
             else:
                 if len(self._young) >= GENERATION:
@@ -637,6 +639,11 @@ class Mirror:
                 users.pop(record & MINOR, None)
                 if not users:
                     del self._neighbours[place]
+
+
+def _is_claimed(record: int) -> bool:
+    """Whether somebody has spoken of a flow: others may be a flood, also from a user's address."""
+    return bool(record & MINOR) and not record & PROVISIONAL
 
 
 def _find(client: bytes, claimed: _Table, young: _Table, old: _Table) -> tuple[int, ...]:

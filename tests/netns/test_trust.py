@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bench.world import NODE
+from vff_qos.core import owners
 from vff_qos.core.claims.accesslog import NAME_BYTES
 from vff_qos.core.flow import Flow
 from vff_qos.core.flows import mirror
@@ -147,6 +148,19 @@ def test_forged_names_cannot_use_up_the_minors(scene: Scene) -> None:
         scene.feed(FORMATS["ss-2022"][1] % (text(own), b"a:1 email: made-up-%d\nx" % number))
         assert scene.limits(own) == list(ATTACKERS[:2])
     assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 1
+
+
+def test_spoofed_flows_to_where_no_names_are_checked_cannot_use_up_the_minors(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SYN from any address makes a flow there, and a stranger's text names it."""
+    monkeypatch.setattr(owners, "RESTRICTED_MAX", 20)
+    before = len(scene.tc.classes(scene.devices[1], 0x5100))
+    spoofed = [Flow(6, bytes((10, 9, n, 1)), 5_555, NODE, SS2022) for n in range(100)]
+    begin(spoofed)
+    for flow in spoofed:
+        scene.feed(FORMATS["trojan"][1] % (text(scene.far), b"a\n" + true_line(flow, b"x")))
+    assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 20 + 1
 
 
 def test_a_comparison_gives_no_mark_back_to_who_has_gone(scene: Scene) -> None:

@@ -109,7 +109,7 @@ class Judging:
             is_tainted |= self._flows.may_miss
             self._taint_after(claim, self._ports(client, records))
         for record in said_freely:
-            self._restrict_free_text(client, record, round_)
+            self._restrict_free_text(client, record, claim.tainted, round_)
         named = self._registry.of_email(claim.email) if claim.email else None
         end = claim.local
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
@@ -245,12 +245,12 @@ class Judging:
         owners = [owner for owner in (named, holder) if owner is not None and owner.is_user]
         return tuple(dict.fromkeys(owner.key for owner in owners))
 
-    def _restrict_free_text(self, client: bytes, record: int, round_: Round) -> None:
+    def _restrict_free_text(self, client: bytes, record: int, tainted: bool, round_: Round) -> None:
         """What is said in an inbound that checks no names counts for nobody."""
         if record & FOREIGN:
             self._tell_foreign(client, record)
             return
-        owner = self._restriction.lowest(client[:-2])
+        owner = self._restriction.lowest(client[:-2], tainted)
         after = owned(record, owner.minor, TOLD, RESTRICTED)
         self._count_early(record, owner.minor)
         self._counts.restricted += 1

@@ -112,7 +112,7 @@ soak: setup ## Ten minutes of restarts, kills, flushes, floods and forged lines;
 build: build/collection.stamp ## Build the wheels that travel with the role and the collection's tarball
 
 AGENT_FILES := agent/pyproject.toml $(shell find agent/src -name '*.py')
-ROLE_FILES := $(shell find galaxy.yml meta roles plugins playbooks docs README.md LICENSE \
+ROLE_FILES := $(shell find galaxy.yml meta roles plugins playbooks docs README.md README.ru.md LICENSE \
   -type f -not -path 'roles/qos/files/wheels/*' -not -name '*.pyc')
 
 roles/qos/files/wheels/SHA256SUMS: plugins/plugin_utils/wheels.py roles/qos/files/requirements.txt $(AGENT_FILES) | setup

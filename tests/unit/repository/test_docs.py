@@ -16,7 +16,10 @@ from checkout import AGENT, DOCS, ROOT
 from vff_qos.cli import main
 from vff_qos.core.events import EVENTS, FIELDS
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.ru.md", "CONTRIBUTING.md")),
+    *sorted(DOCS.glob("*.md")),
+]
 
 
 def test_the_page_of_the_journal_is_what_make_docs_writes() -> None:
@@ -123,6 +126,25 @@ def test_make_takes_no_broken_inventory_for_one_without_hosts(tmp_path: Path) ->
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
+def bones(page: Path) -> dict[str, list[str]]:
+    """What a page says whatever its language is, in its order."""
+    text = page.read_text()
+    prose = re.sub(r"```.*?```", "", text, flags=re.S)
+    return {
+        "code": re.findall(r"```.*?```", text, re.S),
+        "headings": re.findall(r"^#+ ", prose, re.M),
+        "rows": re.findall(r"^\|([^|]*)\|", prose, re.M),
+        "links": re.findall(r"\]\(((?!README)[^)]+)\)", prose),
+        "steps": re.findall(r"^\d\. ", prose, re.M),
+        "names": re.findall(r"`[^`]+`", prose),
+    }
+
+
+def test_the_russian_readme_is_in_step() -> None:
+    ours, theirs = (bones(ROOT / name) for name in ("README.md", "README.ru.md"))
+    assert theirs == ours
 
 
 def test_the_tree_in_the_architecture_is_what_make_docs_writes() -> None:

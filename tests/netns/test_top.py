@@ -53,6 +53,9 @@ class Terminal:
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
             _set_size(0, size)
+            # Who runs tests in the background has these ignored, and children inherit that.
+            for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
             os.execvpe(command[0], command, env)
         self.screen = _Screen(*size)
         self._stream = _Stream(self.screen)
@@ -99,8 +102,9 @@ class Terminal:
 
     def ends(self) -> int:
         """The exit code."""
+        deadline = time.monotonic() + 20.0
         while self.read(1.0):
-            pass
+            assert time.monotonic() < deadline, "it does not end:\n" + self.text
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     @property

@@ -15,6 +15,7 @@ PLACES = {
     "agent/pyproject.toml": (r'^version = "', r'"$'),
     "agent/src/vff_qos/__init__.py": (r'^__version__ = "', r'"$'),
     "README.md": (r"^follower ", r": pid"),
+    "README.ru.md": (r"^follower ", r": pid"),
     "docs/INSTALL.md": (r"vff-qos-", r"\.tar\.gz"),
 }
 

@@ -342,7 +342,7 @@ def test_a_flood_of_syns_is_bounded_and_costs_no_flow_that_is_somebodys(kernel: 
 
 
 def test_the_room_of_flows_that_became_somebodys_is_given_back(kernel: Kernel) -> None:
-    ends = [client(number) for number in range(1, 5_001)]
+    ends = [client(number) for number in range(1, 20_001)]
     for end in ends:
         kernel.new(end)
     for end in ends[:-1]:
@@ -350,7 +350,7 @@ def test_the_room_of_flows_that_became_somebodys_is_given_back(kernel: Kernel) -
     before = sys.getsizeof(kernel.mirror._young)
     kernel.mirror.shrink()
     assert sys.getsizeof(kernel.mirror._young) < 1_000 < before
-    assert kernel.mirror.find(ends[-1]) and kernel.mirror.size == 5_000
+    assert kernel.mirror.find(ends[-1]) and kernel.mirror.size == 20_000
 
 
 def test_who_has_waited_less_than_a_generation_is_still_found(kernel: Kernel) -> None:

@@ -32,6 +32,7 @@ RUN_ENGINE = ROOT / "tests/lab/guest/engine.py"
 ALICE = uuid.UUID("b831381d-6324-4d53-ad4f-8cda48b30811")
 PASSWORD = "secret"
 VLESS_WS, VMESS_WS, TROJAN_WS, TROJAN, SOCKS, HTTP, VLESS, XHTTP = range(31_001, 31_009)
+INBOUNDS = set(range(31_001, 31_009))
 TAG = "vless-東京"
 STAMP = b"2026/11/20 16:00:00.000001"
 FORGED = STAMP + b" from 203.0.113.9:4444 accepted tcp:b:443 [i >> o] email: victim@x"
@@ -124,16 +125,11 @@ def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     made = Engine(tmp_path)
     process = subprocess.Popen([sys.executable, str(RUN_ENGINE), str(path)])
     try:
-        eventually(lambda: _listens(HTTP), 20.0)
+        eventually(lambda: listening() >= INBOUNDS, 20.0)
         yield made
     finally:
         process.terminate()
         process.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _trusted_forgeries(claims: list[Claim]) -> list[Claim]:

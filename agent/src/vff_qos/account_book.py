@@ -62,6 +62,11 @@ class AccountBook:
         row = next(self._file.read("SELECT at FROM readings WHERE direction=?", (direction,)), None)
         return row[0] if row else None
 
+    def read_until(self) -> float | None:
+        """Until when both directions were booked; None if nothing was."""
+        read = [at for direction in (0, 1) if (at := self.read_at(direction)) is not None]
+        return min(read, default=None)
+
     def book(self, direction: int, sent: Mapping[int, int], accounts: Whose, now_s: float) -> int:
         """Book what the classes of a direction have sent: {minor: bytes}; returns how many moved.
 

@@ -11,16 +11,15 @@ import struct
 import time
 from array import array
 
+from .runfile import replace_file
+
 _FILE = "named"
 _U32 = struct.Struct("=I")
 
 
 def write_named(run_dir: str, named: array[int]) -> None:
     """Replace the file at once.  Raises OSError."""
-    path = os.path.join(run_dir, _FILE)
-    with open(path + ".new", "wb", buffering=0) as file:
-        file.write(named)
-    os.replace(path + ".new", path)
+    replace_file(run_dir, _FILE, named)
 
 
 def read_named(run_dir: str, minor: int) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .core.usage_reports import Record, Told, Total, new_records
+from .state_copy import Transaction
 from .state_file import StateError
 
 _FILE = "reports.db"
@@ -69,17 +70,6 @@ class ReportQueue:
         except (sqlite3.Error, OSError) as error:
             raise StateError(f"{self._path}: {error}") from error
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
     def get(self, name: str) -> Any:
         """A small value by name; None if there is none."""
         with self._errors():
@@ -96,7 +86,7 @@ class ReportQueue:
 
         What is queued counts as told, in the same transaction.
         """
-        with self._transaction():
+        with self._errors(), Transaction(self._db):
             (waiting,) = self._db.execute(
                 "SELECT coalesce(sum(length(records)), 0) FROM parts"
             ).fetchone()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from array import array
 
 from .core.health.delivery import Delivery
 from .core.health.report import Report
@@ -21,13 +22,15 @@ _STALE_S = 3 * WRITE_S
 
 def write_report(run_dir: str, report: Report) -> None:
     """Replace the report at once.  Raises OSError."""
-    _write(run_dir, _FILE, json.dumps(report.to_json()))  # json.dump takes twice as long
+    text = json.dumps(report.to_json())  # json.dump takes twice as long
+    replace_file(run_dir, _FILE, text.encode())
 
 
-def _write(run_dir: str, name: str, text: str) -> None:
+def replace_file(run_dir: str, name: str, data: bytes | array[int]) -> None:
+    """Whoever reads it sees the old or the new one, whole.  Raises OSError."""
     path = os.path.join(run_dir, name)
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(path + ".new", "wb") as file:
+        file.write(data)
     os.replace(path + ".new", path)
 
 
@@ -46,7 +49,7 @@ def read_report(run_dir: str) -> Report | None:
 
 def write_delivery(run_dir: str, delivery: Delivery) -> None:
     """How a report of usage went.  Raises OSError."""
-    _write(run_dir, _DELIVERY, json.dumps(delivery._asdict()))
+    replace_file(run_dir, _DELIVERY, json.dumps(delivery._asdict()).encode())
 
 
 def read_delivery(run_dir: str) -> Delivery | None:

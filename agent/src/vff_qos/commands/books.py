@@ -25,7 +25,7 @@ def book_now(node: Node, settings: Settings) -> None:
         # Of the tree that is there: the settings may name another handle by now.
         major = (state.get_value(KERNEL_RECORD) or {}).get("major") or settings.major
         with node.lock:
-            tables = [node.tc.sent_table(index, major) for index in devices]
+            tables = [node.tc.sent_bytes(index, major) for index in devices]
             up, down = tables or (MinorTable(), MinorTable())
             state.accounts.book_all(state.owners(), (up, down), time.time())
     except QosError as error:

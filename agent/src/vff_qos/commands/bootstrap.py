@@ -233,7 +233,7 @@ def _move_marks(old: int, new: int, state: Memory) -> list[str]:
         state.set_value("suspended", waiting)
     conntrack = Conntrack()
     try:
-        entries = list(conntrack.dump(classid(old, 0), OURS_MASK))
+        entries = conntrack.dump(classid(old, 0), OURS_MASK)
         count = conntrack.set_entries([(entry, moved(entry.mark)) for entry in entries])
     finally:
         conntrack.close()

@@ -18,6 +18,7 @@ from ..core.htb import (
     classid,
     format_classid,
     same_class,
+    sent_of,
 )
 from ..core.owners import Owner
 from ..core.policy.model import Limits, Policy
@@ -138,7 +139,7 @@ def _class(
 ) -> dict[str, Any]:
     mark = classid(settings.major, owner.minor)
     conntrack = Conntrack()
-    flows = sum(1 for _entry in conntrack.dump(mark, OURS_MASK | MINOR_MASK))
+    flows = len(conntrack.dump_marks(mark, OURS_MASK | MINOR_MASK))
     conntrack.close()
     found: dict[str, Any] = {
         "classid": format_classid(mark),
@@ -177,7 +178,7 @@ def _holding(
     time.sleep(_MEASURE_S)
     classes = [node.tc.classes(index, settings.major) for index in devices]
     seconds = time.monotonic() - start
-    after_up, after_down = ({m: s.sent_bytes for m, s in found.items()} for found in classes)
+    after_up, after_down = map(sent_of, classes)
     moment = Moment(
         settings.major, (classes[0], classes[1]), (up, down), (after_up, after_down), seconds
     )

@@ -19,7 +19,7 @@ from ..core.flow import end_text
 from ..core.flows.ends import is_loopback, unmapped
 from ..core.health.report import Report
 from ..core.health.rules import Facts
-from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, ClassState
+from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, ClassState, sent_of
 from ..core.names import PLAIN
 from ..core.owners import ACTIVE, RESTRICTED_KEY, Owner
 from ..core.policy.overrides import Override
@@ -70,10 +70,7 @@ class Seen:
         for owner in self.owners:
             if owner.key.startswith(RESTRICTED_KEY):
                 in_doubt |= self.places.get(owner.minor, set())
-        before = (
-            {minor: state.sent_bytes for minor, state in self.up.items()},
-            {minor: state.sent_bytes for minor, state in self.down.items()},
-        )
+        before = sent_of(self.up), sent_of(self.down)
         return Moment(
             self.settings.major,
             (self.up, self.down),
@@ -100,9 +97,16 @@ def look_at_classes(node: Node) -> Seen:
     seen = Seen(Facts(time.time(), read_report(node.paths.run_dir), __version__), settings)
     seen.owners = node.state.owners()
     seen.devices = shaping_devices(settings)
-    seen.up, seen.down = (node.tc.classes(index, settings.major) for index in seen.devices)
-    seen.counted_s = time.monotonic()
+    count_classes(node, seen)
     return seen
+
+
+def count_classes(node: Node, seen: Seen) -> None:
+    """Read the classes of a node that is set up, with their counters.  Raises KernelRefused."""
+    assert seen.settings is not None and seen.devices is not None
+    major = seen.settings.major
+    seen.up, seen.down = (node.tc.classes(index, major) for index in seen.devices)
+    seen.counted_s = time.monotonic()
 
 
 def look(node: Node) -> Seen:
@@ -179,8 +183,7 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
     except Refused as error:
         facts.not_set_up = str(error)
         return
-    seen.up, seen.down = (node.tc.classes(index, settings.major) for index in seen.devices)
-    seen.counted_s = time.monotonic()
+    count_classes(node, seen)
     if CEIL_MINOR not in seen.up or CEIL_MINOR not in seen.down:
         facts.not_set_up = "the HTB trees are missing"
     conntrack = Conntrack()

@@ -145,13 +145,18 @@ def _text(address: bytes) -> str:
 
 def _client(flow: Flow, ends: ServiceEnds) -> tuple[bytes, int]:
     """Address and port of the flow's far end: who opened it, unless it goes to a service port."""
-    oriented = ends.orient(
-        flow.proto, flow.src, flow.sport.to_bytes(2, "big"), flow.dst, flow.dport.to_bytes(2, "big")
-    )
+    oriented = _oriented(flow, ends)
     if oriented is None:
         return unmapped(flow.src), flow.sport
     client = oriented[0]
     return client[:-2], int.from_bytes(client[-2:], "big")
+
+
+def _oriented(flow: Flow, ends: ServiceEnds) -> tuple[bytes, bytes] | None:
+    """The client's end and ours, packed; None if the flow goes to no service port."""
+    return ends.orient(
+        flow.proto, flow.src, flow.sport.to_bytes(2, "big"), flow.dst, flow.dport.to_bytes(2, "big")
+    )
 
 
 def _is_from(client: tuple[bytes, int], place: SeenFrom) -> bool:
@@ -171,9 +176,7 @@ def _why(flow: Flow, mark: int, ends: ServiceEnds, seen: Seen, causes: list[str]
     assert seen.settings is not None
     if mark and not _is_ours(mark, seen):
         return f"bears the mark {mark:#x} of other software, which is left as it is"
-    oriented = ends.orient(
-        flow.proto, flow.src, flow.sport.to_bytes(2, "big"), flow.dst, flow.dport.to_bytes(2, "big")
-    )
+    oriented = _oriented(flow, ends)
     if oriented is None:
         return (
             f"port {flow.dport} is none of the service ports ({ports_text(seen.settings)}), or the "
@@ -204,7 +207,7 @@ def describe(flow: Flow, entry: Detail, now_s: float) -> dict[str, Any]:
 def _dump(mark: int, mask: int) -> list[Detail]:
     conntrack = Conntrack()
     try:
-        return list(conntrack.dump_details(mark, mask))
+        return conntrack.dump_details(mark, mask)
     finally:
         conntrack.close()
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import errno
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from ..core import events
 from ..core.gc_plan import GcPlan, plan_collection
-from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, PARKED_PRIO, ClassState, format_classid
+from ..core.htb import (
+    CEIL_MINOR,
+    MINOR_MASK,
+    OURS_MASK,
+    PARKED_PRIO,
+    ClassState,
+    format_classid,
+    sent_of,
+)
 from ..core.owners import PARKED, QUARANTINE, Owner
 from ..core.plan.objects import ROOT
 from ..core.settings import Settings
@@ -50,14 +59,9 @@ class Collector:
         with self._lock:
             owners = self._state.owners()
             up, down = (self._tc.classes(i, self._settings.major) for i in self._devices)
-            marked: dict[int, int] = {}
-            for entry in self._conntrack.dump(self._settings.major << 16, OURS_MASK):
-                minor = entry.mark & MINOR_MASK
-                marked[minor] = marked.get(minor, 0) + 1
-            up_bytes, down_bytes = (
-                {minor: state.sent_bytes for minor, state in classes.items()}
-                for classes in (up, down)
-            )
+            marks = self._conntrack.dump_marks(self._settings.major << 16, OURS_MASK)
+            marked = Counter(mark & MINOR_MASK for mark in marks)
+            up_bytes, down_bytes = sent_of(up), sent_of(down)
             plan = plan_collection(
                 owners, up_bytes, down_bytes, marked, self._clock(), self._settings.gc
             )

@@ -47,7 +47,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         # Before anything that may fail: a follower that still runs must see it and stop.
         state.set_value("suspended", saved)
         clear_elements(EarlyMaps, FloodSets)
-        entries = list(conntrack.dump(settings.major << 16, OURS_MASK))
+        entries = conntrack.dump(settings.major << 16, OURS_MASK)
         if entries:
             saved["flows"] += [
                 [entry.family, entry.tuple_raw.hex(), entry.mark, entry.ident, entry.zone]

@@ -59,8 +59,9 @@ def report(node: Node, now: bool = False) -> str:
 
 def _report(node: Node, receiver: Receiver, queue: ReportQueue, now: bool) -> str:
     accounts = node.state.accounts
-    read = [accounts.read_at(direction) for direction in (0, 1)]
-    until_s = min((at for at in read if at is not None), default=time.time())
+    until_s = accounts.read_until()
+    if until_s is None:
+        until_s = time.time()
     totals = (
         Total(account.key, account.since, account.upload, account.download)
         for account in accounts.accounts()

@@ -84,12 +84,11 @@ def read_usage(
         (others if key in _NOBODYS else users).append(one)
     for group in (users, others):
         group.sort(key=lambda one: natural(one["email"]))
-    read = [at for direction in (0, 1) if (at := accounts.read_at(direction)) is not None]
     return {
         "since": query.since_s,
         "until": min(query.until_s, now_s),
         "by": by,
-        "read": min(read, default=None),
+        "read": accounts.read_until(),
         "users": users,
         "others": others,
     }

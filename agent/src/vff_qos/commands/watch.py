@@ -21,7 +21,7 @@ from ..core.policy.overrides import counting
 from ..errors import QosError
 from ..kernel.devices import wan_link
 from ..render import display_name
-from .facts import Seen, look, look_at_classes
+from .facts import Seen, count_classes, look, look_at_classes
 from .node import Node
 
 
@@ -101,9 +101,7 @@ class Watch:
         seen = self._seen
         if seen is None or seen.devices is None:
             return
-        major = self.moment.major
-        seen.up, seen.down = (self._node.tc.classes(index, major) for index in seen.devices)
-        seen.counted_s = time.monotonic()
+        count_classes(self._node, seen)
         moment = seen.moment(time.time())
         self._follow(moment, seen.counted_s)
         self._counted_s, self.moment = seen.counted_s, moment

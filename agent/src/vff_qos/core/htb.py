@@ -7,6 +7,7 @@ itself (net/sched/cls_fw.c, fw_classify), so that no filter per user is needed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -103,6 +104,11 @@ class ClassState(NamedTuple):
     sent_packets: int
     drops: int
     backlog_bytes: int
+
+
+def sent_of(classes: Mapping[int, ClassState]) -> dict[int, int]:
+    """{minor: bytes sent} of classes by minor."""
+    return {minor: state.sent_bytes for minor, state in classes.items()}
 
 
 def burst_bytes(rate_bps: int) -> int:

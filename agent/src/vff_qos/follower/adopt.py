@@ -7,7 +7,7 @@ from collections import Counter
 from ..core.flows.mirror import Heard
 from ..core.htb import MINOR_MASK, OURS_MASK, PROVISIONAL
 from ..core.owners import ACTIVE
-from ..kernel.packed.conntrack import Conntrack, decode_tuple
+from ..kernel.packed.conntrack import Conntrack, Entry, decode_tuple
 from .flow_table import FlowTable
 from .registry import ORPHAN, Registry
 
@@ -29,12 +29,20 @@ def adopt(
     the table then asks for is added to ``heard``.  Raises KernelRefused.
     """
     marked: dict[int, int] = {}
+    unowned, provisional = set(), set()
     for mark, count in Counter(conntrack.dump_marks(tag, OURS_MASK)).items():
         owner = registry.owner(mark & MINOR_MASK)
-        if owner is None or mark & PROVISIONAL:
-            _clear(conntrack, mark, owner is not None, keep_early)
+        if owner is None:
+            unowned.add(mark)
+        elif mark & PROVISIONAL:
+            provisional.add(mark)
         else:
             marked[owner.minor] = count
+    # UDP flows are handed on without early shaping, too.
+    strays = unowned if keep_early else unowned | provisional
+    if strays:
+        entries = conntrack.dump_of(tag, OURS_MASK, strays)
+        conntrack.set_entries([(e, 0) for e in entries if e.mark in unowned or not _is_udp(e)])
     revived = []
     for minor in marked:
         owner = registry.minors.by_minor[minor]
@@ -45,14 +53,6 @@ def adopt(
     return marked
 
 
-def _clear(conntrack: Conntrack, mark: int, is_owned: bool, keep_early: bool) -> None:
-    """Take a mark of nobody, or a provisional one, off its flows."""
-    if is_owned and keep_early:
-        return
-    strays = []
-    for entry in conntrack.dump(mark, 0xFFFFFFFF):
-        flow = decode_tuple(entry.tuple_raw)
-        # UDP flows are handed on without early shaping, too.
-        if not is_owned or flow is None or flow.proto != _UDP:
-            strays.append((entry, 0))
-    conntrack.set_entries(strays)
+def _is_udp(entry: Entry) -> bool:
+    flow = decode_tuple(entry.tuple_raw)
+    return flow is not None and flow.proto == _UDP

@@ -448,7 +448,7 @@ class Assigner:
             self._refresh()
         # Not under the lock: the kill switch waits for it.
         ifindex = self._registry.classes.devices[direction]
-        sent = self._tc.sent_table(ifindex, self._settings.major)
+        sent = self._tc.sent_bytes(ifindex, self._settings.major)
         with self._lock:
             # What others have booked or taken away meanwhile, an older reading must not undo.
             if self._registry.is_current:
@@ -475,7 +475,7 @@ class Assigner:
         major, devices = self._settings.major, self._registry.classes.devices
         try:
             with self._lock:
-                up, down = (self._tc.sent_table(ifindex, major) for ifindex in devices)
+                up, down = (self._tc.sent_bytes(ifindex, major) for ifindex in devices)
                 self._state.accounts.book_all(self._state.owners(), (up, down), self._clock())
         except (KernelRefused, StateError) as error:
             event = events.STATE if isinstance(error, StateError) else events.KERNEL

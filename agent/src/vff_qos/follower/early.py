@@ -107,7 +107,7 @@ class EarlyShaping:
         """End provisional marks that were there at the last look: no line came for them."""
         if not self._may_be_there:
             return
-        entries = list(self._conntrack.dump(self._tag, TAG_MASK))
+        entries = self._conntrack.dump(self._tag, TAG_MASK)
         old = [entry for entry in entries if entry.ident in self._unconfirmed]
         self._unconfirmed = {entry.ident for entry in entries}
         self._may_be_there = bool(entries or self.elements)

@@ -200,7 +200,7 @@ class Mirror:
     def claimed_flows(self) -> Iterator[Held]:
         """All flows that are somebody's."""
         for client, entry in self._claimed.items():
-            for record in (entry,) if type(entry) is int else entry:  # type: ignore[union-attr]
+            for record in _records(entry):
                 if record & MINOR:
                     yield client, record
 
@@ -338,7 +338,7 @@ class Mirror:
             self._unsaid = heard.forgotten
             for flows in left:
                 for client, entry in flows.items():
-                    for record in (entry,) if type(entry) is int else entry:  # type: ignore[union-attr]
+                    for record in _records(entry):
                         self._enter(client, record)
             raise
         heard.forgotten += [
@@ -458,8 +458,7 @@ class Mirror:
             entry = flows.get(client)
             if entry is None:
                 continue
-            records = (entry,) if type(entry) is int else entry
-            record = next((r for r in records if r & END == end), 0)  # type: ignore[union-attr]
+            record = next((r for r in _records(entry) if r & END == end), 0)
             if record:
                 self._bury(client, record, by_request, heard)
             return
@@ -494,7 +493,7 @@ class Mirror:
         for flows in self._all():
             there = flows.get(client)
             if there is not None:
-                entry = (*((there,) if type(there) is int else there), record)  # type: ignore[misc]
+                entry = (*_records(there), record)
                 if record & MINOR and flows is not self._claimed:
                     del flows[client]
                     flows = self._claimed  # noqa: PLW2901
@@ -626,8 +625,10 @@ def _fitting(table: _Table) -> _Table:
 def _find(client: bytes, claimed: _Table, young: _Table, old: _Table) -> tuple[int, ...]:
     """The records of a client's end in the table that has any."""
     entry = claimed.get(client) or young.get(client) or old.get(client)
-    if entry is None:
-        return ()
+    return () if entry is None else _records(entry)
+
+
+def _records(entry: int | tuple[int, ...]) -> tuple[int, ...]:
     return (entry,) if type(entry) is int else entry  # type: ignore[return-value]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from checkout import ROOT
+from lab.guest.engine import listening
 from vff_qos.core.claims.accesslog import Claim, Scanner
 
 from .harness import eventually

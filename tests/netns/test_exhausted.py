@@ -10,7 +10,7 @@ import pytest
 from vff_qos.core.owners import ACTIVE, Owner
 from vff_qos.state import State
 
-from .hostile import AWAY, HOME, POLICY, VLESS, Scene, true_line
+from .hostile import AWAY, HOME, POLICY, SS2022, VLESS, Scene, true_line
 
 
 @pytest.fixture
@@ -47,6 +47,10 @@ def test_newcomers_share_the_defaults_when_all_minors_are_taken(
                b"read address and port > common/protocol: invalid domain name: a\n",
                true_line(doubtful, b"new3@x"))  # fmt: skip
     assert scene.limits(doubtful) == list(POLICY.default[:2])
+    # Nor does one to an inbound that checks no names.
+    unchecked = scene.open(HOME, SS2022)
+    scene.feed(true_line(unchecked, b"new4@x"))
+    assert scene.limits(unchecked) == list(POLICY.default[:2])
     # As soon as there is room, the newcomers' next lines give them their own classes.
     state = State(str(tmp_path / "state"))
     gone = [owner for owner in state.owners() if owner.key.startswith("user")][:10]

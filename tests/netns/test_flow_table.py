@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from bench.world import NODE, make_some_flows
+from vff_qos.core.claims.trust import PLAIN
 from vff_qos.core.flow import Flow
-from vff_qos.core.flows.record import VAGUE
+from vff_qos.core.flows.mirror import Held
+from vff_qos.core.flows.record import MINOR, VAGUE, owned
 from vff_qos.core.settings import Settings
+from vff_qos.errors import KernelRefused
 from vff_qos.follower import flow_table
 from vff_qos.follower.flow_table import FlowTable
 from vff_qos.journal import Journal
 from vff_qos.kernel.packed import flow_events
 from vff_qos.kernel.packed.conntrack import Conntrack
 
+from .entries import begin
 from .harness import run
 
 #: More than the socket holds.
 MANY = 16_000
+ALICE = 7
 
 
 class Clock:
@@ -149,3 +155,69 @@ def test_a_flow_of_an_address_that_is_new_to_us_is_known(table: FlowTable) -> No
     assert knows(table, [flow]) == 0
     table.set_addresses([NODE, other])
     assert knows(table, [flow]) == 1
+
+
+def dump_and(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
+    """Let something happen after the next dumps, before their events are read."""
+    real = flow_events.dump_flows
+
+    def dump(*arguments: Any) -> list[Any]:
+        found = list(real(*arguments))
+        then()
+        return found
+
+    monkeypatch.setattr(flow_table, "dump_flows", dump)
+
+
+def end_and_begin(flow: Flow) -> None:
+    """The same tuple is another connection's."""
+    run("conntrack", "-D", "-p", "tcp", "--orig-port-src", str(flow.sport))
+    begin([flow])
+
+
+@pytest.fixture
+def alices(table: FlowTable) -> Held:
+    """A flow that is somebody's."""
+    (flow,) = flows(0, 1)
+    make_some_flows([flow])
+    table.drain()
+    client = flow.src + flow.sport.to_bytes(2, "big")
+    (record,) = table.mirror.find(client)
+    table.mirror.put(client, owned(record, ALICE, PLAIN))
+    return client, record
+
+
+def test_whose_events_were_lost_during_the_dump_gets_no_mark_of_who_was_there_before(
+    table: FlowTable, alices: Held, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow_and_reuse() -> None:
+        make_some_flows(flows(1, MANY))
+        end_and_begin(flows(0, 1)[0])
+
+    dump_and(monkeypatch, overflow_and_reuse)
+    table.compare(lossy=False)
+    monkeypatch.undo()
+    clock.now_s += 1.5
+    heard = table.tend()
+    assert heard.restore == []
+    (record,) = table.mirror.find(alices[0])
+    assert record & MINOR == 0
+
+
+def test_a_comparison_that_failed_after_lost_events_is_not_one_where_none_were_lost(
+    table: FlowTable, alices: Held, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise KernelRefused(errno.EINTR, "reading the conntrack table")
+
+    make_some_flows(flows(1, MANY))
+    end_and_begin(flows(0, 1)[0])
+    dump_and(monkeypatch, fail)
+    table.drain()
+    assert table.losses == 1
+    monkeypatch.undo()
+    clock.now_s += 1.5
+    heard = table.tend()
+    assert heard.restore == []
+    (record,) = table.mirror.find(alices[0])
+    assert record & MINOR == 0

@@ -326,3 +326,22 @@ def test_no_text_of_a_stranger_lifts_the_limit_of_a_flow_that_was_handed_on(site
         site.node.write(first.line("victim@x"))
     site.node.write(without_user)
     eventually(lambda: site.holders(moved) == [""])
+
+
+def test_no_name_that_nobody_checked_lifts_the_limit_of_a_flow_that_was_handed_on(
+    site: Site,
+) -> None:
+    """The same line within a user's name, where an inbound takes any."""
+    site.set(free_text_ports=[FREE_TEXT])
+    site.node.start()
+    first, mallorys = site.connect(proto=UDP), site.connect(STRANGER, ours=(NODE[0], FREE_TEXT))
+    site.node.write(first.line("victim@x"))
+    eventually(lambda: site.mark(first))
+    moved = site.connect(proto=UDP)
+    eventually(lambda: site.holders(moved) == ["victim@x"])
+    without_user = moved.line("").replace(b" email: ", b"").decode().strip()
+    site.node.write(free(mallorys, f"a:1 email: mallory@x\n{without_user}\nb"))
+    last = site.connect(NAT)
+    site.node.write(harmless() * 7, last.line("last@x"))
+    eventually(lambda: site.mark(last))
+    assert site.holders(moved, first) == ["victim@x", "victim@x"]

@@ -13,9 +13,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from bench.world import NODE
+from vff_qos.core import owners
 from vff_qos.core.claims.accesslog import NAME_BYTES
+from vff_qos.core.flow import Flow
+from vff_qos.core.flows import mirror
 from vff_qos.core.policy.model import Limits
 
+from .entries import begin
+from .harness import run
 from .hostile import (
     ATTACKERS,
     ATTACKERS_DOWN_BPS,
@@ -142,3 +148,87 @@ def test_forged_names_cannot_use_up_the_minors(scene: Scene) -> None:
         scene.feed(FORMATS["ss-2022"][1] % (text(own), b"a:1 email: made-up-%d\nx" % number))
         assert scene.limits(own) == list(ATTACKERS[:2])
     assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 1
+
+
+def test_spoofed_flows_to_where_no_names_are_checked_cannot_use_up_the_minors(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SYN from any address makes a flow there, and a stranger's text names it."""
+    monkeypatch.setattr(owners, "RESTRICTED_MAX", 20)
+    before = len(scene.tc.classes(scene.devices[1], 0x5100))
+    spoofed = [Flow(6, bytes((10, 9, n, 1)), 5_555, NODE, SS2022) for n in range(100)]
+    begin(spoofed)
+    for flow in spoofed:
+        scene.feed(FORMATS["trojan"][1] % (text(scene.far), b"a\n" + true_line(flow, b"x")))
+    assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 20 + 1
+
+
+def test_a_comparison_gives_no_mark_back_to_who_has_gone(scene: Scene) -> None:
+    """The end of a flow and the next one's beginning wait while the table is read."""
+    flow = scene.open(AWAY, VLESS)
+    scene.feed(true_line(flow, b"victim@x"))
+    run("conntrack", "-D", "-p", "tcp", "--orig-port-src", str(flow.sport))
+    begin([flow])
+    scene.assigner._flows._next_compare = 0.0
+    scene.assigner.tend_flows()
+    assert scene.marks(flow) == [0]
+
+
+@pytest.mark.parametrize("tag", [b"vless-in", b"of-nobody"])
+def test_a_second_flow_of_the_same_port_does_not_hide_where_a_name_came_from(
+    tag: bytes, scene: Scene
+) -> None:
+    """Within the name stands a tag, too, and it would pick the flow whose inbound checks names."""
+    port, line = FORMATS["ss-2022"]
+    own = scene.open(HOME, port)
+    begin([own._replace(dport=VLESS)])
+    forged = STAMP + b" from %s accepted tcp:b:443 [vless-in >> direct] email: attacker@x\n" % (
+        text(scene.far)
+    )  # fmt: skip
+    name = b"a:80 [%s >> direct] email: attacker@x\n%s" % (tag, forged)
+    scene.feed(line % (text(own), name))
+    assert scene.marks(scene.far, scene.near) == scene.victims
+
+
+def test_a_second_flow_of_the_same_port_gets_no_more_by_a_name_that_nobody_checked(
+    scene: Scene,
+) -> None:
+    port, line = FORMATS["ss-2022"]
+    own = scene.open(HOME, port)
+    second = own._replace(dport=VLESS)
+    begin([second])
+    # Whoever is named: a user who is known there, one who is not, nobody.
+    for email in (b" email: victim@x", b" email: new@x", b""):
+        scene.feed(line % (text(own), b"a:80 [vless-in >> direct]%s\nb" % email))
+        assert scene.limits(own) == [ATTACKERS_UP_BPS, ATTACKERS_DOWN_BPS]
+        assert max(scene.limits(second)) <= 50_000_000
+
+
+def test_a_flow_that_was_forgotten_in_a_flood_does_not_hide_where_a_name_came_from(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is looked up, but only where flows with the tag that stands in the name go."""
+    monkeypatch.setattr(mirror, "GENERATION", 10)
+    port, line = FORMATS["ss-2022"]
+    own = scene.open(HOME, port)
+    begin([own._replace(dport=VLESS)])
+    begin([Flow(6, socket.inet_aton("192.0.2.5"), 1_024 + n, NODE, VLESS) for n in range(40)])
+    forged = STAMP + b" from %s accepted tcp:b:443 [vless-in >> direct] email: attacker@x\n" % (
+        text(scene.far)
+    )  # fmt: skip
+    scene.feed(line % (text(own), b"a:80 [vless-in >> direct] email: attacker@x\n" + forged))
+    assert scene.marks(scene.far, scene.near) == scene.victims
+
+
+def test_who_has_a_tuple_next_is_in_their_own_class_where_no_event_told_of_it(
+    scene: Scene,
+) -> None:
+    """Two honest users behind one translated address, while a flood has events given up."""
+    flow, other = scene.open(AWAY, VLESS), scene.open(AWAY, VLESS)
+    scene.feed(true_line(flow, b"victim@x"), true_line(other, b"honest@x"))
+    scene.assigner._flows._do_without("more new flows than can be followed")
+    run("conntrack", "-D", "-p", "tcp", "--orig-port-src", str(flow.sport))
+    begin([flow])
+    for _ in range(3):
+        scene.feed(true_line(flow, b"honest@x"))
+        assert scene.marks(flow) == scene.marks(other)

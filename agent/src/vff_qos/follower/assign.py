@@ -24,7 +24,7 @@ from ..core.claims.trust import (
     WEAK,
     Vouchers,
 )
-from ..core.flows.mirror import Heard
+from ..core.flows.mirror import Heard, Held
 from ..core.flows.record import (
     MINOR,
     PROVISIONAL,
@@ -290,7 +290,9 @@ class Assigner:
             self._marking.carry_out(self._flows.drain())
             repeated: dict[Word, Claim] = {}
             others: list[Claim] = []
-            words = self._known.words
+            # Where names are not checked, a line may be of a flow that nobody knows.
+            is_certain = not (self._judging.free_text and self._flows.may_miss)
+            words = self._known.words if is_certain else {}
             for claim in claims:
                 # By number, because every line comes here: source, email, tainted, local.
                 word = words.get(claim[0])
@@ -326,8 +328,18 @@ class Assigner:
             self._write_early()  # the next connection from there may already be on its way
 
     def _look_up(self, ends: list[End]) -> None:
-        """Ask for flows that the mirror may have missed."""
+        """Ask for flows that the mirror may have missed, also their ends."""
         find, tag = self._flows.mirror.find, self._flows.tags.tag
+        if self._flows.fileno() < 0:
+            # Whose flow another user is said to have may have ended, and the tuple be used again.
+            of_email = self._registry.of_email
+            others: list[Held] = []
+            for claim, client in ends:
+                if client is not None and claim.email and not claim.tainted:
+                    named = of_email(claim.email)
+                    minor = named.minor if named is not None else 0
+                    others += [(client, r) for r in find(client) if r & MINOR not in (0, minor)]
+            self._marking.carry_out(self._flows.look_again(others))
         wanted = [(c, tag(claim.detour)) for claim, c in ends if c is not None and not find(c)]
         if wanted:
             self._flows.look_up(wanted)

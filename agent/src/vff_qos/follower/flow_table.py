@@ -65,7 +65,7 @@ class FlowTable:
         self._budget, self._budget_s = float(_LOOK_UPS), clock()
         # When all events had been read that there were.
         self._empty_s = clock()
-        # Events were lost while the table was compared.
+        # Events were lost, and the table was not compared since without losing any.
         self._is_incomplete = False
         self._open()
 
@@ -171,11 +171,14 @@ class FlowTable:
         """Hold the mirror against the kernel's whole table."""
         self._next_compare = self._clock() + (_COMPARE_S if self._events else _WITHOUT_S)
         offset_s = time.time() - self._clock()
+        # The last time events were lost, or this failed after such a loss.
+        lossy |= self._is_incomplete
         try:
             heard = self.mirror.resync(
                 dump_flows(self._ends), self._clock(), self._is_restricted, lossy, offset_s
             )
         except KernelRefused as error:
+            self._is_incomplete = lossy
             self._next_compare = self._clock() + _AGAIN_S
             effect = f"tried again in {_AGAIN_S:.0f} s"
             self._journal.tell(events.KERNEL, error=str(error), effect=effect)
@@ -226,9 +229,7 @@ class FlowTable:
     def look_up(self, wanted: list[tuple[bytes, bytes]]) -> None:
         """Ask the kernel for flows of (client's end, inbound's tag), as far as the budget goes."""
         asked: list[tuple[bytes, bytes]] = []
-        now = self._clock()
-        self._budget = min(_LOOK_UPS, self._budget + (now - self._budget_s) * _LOOK_UPS)
-        self._budget_s = now
+        now = self._fill_budget()
         for client, tag in wanted:
             ends = self._candidates(client, tag)
             if not ends or len(ends) > self._budget:
@@ -241,6 +242,32 @@ class FlowTable:
         for (client, end), mark in zip(asked, marks, strict=True):
             if mark is not None:
                 self.mirror.add(FlowSeen(client, end, mark, 0, 0, False), now)
+
+    def look_again(self, held: list[Held]) -> Heard:
+        """See which of these flows still bear their marks; the others have ended.
+
+        As far as half of the budget goes: flows of which nothing is known need it more.
+        """
+        now, heard = self._fill_budget(), Heard()
+        asked = list(dict.fromkeys(held))[: int(self._budget / 2)]
+        self._budget -= len(asked)
+        self.look_ups += len(asked)
+        mirror = self.mirror
+        marks = self._conntrack.get_marks([self.request(client, r, 0) for client, r in asked])
+        for (client, record), mark in zip(asked, marks, strict=True):
+            if mark != mirror.mark(record):
+                mirror.remove(client, record)
+                heard.forgotten.append(client)
+                if mark is not None:
+                    mirror.add(FlowSeen(client, mirror.ours(record), mark, 0, 0, False), now)
+        return heard
+
+    def _fill_budget(self) -> float:
+        """Returns the time."""
+        now = self._clock()
+        self._budget = min(_LOOK_UPS, self._budget + (now - self._budget_s) * _LOOK_UPS)
+        self._budget_s = now
+        return now
 
     def _candidates(self, client: bytes, tag: bytes) -> list[bytes]:
         """Ends of ours that a client may have reached; empty if they are too many to ask for."""

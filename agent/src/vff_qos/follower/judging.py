@@ -6,7 +6,7 @@ The rules themselves are `core.claims.trust.judge`; nothing here touches the ker
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..core import events
 from ..core.claims.accesslog import FREE_TEXT_BYTES, Claim, taint_authors
@@ -94,12 +94,22 @@ class Judging:
             counts.no_flow += 1
             self.not_found.append(client)
             if self.free_text:
-                self._taint_after(claim, mirror.last_port(client))
+                self._taint_after(claim, self._ports(client, ()))
             return
         # What this round has said of them already.
         records = tuple(
             given.after if (given := round_.given.get((client, r & END))) else r for r in records
         )
+        # The tag that picks the flow may be a part of the name: each such flow of this end may be
+        # the one that the line is of.
+        said_freely = [record for record in records if self._is_free_text(port(record))]
+        is_tainted = bool(claim.tainted or said_freely) or self._is_after_free_text(claim)
+        if self.free_text:
+            # Also where flows may be missing: one of them may be such a one.
+            is_tainted |= self._flows.may_miss
+            self._taint_after(claim, self._ports(client, records))
+        for record in said_freely:
+            self._restrict_free_text(client, record, claim.tainted, round_)
         named = self._registry.of_email(claim.email) if claim.email else None
         end = claim.local
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
@@ -111,13 +121,12 @@ class Judging:
             counts.stale += 1
             return
         record = meeting.record
-        free_text = self._is_free_text(port(record))
-        if self.free_text:
-            self._taint_after(claim, port(record))
-        if claim.email == b"" and not free_text:
+        if self._is_free_text(port(record)):
+            return
+        if claim.email == b"":
             # A line without a user claims nothing where names are checked.
             if record & PROVISIONAL:
-                if claim.tainted:
+                if is_tainted:
                     # Or whoever can have text written could lift a limit, their own included.
                     counts.ignored_tainted += 1
                     return
@@ -125,10 +134,7 @@ class Judging:
                 counts.early_corrected += 1
                 round_.give(client, record, unowned(record), None)
             return
-        word_rank = self._rank(claim, client, named, meeting.certain)
-        if free_text:
-            self._restrict_free_text(client, record, round_)
-            return
+        word_rank = self._rank(claim, client, named, meeting.certain, is_tainted)
         claimed = None if claim.email is None else named.minor if named else 0
         verdict = judge(record, claimed, word_rank)
         if verdict is Verdict.FOREIGN:
@@ -169,8 +175,10 @@ class Judging:
         if word_rank >= WEAK and len(records) == 1 and not self._flows.mirror.last_port(client):
             self._flows.tags.learn(tag, records[0])
 
-    def _rank(self, claim: Claim, client: bytes, named: Owner | None, certain: bool) -> int:
-        if not claim.tainted and not self._is_after_free_text(claim):
+    def _rank(
+        self, claim: Claim, client: bytes, named: Owner | None, certain: bool, is_tainted: bool
+    ) -> int:
+        if not is_tainted:
             return self.plain if certain else WEAK
         if named is None:
             return DOUBTED
@@ -237,12 +245,12 @@ class Judging:
         owners = [owner for owner in (named, holder) if owner is not None and owner.is_user]
         return tuple(dict.fromkeys(owner.key for owner in owners))
 
-    def _restrict_free_text(self, client: bytes, record: int, round_: Round) -> None:
+    def _restrict_free_text(self, client: bytes, record: int, tainted: bool, round_: Round) -> None:
         """What is said in an inbound that checks no names counts for nobody."""
         if record & FOREIGN:
             self._tell_foreign(client, record)
             return
-        owner = self._restriction.lowest(client[:-2])
+        owner = self._restriction.lowest(client[:-2], tainted)
         after = owned(record, owner.minor, TOLD, RESTRICTED)
         self._count_early(record, owner.minor)
         self._counts.restricted += 1
@@ -256,9 +264,15 @@ class Judging:
             low <= our_port <= high for low, high in self._settings.free_text_ports
         )
 
-    def _taint_after(self, claim: Claim, our_port: int) -> None:
-        """What follows a line of such an inbound (0: nobody knows which) may be a stranger's."""
-        if not our_port or self._is_free_text(our_port):
+    def _ports(self, client: bytes, records: Sequence[int]) -> list[int]:
+        """Our ports that a line of a client's end may be of; 0: one that nobody knows."""
+        ended = self._flows.mirror.last_port(client)
+        known = [*map(port, records), *([ended] if ended else [])]
+        return [*known, 0] if self._flows.may_miss or not known else known
+
+    def _taint_after(self, claim: Claim, our_ports: Iterable[int]) -> None:
+        """What follows a line of such an inbound (0: nobody knows) may be a stranger's."""
+        if any(not our_port or self._is_free_text(our_port) for our_port in our_ports):
             self._free_text_until = claim.position + FREE_TEXT_BYTES
 
     def _is_after_free_text(self, claim: Claim) -> bool:

@@ -59,6 +59,8 @@ class Marking:
         mirror, counts = self._flows.mirror, self._counts
         wanted: list[Held] = []
         for held in (*heard.restore, *heard.handed_on):
+            if not mirror.still(*held):
+                continue  # it has ended since, and the tuple may be another's
             owner = self._registry.owner(held[1] & MINOR)
             if owner is not None and self._registry.is_shaped(owner):
                 wanted.append(held)

@@ -13,7 +13,7 @@ from ..core.claims.email import decode_email
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.owners import ACTIVE, QUARANTINE, RESTRICTED_KEY, Minors, Owner
 from ..core.policy.model import Limits
-from ..errors import KernelRefused
+from ..errors import Exhausted, KernelRefused
 from ..journal import Journal
 from ..kernel.packed.conntrack import mark_part
 from ..lock import Lock
@@ -223,7 +223,10 @@ class Registry:
         if bounded:
             owner = self.minors.restricted(address, self._clock())
         else:
-            owner = self.own(RESTRICTED_KEY + address)
+            try:
+                owner = self.own(RESTRICTED_KEY + address)
+            except Exhausted:
+                owner = self.minors.restricted(address, self._clock())
         if not owner.is_common and (up_bps, down_bps) != (owner.up_bps, owner.down_bps):
             owner.up_bps, owner.down_bps = up_bps, down_bps
             was_active = False

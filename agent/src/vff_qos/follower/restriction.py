@@ -31,10 +31,13 @@ class Restriction:
         """The class with the default's limits."""
         return self._owner(address, (None, None))
 
-    def lowest(self, address: bytes) -> Owner:
-        """The class with the lowest limits that any rule gives."""
-        # Only who has an account is there, so that their number needs no bound.
-        return self._owner(address, self._below_default(self._policy().lowest()), bounded=False)
+    def lowest(self, address: bytes, bounded: bool) -> Owner:
+        """The class with the lowest limits that any rule gives.
+
+        ``bounded``: a stranger may have said that somebody is there.  Else only who has an account
+        is, so that their number needs no bound.
+        """
+        return self._owner(address, self._below_default(self._policy().lowest()), bounded)
 
     def of(self, address: bytes, record: int, email: bytes | None, inside: bool) -> Owner:
         """The class for a flow that ``email`` is said to have, if anybody.

@@ -353,12 +353,39 @@ def test_the_room_of_flows_that_became_somebodys_is_given_back(kernel: Kernel) -
     assert kernel.mirror.find(ends[-1]) and kernel.mirror.size == 20_000
 
 
+def test_a_flood_from_a_users_address_is_bounded_too(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each datagram from another port of theirs, spoofed or not, is handed on."""
+    monkeypatch.setattr(mirrors, "GENERATION", 100)
+    kernel.new(client(1), ours(UDP))
+    kernel.give(client(1), ALICE)
+    for number in range(2, 1_002):
+        assert kernel.new(client(number), ours(UDP)).handed_on
+    assert kernel.mirror.size <= 2 * 100 + 1
+    assert kernel.mirror.claimed == 1
+    # Whose end was forgotten is looked up, and still is hers until a word comes.
+    kernel.mirror.add(seen(client(2), ours(UDP), mark=0x80000000 | TAG | ALICE), 1.0)
+    assert kernel.only(client(2)) & (MINOR | PROVISIONAL) == ALICE | PROVISIONAL
+
+
 def test_who_has_waited_less_than_a_generation_is_still_found(kernel: Kernel) -> None:
     kernel.new(client(1))
     for number in range(mirrors.GENERATION - 1):
         kernel.new(client(1 + number % 60_000, "10.0.0.9"))
     kernel.give(client(1), ALICE)
     assert kernel.mirror.mark(kernel.only(client(1))) == TAG | ALICE
+
+
+def test_a_generation_that_another_kind_of_flow_has_ended_is_not_ended_again(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "GENERATION", 100)
+    flood = [(True, seen(client(1 + n))) for n in range(100)]
+    udp, last = (True, seen(client(1_001), ours(UDP))), (True, seen(client(1_002)))
+    kernel.mirror.apply([*flood, udp, last], 0.0)
+    assert kernel.mirror.evicted == 0
+    assert all(kernel.mirror.find(client(1 + n)) for n in range(100))
 
 
 # -- which end is ours ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from unit.core.flows.kernel_events import (
     ALICE,
     BOB,
+    ESTABLISHED,
     MAJOR,
     TAG,
     TCP,
@@ -21,7 +22,9 @@ from unit.core.flows.kernel_events import (
     seen,
 )
 from vff_qos.core.claims.trust import DOUBTED, WEAK
+from vff_qos.core.flows import mirror as mirrors
 from vff_qos.core.flows.ends import FlowSeen
+from vff_qos.core.flows.meeting import Tags, Written, meet
 from vff_qos.core.flows.mirror import Heard, Mirror
 from vff_qos.core.flows.record import (
     FOREIGN,
@@ -329,3 +332,46 @@ def test_a_dump_that_fails_loses_nothing(kernel: Kernel) -> None:
     heard = kernel.mirror.resync([seen(client(2))], 6.0, lambda _minor: False)
     assert sorted(heard.forgotten) == [client(3), client(4)]
     assert (kernel.mirror.size, kernel.mirror.claimed) == (1, 0)
+
+
+def test_what_a_failed_dump_would_have_handed_on_the_next_one_does(kernel: Kernel) -> None:
+    kernel.new(client(1), ours(UDP))
+    kernel.give(client(1), ALICE)
+    there = seen(client(1), ours(UDP), TAG | ALICE), seen(client(2), ours(UDP))
+
+    def broken() -> Iterator[FlowSeen]:
+        yield from there
+        raise KernelRefused(errno.EINTR, "reading the conntrack table")
+
+    with pytest.raises(KernelRefused):
+        kernel.mirror.resync(broken(), 5.0, lambda _minor: False)
+    heard = kernel.dump(*there)
+    assert heard.handed_on == [(client(2), kernel.only(client(2)))]
+    assert kernel.only(client(2)) & (MINOR | PROVISIONAL) == ALICE | PROVISIONAL
+
+
+def test_no_flow_is_born_in_the_future_when_the_clock_was_set_back(kernel: Kernel) -> None:
+    """The kernel says when a flow began by the clock of that time; words on it are not older."""
+    kernel.now_s = 100.0
+    began_ns = int((3_600.0 + 95.0) * 1e9)  # before the clock was set back by an hour
+    kernel.dump(seen(client(1), started_ns=began_ns))
+    said = Written(101_000, 101_000)
+    record = kernel.only(client(1))
+    met = meet([record], 0, b"in", None, Tags(), lambda: said, kernel.mirror.earliest_ms)
+    assert met is not None
+    assert not met.certain
+
+
+def test_a_comparison_in_a_flood_of_syns_keeps_connections_that_wait_for_their_word(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "GENERATION", 100)
+    waiting = [client(n, "198.51.100.8") for n in range(1, 51)]
+    kernel.dump(
+        *(seen(end, state=ESTABLISHED) for end in waiting),
+        *(seen(client(1 + n)) for n in range(1_000)),
+        seen(client(1, "198.51.100.9"), mark=TAG | ALICE),
+    )
+    assert all(map(kernel.mirror.find, waiting))
+    assert kernel.mirror.size <= 2 * 100 + 1
+    assert kernel.mirror.evicted == 1_051 - kernel.mirror.size

@@ -46,8 +46,9 @@ from .record import (
 TCP_PROTO, UDP_PROTO = 6, 17
 #: enum tcp_conntrack of include/uapi/linux/netfilter/nf_conntrack_tcp.h: a connection that begins.
 _BEGINNING = frozenset((0, 1, 2, 9))  # NONE, SYN_SENT, SYN_RECV, SYN_SENT2
-#: Flows of which nobody has spoken are kept in two generations of this many: what a flood of
-#: spoofed SYNs can take is bounded, and a real client has spoken long before it is forgotten.
+#: Flows of which nobody has spoken, those handed on included, are kept in two generations of this
+#: many: what a flood of spoofed packets can take is bounded, and a real client has spoken long
+#: before it is forgotten.
 GENERATION = 24_576
 #: A word may still be on its way when its flow has ended; so long its tuple counts as reused.
 _GRAVES, _GRAVE_S = 8_192, 30.0
@@ -57,6 +58,9 @@ _FALLEN, _FALLEN_S = 65_536, 120.0
 _MAX_ENDS = 65_536
 #: Between the birth of a flow and the event lie some ms when much happens at once.
 _SLACK_MS = 50
+#: So far two times of one birth may be apart: the kernel's own, and when its event was read or a
+#: dump began.
+_SAME_BIRTH_MS = 1_000
 #: Looks that came late, of which is known since when their events may have waited.
 _LATE = 256
 
@@ -124,8 +128,9 @@ class Mirror:
         self._ends: dict[bytes, int] = {}
         #: Who lives where: {address and our UDP port: {minor: flows}}.
         self._neighbours: dict[bytes, dict[int, int]] = {}
-        # What a comparison that failed would have said.
+        # What a comparison that failed would have said, and handed on.
         self._unsaid: list[bytes] = []
+        self._undecided: list[Held] = []
         #: Flows that were forgotten because of their number since the table was last compared.
         self.evicted = 0
         #: New flows seen, and ended ones.
@@ -198,11 +203,12 @@ class Mirror:
         return min(self._late.get(birth, birth), birth - _SLACK_MS)
 
     def claimed_flows(self) -> Iterator[Held]:
-        """All flows that are somebody's."""
-        for client, entry in self._claimed.items():
-            for record in _records(entry):
-                if record & MINOR:
-                    yield client, record
+        """All flows that are somebody's, also those handed on."""
+        for flows in self._all():
+            for client, entry in flows.items():
+                for record in _records(entry):
+                    if record & MINOR:
+                        yield client, record
 
     def wanted_minors(self) -> set[int]:
         """Minors whose marks flows bear, or will get back when they wake up."""
@@ -230,7 +236,7 @@ class Mirror:
                 return
             was = found[0]
             new = tuple(record if r & END == end else r for r in entry)  # type: ignore[union-attr, assignment]
-        if flows is not self._claimed and record & MINOR:
+        if flows is not self._claimed and _is_claimed(record):
             del flows[client]
             flows = self._claimed
         flows[client] = new
@@ -242,6 +248,11 @@ class Mirror:
         given = self._of_mark(mark)
         self.put(client, unowned(record) | given)
         return bool(given & FOREIGN)
+
+    def still(self, client: bytes, record: int) -> bool:
+        """Whether the flow lives and is in the class that ``record`` says."""
+        same = END | MINOR | PROVISIONAL
+        return any((r ^ record) & same == 0 for r in self.find(client))
 
     def remove(self, client: bytes, record: int) -> None:
         """The kernel does not have the flow any more."""
@@ -303,6 +314,7 @@ class Mirror:
                 or not self._is_unheard(client, end)
             ):
                 self._begin_flow(seen, end, birth, heard, after_dump)
+                young = self._young  # that may have begun the next generation
             else:
                 # The usual case: a new connection from an end that has no other.
                 if len(young) >= GENERATION:
@@ -360,7 +372,9 @@ class Mirror:
         heard: Heard,
     ) -> None:
         now = self._birth(now_s)
-        new: list[Held] = []
+        latest_ms = birth_ms(now) + _SAME_BIRTH_MS
+        # They stay here until all neighbours are known, also where this fails.
+        new = self._undecided
         for seen in table:
             client, end = seen.client, self._end(seen.ours)
             # The table changes while it is read: a flow may come twice.
@@ -370,6 +384,8 @@ class Mirror:
             born_ms = None
             if seen.started_ns:
                 born_ms = round((seen.started_ns / 1e9 - epoch_offset_s - self.epoch_s) * 1e3)
+                if born_ms > latest_ms:
+                    born_ms = None  # the clock was set back since
             record = self._compared(before, seen, lossy, born_ms)
             if not record:
                 given = self._of_mark(seen.mark)
@@ -385,16 +401,21 @@ class Mirror:
             elif not seen.mark and record & MINOR:
                 heard.restore.append((client, record))
             heard.foreign |= bool(record & FOREIGN)
-            self._enter(client, record)
-            there = self.find(client)
+            if seen.tcp_state in _BEGINNING and not record & (UDP | MINOR):
+                self._enter_old(client, record)
+            else:
+                self._enter(client, record)
+            here = self.find(client)
             # The same text means either of several now.
             if (before & REMEMBERED and not record & REMEMBERED) or (
-                len(there) > 1 and any(other & REMEMBERED for other in there)
+                len(here) > 1 and any(other & REMEMBERED for other in here)
             ):
                 heard.forgotten.append(client)
+        self._undecided = []
         for client, record in new:
-            # Now all neighbours are known.
-            self.put(client, self._hand_over(client, record, heard))
+            there = next((r for r in self.find(client) if r & END == record & END), 0)
+            if there and not there & (MINOR | FOREIGN):
+                self.put(client, self._hand_over(client, there, heard))
 
     # -- one event --------------------------------------------------------------------------------
 
@@ -494,12 +515,12 @@ class Mirror:
             there = flows.get(client)
             if there is not None:
                 entry = (*_records(there), record)
-                if record & MINOR and flows is not self._claimed:
+                if _is_claimed(record) and flows is not self._claimed:
                     del flows[client]
                     flows = self._claimed  # noqa: PLW2901
                 break
         else:
-            if record & MINOR:
+            if _is_claimed(record):
                 flows = self._claimed
             else:
                 if len(self._young) >= GENERATION:
@@ -508,6 +529,15 @@ class Mirror:
         flows[client] = entry
         if record & UDP:
             self._move(client, 0, record)
+
+    def _enter_old(self, client: bytes, record: int) -> None:
+        """A flow of nobody that no peer has answered: a flood of those must cost no others."""
+        if any(client in flows for flows in self._all()):
+            self._enter(client, record)
+        elif len(self._old) >= GENERATION:
+            self.evicted += 1
+        else:
+            self._old[client] = record
 
     def _leave(self, client: bytes, record: int) -> None:
         end = record & END
@@ -547,7 +577,7 @@ class Mirror:
             return 0
         mark, held = seen.mark, self.mark(before)
         if born_ms is not None and not before & VAGUE:
-            if abs(born_ms - birth_ms(before)) > 1_000:
+            if abs(born_ms - birth_ms(before)) > _SAME_BIRTH_MS:
                 return 0
         elif lossy:
             if held and mark != held:
@@ -620,6 +650,11 @@ class Mirror:
 
 def _fitting(table: _Table) -> _Table:
     return dict(table) if getsizeof(table) > _ROOM_BYTES * (len(table) + 1_000) else table
+
+
+def _is_claimed(record: int) -> bool:
+    """Whether somebody has spoken of a flow: others may be a flood, also from a user's address."""
+    return bool(record & MINOR) and not record & PROVISIONAL
 
 
 def _find(client: bytes, claimed: _Table, young: _Table, old: _Table) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ from .early import EarlyShaping
 from .flood_guard import FloodGuard
 from .flow_table import FlowTable
 from .judging import Judging
-from .known import KnownWords, Word
+from .known import EMAIL, KnownWords
 from .marking import Marking
 from .orders import Orders
 from .plain_words import End, PlainWords
@@ -194,10 +194,15 @@ class Assigner:
             )
             now = self._steady_clock()
             mirror = self._flows.mirror
-            for client, record in mirror.claimed_flows():
-                if not record & (RESTRICTED | PROVISIONAL) and rank(record) == WEAK:
-                    # Whoever had a flow from there before has it still.
-                    self._vouchers.saw(record & MINOR, client[:-2], now)
+            # Whoever had a flow from there before has it still.
+            self._vouchers.saw(
+                (
+                    held
+                    for held in mirror.claimed_flows()
+                    if not held[1] & (RESTRICTED | PROVISIONAL) and rank(held[1]) == WEAK
+                ),
+                now,
+            )
             self._marking.carry_out(heard)
             # The policy may have changed, or an override ended, while nobody looked.
             wanted = mirror.wanted_minors()
@@ -226,9 +231,9 @@ class Assigner:
         registry.loaded()
         return listed
 
-    def _still_holds(self, word: Word) -> bool:
-        owner = self._registry.of_email(word.email)
-        records = self._flows.mirror.find(word.client)
+    def _still_holds(self, email: bytes, client: bytes) -> bool:
+        owner = self._registry.of_email(email)
+        records = self._flows.mirror.find(client)
         return (
             owner is not None
             and owner.state == ACTIVE
@@ -288,21 +293,22 @@ class Assigner:
             if self._lock.changed_hands:
                 self._refresh()
             self._marking.carry_out(self._flows.drain())
-            repeated: dict[Word, Claim] = {}
+            repeated: dict[bytes, Claim] = {}
             others: list[Claim] = []
             # Where names are not checked, a line may be of a flow that nobody knows.
             is_certain = not (self._judging.free_text and self._flows.may_miss)
             words = self._known.words if is_certain else {}
             for claim in claims:
                 # By number, because every line comes here: source, email, tainted, local.
-                word = words.get(claim[0])
+                source = claim[0]
+                word = words.get(source)
                 if (
                     word is not None
-                    and word.email == claim[2]
+                    and word[EMAIL] == claim[2]
                     and not claim[3]
                     and claim[6] is None
                 ):
-                    repeated[word] = claim
+                    repeated[source] = claim
                 else:
                     others.append(claim)
             if repeated:

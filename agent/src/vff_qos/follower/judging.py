@@ -202,7 +202,7 @@ class Judging:
 
     def _witness(self, client: bytes, owner: Owner) -> None:
         """A plain word stands: it vouches for its user at this address."""
-        self._vouchers.saw(owner.minor, client[:-2], self._clock())
+        self._vouchers.saw([(client, owner.minor)], self._clock())
         if self._early is not None:
             self._early.users.saw(client[:-2], owner.key, self._clock())
 

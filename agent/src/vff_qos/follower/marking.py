@@ -17,7 +17,7 @@ from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..kernel.packed.conntrack import Conntrack
 from .flow_table import FlowTable
-from .known import KnownWords, Word
+from .known import CLIENT, REQUEST, KnownWords
 from .plain_words import End
 from .registry import Registry
 from .round import Counts, Round
@@ -96,20 +96,22 @@ class Marking:
         """No repetition of words on flows from this end is known any more."""
         self._known.forget((client, *spellings_of(client)))
 
-    def repeat(self, repeated: dict[Word, Claim]) -> list[Claim]:
-        """Set marks of known words again; returns the claims whose flow is not there."""
-        errors = self._conntrack.set_marks([word.request for word in repeated])
-        self._counts.marked += len(repeated) - len(errors)
+    def repeat(self, repeated: dict[bytes, Claim]) -> list[Claim]:
+        """Set marks of known words again, {source: claim}; returns claims whose flow is gone."""
+        known = self._known.words
+        words = [known[source] for source in repeated]
+        errors = self._conntrack.set_marks([word[REQUEST] for word in words])
+        self._counts.marked += len(words) - len(errors)
         if not errors:
             return []
-        words, claims = list(repeated), list(repeated.values())
+        claims = list(repeated.values())
         for index, code in errors.items():
-            for record in self._flows.mirror.find(words[index].client):
-                self._flows.mirror.remove(words[index].client, record)
-            self._forget(words[index].client)
+            client = words[index][CLIENT]
+            for record in self._flows.mirror.find(client):
+                self._flows.mirror.remove(client, record)
+            self._forget(client)
             if code != errno.ENOENT:
-                name = spellings_of(words[index].client)[0].decode()
-                what = f"setting the mark of {name}"
+                what = f"setting the mark of {spellings_of(client)[0].decode()}"
                 self._registry.refused(KernelRefused(code, what))
         return [claims[index] for index in errors]
 
@@ -159,7 +161,8 @@ class Marking:
             elif claim is not None:
                 remembered = 0
                 if claim.local is None:
-                    self._known.learn(claim.source, claim.email or b"", requests[index], client)
+                    word = (claim.email or b"", requests[index], client)
+                    self._known.learn([(claim.source, word)])
                     remembered = REMEMBERED
                 mirror.put(client, after | remembered)
             else:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from ..core.claims.accesslog import Claim
 from ..core.claims.trust import Vouchers
+from ..core.flows.mirror import Held
 from ..core.flows.record import END, RANK_SHIFT, REMEMBERED, port
 from ..core.owners import ACTIVE
 from ..kernel.packed.conntrack import Conntrack
 from .flow_table import FlowTable
-from .known import KnownWords
+from .known import KnownWords, Word
 from .registry import Registry
 
 if TYPE_CHECKING:
@@ -55,10 +56,13 @@ class PlainWords:
         mirror, tag = self._flows.mirror, self._registry.tag
         plain, claim_flow = mirror.plain, mirror.claim
         of_email, has_class = self._registry.of_email, self._registry.classes.has
-        saw, early, learn = self._vouchers.saw, self._early, self._known.learn
-        fits, around = self._flows.tags.fits, self._flows.around
-        held: list[tuple[bytes, int]] = []
+        early, fits, around = self._early, self._flows.tags.fits, self._flows.around
+        held: list[Held] = []
         requests: list[bytes] = []
+        learned: list[tuple[bytes, Word]] = []
+        # Most lines are of the same inbound as the one before.
+        known_end, known_detour = -1, None
+        first = second = third = b""
         for end in ends:
             claim, client = end
             source, detour, email, tainted, _time, _position, local, _author, _end = claim
@@ -73,27 +77,32 @@ class PlainWords:
             if owner is None or owner.state is not ACTIVE or not has_class(owner.minor):
                 skip(end)
                 continue
-            if local is None:
+            if record & END != known_end:
+                known_end, known_detour = record & END, None
+                first, second, third = around(known_end)
+            if local is not None:
+                if not _is_at(claim, record):
+                    skip(end)
+                    continue
+            elif detour != known_detour:
                 if not fits(detour, record):
                     skip(end)
                     continue
-            elif not _is_at(claim, record):
-                skip(end)
-                continue
+                known_detour = detour
             minor = owner.minor
-            first, second, third = around(record & END)
             request = b"".join((first, client[:-2], second, client[-2:], third, tag(minor)))
             record |= minor | self._flags
             if local is None:
-                learn(source, email, request, client)
+                learned.append((source, (email, request, client)))
                 record |= REMEMBERED
             claim_flow(client, record)
             requests.append(request)
             held.append((client, record))
-            saw(minor, client[:-2], now_s)
             if early is not None:
                 early.users.saw(client[:-2], owner.key, now_s)
         if requests:
+            self._known.learn(learned)
+            self._vouchers.saw(held, now_s)
             errors = self._conntrack.set_marks(requests)
             for index, code in errors.items():
                 failed(*held[index], code)

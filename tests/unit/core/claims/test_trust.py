@@ -131,9 +131,13 @@ def test_nobody_gets_a_flow_whose_best_word_was_anothers(words: list[tuple[int, 
 HERE, THERE = bytes([198, 51, 100, 7]), bytes([198, 51, 100, 8])
 
 
+def saw(vouchers: Vouchers, minor: int, address: bytes, now_s: float) -> None:
+    vouchers.saw([(address + b"\x10\x92", minor)], now_s)
+
+
 def test_a_plain_word_vouches_for_its_user_and_address_alone_for_an_hour() -> None:
     vouchers = Vouchers()
-    vouchers.saw(ALICE, HERE, 10.0)
+    saw(vouchers, ALICE, HERE, 10.0)
     assert vouchers.vouch(ALICE, HERE, 10.0)
     assert vouchers.vouch(ALICE, HERE, 10.0 + VOUCH_S - 1)
     assert not vouchers.vouch(ALICE, HERE, 10.0 + VOUCH_S)
@@ -143,14 +147,14 @@ def test_a_plain_word_vouches_for_its_user_and_address_alone_for_an_hour() -> No
 
 def test_at_the_first_moment_of_the_clock_it_vouches_too() -> None:
     vouchers = Vouchers()
-    vouchers.saw(ALICE, HERE, 0.0)
+    saw(vouchers, ALICE, HERE, 0.0)
     assert vouchers.vouch(ALICE, HERE, 1.0)
 
 
 def test_an_ipv6_customer_is_a_64() -> None:
     vouchers = Vouchers()
     here = bytes([0x20, 1, 0xD, 0xB8]) + bytes(11) + b"\1"
-    vouchers.saw(ALICE, here, 1.0)
+    saw(vouchers, ALICE, here, 1.0)
     assert vouchers.vouch(ALICE, here[:8] + b"somewhrE", 1.0)
     assert not vouchers.vouch(ALICE, here[:7] + b"\1" + here[8:], 1.0)
     assert address_key(HERE) == HERE
@@ -158,27 +162,27 @@ def test_an_ipv6_customer_is_a_64() -> None:
 
 def test_nothing_vouches_for_the_next_owner_of_a_minor() -> None:
     vouchers = Vouchers()
-    vouchers.saw(ALICE, HERE, 10.0)
+    saw(vouchers, ALICE, HERE, 10.0)
     vouchers.passed_on(ALICE, 20.0)
     assert not vouchers.vouch(ALICE, HERE, 21.0)
-    vouchers.saw(ALICE, HERE, 22.0)
+    saw(vouchers, ALICE, HERE, 22.0)
     assert vouchers.vouch(ALICE, HERE, 23.0)
 
 
 def test_the_renewed_word_counts_and_not_the_one_in_the_older_half() -> None:
     vouchers = Vouchers()
-    vouchers.saw(ALICE, HERE, 10.0)
+    saw(vouchers, ALICE, HERE, 10.0)
     for number in range(trust._VOUCHES):
-        vouchers.saw(BOB, (number + 1).to_bytes(4, "big"), 20.0)
+        saw(vouchers, BOB, (number + 1).to_bytes(4, "big"), 20.0)
     assert vouchers.vouch(ALICE, HERE, 21.0)
-    vouchers.saw(ALICE, HERE, 3_000.0)
+    saw(vouchers, ALICE, HERE, 3_000.0)
     assert vouchers.vouch(ALICE, HERE, 6_000.0)
 
 
 def test_vouchers_are_bounded() -> None:
     vouchers = Vouchers()
     for number in range(100_000):
-        vouchers.saw(BOB, number.to_bytes(4, "big"), 1.0)
+        saw(vouchers, BOB, number.to_bytes(4, "big"), 1.0)
     assert len(vouchers._young) + len(vouchers._old) <= 2 * trust._VOUCHES
 
 
@@ -241,9 +245,9 @@ def test_one_customer_is_one_address_or_one_64() -> None:
 
 def test_when_a_user_was_named_last_is_known_until_the_minor_is_anothers() -> None:
     vouchers = Vouchers()
-    vouchers.saw(42, bytes(4), 1_000.7)
-    vouchers.saw(42, bytes(16), 1_002.2)
-    vouchers.saw(0xFFFB, bytes(4), 1_003.0)
+    saw(vouchers, 42, bytes(4), 1_000.7)
+    saw(vouchers, 42, bytes(16), 1_002.2)
+    saw(vouchers, 0xFFFB, bytes(4), 1_003.0)
     assert [vouchers.named[minor] for minor in (42, 43, 0xFFFB)] == [1_002, 0, 1_003]
     vouchers.passed_on(42, 1_004.0)
     assert vouchers.named[42] == 0

@@ -22,6 +22,7 @@ what was decided: it lives and dies with the flow.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from enum import Enum
 
 from ..flows.record import FOREIGN, MINOR, PROVISIONAL, RESTRICTED, rank
@@ -92,12 +93,16 @@ class Vouchers:
         # Multiplied: memory of this size that is freed makes malloc(3) keep more of the rest.
         self.named = array("I", [0]) * (1 << 16)
 
-    def saw(self, minor: int, address: bytes, now_s: float) -> None:
-        """A plain word gave a flow from ``address`` to the user of ``minor``."""
-        if len(self._young) >= _VOUCHES:
-            self._old, self._young = self._young, {}
-        self._young[_place(address, minor)] = now_s
-        self.named[minor] = int(now_s)
+    def saw(self, flows: Iterable[tuple[bytes, int]], now_s: float) -> None:
+        """Plain words gave each flow (client's packed end, record) to the user of its minor."""
+        young, named, second = self._young, self.named, int(now_s)
+        for client, record in flows:
+            if len(young) >= _VOUCHES:
+                self._old, self._young = young, {}
+                young = self._young
+            minor = record & MINOR
+            young[_place(client[:-2], minor)] = now_s
+            named[minor] = second
 
     def vouch(self, minor: int, address: bytes, now_s: float) -> bool:
         """Whether a plain word vouches for this user at this address."""
@@ -115,5 +120,6 @@ class Vouchers:
 
 def _place(address: bytes, minor: int) -> int:
     """An address and a minor as one number: 32 bytes of memory where text takes 48."""
-    number = int.from_bytes(address_key(address), "big") << 17 | minor << 1
-    return number | 1 if len(address) == 4 else number
+    if len(address) == 4:
+        return int.from_bytes(address, "big") << 17 | minor << 1 | 1
+    return int.from_bytes(address[:8], "big") << 17 | minor << 1

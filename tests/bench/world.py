@@ -221,16 +221,21 @@ class Agent:
         """A vff-qos command line with this agent's files."""
         at = self.directory
         return [
-            sys.executable, "-m", "bench.follow", *words, "--settings", f"{self.etc}/settings.yml",
-            "--policy", f"{self.etc}/policy.yml", "--state-dir", f"{at}/state",
-            "--run-dir", f"{at}/run",
+            sys.executable, "-S", "-m", "bench.follow", *words,
+            "--settings", f"{self.etc}/settings.yml", "--policy", f"{self.etc}/policy.yml",
+            "--state-dir", f"{at}/state", "--run-dir", f"{at}/run",
         ]  # fmt: skip
 
     @property
     def environment(self) -> dict[str, str]:
-        """Makes ``bench.follow`` and the agent those of its code."""
-        root = self.code.root
-        return os.environ | {"PYTHONPATH": f"{root}/agent/src:{root}/tests"}
+        """Makes ``bench.follow`` and the agent those of its code.
+
+        Packages are found by path, because a node has nothing of what this machine's Python may
+        load when it starts (``*.pth`` files, site(3)): here that can be a MiB and more.
+        """
+        packages = [path for path in sys.path if path.endswith("-packages")]
+        places = [f"{self.code.root}/agent/src", f"{self.code.root}/tests", *packages]
+        return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
 
     def run(self, *words: str) -> None:
         """A vff-qos command that must succeed."""

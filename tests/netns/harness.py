@@ -77,11 +77,8 @@ class Client:
 
 def cut_marks() -> set[int]:
     """Marks of the users who are cut off."""
-    elements = CutSet()
-    try:
+    with contextlib.closing(CutSet()) as elements:
         return elements.marks()
-    finally:
-        elements.close()
 
 
 class Node:

@@ -60,6 +60,9 @@ options:
   blocked:
     description: Next to nothing gets through; connections stay.
     type: bool
+  cut:
+    description: Connections end at once, and new ones as soon as they are known. Stands alone.
+    type: bool
   for:
     description:
       - How long a V(limit) lasts from now on, such as V(2h) or V(1d); until V(reset) if missing.
@@ -152,7 +155,9 @@ FILE = "users.yml"
 HEADER = (
     "# Written by the Ansible module vff.qos.qos_user; edits of what it does not manage are lost.\n"
 )
-LIMITS = ("plan", "upload", "download", "unlimited", "blocked")
+LIMITS = ("plan", "upload", "download", "unlimited", "blocked", "cut")
+#: What the policy calls it.
+CUT = {"blocked": "cut"}
 #: An override that ends this close to the wanted time is the wanted one.
 TOLERANCE_S = 60
 SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -386,6 +391,8 @@ def order(module, node, email, entry):
 
 def order_words(module, email, entry):
     """The agent's command for an override."""
+    if entry == CUT:
+        return ["cut", email]
     for key, verb in (("unlimited", "unlimit"), ("blocked", "block")):
         if key in entry:
             if entry != {key: True}:
@@ -410,6 +417,7 @@ def main():
             "download": {"type": "str"},
             "unlimited": {"type": "bool"},
             "blocked": {"type": "bool"},
+            "cut": {"type": "bool"},
             "for": {"type": "str"},
             "reason": {"type": "str", "default": ""},
             "directory": {"type": "path", "default": "/etc/vff-qos"},
@@ -427,6 +435,10 @@ def main():
             module.fail_json(msg=problem)
     state, email = params["state"], params["name"]
     entry = {key: params[key] for key in LIMITS if params[key] is not None}
+    if "cut" in entry:
+        if entry != {"cut": True}:
+            module.fail_json(msg="cut: true stands alone")
+        entry = CUT
     if entry and state in ("absent", "reset"):
         module.fail_json(msg=f"state {state} takes no limits; there is {', '.join(entry)}")
     if params["for"] is not None and state != "limit":

@@ -25,11 +25,13 @@ from pyroute2 import IPRoute
 from vff_qos.core.flow import Flow
 from vff_qos.core.htb import user_class
 from vff_qos.core.plan.desired import desired
-from vff_qos.core.plan.objects import Filter
-from vff_qos.core.settings import Settings
+from vff_qos.core.plan.nft_table import table
+from vff_qos.core.plan.objects import Filter, NftTable
+from vff_qos.core.settings import Settings, parse_settings
 from vff_qos.errors import KernelRefused
-from vff_qos.kernel import filters, route
+from vff_qos.kernel import filters, nft, route
 from vff_qos.kernel.packed.conntrack import Conntrack, prepare
+from vff_qos.kernel.packed.nft_elements import CutSet
 from vff_qos.kernel.packed.tc import ClassKey, Tc, add_class
 
 CLONE_NEWNET = 0x40000000
@@ -71,6 +73,12 @@ class Client:
             f"{stamp}.{int(now % 1 * 1e6):06d} from {prefix}{self.text}:{self.port} accepted "
             f"tcp:example.com:443 [in >> direct] email: {email}\n"
         ).encode()
+
+
+def cut_marks() -> set[int]:
+    """Marks of the users who are cut off."""
+    with contextlib.closing(CutSet()) as elements:
+        return elements.marks()
 
 
 class Node:
@@ -116,6 +124,11 @@ class Node:
             "--run-dir",
             str(self.directory / "run"),
         ]
+
+    def make_table(self) -> None:
+        """The nft table, as bootstrap makes it from the settings."""
+        settings = parse_settings((self.directory / "settings.yml").read_bytes(), "settings.yml")
+        nft.replace_table(NftTable(table(settings)))
 
     def start(self) -> None:
         """Start the agent and wait until it says that it follows."""

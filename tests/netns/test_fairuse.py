@@ -26,7 +26,7 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State, StateError
 
-from .harness import MAJOR, Client, Node, Pipe, eventually, look, run
+from .harness import MAJOR, Client, Node, Pipe, cut_marks, eventually, look, run
 
 POLICY = """
 default: {plan: basic}
@@ -205,6 +205,17 @@ def test_a_penalty_follows_a_rule_that_leads_elsewhere_now(world: World) -> None
     (override,) = world.state.overrides()
     assert (override.entry, override.until) == ({"plan": "slower"}, before.until)
     assert world.shown(alice)[0] == 1_000_000
+
+
+def test_a_penalty_may_cut_a_user_off_until_it_ends(world: World) -> None:
+    world.server.make_table()
+    world.change(POLICY.replace("then: slow", "then: cut"))
+    alice = punish(world)
+    (override,) = world.state.overrides()
+    assert override.entry == {"blocked": "cut"}
+    assert cut_marks() == {MAJOR << 16 | alice}
+    world.look(3_601)
+    assert cut_marks() == set()
 
 
 def test_a_stop_in_the_middle_of_a_look_counts_nothing_twice(world: World) -> None:

@@ -8,10 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from vff_qos.core.plan.nft_table import table
-from vff_qos.core.plan.objects import NftTable
-from vff_qos.core.settings import parse_settings
-from vff_qos.kernel import nft
 from vff_qos.kernel.packed.conntrack import prepare
 
 from .customers import CUSTOMERS, NODE, STRANGER, Site, stamp
@@ -21,8 +17,7 @@ from .harness import Node, eventually, run
 @pytest.fixture
 def site(node: Node) -> Iterator[Site]:
     made = Site(node)
-    settings = parse_settings((node.directory / "settings.yml").read_bytes(), "settings.yml")
-    nft.replace_table(NftTable(table(settings)))
+    node.make_table()
     node.start()
     yield made
     made.close()

@@ -47,12 +47,15 @@ def test_a_temporary_one_is_ordered_once_and_ended(node: Node, run: Run) -> None
     limit = {"name": "alice@x", "state": "limit", "download": "1mbit", "for": "2h", "reason": "r"}
     assert run("qos_user", check=True, **limit)["changed"]
     assert node.classes()[1][minor] == 3_000_000
+    node.make_table()
     first = run("qos_user", **limit)
     assert first["changed"] and first["until"] == pytest.approx(time.time() + 7_200, abs=10)
     assert node.classes()[1][minor] == 1_000_000
     assert not run("qos_user", **limit)["changed"]
     assert run("qos_user", **{**limit, "for": "4h"})["changed"]
     assert run("qos_user", name="alice@x", state="limit", blocked=True)["changed"]
+    assert run("qos_user", name="alice@x", state="limit", cut=True)["changed"]
+    assert not run("qos_user", name="alice@x", state="limit", cut=True)["changed"]
     assert run("qos_user", name="alice@x", state="limit", unlimited=True)["until"] is None
     assert run("qos_user", check=True, name="alice@x", state="reset")["changed"]
     assert run("qos_user", name="alice@x", state="reset")["changed"]
@@ -66,7 +69,8 @@ def test_a_temporary_one_that_is_wrong_is_refused(node: Node, run: Run) -> None:
     for arguments, sentence in (
         ({"download": "5mbps"}, "bytes a second to tc"),
         ({"plan": "silver"}, "there is no plan 'silver'; there are: gold"),
-        ({}, "state limit needs one of: plan, upload, download, unlimited, blocked"),
+        ({}, "state limit needs one of: plan, upload, download, unlimited, blocked, cut"),
+        ({"cut": True, "plan": "gold"}, "cut: true stands alone"),
         ({"blocked": True, "plan": "gold"}, "state limit takes blocked: true alone"),
     ):
         for check in (True, False):

@@ -132,7 +132,8 @@ def _order_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
         "limit": "limit one user for a while, whatever the policy says",
         "unlimit": "lift one user's limits for a while; 'reset' goes back to the policy",
         "block": "block one user for a while: nothing is dropped, nothing gets through in time",
-        "reset": "end a limit, unlimit or block: the policy decides again",
+        "cut": "end one user's connections at once, and new ones, for a while",
+        "reset": "end a limit, unlimit, block or cut: the policy decides again",
     }
     for name, text in orders.items():
         order = command(name, text)
@@ -290,14 +291,18 @@ def _report(node: Node, args: argparse.Namespace) -> int:
 
 def _order(node: Node, args: argparse.Namespace) -> int:
     from .commands.limit import give_order, let_off
+    from .core.policy.terms import CUT
     from .core.units import parse_duration
 
     if args.command == "reset" and args.usage:
         print(let_off(node, args.email, args.reason))
         return 0
-    entry: dict[str, Any] | None = {"unlimit": {"unlimited": True}, "block": {"blocked": True}}.get(
-        args.command
-    )
+    entries: dict[str, dict[str, Any]] = {
+        "unlimit": {"unlimited": True},
+        "block": {"blocked": True},
+        "cut": {"blocked": CUT},
+    }
+    entry = entries.get(args.command)
     if args.command == "limit":
         given = {key: getattr(args, key) for key in ("plan", "upload", "download")}
         entry = {key: value for key, value in given.items() if value is not None}
@@ -437,6 +442,7 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "limit": _order,
     "unlimit": _order,
     "block": _order,
+    "cut": _order,
     "reset": _order,
     "policy": _policy,
     "suspend": _suspend,

@@ -71,6 +71,8 @@ def value(key: str, given: object) -> str:
 
 def describe_limits(limits: Limits) -> str:
     """Limits in one phrase."""
+    if limits.cut:
+        return "cut off (their connections end at once)"
     if limits.blocked:
         return f"blocked ({format_rate(limits.upload_bps or 0)} in each direction)"
     return f"upload {limit(limits.upload_bps)}, download {limit(limits.download_bps)}"

@@ -26,6 +26,7 @@ from .core.owners import ACTIVE, RESTRICTED_KEY, Owner
 from .core.policy.model import Limits, Policy, lowest_of
 from .core.policy.overrides import Override, Overrides
 from .core.settings import Settings
+from .cutting import Cuts
 from .errors import KernelRefused
 from .kernel.packed.tc import (
     ClassKey,
@@ -64,6 +65,7 @@ class Classes:
         self.overrides = Overrides((), policy)
         self._settings, self._tc, self._clock = settings, tc, clock
         self._node = NodeCapacity(settings.node_ceil_bps, policy.max_weight)
+        self.cuts = Cuts(settings.major)
         self._params: dict[tuple[Limits, int, NodeCapacity], Both] = {}
         # Minors whose class is there: a byte each takes a tenth of a set of 10,000.
         self._made = bytearray(1 << 16)
@@ -90,6 +92,7 @@ class Classes:
 
         Returns owners whose guarantee changes because others came or went.
         """
+        self.cuts.forget()
         self._made = bytearray(1 << 16)
         self._note_made(made)
         self._other_leaf = {m: leaf for m, leaf in self._other_leaf.items() if m in made}
@@ -212,7 +215,25 @@ class Classes:
             self._learn()
             more, _ = self._send(wanted[minor] for minor in again)
             refused += more
+        try:
+            self._cut(wanted.values())
+        except KernelRefused as error:
+            refused.append(error)
         return refused
+
+    def _cut(self, owners: Iterable[Owner]) -> None:
+        """Cut off those of ``owners`` whose limits say so, and nobody else of them."""
+        if self._may_cut():
+            every = {owner.minor: owner for owner in owners}
+            cut = {minor for minor, owner in every.items() if self._is_cut(owner)}
+            self.cuts.change(cut, every.keys() - cut)
+
+    def _may_cut(self) -> bool:
+        """Whether anybody is cut off, or is to be."""
+        return self.policy.cuts or self.overrides.cut or bool(self.cuts.minors)
+
+    def _is_cut(self, owner: Owner) -> bool:
+        return owner.is_user and owner.state == ACTIVE and self.limits(owner).cut
 
     def _send(self, owners: Iterable[Owner]) -> tuple[list[KernelRefused], set[int]]:
         """One try; returns what was refused, and the minors whose class or leaf exists."""
@@ -288,6 +309,11 @@ class Classes:
                 has = have.get(owner.minor)
                 if has is None or not same_class(has, params[which]):
                     found[owner.minor] = owner
+        if self._may_cut():
+            is_cut = self.cuts.minors
+            found.update(
+                (o.minor, o) for o, _params in wanted if self._is_cut(o) != (o.minor in is_cut)
+            )
         return list(found.values())
 
     def listed(self) -> Listed:

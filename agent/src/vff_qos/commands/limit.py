@@ -1,4 +1,4 @@
-"""``vff-qos limit``, ``unlimit``, ``block`` and ``reset``: temporary overrides by a person.
+"""``vff-qos limit``, ``unlimit``, ``block``, ``cut``, ``reset``: temporary overrides by a person.
 
 The class is changed here and now, whether the agent runs or not; the agent finds the override in
 the state, keeps it in force and ends it in time.

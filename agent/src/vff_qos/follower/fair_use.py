@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 from ..core import events
 from ..core.policy.model import Policy
 from ..core.policy.overrides import Override
-from ..core.policy.terms import BLOCKED
+from ..core.policy.terms import BLOCKED, CUT
 from ..core.policy.usage import Change, Ledger, Row, Usage, is_automatic
 from ..errors import KernelRefused, QosError
 from ..journal import Journal
@@ -238,6 +239,7 @@ class FairUse:
 
 def _override(change: Change) -> Override:
     """The override that a penalty leads to."""
-    entry = {"blocked": True} if change.then == BLOCKED else {"plan": change.then}
+    blocked: dict[str, Any] = {BLOCKED: {"blocked": True}, CUT: {"blocked": CUT}}
+    entry = blocked.get(change.then, {"plan": change.then})
     penalty, who = change.penalty, "vff-qos"
     return Override(change.key, change.origin, entry, penalty.until, who, change.why, penalty.since)

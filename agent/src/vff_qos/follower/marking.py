@@ -169,3 +169,4 @@ class Marking:
                 if before & REMEMBERED:
                     self._forget(client)
                 mirror.put(client, after)
+        registry.end_cut(mirror.flow, [(g.client, g.after) for g in given])

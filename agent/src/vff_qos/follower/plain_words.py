@@ -106,6 +106,7 @@ class PlainWords:
             errors = self._conntrack.set_marks(requests)
             for index, code in errors.items():
                 failed(*held[index], code)
+            self._registry.end_cut(self._flows.mirror.flow, held)
             return others, len(requests) - len(errors)
         return others, 0
 

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 
 from ..core import events
 from ..core.claims.email import decode_email
+from ..core.flow import Flow
+from ..core.flows.mirror import Held
+from ..core.flows.record import MINOR
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.owners import ACTIVE, QUARANTINE, RESTRICTED_KEY, Minors, Owner
 from ..core.policy.model import Limits
@@ -344,6 +347,16 @@ class Registry:
     def is_suspended(self) -> bool:
         """Whether the kill switch is on."""
         return bool(self._state.get_value("suspended"))
+
+    def end_cut(self, name: Callable[[bytes, int], Flow], marked: Iterable[Held]) -> None:
+        """End those connections, just marked, whose users are cut off."""
+        try:
+            if minors := self.classes.cuts.minors:
+                self.classes.cuts.end_those(
+                    [(r & MINOR, name(c, r)) for c, r in marked if r & MINOR in minors]
+                )
+        except KernelRefused as error:
+            self.refused(error)
 
     def tag(self, minor: int) -> bytes:
         """The part of a request that gives a flow the mark of ``minor``."""

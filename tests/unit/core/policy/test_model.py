@@ -100,6 +100,7 @@ def test_where_unknown_users_are_blocked_those_with_a_rule_are_not() -> None:
         ("a@x", {"plan": "basic"}, PRO._replace(upload_bps=10_000_000, download_bps=20_000_000)),
         ("a@x", {"unlimited": True}, PRO._replace(upload_bps=None, download_bps=None)),
         ("a@x", {"blocked": True}, BLOCKED._replace(leaf="cake")),
+        ("a@x", {"blocked": "cut"}, BLOCKED._replace(leaf="cake", cut=True)),
         ("a@x", {"plan": "locked"}, BLOCKED._replace(leaf="cake")),
         ("c@x", {"download": "1mbit"}, PRO._replace(download_bps=1_000_000)),
         ("c@x", {"unlimited": True}, PRO._replace(upload_bps=None, download_bps=None)),

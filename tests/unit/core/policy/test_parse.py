@@ -36,7 +36,7 @@ from .examples import POLICY
         (b"plans: {a: {weight: true}}", "True is not a whole number"),
         (b"plans: {a: {burst: 64kbit}}", "plans.a.burst: '64kbit' is not a size; allowed: 2kb"),
         (b"plans: {a: {leaf: red}}", "plans.a.leaf: 'red' is not one of fq_codel, pfifo, cake"),
-        (b"plans: {a: {blocked: 1}}", "plans.a.blocked: 1 is not true or false"),
+        (b"plans: {a: {blocked: 1}}", "plans.a.blocked: 1 is not true, false or cut"),
         (b"match: {a: {}}", 'match: must be a list such as [{pattern: "*.trial", plan: trial}]'),
         (b"match:\n- {}", "p:2: match.0: needs a pattern"),
         (b"match:\n- {pattern: 12}", "p:2: match.0: needs a pattern in quotes"),

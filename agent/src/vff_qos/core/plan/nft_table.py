@@ -3,7 +3,8 @@
 See libnftables-json(5).  ``post`` gives packets of a marked flow their flow's mark.  ``pre`` takes
 our mark away that a packet carried through the IFB, before routing can see it.  ``early`` gives new
 flows to the service ports a provisional mark if their source is known; the agent fills the maps.
-``flood`` paces new flows to the service ports from addresses that the agent has put into its sets.
+``cut`` ends the connections of users whose marks are in the set of that name.  ``flood`` paces new
+flows to the service ports from addresses that the agent has put into its sets.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ EARLY4, EARLY6 = "early4", "early6"
 EARLY_TIMEOUT_S = 300
 #: Sets of addresses that flood the node with new connections; their elements bear limits.
 FLOOD4, FLOOD6 = "flood4", "flood6"
+#: Set of the marks of users who are cut off.
+CUT = "cut"
+MAX_CUT = 65_536
 #: Counts the packets that `flood` has dropped.
 FLOOD_COUNTER = "flood_dropped"
 FLOOD_TIMEOUT_S = 300
@@ -51,6 +55,7 @@ def table(settings: Settings) -> Listing:
         _chain("post", "postrouting", -150),
         _mangle("pre", [_tagged("meta", TAG_MASK, tag)], "meta", 0),
     ]
+    objects += _cut()
     objects += _flood_guard(settings)
     if not settings.early_shaping:
         return [*objects, _mangle("post", [_tagged("ct", TAG_MASK, tag)], "meta", _CT_MARK)]
@@ -69,6 +74,22 @@ def table(settings: Settings) -> Listing:
         _mangle("post", [_tagged("ct", OURS_MASK, tag)], "meta", final),
         _mangle("early", new, "ct", {"map": {"key": _SOURCE4, "data": f"@{EARLY4}"}}),
         _mangle("early", new, "ct", {"map": {"key": _SOURCE6, "data": f"@{EARLY6}"}}),
+    ]
+
+
+def _cut() -> Listing:
+    """What ends the connections of marks in the set: in the chain where both directions of what
+    goes to a container pass, and all that clients send.  Others pay one look-up."""
+    body: dict[str, Json] = {"family": "inet", "table": TABLE, "name": CUT}
+    tcp: list[Json] = [_match({"meta": {"key": "l4proto"}}, 6), {"reject": {"type": "tcp reset"}}]
+    return [
+        # After conntrack (-200), which knows the mark.
+        _chain("cut", "prerouting", -150),
+        {"chain": {"family": "inet", "table": TABLE, "name": "cut_off"}},
+        {"set": {**body, "type": "mark", "size": MAX_CUT}},
+        _rule("cut", [_match(_CT_MARK, f"@{CUT}"), {"goto": {"target": "cut_off"}}]),
+        _rule("cut_off", tcp),
+        _rule("cut_off", [{"drop": None}]),
     ]
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..names import Names, is_hash
-from .terms import Terms
+from .terms import CUT, Terms
 
 #: Both directions of a blocked user: connections live, and nothing can be done with them.
 BLOCKED_BPS = 8_000
@@ -26,7 +26,7 @@ class Limits(NamedTuple):
     """What one user may use.  Rates in bit/s; ``None`` is unlimited: only the node's ceiling holds.
 
     ``guaranteed_bps`` and ``burst_bytes``: None for what the class's other numbers give;
-    ``leaf``: empty for the node's.
+    ``leaf``: empty for the node's; ``cut``: blocked, and connections end at once.
     """
 
     upload_bps: int | None
@@ -36,6 +36,7 @@ class Limits(NamedTuple):
     burst_bytes: int | None = None
     leaf: str = ""
     blocked: bool = False
+    cut: bool = False
 
 
 def lowest_of(limits: Iterable[Limits]) -> Limits:
@@ -48,6 +49,7 @@ def lowest_of(limits: Iterable[Limits]) -> Limits:
         min(down, default=None),
         weight=min((limit.weight for limit in known), default=1),
         blocked=any(limit.blocked for limit in known),
+        cut=any(limit.cut for limit in known),
     )
 
 
@@ -186,6 +188,12 @@ class Policy:
         return plans or any(limits.guaranteed_bps is not None for limits in rules)
 
     @cached_property
+    def cuts(self) -> bool:
+        """Whether the policy cuts anybody off."""
+        rules = [self.default, *self.users.values(), *(p.limits for p in self.patterns)]
+        return any(limits.cut for limits in rules)
+
+    @cached_property
     def max_weight(self) -> int:
         """The largest weight that anybody may have."""
         rules = [self.default, *self.users.values(), *(p.limits for p in self.patterns)]
@@ -239,8 +247,9 @@ def merge(base: Limits, layers: Iterable[Layer]) -> Limits:
         for key, name in _FIELDS.items():
             if key in layer:
                 values[name] = layer[key]
-    if values["blocked"]:
-        return Limits(BLOCKED_BPS, BLOCKED_BPS, leaf=values["leaf"], blocked=True)
+    if blocked := values["blocked"]:
+        leaf, cut = values["leaf"], blocked == CUT
+        return Limits(BLOCKED_BPS, BLOCKED_BPS, leaf=leaf, blocked=True, cut=cut)
     return Limits(**values)
 
 

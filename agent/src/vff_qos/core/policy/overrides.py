@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .model import Layer, Limits, Policy, lowest_of
 from .parse import parse_layer
+from .terms import CUT
 
 #: Origin of what a person ordered; automatic ones have other names and give way to it.
 OPERATOR = "operator"
@@ -66,6 +68,13 @@ class Overrides:
         """Whether one of them names a guaranteed rate itself."""
         return any("guaranteed" in layer for p in self.by_email.values() for _o, layer in p)
 
+    @cached_property
+    def cut(self) -> bool:
+        """Whether one of them may cut somebody off, by itself or by its plan."""
+        layers = [layer for pairs in self.by_email.values() for _order, layer in pairs]
+        layers += [self._policy.plans.get(layer.get("plan", ""), {}) for layer in layers]
+        return any(layer.get("blocked") == CUT for layer in layers)
+
     def in_force(self, email: str, now_s: float) -> list[tuple[Override, Layer]]:
         """The overrides that count for ``email``: the operator's alone, else all others."""
         found = self.by_email.get(email)
@@ -89,6 +98,7 @@ class Overrides:
             download_bps=lowest.download_bps,
             weight=lowest.weight,
             blocked=lowest.blocked,
+            cut=lowest.cut,
         )
 
     def next_end(self) -> float | None:

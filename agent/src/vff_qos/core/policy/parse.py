@@ -17,8 +17,8 @@ from ..htb import MAX_WEIGHT
 from ..settings import LEAVES
 from ..units import format_rate, parse_rate, parse_size
 from .model import DEFAULT_LIMITS, Layer, Limits, Pattern, Policy, base_limits, merge
+from .terms import CUT, Terms, parse_terms
 from .terms import KEYS as TERMS_KEYS
-from .terms import Terms, parse_terms
 
 #: An email is a label that the operator chose; the log's grammar bounds it the same way.
 MAX_EMAIL_BYTES = 320
@@ -46,6 +46,14 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _blocked(value: object) -> bool | str:
+    if value == CUT:
+        return CUT
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not true, false or {CUT}")
+    return value
+
+
 #: What an entry may say, and how it is read; ``plan`` stands beside these everywhere but in plans.
 _KEYS: dict[str, Callable[[object], Any]] = {
     "upload": parse_rate,
@@ -55,7 +63,7 @@ _KEYS: dict[str, Callable[[object], Any]] = {
     "burst": parse_size,
     "leaf": _leaf,
     "unlimited": _flag,
-    "blocked": _flag,
+    "blocked": _blocked,
 }
 #: What a plan may say.
 PLAN_KEYS = (*_KEYS, *TERMS_KEYS)

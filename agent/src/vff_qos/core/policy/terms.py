@@ -13,7 +13,7 @@ VOLUME, RATE = "volume", "rate"
 BOTH, UPLOAD, DOWNLOAD = "both", "upload", "download"
 DAY, MONTH = "day", "month"
 #: Where a penalty leads that is no plan.
-BLOCKED = "blocked"
+BLOCKED, CUT = "blocked", "cut"
 
 #: What a plan may say of this.
 KEYS = ("fair_use", "quota")
@@ -181,12 +181,12 @@ def _quota(doc: Document, path: tuple[str, ...], value: Any, plans: Collection[s
 def _then(
     doc: Document, path: tuple[str, ...], entry: Mapping[str, Any], plans: Collection[str]
 ) -> str:
-    allowed = ", ".join([*plans, BLOCKED])
+    allowed = ", ".join([*plans, BLOCKED, CUT])
     if "then" not in entry:
         raise doc.fail((*path, "then"), f"is missing; allowed: {allowed}")
     # A plan's name may look like a number to YAML.
     then = str(entry["then"])
-    if then != BLOCKED and then not in plans:
+    if then not in (*plans, BLOCKED, CUT):
         raise doc.fail((*path, "then"), f"{then!r} is no other plan; allowed: {allowed}")
     return then
 

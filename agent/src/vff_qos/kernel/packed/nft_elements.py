@@ -11,12 +11,31 @@ import errno
 import struct
 from collections.abc import Collection, Iterable, Mapping
 
-from ...core.plan.nft_table import EARLY4, EARLY6, FLOOD4, FLOOD6, FLOOD_BURST, FLOOD_PER_S, TABLE
+from ...core.plan.nft_table import (
+    CUT,
+    EARLY4,
+    EARLY6,
+    FLOOD4,
+    FLOOD6,
+    FLOOD_BURST,
+    FLOOD_PER_S,
+    TABLE,
+)
 from ...errors import KernelRefused
-from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_CREATE, Encoder, Netlink, attr, nest
-from .nftables import encode, transact
+from .netlink import (
+    NETLINK_NETFILTER,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    Encoder,
+    Netlink,
+    attr,
+    attrs,
+    find_attr,
+    nest,
+)
+from .nftables import NFGENMSG, NFPROTO_INET, encode, transact
 
-_NEWSETELEM, _DELSETELEM = 10 << 8 | 12, 10 << 8 | 14
+_NEWSETELEM, _GETSETELEM, _DELSETELEM = 10 << 8 | 12, 10 << 8 | 13, 10 << 8 | 14
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM, _ELEM_KEY, _ELEM_DATA, _ELEM_EXPR, _DATA_VALUE = 1, 1, 2, 7, 1
 _EXPR_NAME, _EXPR_DATA = 1, 2
@@ -50,12 +69,17 @@ def limit_of(per_s: int, burst: int) -> bytes:
 _PACED = limit_of(FLOOD_PER_S, FLOOD_BURST)
 
 
+def set_name(name: str) -> bytes:
+    """The attributes that name one of our sets or maps."""
+    return attr(_LIST_TABLE, TABLE.encode() + b"\0") + attr(_LIST_SET, name.encode() + b"\0")
+
+
 def encode_elements(
     seq: int, name: str, values: Mapping[bytes, bytes] | None, delete: bool = False
 ) -> bytes:
     """Request to add elements to ``name``, or to delete them (None: all there are); values are
     what `mark_of` or `limit_of` gave."""
-    body = attr(_LIST_TABLE, TABLE.encode() + b"\0") + attr(_LIST_SET, name.encode() + b"\0")
+    body = set_name(name)
     if values is not None:
         elements = []
         for key, value in values.items():
@@ -65,6 +89,17 @@ def encode_elements(
         body += nest(_LIST_ELEMENTS, *elements)
     kind, flags = (_DELSETELEM, 0) if delete else (_NEWSETELEM, NLM_F_CREATE)
     return encode(seq, kind, flags | NLM_F_ACK, body)
+
+
+def decode_keys(payload: bytes) -> list[bytes]:
+    """Keys of the elements in one message of a dump."""
+    start, end = find_attr(payload, _LIST_ELEMENTS, NFGENMSG.size, len(payload))
+    keys = []
+    for _kind, first, last in attrs(payload, start, end):
+        key, key_end = find_attr(payload, _ELEM_KEY, first, last)
+        data, data_end = find_attr(payload, _DATA_VALUE, key, key_end)
+        keys.append(payload[data:data_end])
+    return keys
 
 
 class Elements:
@@ -145,6 +180,23 @@ class FloodSets(Elements):
         and not longer; end that of ``gone``.  Where one is paced already, its time goes on.
         ENFILE: the sets are full."""
         self._change(dict.fromkeys(addresses, _PACED), gone)
+
+
+class CutSet(Elements):
+    """The set of the marks of users who are cut off."""
+
+    _names = {4: CUT}  # noqa: RUF012
+
+    def change(self, marks: Iterable[int], gone: Iterable[int]) -> None:
+        """Delete ``gone``, add ``marks``."""
+        self._change(dict.fromkeys(map(_MARK.pack, marks), b""), map(_MARK.pack, gone))
+
+    def marks(self) -> set[int]:
+        """Those that are in the set."""
+        body = NFGENMSG.pack(NFPROTO_INET, 0, 0) + set_name(CUT)
+        what = f"reading set {CUT} of nft table inet {TABLE}"
+        lists = self._netlink.dump(_GETSETELEM, body, what, decode_keys)
+        return {_MARK.unpack(key)[0] for keys in lists for key in keys}
 
 
 def clear_elements(*kinds: type[Elements]) -> None:

@@ -26,13 +26,13 @@ from .netlink import (
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _GETTABLE, _DELTABLE = 10 << 8 | 1, 10 << 8 | 2
 _TABLE_NAME, _TABLE_FLAGS = 1, 2
-_NFGENMSG = struct.Struct(">BBH")  # family, version, res_id
-_SUBSYS_NFTABLES, _NFPROTO_INET = 10, 1
+NFGENMSG = struct.Struct(">BBH")  # family, version, res_id
+_SUBSYS_NFTABLES, NFPROTO_INET = 10, 1
 
 
 def encode(seq: int, kind: int, flags: int, *attributes: bytes) -> bytes:
     """A request about something of family inet."""
-    body = _NFGENMSG.pack(_NFPROTO_INET, 0, 0) + b"".join(attributes)
+    body = NFGENMSG.pack(NFPROTO_INET, 0, 0) + b"".join(attributes)
     return HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, seq, 0) + body
 
 
@@ -44,7 +44,7 @@ def transact(netlink: Netlink, requests: Sequence[Encoder], what: str) -> None:
 
 
 def _edge(kind: int) -> Encoder:
-    body = _NFGENMSG.pack(0, 0, _SUBSYS_NFTABLES)
+    body = NFGENMSG.pack(0, 0, _SUBSYS_NFTABLES)
     return lambda seq: HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST, seq, 0) + body
 
 
@@ -64,7 +64,7 @@ def table_flags(table: str = TABLE) -> int | None:
     if errors:
         raise KernelRefused(errors[0], f"reading nft table inet {table}")
     payload = replies[0].payload
-    found = {number: payload[a:b] for number, a, b in attrs(payload, _NFGENMSG.size)}
+    found = {number: payload[a:b] for number, a, b in attrs(payload, NFGENMSG.size)}
     return int.from_bytes(found.get(_TABLE_FLAGS, b""), "big")
 
 

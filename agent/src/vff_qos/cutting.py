@@ -1,0 +1,80 @@
+"""Users who are cut off: their connections end at once, and new ones as soon as they are known.
+
+nft answers packets of their marks with a reset and drops their UDP (core/plan/nft_table.py); what
+has its socket on this host ends without waiting for a packet.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+
+from .core.flow import Flow
+from .errors import KernelRefused
+from .kernel.packed.conntrack import Conntrack, decode_tuple
+from .kernel.packed.nft_elements import CutSet
+from .kernel.packed.sockets import end_connections
+
+
+class Cuts:
+    """Whose marks are in the set of those who are cut off.  Opens sockets only for a change."""
+
+    def __init__(self, major: int) -> None:
+        self._tag = major << 16
+        self._minors: frozenset[int] | None = None
+
+    @property
+    def minors(self) -> frozenset[int]:
+        """Minors of users who are cut off, as the kernel has it.  Raises KernelRefused."""
+        if self._minors is None:
+            elements = CutSet()
+            try:
+                marks = elements.marks()
+            except KernelRefused as error:
+                if error.code != errno.ENOENT:  # no table: nobody is
+                    raise
+                marks = set()
+            finally:
+                elements.close()
+            tag = self._tag
+            self._minors = frozenset(mark & 0xFFFF for mark in marks if mark & ~0xFFFF == tag)
+        return self._minors
+
+    def forget(self) -> None:
+        """The kernel's set may be another by now."""
+        self._minors = None
+
+    def change(self, cut: set[int], others: set[int]) -> None:
+        """Cut off the users of ``cut``, and nobody of ``others``.  Raises KernelRefused."""
+        known = self.minors
+        fresh, gone = cut - known, others & known
+        if not fresh and not gone:
+            return
+        # First the sockets: nft would keep their last word, the reset, from leaving.
+        self.end(minor for minor in fresh)
+        elements = CutSet()
+        try:
+            elements.change([self._tag | m for m in fresh], [self._tag | m for m in gone])
+        except KernelRefused:
+            self.forget()
+            raise
+        finally:
+            elements.close()
+        self._minors = known - gone | fresh
+        self.end(minor for minor in fresh)
+
+    def end(self, minors: Iterable[int]) -> None:
+        """End all live TCP connections of these users whose sockets are on this host."""
+        conntrack = Conntrack()
+        try:
+            for minor in minors:
+                entries = conntrack.dump(self._tag | minor, 0xFFFFFFFF)
+                flows = [decode_tuple(entry.tuple_raw) for entry in entries]
+                end_connections(flow for flow in flows if flow is not None)
+        finally:
+            conntrack.close()
+
+    def end_those(self, flows: Iterable[tuple[int, Flow]]) -> None:
+        """End those of ``flows``, just marked, whose users (their minors) are cut off."""
+        minors = self.minors
+        end_connections(flow for minor, flow in flows if minor in minors)

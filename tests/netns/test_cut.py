@@ -1,0 +1,128 @@
+"""Users who are cut off: real flows, real sockets, the real table."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import sys
+import termios
+from collections.abc import Iterator
+
+import pytest
+
+from vff_qos.core.flow import Flow
+from vff_qos.kernel.packed.sockets import end_connections
+
+from .customers import CUSTOMERS, NODE, TCP, UDP, Connection, Site
+from .harness import Node, cut_marks, eventually, run
+
+ALICE, BOB = "alice@x", "bob@x"
+
+
+@pytest.fixture
+def site(node: Node) -> Iterator[Site]:
+    made = Site(node)
+    node.make_table()
+    node.start()
+    yield made
+    made.close()
+
+
+def given(site: Site, *emails: str, proto: int = TCP) -> list[Connection]:
+    """Connections from one address, each its user's."""
+    found = [site.connect(CUSTOMERS[0], proto=proto) for _ in emails]
+    site.node.write(*(c.line(email) for c, email in zip(found, emails, strict=True)))
+    eventually(lambda: site.holders(*found) == list(emails))
+    return found
+
+
+def is_reset(connection: Connection) -> bool:
+    """Whether it was ended: the peer may not have sent anything."""
+    connection.sock.setblocking(False)
+    try:
+        return connection.sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def lives(connection: Connection) -> bool:
+    """Whether what is sent reaches the node, which acknowledges it."""
+    connection.sock.send(b"alive")
+    eventually(lambda: is_reset(connection) or not unacknowledged(connection))
+    return not is_reset(connection)
+
+
+def unacknowledged(connection: Connection) -> int:
+    """Bytes that have been sent and not acknowledged (SIOCOUTQ of tcp(7))."""
+    found = fcntl.ioctl(connection.sock, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(found, sys.byteorder)
+
+
+def test_open_connections_end_at_once_and_the_neighbours_go_on(site: Site) -> None:
+    alices, bobs = given(site, ALICE, BOB)
+    assert "cut off" in site.node.run("cut", ALICE)
+    # Without a packet of theirs: idle ones end, too.
+    eventually(lambda: is_reset(alices), 1.0)
+    assert lives(bobs)
+
+
+def test_new_ones_end_as_soon_as_they_are_known_until_it_is_over(site: Site) -> None:
+    given(site, ALICE)
+    site.node.run("cut", ALICE)
+    again = site.connect(CUSTOMERS[0])
+    site.node.write(again.line(ALICE))
+    eventually(lambda: is_reset(again))
+    site.node.run("reset", ALICE)
+    assert not cut_marks()
+    (back,) = given(site, ALICE)
+    assert lives(back)
+
+
+def test_datagrams_are_dropped_and_the_neighbours_are_not(site: Site) -> None:
+    alices, bobs = given(site, ALICE, BOB, proto=UDP)
+    site.node.run("cut", ALICE)
+    dropped = "counter packets"
+    run("nft", "insert", "rule", "inet", "vff_qos", "cut_off", "counter")
+    for _ in range(5):
+        alices.sock.send(b"lost")
+        bobs.sock.send(b"heard")
+    eventually(lambda: f"{dropped} 5 " in run("nft", "list", "chain", "inet", "vff_qos", "cut_off"))
+
+
+def test_a_policy_that_cuts_and_its_end(site: Site) -> None:
+    (alices,) = given(site, ALICE)
+    site.node.write_policy(f"users: {{{ALICE}: {{blocked: cut}}}}")
+    eventually(lambda: is_reset(alices), 15)
+    site.node.write_policy("users: {}")
+    eventually(lambda: not cut_marks(), 15)
+    (back,) = given(site, ALICE)
+    assert lives(back)
+
+
+def test_it_outlives_the_agent_and_a_table_made_anew(site: Site) -> None:
+    given(site, ALICE)
+    site.node.run("cut", ALICE)
+    (mark,) = cut_marks()
+    site.node.stop()
+    run("nft", "delete", "table", "inet", "vff_qos")
+    site.node.make_table()
+    assert not cut_marks()
+    site.node.start()
+    eventually(lambda: cut_marks() == {mark})
+
+
+def test_the_kill_switch_lets_them_back(site: Site) -> None:
+    given(site, ALICE)
+    site.node.run("cut", ALICE)
+    site.node.run("suspend")
+    assert not cut_marks()
+    late = site.connect(CUSTOMERS[0])
+    assert lives(late)
+
+
+def test_a_tuple_that_is_not_there_ends_no_listener(site: Site) -> None:
+    absent = Flow(TCP, socket.inet_aton(CUSTOMERS[0]), 9, socket.inet_aton(NODE[0]), 443)
+    assert end_connections([absent]) == 0
+    assert lives(site.connect())

@@ -111,7 +111,7 @@ soak: setup ## Ten minutes of restarts, kills, flushes, floods and forged lines;
 .PHONY: build
 build: build/collection.stamp ## Build the wheels that travel with the role and the collection's tarball
 
-AGENT_FILES := agent/pyproject.toml $(shell find agent/src -name '*.py')
+AGENT_FILES := agent/pyproject.toml $(shell find agent/src -name '*.py' -o -path '*/static/*')
 ROLE_FILES := $(shell find galaxy.yml meta roles plugins playbooks docs README.md README.ru.md LICENSE \
   -type f -not -path 'roles/qos/files/wheels/*' -not -name '*.pyc')
 

@@ -100,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
     _usage_command(command)
     report = command("report", "tell usage to report_url, once (the timer's work)")
     report.add_argument("--now", action="store_true", help="also if the last try has just failed")
+    command("web", "serve the page, where web_bind says (the unit's work)")
     name = command("name", "what users are called in state, journal and status (qos_hash_emails)")
     name.add_argument("emails", nargs="+", metavar="EMAIL")
     _order_commands(command)
@@ -289,6 +290,13 @@ def _report(node: Node, args: argparse.Namespace) -> int:
     return 0
 
 
+def _web(node: Node, _args: argparse.Namespace) -> int:
+    from .web.server import serve
+
+    serve(node)
+    return 0
+
+
 def _order(node: Node, args: argparse.Namespace) -> int:
     from .commands.limit import give_order, let_off
     from .core.policy.terms import CUT
@@ -438,6 +446,7 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "doctor": _doctor,
     "usage": _usage,
     "report": _report,
+    "web": _web,
     "name": _name,
     "limit": _order,
     "unlimit": _order,

@@ -97,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
         "--no-canary", dest="canary", action="store_false",
         help="do not prove with a flow in a namespace of its own that limits hold (6 s)",
     )  # fmt: skip
+    doctor.add_argument(
+        "--keep", action="store_true", help="for the page, too: what is found, and when"
+    )
     _usage_command(command)
     report = command("report", "tell usage to report_url, once (the timer's work)")
     report.add_argument("--now", action="store_true", help="also if the last try has just failed")
@@ -265,9 +268,11 @@ def _name(node: Node, args: argparse.Namespace) -> int:
 
 
 def _doctor(node: Node, args: argparse.Namespace) -> int:
-    from .commands.doctor import exit_code, read_diagnosis, render
+    from .commands.doctor import exit_code, keep, read_diagnosis, render
 
     found = read_diagnosis(node, args.canary)
+    if args.keep:
+        keep(node, found)
     print(json.dumps(found, indent=1) if args.json else render(found))
     return exit_code(found)
 
@@ -291,6 +296,9 @@ def _report(node: Node, args: argparse.Namespace) -> int:
 
 
 def _web(node: Node, _args: argparse.Namespace) -> int:
+    from .web.lean import leave_out_openssl
+
+    leave_out_openssl()
     from .web.server import serve
 
     serve(node)

@@ -18,7 +18,7 @@ from ..core.figures import (
     select,
 )
 from ..core.health import xray
-from ..core.health.findings import EXIT_CODES, OK, verdict, worst_first
+from ..core.health.findings import EXIT_CODES, OK, Finding, verdict, worst_first
 from ..core.health.rules import judge
 from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR
 from ..core.names import PLAIN
@@ -49,11 +49,23 @@ def read_status(
     ``engine``: with what the engine's own configuration keeps from holding.  Raises KernelRefused.
     """
     seen = look(node)
-    facts, report, settings = seen.facts, seen.report, seen.settings
-    findings = judge(facts)
-    if engine and settings is not None:
-        told = xray.examine(read_engines(), settings)
+    findings = judge(seen.facts)
+    if engine and seen.settings is not None:
+        told = xray.examine(read_engines(), seen.settings)
         findings = worst_first([*findings, *(f for f in told if f.level != OK)])
+    moment = read_again(node, seen, _MEASURE_S) if seen.is_set_up else None
+    status = describe(node, seen, findings, moment)
+    if moment is not None:
+        names = sorted(((o, display_name(o.key)) for o in seen.owners), key=lambda o: natural(o[1]))
+        status["users"] = [one.to_json() for one in select(moment, names, patterns or [])]
+    return status
+
+
+def describe(
+    node: Node, seen: Seen, findings: list[Finding], moment: Moment | None
+) -> dict[str, Any]:
+    """A look at a node as JSON, without its users; ``moment``: its rates, None if not set up."""
+    facts, report, settings = seen.facts, seen.report, seen.settings
     level, reason = verdict(findings)
     record = read_record(node.paths)
     status: dict[str, Any] = {
@@ -76,15 +88,12 @@ def read_status(
     }
     if "state" in node.__dict__:
         status["names"] = mode_of(node.state)
-    if settings is None or seen.devices is None:
+    if settings is None or moment is None:
         return status
     status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb
     status["ceil_bps"] = settings.node_ceil_bps
     status["time"] = time.time()
-    moment = read_again(node, seen, _MEASURE_S)
     status["devices"] = devices_of(moment)
-    names = sorted(((o, display_name(o.key)) for o in seen.owners), key=lambda o: natural(o[1]))
-    status["users"] = [one.to_json() for one in select(moment, names, patterns or [])]
     owners = seen.owners
     status["restricted"] = _restricted(seen)
     waiting = [owner for owner in owners if owner.state != ACTIVE]

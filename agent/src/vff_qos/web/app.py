@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 from bottle import Bottle, HTTPResponse, request, response
 
 from ..config import Paths
 from ..core.web_access import has_token, is_asked_by_name
-from . import health
+from . import api, files, health
+from .observer import Observer
 
 #: What every answer bears.  Scripts, styles and connections are our own alone; nothing frames us.
 _HEADERS = {
@@ -39,6 +42,8 @@ class Site:
     hosts: tuple[str, ...] = ()
     #: What whoever asks must bear; empty: nothing.
     token: bytes = b""
+    #: Who looks at the node; to be closed before the server ends.
+    observers: list[Observer] = field(default_factory=list)
 
 
 def make_app(site: Site) -> Bottle:
@@ -63,7 +68,7 @@ def make_app(site: Site) -> Bottle:
     app.add_hook("after_request", dress)
     app.default_error_handler = _told
     # Every module of routes has add_routes(app, site); a new one is named here.
-    for module in (health,):
+    for module in (health, api, files):
         module.add_routes(app, site)
     return app
 
@@ -71,13 +76,22 @@ def make_app(site: Site) -> Bottle:
 def refusal(status: int, sentence: str, **headers: str) -> HTTPResponse:
     """An answer that says why there is none."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    fields["Content-Type"] = "text/plain; charset=utf-8"
-    return HTTPResponse(sentence + "\n", status, {**_HEADERS, **fields})
+    kind, text = _worded(sentence)
+    return HTTPResponse(text, status, {**_HEADERS, **fields, "Content-Type": kind})
+
+
+def _worded(sentence: str) -> tuple[str, str]:
+    """A sentence as programs, or as people read it."""
+    if request.path.startswith("/api/"):
+        return "application/json", json.dumps({"error": sentence})
+    return "text/plain; charset=utf-8", sentence + "\n"
 
 
 def _told(error: Any) -> str:
     """What is not there, or went wrong, in one plain line; the trace goes to the journal."""
-    response.content_type = "text/plain; charset=utf-8"
+    response.content_type, text = _worded(error.status_line)
     for name, value in _HEADERS.items():
         response.headers[name] = value
-    return f"{error.status_line}\n"
+    if error.traceback:
+        print(error.traceback, file=sys.stderr, flush=True)
+    return text

@@ -14,6 +14,7 @@ from ..config import read_ours
 from ..core.settings import Settings
 from ..core.web_access import TOKEN_BYTES
 from ..errors import ConfigError
+from ..follower.memory import give_memory_back
 from ..journal import notify
 from ..sources.listener import open_listener
 from .app import Site, make_app
@@ -24,6 +25,9 @@ _THREADS = 32
 
 def serve(node: Node) -> None:
     """Serve until SIGTERM.  Raises ConfigError, SourceError."""
+    # What is wrong with the node the agent tells the journal; the page shows it.
+    os.environ.pop("JOURNAL_STREAM", None)
+    give_memory_back()
     settings = node.settings_in_force
     listener, made = open_listener(settings.web_bind, "", 0o600)
     bound = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
@@ -41,7 +45,13 @@ def serve(node: Node) -> None:
         asyncore_use_poll=True,
         clear_untrusted_proxy_headers=True,
     )
-    signal.signal(signal.SIGTERM, _end)
+
+    def end(*_signal: Any) -> None:
+        for observer in site.observers:
+            observer.is_closing = True
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
     notify("READY=1")
     try:
         server.run()
@@ -49,10 +59,6 @@ def serve(node: Node) -> None:
         server.close()
         if made:
             os.unlink(made)
-
-
-def _end(*_signal: Any) -> None:
-    raise SystemExit(0)
 
 
 def read_token(node: Node, settings: Settings) -> bytes:

@@ -100,6 +100,10 @@ bench: build ## Measure the agent natively, shaping natively and on lab nodes (Q
 docs: setup ## Write what is made from other files: docs/VARIABLES.md, parts of ARCHITECTURE, JOURNAL and MIGRATION, the catalog
 	$(PY) tests/made_docs.py
 
+.PHONY: screenshots
+screenshots: setup ## Take the pictures of the page in docs/images, of a node in a network namespace (root)
+	$(PY) tests/screenshots.py
+
 .PHONY: bump
 bump: setup ## Set VERSION=x.y.z in all its places
 	@$(PY) tests/bump.py '$(VERSION)'

@@ -26,6 +26,8 @@ kmod
 openssh-client
 systemd
 systemd-journal-remote
+chromium
+fonts-dejavu-core
 haproxy
 nginx
 libnginx-mod-stream

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -114,8 +114,11 @@ def count_classes(node: Node, seen: Seen) -> None:
     seen.counted_s = time.monotonic()
 
 
-def look(node: Node) -> Seen:
-    """Look at everything once.  Raises KernelRefused; what else fails is a fact."""
+def look(node: Node, known: Mapping[str, Owner] | None = None) -> Seen:
+    """Look at everything once; ``known``: owners of before, as for `State.owners`.
+
+    Raises KernelRefused; what else fails is a fact.
+    """
     facts = Facts(time.time(), read_report(node.paths.run_dir), __version__)
     seen = Seen(facts)
     if record := read_record(node.paths):
@@ -124,7 +127,7 @@ def look(node: Node) -> Seen:
         state = node.state
         facts.state = state.trouble
         facts.suspended = state.get_value("suspended") is not None
-        seen.owners = sorted(state.owners(), key=lambda owner: owner.key)
+        seen.owners = sorted(state.owners(known), key=lambda owner: owner.key)
         seen.overrides = [o for o in state.overrides() if not o.ends_by(facts.now_s)]
     except StateError as error:
         facts.state = str(error)

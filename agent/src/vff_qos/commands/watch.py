@@ -78,6 +78,7 @@ class Watch:
         ``spare``: the last look is forgotten before, but for what the next rates need: nobody sees
         both, and 10,000 users take ten megabytes.
         """
+        known = {owner.key: owner for owner in self._seen.owners} if self._seen else {}
         if spare and self._seen is not None:
             last, self._looked = self._seen, None
             self._seen = Seen(last.facts, last.settings, devices=last.devices)
@@ -85,7 +86,7 @@ class Watch:
         self._node.close()
         # Settings, state and policy may be others by now.
         self._node = Node(self.paths, prints=False)
-        seen = self._looked = look(self._node)
+        seen = self._looked = look(self._node, known)
         self.findings = judge(seen.facts)
         self.level, self.reason = verdict(self.findings)
         if seen.settings is None or seen.devices is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +15,13 @@ from .. import __version__
 from ..commands.flows import read_restricted
 from ..commands.node import Node
 from ..commands.usage_table import read_totals, read_usage
+from ..core.events import EVENTS
 from ..core.figures import SORTS
 from ..core.usage_query import DAY, HOUR, MONTH
 from ..errors import QosError, Refused
 from ..runfile import read_diagnosis_file
 from . import schemas
-from .asking import EVENTS, NOTABLE, explain, read_events
+from .asking import NOTABLE, explain, read_events
 from .observer import Busy, Observer
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ _TOTALS_S = 60.0
 _BEAT_S = 10.0
 #: Questions of a time or a name have no more letters.
 _MAX_TEXT = 256
+_TEXT = r"^[^\u0000-\u001f\u007f]+$"
 
 Answer = dict[str, Any]
 _NOTHING: Answer = {"upload_bytes": 0, "download_bytes": 0, "spans": []}
@@ -70,13 +73,13 @@ class Param(NamedTuple):
             return int(given)
         if self.choices and given not in self.choices:
             raise BadQuestion(f"{self.name}: {given!r} is not one of {', '.join(self.choices)}")
-        if not 1 <= len(given) <= _MAX_TEXT or not given.isprintable():
-            raise BadQuestion(f"{self.name}: must be 1 to {_MAX_TEXT} printable letters")
+        if not 1 <= len(given) <= _MAX_TEXT or not re.fullmatch(_TEXT, given):
+            raise BadQuestion(f"{self.name}: must be 1 to {_MAX_TEXT} letters, none of control")
         return given
 
     def described(self) -> Answer:
         """As OpenAPI has it."""
-        schema: Answer = {"type": "string", "minLength": 1, "maxLength": _MAX_TEXT}
+        schema: Answer = {"type": "string", "pattern": _TEXT, "maxLength": _MAX_TEXT}
         if self.high:
             schema = {"type": "integer", "minimum": self.low, "maximum": self.high}
         elif self.choices:

@@ -13,17 +13,12 @@ import threading
 from typing import Any
 
 from ..config import Paths
-from ..core import events
-from ..core.events import DEBUG, INFO, JournalEvent
+from ..core.events import DEBUG, EVENTS, INFO
 from ..errors import QosError, Refused
 
 #: So many of them at once, each for so long.
 _AT_ONCE = threading.Semaphore(2)
 _PATIENCE_S = 30.0
-#: Every event, by name.
-EVENTS: dict[str, JournalEvent] = {
-    event.name: event for event in vars(events).values() if isinstance(event, JournalEvent)
-}
 #: What is shown unasked: what befell the node, not what thousands of users do all day.
 NOTABLE = tuple(n for n, e in EVENTS.items() if e.priority not in (DEBUG, INFO))
 _PREFIX = "VFF_QOS_"

@@ -16,6 +16,7 @@ from ..commands.watch import Pace, Watch
 from ..config import Paths
 from ..core.figures import DIRECTIONS, Figures, ordered
 from ..errors import QosError
+from ..follower.memory import trim
 
 #: Counters are read so often, all else so seldom, and each takes at most this share of a core.
 _COUNT_S, _LOOK_S, _SHARE = 2.0, 5.0, 0.03
@@ -164,6 +165,7 @@ class Observer:
         with self._changed:
             self._sorted.clear()
             self._watch.look(spare=True)
+        trim()
         pace.took(time.thread_time() - begun_s)
 
     def _count(self, pace: Pace) -> None:

@@ -17,10 +17,11 @@ from ..errors import ConfigError
 from ..follower.memory import give_memory_back
 from ..journal import notify
 from ..sources.listener import open_listener
+from .api import MAX_STREAMS
 from .app import Site, make_app
 
 #: Streams take a thread each; so many others answer at once.
-_THREADS = 32
+_THREADS = MAX_STREAMS + 4
 
 
 def serve(node: Node) -> None:
@@ -29,9 +30,10 @@ def serve(node: Node) -> None:
     os.environ.pop("JOURNAL_STREAM", None)
     give_memory_back()
     settings = node.settings_in_force
+    token = read_token(node, settings)
     listener, made = open_listener(settings.web_bind, "", 0o600)
     bound = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
-    site = Site(node.paths, bound, settings.web_hosts, read_token(node, settings))
+    site = Site(node.paths, bound, settings.web_hosts, token)
     server = create_server(
         make_app(site),
         sockets=[listener],

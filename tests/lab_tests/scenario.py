@@ -312,6 +312,41 @@ def webhook() -> None:
     lab.node.ssh("systemctl is-active vff-qos-bootstrap vff-qos-follow vff-qos-gc.timer")
 
 
+#: Asks the page's socket, and prints what it says; curl need not be there.
+_ASK = """import http.client, socket, sys
+page = http.client.HTTPConnection("localhost", timeout=60)
+page.sock = socket.socket(socket.AF_UNIX)
+page.sock.connect("/run/vff-qos-web.sock")
+page.request("GET", sys.argv[1])
+answer = page.getresponse()
+print(answer.status, answer.read().decode())"""
+
+
+def page() -> None:
+    """The page answers as the commands do, with what its sandbox leaves it, and goes again."""
+    lab, units = attach(), "vff-qos-web.socket vff-qos-web.service vff-qos-doctor.timer"
+    make("qos", "EXTRA=-e qos_web_enable=true")
+    lab.node.ssh("systemctl start vff-qos-doctor.service")
+    for question in ("status", "users", "usage", "restricted", "events", "doctor"):
+        said = lab.node.ssh(f"python3 -c '{_ASK}' /api/v1/{question}")
+        if not said.startswith("200 "):
+            raise Failed(f"the page, asked for {question}: {said}")
+        shown = json.loads(said[4:])
+        if question == "status" and (shown["follower"] is None or not shown["devices"]):
+            raise Failed(f"the page sees no agent, or no devices: {said}")
+        if question == "doctor" and shown["time"] is None:
+            raise Failed("the page does not see what doctor has found")
+    lab.node.ssh(f"systemctl is-active {units}")
+    for unit in ("vff-qos-web.service", "vff-qos-doctor.service"):
+        lab.node.ssh(f"systemd-analyze security --no-pager --threshold=20 {unit}")
+    make("qos")
+    left = lab.node.ssh(
+        f"systemctl list-units --all --no-legend {units}; find /run -path /run/vff-qos-web.sock"
+    )
+    if left:
+        raise Failed(f"the page left something behind: {left}")
+
+
 def gc() -> None:
     """An idle user goes, an active one stays; the dry run says what the real run does."""
     lab = attach()
@@ -645,8 +680,8 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, story, reboot, gc, memory, journal, webhook, absent, never_installed, takeover,
-        dependent, disabled_reboot, broken,
+        round_trips, story, reboot, gc, memory, journal, webhook, page, absent, never_installed,
+        takeover, dependent, disabled_reboot, broken,
     )
 }  # fmt: skip
 

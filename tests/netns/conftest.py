@@ -22,15 +22,14 @@ from .harness import (
     CLONE_NEWNET,
     LIBC,
     SETTINGS,
-    TRACK,
     Network,
     Node,
-    make_trees,
     missing_filters,
     run,
 )
 from .hostile import Scene
 from .peer import Peer, ends_of
+from .trees import TRACK, make_trees
 
 # Commands run from the checkout, as the imports do.
 _AGENT = os.path.dirname(os.path.dirname(vff_qos.__file__))

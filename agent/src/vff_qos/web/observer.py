@@ -143,13 +143,17 @@ class Observer:
                     self._rested = True
                     self._changed.wait()
             try:
-                if self._rested or time.monotonic() >= looks.due_s:
-                    self._look(looks)
+                # A look counts, too; rates of the moment between both would be of chance.
                 if self._rested:
                     self._watch.forget_rates()
-                    self._count(counts)
+                    self._look(looks)
                     time.sleep(_FIRST_S)
-                self._count(counts)
+                    self._count(counts)
+                elif time.monotonic() >= looks.due_s:
+                    self._look(looks)
+                    counts.took(0.0)
+                else:
+                    self._count(counts)
                 self._publish()
             except QosError as error:
                 with self._changed:

@@ -194,8 +194,7 @@ def decode_class(payload: bytes) -> tuple[int, int, int, ClassState] | None:
 
 
 def _state(payload: bytes) -> ClassState | None:
-    decoded = decode_class(payload)
-    return decoded[3] if decoded else None
+    return found[3] if (found := decode_class(payload)) else None
 
 
 @lru_cache(maxsize=1_024)

@@ -130,7 +130,7 @@ def test_every_view_in_both_languages_colours_and_sizes(page: PageNode, browser:
             browser.open(f"{URL}#/{view}")
             browser.until(f"document.querySelector('main').innerText.includes({words!r})")
             # Nothing but tables, which scroll in themselves, is wider than the window.
-            assert browser.ask("document.documentElement.scrollWidth <= innerWidth"), (view, width)
+            assert browser.ask("document.documentElement.scrollWidth") <= width, view
         grounds.add(browser.ask("getComputedStyle(document.body).backgroundColor"))
     assert len(grounds) == 2
     assert browser.complaints == []

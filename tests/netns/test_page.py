@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,7 +96,8 @@ def test_it_moves_with_the_node_and_says_when_it_cannot(page: PageNode, browser:
     minor = page.minors()[BOB]
 
     def traffic() -> bool:
-        send_through("wan0", minor, 8)
+        with contextlib.suppress(OSError):  # more than bob may: the queue is full
+            send_through("wan0", minor, 8)
         first = browser.ask("document.querySelector('tr[data-user]').dataset.user")
         return bool(first == BOB and "kbit/s" in text(browser))
 

@@ -48,7 +48,8 @@ def read_usage(
     by: str | None = None,
     exact: bool = False,
 ) -> dict[str, Any]:
-    """Everything ``usage`` shows, as JSON; ``exact``: what looks as a pattern is a name.
+    """Everything ``usage`` shows, as JSON; ``exact``: what looks as a pattern is a name, which need
+    not have moved anything yet.
 
     Raises Refused, StateError, ConfigError.
     """
@@ -65,7 +66,7 @@ def read_usage(
         for account in accounts.accounts()
         if (account.key in patterns if exact else _fits(account.key, patterns))
     ]
-    if patterns and not wanted:
+    if patterns and not wanted and not exact:
         raise Refused(f"nothing was ever counted for {' or '.join(map(repr, patterns))}")
     numbers = [account.number for account in wanted]
     rows: dict[str, list[tuple[int, int, int]]] = {account.key: [] for account in wanted}

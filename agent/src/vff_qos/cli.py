@@ -104,6 +104,17 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", "tell usage to report_url, once (the timer's work)")
     report.add_argument("--now", action="store_true", help="also if the last try has just failed")
     command("web", "serve the page, where web_bind says (the unit's work)")
+    metrics = command(
+        "metrics", "the figures for Prometheus: on standard output, or in a file (the timer's work)"
+    )
+    metrics.add_argument(
+        "--textfile",
+        metavar="FILE",
+        help="replace this file, for node_exporter's textfile collector",
+    )
+    metrics.add_argument(
+        "--users", type=int, metavar="N", help="of so many; default: metrics_users of the settings"
+    )
     name = command("name", "what users are called in state, journal and status (qos_hash_emails)")
     name.add_argument("emails", nargs="+", metavar="EMAIL")
     _order_commands(command)
@@ -305,6 +316,18 @@ def _web(node: Node, _args: argparse.Namespace) -> int:
     return 0
 
 
+def _metrics(node: Node, args: argparse.Namespace) -> int:
+    from .commands.metrics import print_metrics, write_textfile
+
+    if args.users is not None and args.users < 0:
+        raise Refused(f"--users: {args.users} is less than none")
+    if args.textfile:
+        write_textfile(node, args.textfile, args.users)
+    else:
+        print_metrics(node, args.users)
+    return 0
+
+
 def _order(node: Node, args: argparse.Namespace) -> int:
     from .commands.limit import give_order, let_off
     from .core.policy.terms import CUT
@@ -455,6 +478,7 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "usage": _usage,
     "report": _report,
     "web": _web,
+    "metrics": _metrics,
     "name": _name,
     "limit": _order,
     "unlimit": _order,

@@ -36,7 +36,7 @@ from .node import Node
 __all__ = ["SORTS", "exit_code", "read_status", "render"]
 
 #: Rates are measured over so long at least, in seconds.
-_MEASURE_S = 0.2
+MEASURE_S = 0.2
 #: Rows of users without ``--all``, and orders.
 _TOP, _ORDERS = 10, 5
 
@@ -53,7 +53,7 @@ def read_status(
     if engine and seen.settings is not None:
         told = xray.examine(read_engines(), seen.settings)
         findings = worst_first([*findings, *(f for f in told if f.level != OK)])
-    moment = read_again(node, seen, _MEASURE_S) if seen.is_set_up else None
+    moment = read_again(node, seen, MEASURE_S) if seen.is_set_up else None
     status = describe(node, seen, findings, moment)
     if moment is not None:
         names = sorted(((o, display_name(o.key)) for o in seen.owners), key=lambda o: natural(o[1]))
@@ -116,14 +116,16 @@ def read_again(node: Node, seen: Seen, after_s: float) -> Moment:
 
 
 def devices_of(moment: Moment) -> dict[str, Any]:
-    """What passes the node: rates of all, and of what is nobody's, by direction."""
+    """What passes the node, and what of it is nobody's, by direction."""
     found = {}
     for direction in (UPLOAD, DOWNLOAD):
-        whole = moment.classes[direction].get(CEIL_MINOR)
+        classes = moment.classes[direction]
+        whole, nobodys = classes.get(CEIL_MINOR), classes.get(UNCLASSIFIED_MINOR)
         found[DIRECTIONS[direction]] = {
             "rate_bps": moment.rate_bps(direction, CEIL_MINOR),
             "unclassified_bps": moment.rate_bps(direction, UNCLASSIFIED_MINOR),
             "bytes": whole.sent_bytes if whole else 0,
+            "unclassified_bytes": nobodys.sent_bytes if nobodys else 0,
         }
     return found
 

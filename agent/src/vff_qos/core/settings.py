@@ -121,6 +121,10 @@ class Settings:
     web_bind: str = WEB_BIND
     web_hosts: tuple[str, ...] = ()
     web_token_file: str = ""
+    #: Of how many users there are metrics, those who move most first.
+    metrics_users: int = 20
+    #: Who may read them in a file; empty: everybody.
+    metrics_group: str = ""
     gc: GcSettings = field(default_factory=GcSettings)
 
     @property
@@ -176,6 +180,8 @@ KEYS = (
     "web_bind",
     "web_hosts",
     "web_token_file",
+    "metrics_users",
+    "metrics_group",
     "gc_idle_sec",
     "gc_min_age_sec",
     "gc_check_conntrack",
@@ -268,6 +274,8 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         or base.web_bind,
         web_hosts=_hosts(doc, data),
         web_token_file=_text(doc, "web_token_file", data, _FILE, "an absolute path"),
+        metrics_users=_whole(doc, "metrics_users", data, base.metrics_users, 0, 65_000),
+        metrics_group=_text(doc, "metrics_group", data, _GROUP, "the name of a group"),
         gc=GcSettings(
             idle_s=_whole(doc, "gc_idle_sec", data, base.gc.idle_s, 1, 10**9),
             min_age_s=_whole(doc, "gc_min_age_sec", data, base.gc.min_age_s, 0, 10**9),

@@ -11,7 +11,7 @@ from bottle import Bottle, HTTPResponse, request, response
 
 from ..config import Paths
 from ..core.web_access import has_token, is_asked_by_name
-from . import api, files, health
+from . import api, files, health, scrape
 from .observer import Observer
 
 #: What every answer bears.  Scripts, styles and connections are our own alone; nothing frames us.
@@ -68,7 +68,7 @@ def make_app(site: Site) -> Bottle:
     app.add_hook("after_request", dress)
     app.default_error_handler = _told
     # Every module of routes has add_routes(app, site); a new one is named here.
-    for module in (health, api, files):
+    for module in (health, api, files, scrape):
         module.add_routes(app, site)
     return app
 

@@ -1,7 +1,6 @@
 """What the page asks of others: commands of ours and the journal, each a process that ends.
 
-What `explain` and `journalctl` need of memory goes with them, and their answers are those that a
-person would get.
+What they need of memory goes with them, and their answers are those that a person would get.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import IO, Any
 
 from ..config import Paths
 from ..core.events import DEBUG, EVENTS, INFO
@@ -30,14 +29,22 @@ class Unanswered(QosError):
 
 def explain(paths: Paths, email: str) -> dict[str, Any]:
     """As ``vff-qos explain EMAIL --json``.  Raises Refused, Unanswered."""
+    return dict(json.loads(_ask([*_command(paths, "explain", "--json"), "--", email])))
+
+
+def write_metrics(paths: Paths, file: IO[bytes]) -> None:
+    """As ``vff-qos metrics`` prints them, into a file.  Raises Refused, Unanswered."""
+    _ask(_command(paths, "metrics"), file)
+
+
+def _command(paths: Paths, *words: str) -> list[str]:
     places = (
         ("--settings", paths.settings), ("--policy", paths.policy),
         ("--policy-dir", paths.policy_dir), ("--state-dir", paths.state_dir),
         ("--run-dir", paths.run_dir),
     )  # fmt: skip
-    command = [sys.executable, "-m", "vff_qos", "explain", "--json"]
-    command += [f"{name}={place}" for name, place in places]
-    return dict(json.loads(_ask([*command, "--", email])))
+    options = [f"{name}={place}" for name, place in places]
+    return [sys.executable, "-m", "vff_qos", *words, *options]
 
 
 def read_events(kinds: tuple[str, ...], limit: int) -> list[dict[str, Any]]:
@@ -74,14 +81,16 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _ask(command: list[str]) -> str:
+def _ask(command: list[str], output: IO[bytes] | None = None) -> str:
+    """What a command prints; nothing where it goes into a file."""
     name = " ".join(command[2:4]) if command[0] == sys.executable else command[0]
     if not _AT_ONCE.acquire(timeout=_PATIENCE_S):
         raise Unanswered(f"{name}: others are being asked; try again")
     try:
         done = subprocess.run(
-            command, capture_output=True, check=False, timeout=_PATIENCE_S, stdin=subprocess.DEVNULL
-        )
+            command, stdin=subprocess.DEVNULL, stdout=output or subprocess.PIPE,
+            stderr=subprocess.PIPE, check=False, timeout=_PATIENCE_S,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise Unanswered(f"{name}: no answer within {_PATIENCE_S:.0f} s") from error
     except OSError as error:
@@ -94,4 +103,4 @@ def _ask(command: list[str]) -> str:
         if done.returncode == 2:
             raise Refused(sentence)
         raise Unanswered(sentence)
-    return done.stdout.decode(errors="replace")
+    return "" if output else str(done.stdout.decode(errors="replace"))

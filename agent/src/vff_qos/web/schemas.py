@@ -43,7 +43,7 @@ FINDING = known(
     evidence=listed(TEXT),
     remedy=TEXT,
 )
-DEVICE = known(rate_bps=WHOLE, unclassified_bps=WHOLE, bytes=WHOLE)
+DEVICE = known(rate_bps=WHOLE, unclassified_bps=WHOLE, bytes=WHOLE, unclassified_bytes=WHOLE)
 DEVICES = known(upload=DEVICE, download=DEVICE)
 OVERRIDE = known(
     email=TEXT, origin=TEXT, entry=ANY, until=or_none(TIME), who=TEXT, why=TEXT, created=TIME

@@ -17,7 +17,7 @@ from .harness import eventually, run
 
 _PORT, _EXPORTER_PORT = 9090, 9100
 _CONFIG = """\
-global: {{scrape_interval: 500ms, scrape_timeout: 500ms}}
+global: {{scrape_interval: 3s, scrape_timeout: 3s}}
 scrape_configs:
   - job_name: vff-qos
     metrics_path: {path}
@@ -66,7 +66,7 @@ class Prometheus:
             result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         return result
 
-    def wait_for(self, expression: str, within_s: float = 60.0) -> None:
+    def wait_for(self, expression: str, within_s: float = 120.0) -> None:
         """Until an expression gives something."""
 
         def there() -> bool:

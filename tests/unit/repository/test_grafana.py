@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from checkout import DOCS
 from vff_qos.metrics.catalogue import NODE, USER
@@ -72,6 +75,33 @@ def test_each_rule_is_tried_when_it_fires_and_when_not() -> None:
 def test_every_rule_is_explained() -> None:
     listed = re.findall(r"^\| `(VffQos\w+)` \|", (DOCS / "METRICS.md").read_text(), re.M)
     assert listed == [rule["alert"] for rule in rules()]
+
+
+def lost(given: Any, kept: Any, at: str = "") -> list[str]:
+    """What another has not kept of something."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        found = [f"{at}.{key}" for key in given if key not in kept]
+        return found + [
+            one
+            for key in given.keys() & kept.keys()
+            for one in lost(given[key], kept[key], f"{at}.{key}")
+        ]
+    if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        pairs = enumerate(zip(given, kept, strict=True))
+        return [one for n, (a, b) in pairs for one in lost(a, b, f"{at}[{n}]")]
+    return [] if given == kept else [at]
+
+
+def test_grafanas_own_types_know_all_of_the_dashboard() -> None:
+    """Read and written by the types that Grafana makes of its schemas: a misspelt key is lost."""
+    register_default_plugins()
+    board = json.loads(DASHBOARD.read_text())
+    kept = json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
+    # What Grafana adds when it exports a dashboard is not of the schema.
+    ours = {key: value for key, value in board.items() if key not in ("__inputs", "__requires")}
+    assert {re.sub(r"\d", "N", one) for one in lost(ours, kept)} == {
+        ".templating.list[N].definition"
+    }
 
 
 def test_panels_do_not_overlap_and_have_numbers_of_their_own() -> None:

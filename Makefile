@@ -100,6 +100,10 @@ bench: build ## Measure the agent natively, shaping natively and on lab nodes (Q
 docs: setup ## Write what is made from other files: docs/VARIABLES.md, parts of ARCHITECTURE, JOURNAL and MIGRATION, the catalog
 	$(PY) tests/made_docs.py
 
+.PHONY: screenshots
+screenshots: setup ## Take the pictures of the page in docs/images, of a node in a network namespace (root)
+	$(PY) tests/screenshots.py
+
 .PHONY: bump
 bump: setup ## Set VERSION=x.y.z in all its places
 	@$(PY) tests/bump.py '$(VERSION)'
@@ -111,7 +115,7 @@ soak: setup ## Ten minutes of restarts, kills, flushes, floods and forged lines;
 .PHONY: build
 build: build/collection.stamp ## Build the wheels that travel with the role and the collection's tarball
 
-AGENT_FILES := agent/pyproject.toml $(shell find agent/src -name '*.py')
+AGENT_FILES := agent/pyproject.toml $(shell find agent/src -name '*.py' -o -path '*/static/*')
 ROLE_FILES := $(shell find galaxy.yml meta roles plugins playbooks docs README.md README.ru.md LICENSE \
   -type f -not -path 'roles/qos/files/wheels/*' -not -name '*.pyc')
 

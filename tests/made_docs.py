@@ -2,8 +2,9 @@
 
 docs/VARIABLES.md comes from the role's argument specs and defaults, the tree in
 docs/ARCHITECTURE.md from the first sentence of each module's docstring, the tables in
-docs/JOURNAL.md and the catalog for journald from the agent's table of events, the one in
-docs/MIGRATION.md from the role's table of the old role's variables.
+docs/JOURNAL.md and the catalog for journald from the agent's table of events, those in
+docs/METRICS.md from its table of metrics, the one in docs/MIGRATION.md from the role's table of the
+old role's variables.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import yaml
 
 from checkout import AGENT, DOCS, ROLE, ROOT
 from vff_qos.core.events import EVENTS, FIELDS, MANY, ONCE, PRIORITIES, JournalEvent
+from vff_qos.metrics.catalogue import NODE, USER, MetricOf
 
 VARIABLES = DOCS / "VARIABLES.md"
 ARCHITECTURE = DOCS / "ARCHITECTURE.md"
 MIGRATION = DOCS / "MIGRATION.md"
 JOURNAL = DOCS / "JOURNAL.md"
+METRICS = DOCS / "METRICS.md"
 CATALOG = ROLE / "files" / "vff-qos.catalog"
 _HEAD = """\
 # Variables of the role
@@ -161,7 +164,7 @@ def _table(name: str, head: str, rows: list[str], text: str) -> str:
     )
     table = "\n".join(["", head, re.sub("[^|]+", "---", head), *rows]) + "\n\n"
     text, count = place.subn(lambda _: table, text)
-    assert count == 1, f"JOURNAL.md has no place for {name}"
+    assert count == 1, f"the page has no place for {name}"
     return text
 
 
@@ -190,6 +193,21 @@ def journal() -> str:
     )
     rows = [f"| `VFF_QOS_{name}` | {what} |" for name, what in FIELDS.items()]
     return _table("the fields", "| field | |", rows, text)
+
+
+def _metric_row(metric: MetricOf, labels: tuple[str, ...]) -> str:
+    named = ", ".join(f"`{label}`" for label in labels)
+    help_ = metric.help.replace("|", "\\|")
+    return f"| `{metric.full_name}` | {metric.kind} | {named} | {help_} | {metric.same_as} |"
+
+
+def metrics() -> str:
+    """METRICS.md with the tables as they are now."""
+    head = "| metric | type | labels | | the same figure |"
+    rows = [_metric_row(metric, metric.labels) for metric in NODE]
+    text = _table("the node", head, rows, METRICS.read_text())
+    rows = [_metric_row(metric, ("user", *metric.labels)) for metric in USER]
+    return _table("the users", head, rows, text)
 
 
 def _placeholders(text: str) -> str:
@@ -229,4 +247,5 @@ if __name__ == "__main__":
     ARCHITECTURE.write_text(architecture())
     JOURNAL.write_text(journal())
     CATALOG.write_text(catalog())
+    METRICS.write_text(metrics())
     MIGRATION.write_text(migration())

@@ -26,9 +26,13 @@ kmod
 openssh-client
 systemd
 systemd-journal-remote
+chromium
+fonts-dejavu-core
 haproxy
 nginx
 libnginx-mod-stream
+prometheus
+prometheus-node-exporter
 PACKAGES
   if [ -f tests/lab/packages.txt ]; then sed 's/#.*//' tests/lab/packages.txt; fi
 } | tr -s '[:space:]' '\n' | grep . | sort -u >"$wanted"
@@ -41,20 +45,20 @@ if [ -n "$missing" ]; then
   say "installing $missing"
   # A fresh machine has no package lists, an old one stale lists.
   "${as_root[@]}" apt-get -qq update
-  # Tests start the fronts themselves; as services of this machine they would take its ports.
-  fronts=()
-  for name in haproxy nginx; do
-    if [[ " $missing " == *" $name "* ]]; then fronts+=("$name.service"); fi
+  # Tests start these themselves; as services of this machine they would take its ports.
+  services=()
+  for name in haproxy nginx prometheus prometheus-node-exporter; do
+    if [[ " $missing " == *" $name "* ]]; then services+=("$name.service"); fi
   done
   policy=/usr/sbin/policy-rc.d
-  if [ "${#fronts[@]}" -gt 0 ] && [ ! -e "$policy" ]; then
+  if [ "${#services[@]}" -gt 0 ] && [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin "$policy"
     trap '"${as_root[@]}" rm -f "$policy"; rm -f "$wanted"' EXIT
   fi
   # shellcheck disable=SC2086 # one word each
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install $missing >&2
-  if [ "${#fronts[@]}" -gt 0 ]; then "${as_root[@]}" systemctl --quiet disable "${fronts[@]}"; fi
+  if [ "${#services[@]}" -gt 0 ]; then "${as_root[@]}" systemctl --quiet disable "${services[@]}"; fi
 fi
 
 # --- virtual environment --------------------------------------------------------------------

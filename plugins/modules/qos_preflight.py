@@ -81,6 +81,14 @@ options:
     description: Unit file of the webhook's socket that an earlier run may have made.
     type: path
     required: true
+  metrics_unit:
+    description: The same of the file of metrics.
+    type: path
+    required: true
+  page_unit:
+    description: The same of the page.
+    type: path
+    required: true
 """
 
 EXAMPLES = r"""
@@ -96,6 +104,8 @@ EXAMPLES = r"""
     user: vff-qos
     disabled_file: /etc/vff-qos/disabled-by-hand
     socket_unit: /usr/local/lib/systemd/system/vff-qos-webhook.socket
+    metrics_unit: /usr/local/lib/systemd/system/vff-qos-metrics.timer
+    page_unit: /usr/local/lib/systemd/system/vff-qos-web.socket
 """
 
 RETURN = r"""
@@ -140,6 +150,16 @@ webhook_socket:
   type: str
   returned: success
   sample: /run/vff-qos-webhook.sock
+metrics:
+  description: Whether O(metrics_unit) is there.
+  type: bool
+  returned: success
+  sample: false
+page:
+  description: Whether O(page_unit) is there.
+  type: bool
+  returned: success
+  sample: false
 old_role:
   description:
     - What is on the node of the shell-based role C(qos_per_user_xray); empty if it is not there.
@@ -565,6 +585,8 @@ def main():
             "disabled_file": {"type": "path", "required": True},
             "override_disable": {"type": "bool", "default": False},
             "socket_unit": {"type": "path", "required": True},
+            "metrics_unit": {"type": "path", "required": True},
+            "page_unit": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
@@ -601,6 +623,8 @@ def main():
         account=account(module.params["user"]),
         disabled=disabled,
         webhook_socket=listens_at(read(module.params["socket_unit"])),
+        metrics=os.path.exists(module.params["metrics_unit"]),
+        page=os.path.exists(module.params["page_unit"]),
         old_role=old_things,
         notes=notes,
     )

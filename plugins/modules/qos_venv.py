@@ -155,6 +155,12 @@ def refuse_member(name):
     return None
 
 
+def is_left_out(name):
+    """Whether a member is a command of the library's own, which nobody needs on a node."""
+    parts = name.split("/")
+    return ".." not in parts and len(parts) > 2 and f"{parts[0][-5:]}/{parts[1]}" == ".data/scripts"
+
+
 def unpack(module, wheel_dir, wheels, site):
     """Unpacks the wheels into ``site`` after a look at their hashes; returns their scripts."""
     scripts = {}
@@ -165,13 +171,14 @@ def unpack(module, wheel_dir, wheels, site):
         if module.sha256(path) != digest:
             module.fail_json(msg=f"{path} is damaged: its SHA-256 is not {digest}")
         with zipfile.ZipFile(path) as wheel:
-            for member in wheel.namelist():
+            members = [member for member in wheel.namelist() if not is_left_out(member)]
+            for member in members:
                 reason = refuse_member(member)
                 if reason:
                     module.fail_json(msg=f"{path}: {reason}")
                 if member.endswith(".dist-info/entry_points.txt"):
                     scripts.update(console_scripts(wheel.read(member).decode()))
-            wheel.extractall(site)
+            wheel.extractall(site, members)
     return scripts
 
 

@@ -37,7 +37,8 @@ def wheel_dir(root: Path) -> Path:
 def source_files(root: Path) -> list[Path]:
     """What the wheels are made from."""
     agent = root / "agent"
-    code = sorted(path for path in (agent / "src").rglob("*.py"))
+    source = agent / "src"
+    code = sorted([*source.rglob("*.py"), *(source / "vff_qos" / "web" / "static").glob("*")])
     return [agent / "pyproject.toml", root / "roles" / "qos" / "files" / "requirements.txt", *code]
 
 

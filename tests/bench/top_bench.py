@@ -33,9 +33,9 @@ def measure(report: Report, follower: Agent, users: int, runs: int, seconds: flo
         starts.append(time.perf_counter() - start)
         if number == runs - 1:
             _drain(terminal, _SETTLED_S)
-            used, start = _cpu_s(pid), time.perf_counter()
+            used, start = cpu_s(pid), time.perf_counter()
             _drain(terminal, seconds)
-            cpu.append(100 * (_cpu_s(pid) - used) / (time.perf_counter() - start))
+            cpu.append(100 * (cpu_s(pid) - used) / (time.perf_counter() - start))
         os.kill(pid, signal.SIGKILL)
         os.close(terminal)
         os.waitpid(pid, 0)
@@ -60,7 +60,7 @@ def _drain(terminal: int, seconds: float) -> None:
             os.read(terminal, 65_536)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Of all threads; see proc_pid_stat(5)."""
     words = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")

@@ -312,6 +312,61 @@ def webhook() -> None:
     lab.node.ssh("systemctl is-active vff-qos-bootstrap vff-qos-follow vff-qos-gc.timer")
 
 
+def metrics() -> None:
+    """The file of metrics is written from within the sandbox, for a group; nothing of it stays."""
+    lab, unit, file = attach(), "vff-qos-metrics", "/run/vff-qos-metrics/vff_qos.prom"
+    settings = {"qos_metrics_textfile": True, "qos_metrics_group": "daemon"}
+    make("qos", f"EXTRA=-e '{json.dumps(settings)}'")
+    lab.node.ssh(f"systemctl is-active {unit}.timer && systemctl start {unit}.service")
+    lab.node.ssh(f"systemd-analyze security --no-pager --threshold=15 {unit}.service")
+    shown = lab.node.ssh(f"stat -c '%U:%G %a' {file}; cat {file}").splitlines()
+    wanted = {"vff-qos:daemon 640", "vff_qos_follower_up 1.0", "vff_qos_limits_lifted 0.0"}
+    if missing := wanted.difference(shown):
+        raise Failed(f"{file} lacks {missing}: {shown[:5]}")
+    make("qos")
+    left = lab.node.ssh(f"systemctl list-units --all --no-legend '{unit}*'; find /run -path {file}")
+    if left:
+        raise Failed(f"metrics left something behind: {left}")
+
+
+#: Asks the page's socket, and prints what it says; curl need not be there.
+_ASK = """import http.client, socket, sys
+page = http.client.HTTPConnection("localhost", timeout=60)
+page.sock = socket.socket(socket.AF_UNIX)
+page.sock.connect("/run/vff-qos-web.sock")
+page.request("GET", sys.argv[1])
+answer = page.getresponse()
+print(answer.status, answer.read().decode())"""
+
+
+def page() -> None:
+    """The page answers as the commands do, with what its sandbox leaves it, and goes again."""
+    lab, units = attach(), "vff-qos-web.socket vff-qos-web.service vff-qos-doctor.timer"
+    make("qos", "EXTRA=-e qos_web_enable=true")
+    lab.node.ssh("systemctl start vff-qos-doctor.service")
+    for question in ("status", "users", "usage", "restricted", "events", "doctor"):
+        said = lab.node.ssh(f"python3 -c '{_ASK}' /api/v1/{question}")
+        if not said.startswith("200 "):
+            raise Failed(f"the page, asked for {question}: {said}")
+        shown = json.loads(said[4:])
+        if question == "status" and (shown["follower"] is None or not shown["devices"]):
+            raise Failed(f"the page sees no agent, or no devices: {said}")
+        if question == "doctor" and shown["time"] is None:
+            raise Failed("the page does not see what doctor has found")
+    said = lab.node.ssh(f"python3 -c '{_ASK}' /metrics")
+    if not said.startswith("200 ") or "\nvff_qos_follower_up 1.0\n" not in said:
+        raise Failed(f"the page, asked for metrics: {said[:500]}")
+    lab.node.ssh(f"systemctl is-active {units}")
+    for unit in ("vff-qos-web.service", "vff-qos-doctor.service"):
+        lab.node.ssh(f"systemd-analyze security --no-pager --threshold=20 {unit}")
+    make("qos")
+    left = lab.node.ssh(
+        f"systemctl list-units --all --no-legend {units}; find /run -path /run/vff-qos-web.sock"
+    )
+    if left:
+        raise Failed(f"the page left something behind: {left}")
+
+
 def gc() -> None:
     """An idle user goes, an active one stays; the dry run says what the real run does."""
     lab = attach()
@@ -645,8 +700,8 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, story, reboot, gc, memory, journal, webhook, absent, never_installed, takeover,
-        dependent, disabled_reboot, broken,
+        round_trips, story, reboot, gc, memory, journal, webhook, metrics, page, absent,
+        never_installed, takeover, dependent, disabled_reboot, broken,
     )
 }  # fmt: skip
 

@@ -18,21 +18,22 @@ from vff_qos.core.settings import Settings
 from vff_qos.kernel.packed.flow_events import FlowEvents
 
 from .containers import Host
-from .harness import CLONE_NEWNET, LIBC, SETTINGS, Network, Node, missing_filters, run
+from .harness import (
+    CLONE_NEWNET,
+    LIBC,
+    SETTINGS,
+    Network,
+    Node,
+    missing_filters,
+    run,
+)
 from .hostile import Scene
 from .peer import Peer, ends_of
+from .trees import TRACK, make_trees
 
 # Commands run from the checkout, as the imports do.
 _AGENT = os.path.dirname(os.path.dirname(vff_qos.__file__))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_AGENT, os.environ.get("PYTHONPATH"))))
-
-# Conntrack sees nothing in a namespace until a rule there uses it.
-_TRACK = """
-table inet track {
-  chain in { type filter hook input priority 0; ct state new counter; }
-  chain out { type filter hook output priority 0; ct state new counter; }
-}
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def namespace() -> Iterator[None]:
         pytest.skip(f"unshare: {os.strerror(ctypes.get_errno())}")
     try:
         run("ip", "link", "set", "lo", "up")
-        run("nft", "-f", "-", stdin=_TRACK)
+        run("nft", "-f", "-", stdin=TRACK)
         yield
     finally:
         assert LIBC.setns(home, CLONE_NEWNET) == 0
@@ -58,33 +59,7 @@ def trees() -> tuple[str, str]:
 
     Leaves are pfifo and nothing classifies: kernels without fq_codel and cls_fw run this, too.
     """
-    for ours, peer in (("wan0", "wan1"), ("vffqos0", "up1")):
-        run("ip", "link", "add", ours, "type", "veth", "peer", "name", peer)
-        run("ip", "link", "set", ours, "up")
-        run("ip", "link", "set", peer, "up")
-        run("tc", "qdisc", "add", "dev", ours, "root", "handle", "5100:", "htb", "default", "fffe")
-        for parent, minor in (("5100:", "1"), ("5100:1", "fffe")):
-            run(
-                "tc",
-                "class",
-                "add",
-                "dev",
-                ours,
-                "parent",
-                parent,
-                "classid",
-                f"5100:{minor}",
-                "htb",
-                "rate",
-                "100gbit",
-                "burst",
-                "1m",
-                "cburst",
-                "1m",
-                "quantum",
-                "60000",
-            )
-    return "vffqos0", "wan0"
+    return make_trees()
 
 
 @pytest.fixture

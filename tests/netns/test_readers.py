@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import struct
 import subprocess
@@ -150,3 +151,28 @@ def test_the_last_good_policy_stays_in_force_and_a_mode_that_is_mended_is_notice
     assert node.classes()[0][minor] == 7_000_000
     path.chmod(0o644)
     eventually(lambda: node.classes()[0][minor] == 8_000_000)
+
+
+def test_metrics_are_written_with_one_capability_and_given_to_a_group(node: Node) -> None:
+    """By less than the agent may do; it is still seen to run."""
+    node.agent = subprocess.Popen(
+        [*READERS["follower of a log"], *node.command("follow")], stderr=subprocess.PIPE, text=True
+    )
+    assert node.agent.stderr is not None
+    assert "follows" in node.agent.stderr.readline()
+    alice = Client("127.0.0.1", 4430)
+    node.write(alice.line("alice@x"))
+    eventually(lambda: node.mark(alice))
+    group = grp.getgrnam("prometheus")
+    settings = node.directory / "settings.yml"
+    settings.write_text(settings.read_text() + f"metrics_group: {group.gr_name}\n")
+    file = node.directory / "run" / "vff_qos.prom"
+    writer = as_account("net_admin")
+    writer[writer.index("--clear-groups")] = f"--groups={group.gr_gid}"
+    eventually((node.directory / "run" / "follow.json").exists, 12)
+    run(*writer, *node.command("metrics", "--textfile", str(file)))
+    shown = file.read_text().splitlines()
+    assert "vff_qos_follower_up 1.0" in shown
+    assert 'vff_qos_user_connections{user="alice@x"} 1.0' in shown
+    about = file.stat()
+    assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (ACCOUNT, group.gr_gid, 0o640)

@@ -183,6 +183,18 @@ class AccountBook:
         )
         yield from self._file.read(query, (start, start, end))
 
+    def totals(
+        self, unit: str, start: int, end: int, users: bool
+    ) -> Iterator[tuple[int, int, int]]:
+        """(number of the ``hour`` or ``day``, upload, download) of all users together, or of all
+        accounts of nobody, whose keys begin with a control character."""
+        query = (
+            f"SELECT {unit}, sum({unit}s.upload), sum({unit}s.download) FROM {unit}s "
+            f"WHERE {unit}>=? AND {unit}<? AND account {{}} IN "
+            f"(SELECT number FROM accounts WHERE key<' ') GROUP BY {unit}"
+        ).format("NOT" if users else "")
+        yield from self._file.read(query, (start, end))
+
     def amounts(
         self, unit: str, start: int, end: int, numbers: Iterable[int] | None = None
     ) -> Iterator[Amount]:

@@ -97,9 +97,24 @@ def parser() -> argparse.ArgumentParser:
         "--no-canary", dest="canary", action="store_false",
         help="do not prove with a flow in a namespace of its own that limits hold (6 s)",
     )  # fmt: skip
+    doctor.add_argument(
+        "--keep", action="store_true", help="for the page, too: what is found, and when"
+    )
     _usage_command(command)
     report = command("report", "tell usage to report_url, once (the timer's work)")
     report.add_argument("--now", action="store_true", help="also if the last try has just failed")
+    command("web", "serve the page, where web_bind says (the unit's work)")
+    metrics = command(
+        "metrics", "the figures for Prometheus: on standard output, or in a file (the timer's work)"
+    )
+    metrics.add_argument(
+        "--textfile",
+        metavar="FILE",
+        help="replace this file, for node_exporter's textfile collector",
+    )
+    metrics.add_argument(
+        "--users", type=int, metavar="N", help="of so many; default: metrics_users of the settings"
+    )
     name = command("name", "what users are called in state, journal and status (qos_hash_emails)")
     name.add_argument("emails", nargs="+", metavar="EMAIL")
     _order_commands(command)
@@ -264,9 +279,11 @@ def _name(node: Node, args: argparse.Namespace) -> int:
 
 
 def _doctor(node: Node, args: argparse.Namespace) -> int:
-    from .commands.doctor import exit_code, read_diagnosis, render
+    from .commands.doctor import exit_code, keep, read_diagnosis, render
 
     found = read_diagnosis(node, args.canary)
+    if args.keep:
+        keep(node, found)
     print(json.dumps(found, indent=1) if args.json else render(found))
     return exit_code(found)
 
@@ -286,6 +303,28 @@ def _report(node: Node, args: argparse.Namespace) -> int:
     from .commands.usage_report import report
 
     print(report(node, args.now))
+    return 0
+
+
+def _web(node: Node, _args: argparse.Namespace) -> int:
+    from .web.lean import leave_out_openssl
+
+    leave_out_openssl()
+    from .web.server import serve
+
+    serve(node)
+    return 0
+
+
+def _metrics(node: Node, args: argparse.Namespace) -> int:
+    from .commands.metrics import print_metrics, write_textfile
+
+    if args.users is not None and args.users < 0:
+        raise Refused(f"--users: {args.users} is less than none")
+    if args.textfile:
+        write_textfile(node, args.textfile, args.users)
+    else:
+        print_metrics(node, args.users)
     return 0
 
 
@@ -438,6 +477,8 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "doctor": _doctor,
     "usage": _usage,
     "report": _report,
+    "web": _web,
+    "metrics": _metrics,
     "name": _name,
     "limit": _order,
     "unlimit": _order,

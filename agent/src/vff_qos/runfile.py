@@ -1,6 +1,7 @@
 """What processes tell each other in the run directory, both ends.
 
-The follower how it is (``follow.json``), ``vff-qos report`` how it went (``report.json``).
+The follower how it is (``follow.json``), ``vff-qos report`` how it went (``report.json``),
+``vff-qos doctor --keep`` what it found (``doctor.json``).
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import json
 import os
 import time
 from array import array
+from typing import Any
 
 from .core.health.delivery import Delivery
 from .core.health.report import Report
 
-_FILE, _DELIVERY = "follow.json", "report.json"
+_FILE, _DELIVERY, _DIAGNOSIS = "follow.json", "report.json", "doctor.json"
 #: How often the follower writes it.
 WRITE_S = 5.0
 #: A follower that works does not miss three in a row.
@@ -30,6 +32,8 @@ def replace_file(run_dir: str, name: str, data: bytes | array[int]) -> None:
     """Whoever reads it sees the old or the new one, whole.  Raises OSError."""
     path = os.path.join(run_dir, name)
     with open(path + ".new", "wb") as file:
+        # For the page, whose account is in the agent's group.
+        os.fchmod(file.fileno(), 0o640)
         file.write(data)
     os.replace(path + ".new", path)
 
@@ -57,5 +61,19 @@ def read_delivery(run_dir: str) -> Delivery | None:
     try:
         with open(os.path.join(run_dir, _DELIVERY), encoding="utf-8") as file:
             return Delivery(**json.load(file))
+    except FileNotFoundError:
+        return None
+
+
+def write_diagnosis(run_dir: str, found: dict[str, Any]) -> None:
+    """What ``doctor`` found, with ``time``.  Raises OSError."""
+    replace_file(run_dir, _DIAGNOSIS, json.dumps(found).encode())
+
+
+def read_diagnosis_file(run_dir: str) -> dict[str, Any] | None:
+    """The same; None if nobody has looked since the node was started."""
+    try:
+        with open(os.path.join(run_dir, _DIAGNOSIS), encoding="utf-8") as file:
+            return dict(json.load(file))
     except FileNotFoundError:
         return None

@@ -13,6 +13,7 @@ from .core.names import is_hash
 from .core.owners import Owner
 from .core.policy.overrides import Override
 from .state_file import MemoryFile, StateError, StateFile
+from .state_reader import ReadFile, is_anothers
 
 __all__ = ["KERNEL_RECORD", "State", "StateError"]
 
@@ -30,8 +31,11 @@ class State:
     def __init__(
         self, directory: str, spare_directory: str = "", file: StateFile | None = None
     ) -> None:
-        """As `StateFile`; or with one that is open."""
-        self._file = file or StateFile(directory, spare_directory)
+        """As `StateFile`, of another account as `ReadFile`; or with one that is open."""
+        if file is None:
+            kind = ReadFile if is_anothers(directory) else StateFile
+            file = kind(directory, spare_directory)
+        self._file = file
         #: What users have moved.
         self.accounts = AccountBook(self._file)
 

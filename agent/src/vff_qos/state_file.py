@@ -191,7 +191,7 @@ class StateFile:
         while (inode := self._spare_inode()) != self._inode:
             try:
                 # The spare one is never made here: one that has just gone must not be empty.
-                db = _open(self._spare, "mode=rw") if inode else self._open_home()
+                db = self._open_spare() if inode else self._open_home()
             except sqlite3.Error:
                 if self._spare_inode() == inode:
                     raise
@@ -221,23 +221,28 @@ class StateFile:
                 f"{os.path.dirname(self._spare)}, which a reboot empties"
             )
 
+    def _open_spare(self) -> sqlite3.Connection:
+        return _open(self._spare, "mode=rw")
+
     def _open_home(self) -> sqlite3.Connection:
         os.makedirs(os.path.dirname(self._home), mode=0o750, exist_ok=True)
         try:
-            return _open(self._home)
+            db = _open(self._home)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
-        self.moved_aside = f"{self._home}.damaged-{int(time.time())}"
-        os.replace(self._home, self.moved_aside)
-        return _open(self._home)
+            self.moved_aside = f"{self._home}.damaged-{int(time.time())}"
+            os.replace(self._home, self.moved_aside)
+            db = _open(self._home)
+        _let_group_read(self._home)
+        return db
 
     def _move(self, error: sqlite3.Error | OSError) -> None:
         """Go on in the spare directory with what can be read; under the exclusive lock.
 
         Raises StateError about ``error`` if that is no remedy.
         """
-        failed = StateError(f"{self._home}: {_words(error)}")
+        failed = StateError(f"{self._home}: {words_of(error)}")
         if not self._spare or "locked" in str(error):
             raise failed from error
         made = f"{self._spare}.{os.getpid()}"
@@ -246,14 +251,14 @@ class StateFile:
             if self._inode:  # another process was first
                 return
             with contextlib.closing(sqlite3.connect(made)) as copy:
-                source = self._db or _open_to_read(self._home)
+                source = self._db or open_to_read(self._home)
                 if source is not None:
                     copy_into(source, copy)
                 if source is not self._db and source is not None:
                     source.close()
             self._hand_over(made)
             os.replace(made, self._spare)
-            self._change(_open(self._spare, "mode=rw"), self._spare_inode(), _words(error))
+            self._change(self._open_spare(), self._spare_inode(), words_of(error))
         except (sqlite3.Error, OSError) as second:
             raise failed from second
 
@@ -315,17 +320,18 @@ def _prepared(db: sqlite3.Connection, path: str) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
     db.execute("PRAGMA cache_size=-256")
-    if _schema(db, path) < SCHEMA_VERSION:
+    if schema_of(db, path) < SCHEMA_VERSION:
         with Transaction(db):
             # Another process may have been first.
-            for statements in UPGRADES[_schema(db, path) :]:
+            for statements in UPGRADES[schema_of(db, path) :]:
                 for statement in statements:
                     db.execute(statement)
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     return db
 
 
-def _schema(db: sqlite3.Connection, path: str) -> int:
+def schema_of(db: sqlite3.Connection, path: str) -> int:
+    """The version of a file's schema.  Raises StateError if it is younger than this program."""
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > SCHEMA_VERSION:
         raise StateError(
@@ -334,7 +340,19 @@ def _schema(db: sqlite3.Connection, path: str) -> int:
     return version
 
 
-def _open_to_read(path: str) -> sqlite3.Connection | None:
+def _let_group_read(path: str) -> None:
+    """The page's account is in the agent's group, whatever mask the file was made with.
+
+    SQLite makes log and index with the file's own mode; those of before may be there.
+    """
+    for end in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(path + end)
+            if status.st_uid == os.geteuid() and not status.st_mode & 0o040:
+                os.chmod(path + end, 0o640)
+
+
+def open_to_read(path: str) -> sqlite3.Connection | None:
     """What a file that cannot be written holds; None if there is none, or nothing can be read."""
     # The second way ignores what stands in the log alone; where the first fails, there is none.
     for how in ("mode=ro", "mode=ro&immutable=1"):
@@ -358,5 +376,6 @@ def _free_bytes(directory: str) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _words(error: sqlite3.Error | OSError) -> str:
+def words_of(error: sqlite3.Error | OSError) -> str:
+    """What has failed, for people."""
     return os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)

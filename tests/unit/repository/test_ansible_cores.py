@@ -72,6 +72,11 @@ SETTINGS: dict[str, Any] = {
     "report_format": "json",
     "report_secret_file": "",
     "report_ca_file": "",
+    "metrics_users": 20,
+    "metrics_group": "prometheus",
+    "web_bind": "unix:/run/vff-qos-web.sock",
+    "web_hosts": [],
+    "web_token_file": "",
     "gc_idle_sec": 900,
     "gc_min_age_sec": 600,
     "gc_check_conntrack": False,
@@ -140,8 +145,11 @@ REFUSED = {
         "qos_tc_default_ul: 1gbit and qos_unclassified_upload: 5mbit contradict each other"
     ),
     "{qos_gc_use_conntrack: true, qos_gc_check_conntrack: false}": "contradict each other",
+    "qos_metrics_interval: often": "qos_metrics_interval: 'often' is not a time",
+    "qos_metrics_users: -1": "metrics_users: -1 is not a whole number from 0 to 65000",
     "qos_report_interval: often": "qos_report_interval: 'often' is not a time",
     "qos_report_url: http://example.com/": "qos_report_url: must begin with https://",
+    "qos_web_bind: 0.0.0.0:9470": "qos_web_token_file: is needed where web_bind is not",
 }
 TEMPLATES = sorted(path.name for path in (ROLE / "templates").glob("vff-qos-*.j2"))
 
@@ -158,6 +166,8 @@ PREFLIGHT = {
     "user": "nobody",
     "disabled_file": "/nonexistent",
     "socket_unit": "/nonexistent",
+    "metrics_unit": "/nonexistent",
+    "page_unit": "/nonexistent",
 }
 
 

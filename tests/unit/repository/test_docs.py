@@ -15,6 +15,7 @@ import made_docs
 from checkout import AGENT, DOCS, ROOT
 from vff_qos.cli import main
 from vff_qos.core.events import EVENTS, FIELDS
+from vff_qos.metrics.catalogue import NODE, USER
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "README.ru.md", "CONTRIBUTING.md")),
@@ -22,8 +23,18 @@ PAGES = [
 ]
 
 
+#: What else is called like that: a table of the role qos_per_user_xray.
+NOT_METRICS = {"vff_qos_ctmark"}
+
+
 def test_the_page_of_the_journal_is_what_make_docs_writes() -> None:
     assert made_docs.JOURNAL.read_text() == made_docs.journal()
+
+
+def test_the_page_of_metrics_is_what_make_docs_writes() -> None:
+    assert made_docs.METRICS.read_text() == made_docs.metrics()
+    named = set(re.findall(r"\bvff_qos_\w+", "".join(page.read_text() for page in PAGES)))
+    assert named - NOT_METRICS == {metric.full_name for metric in (*NODE, *USER)}
 
 
 def test_the_catalog_is_what_make_docs_writes() -> None:

@@ -68,6 +68,7 @@ def test_role_and_agent_have_the_same_defaults() -> None:
     assert DEFAULTS["qos_usage_daily_days"] == ours.usage_daily_days
     assert DEFAULTS["qos_report_url"] == ours.report_url
     assert DEFAULTS["qos_report_format"] == ours.report_format
+    assert DEFAULTS["qos_metrics_users"] == ours.metrics_users
     assert DEFAULTS["qos_gc_idle_sec"] == ours.gc.idle_s
     assert DEFAULTS["qos_gc_min_age_sec"] == ours.gc.min_age_s
     assert DEFAULTS["qos_gc_check_conntrack"] == ours.gc.check_conntrack

@@ -28,6 +28,7 @@ from ..kernel.packed.filter_list import read_filters
 from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
 from ..kernel.sysctls import read_sysctl
+from ..runfile import write_diagnosis
 from .engines import read_engines
 from .facts import look
 from .node import Node
@@ -63,6 +64,14 @@ def read_diagnosis(node: Node, canary: bool = True) -> dict[str, Any]:
         "version": __version__,
         "findings": [vars(finding) for finding in findings],
     }
+
+
+def keep(node: Node, found: dict[str, Any]) -> None:
+    """Leave it for the page.  Raises Refused where that is not possible."""
+    try:
+        write_diagnosis(node.paths.run_dir, {**found, "time": time.time()})
+    except OSError as error:
+        raise Refused(f"--keep: {node.paths.run_dir}: {os.strerror(error.errno or 0)}") from error
 
 
 def exit_code(found: dict[str, Any]) -> int:

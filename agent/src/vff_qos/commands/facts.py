@@ -6,20 +6,22 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from .. import __version__
-from ..config import load_policy, load_settings, policy_stamp, settings_stamp
+from ..config import Paths, load_policy, load_settings, policy_stamp, settings_stamp
 from ..core.claims.trust import address_key
+from ..core.class_table import ClassTable
 from ..core.figures import Moment, penalties
 from ..core.flow import end_text
 from ..core.flows.ends import is_loopback, unmapped
 from ..core.health.report import Report
 from ..core.health.rules import Facts
-from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK, ClassState, sent_of
+from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK
 from ..core.names import PLAIN
 from ..core.owners import ACTIVE, RESTRICTED_KEY, Owner
 from ..core.policy.overrides import Override
@@ -51,14 +53,16 @@ class Seen:
     facts: Facts
     settings: Settings | None = None
     #: {minor: class} on (IFB, WAN).
-    up: dict[int, ClassState] = field(default_factory=dict)
-    down: dict[int, ClassState] = field(default_factory=dict)
+    up: ClassTable = field(default_factory=ClassTable)
+    down: ClassTable = field(default_factory=ClassTable)
     devices: tuple[int, int] | None = None
     #: When the counters were read, by CLOCK_MONOTONIC.
     counted_s: float = 0.0
-    #: {minor: live flows}, and {minor: where they come from; an IPv6 /64 is one place}.
+    #: {minor: live flows}, and {minor: from how many places; an IPv6 /64 is one}.
     flows: dict[int, int] = field(default_factory=dict)
-    places: dict[int, set[bytes]] = field(default_factory=dict)
+    addresses: dict[int, int] = field(default_factory=dict)
+    #: Those from whose places there are restricted flows, too.
+    in_doubt: frozenset[int] = frozenset()
     owners: list[Owner] = field(default_factory=list)
     overrides: list[Override] = field(default_factory=list)
     tcp_memory: TcpMemory | None = None
@@ -66,21 +70,22 @@ class Seen:
     def moment(self, now_s: float) -> Moment:
         """What was seen as figures, still without rates: counters were read but once."""
         assert self.settings is not None
-        in_doubt: set[bytes] = set()
-        for owner in self.owners:
-            if owner.key.startswith(RESTRICTED_KEY):
-                in_doubt |= self.places.get(owner.minor, set())
-        before = sent_of(self.up), sent_of(self.down)
+        before = self.up.sent(), self.down.sent()
         return Moment(
             self.settings.major,
             (self.up, self.down),
             before,
             before,
             flows=self.flows,
-            addresses={minor: len(places) for minor, places in self.places.items()},
-            in_doubt=frozenset(m for m, places in self.places.items() if places & in_doubt),
+            addresses=self.addresses,
+            in_doubt=self.in_doubt,
             penalties=penalties(self.overrides, now_s),
         )
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether there are settings, and devices of ours."""
+        return self.settings is not None and self.devices is not None
 
     @property
     def report(self) -> Report | None:
@@ -105,12 +110,15 @@ def count_classes(node: Node, seen: Seen) -> None:
     """Read the classes of a node that is set up, with their counters.  Raises KernelRefused."""
     assert seen.settings is not None and seen.devices is not None
     major = seen.settings.major
-    seen.up, seen.down = (node.tc.classes(index, major) for index in seen.devices)
+    seen.up, seen.down = (node.tc.class_table(index, major) for index in seen.devices)
     seen.counted_s = time.monotonic()
 
 
-def look(node: Node) -> Seen:
-    """Look at everything once.  Raises KernelRefused; what else fails is a fact."""
+def look(node: Node, known: Mapping[str, Owner] | None = None) -> Seen:
+    """Look at everything once; ``known``: owners of before, as for `State.owners`.
+
+    Raises KernelRefused; what else fails is a fact.
+    """
     facts = Facts(time.time(), read_report(node.paths.run_dir), __version__)
     seen = Seen(facts)
     if record := read_record(node.paths):
@@ -119,7 +127,7 @@ def look(node: Node) -> Seen:
         state = node.state
         facts.state = state.trouble
         facts.suspended = state.get_value("suspended") is not None
-        seen.owners = sorted(state.owners(), key=lambda owner: owner.key)
+        seen.owners = sorted(state.owners(known), key=lambda owner: owner.key)
         seen.overrides = [o for o in state.overrides() if not o.ends_by(facts.now_s)]
     except StateError as error:
         facts.state = str(error)
@@ -154,13 +162,23 @@ def _look_at_files(node: Node, seen: Seen) -> None:
     if report is not None and report.policy_refused:
         facts.policy_problem = report.policy_refused
         return
-    try:
-        load_policy(node.paths)
-    except ConfigError as error:
+    problem = _policy_error(node.paths, str(stamp))
+    if problem is not None:
         plain = "state" not in node.__dict__ or mode_of(node.state) == PLAIN
-        facts.policy_problem = str(error) if plain else error.nameless()
+        facts.policy_problem = str(problem) if plain else problem.nameless()
     else:
         facts.policy_is_current = report is None or _is_current(report.policy, stamp)
+
+
+@lru_cache(maxsize=1)
+def _policy_error(paths: Paths, _stamp: str) -> ConfigError | None:
+    """What is wrong with the policy; once for each: whoever looks again and again, as `top` does,
+    need not read 10,000 users each time."""
+    try:
+        load_policy(paths)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _is_current(read: list[Any], stamp: list[Any]) -> bool:
@@ -188,10 +206,10 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
         facts.not_set_up = "the HTB trees are missing"
     conntrack = Conntrack()
     try:
-        for mark, address in conntrack.dump_sources(settings.major << 16, OURS_MASK):
-            minor = mark & MINOR_MASK
-            seen.flows[minor] = seen.flows.get(minor, 0) + 1
-            seen.places.setdefault(minor, set()).add(address_key(unmapped(address)))
+        doubted = {o.minor for o in seen.owners if o.key.startswith(RESTRICTED_KEY)}
+        conntrack.sources(
+            settings.major << 16, OURS_MASK, lambda found: _sum_up(seen, found, doubted)
+        )
         facts.marked_flows = sum(seen.flows.values())
         if facts.report is not None:
             claimed = facts.report.counts.get("flows_claimed", 0)
@@ -214,6 +232,28 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
     busy = [owner for owner in without if seen.flows.get(owner.minor)]
     facts.busy_without_class = [display_name(owner.key) for owner in busy]
     facts.idle_without_class = len(without) - len(busy)
+
+
+def _sum_up(seen: Seen, found: Iterable[tuple[int, bytes]], doubted: set[int]) -> None:
+    """Count flows by class, while they are read, and the places that they come from.
+
+    A set for each of 10,000 users would take some megabytes: there is one of all.
+    """
+    flows: dict[int, int] = {}
+    places: set[bytes] = set()
+    for mark, address in found:
+        minor = mark & MINOR_MASK
+        flows[minor] = flows.get(minor, 0) + 1
+        places.add(minor.to_bytes(2, "big") + address_key(unmapped(address)))
+    addresses: dict[int, int] = {}
+    in_doubt = {place[2:] for place in places if int.from_bytes(place[:2], "big") in doubted}
+    of_doubt = set()
+    for place in places:
+        minor = int.from_bytes(place[:2], "big")
+        addresses[minor] = addresses.get(minor, 0) + 1
+        if place[2:] in in_doubt:
+            of_doubt.add(minor)
+    seen.flows, seen.addresses, seen.in_doubt = flows, addresses, frozenset(of_doubt)
 
 
 def _unmarked(conntrack: Conntrack, settings: Settings) -> int:

@@ -240,6 +240,34 @@ def flows_of(
     return found
 
 
+def read_restricted(node: Node, deep: bool = False) -> list[dict[str, Any]]:
+    """Who is restricted now, and why, each class with its connections; ``deep`` as before.
+
+    Raises ConfigError, KernelRefused, StateError.
+    """
+    settings, now_s = node.settings_in_force, time.time()
+    owners = [
+        owner
+        for owner in node.state.owners()
+        if owner.state == ACTIVE and owner.key.startswith(RESTRICTED_KEY)
+    ]
+    of_class: dict[int, list[dict[str, Any]]] = {owner.minor: [] for owner in owners}
+    flows, clients = [], []
+    for entry in _dump(settings.major << 16, OURS_MASK) if owners else []:
+        flow = decode_tuple(entry.tuple_raw)
+        if flow is not None and entry.mark & MINOR_MASK in of_class:
+            flows.append(describe(flow, entry, now_s))
+            clients.append(pack(unmapped(flow.src), flow.sport))
+            of_class[entry.mark & MINOR_MASK].append(flows[-1])
+    _add_words(settings, flows, clients, deep)
+    for shown in flows:
+        shown["why"] = restricted_why(shown)
+    return [
+        {"who": display_name(o.key), "since": o.since, "flows": of_class[o.minor]}
+        for o in sorted(owners, key=lambda o: -len(of_class[o.minor]))
+    ]
+
+
 def _restricted_of(owners: Iterable[Owner], keys: Iterable[bytes]) -> list[Owner]:
     """The restricted classes of some addresses; the one of all further addresses is among them."""
     wanted = {RESTRICTED_KEY, *(f"{RESTRICTED_KEY}{key.hex()}" for key in keys)}

@@ -192,6 +192,8 @@ class Node:
         """
         if not given:
             raise Refused(f"{given!r} {email_problem(given)}")
+        if is_hash(given):  # which needs no key
+            return given
         names = self.names
         name = names.of(given)
         if names.mode == MIXED and not is_hash(given):

@@ -18,7 +18,7 @@ from ..core.figures import (
     select,
 )
 from ..core.health import xray
-from ..core.health.findings import EXIT_CODES, OK, verdict, worst_first
+from ..core.health.findings import EXIT_CODES, OK, Finding, verdict, worst_first
 from ..core.health.rules import judge
 from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR
 from ..core.names import PLAIN
@@ -36,7 +36,7 @@ from .node import Node
 __all__ = ["SORTS", "exit_code", "read_status", "render"]
 
 #: Rates are measured over so long at least, in seconds.
-_MEASURE_S = 0.2
+MEASURE_S = 0.2
 #: Rows of users without ``--all``, and orders.
 _TOP, _ORDERS = 10, 5
 
@@ -49,11 +49,23 @@ def read_status(
     ``engine``: with what the engine's own configuration keeps from holding.  Raises KernelRefused.
     """
     seen = look(node)
-    facts, report, settings = seen.facts, seen.report, seen.settings
-    findings = judge(facts)
-    if engine and settings is not None:
-        told = xray.examine(read_engines(), settings)
+    findings = judge(seen.facts)
+    if engine and seen.settings is not None:
+        told = xray.examine(read_engines(), seen.settings)
         findings = worst_first([*findings, *(f for f in told if f.level != OK)])
+    moment = read_again(node, seen, MEASURE_S) if seen.is_set_up else None
+    status = describe(node, seen, findings, moment)
+    if moment is not None:
+        names = sorted(((o, display_name(o.key)) for o in seen.owners), key=lambda o: natural(o[1]))
+        status["users"] = [one.to_json() for one in select(moment, names, patterns or [])]
+    return status
+
+
+def describe(
+    node: Node, seen: Seen, findings: list[Finding], moment: Moment | None
+) -> dict[str, Any]:
+    """A look at a node as JSON, without its users; ``moment``: its rates, None if not set up."""
+    facts, report, settings = seen.facts, seen.report, seen.settings
     level, reason = verdict(findings)
     record = read_record(node.paths)
     status: dict[str, Any] = {
@@ -76,15 +88,12 @@ def read_status(
     }
     if "state" in node.__dict__:
         status["names"] = mode_of(node.state)
-    if settings is None or seen.devices is None:
+    if settings is None or moment is None:
         return status
     status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb
     status["ceil_bps"] = settings.node_ceil_bps
     status["time"] = time.time()
-    moment = read_again(node, seen, _MEASURE_S)
     status["devices"] = devices_of(moment)
-    names = sorted(((o, display_name(o.key)) for o in seen.owners), key=lambda o: natural(o[1]))
-    status["users"] = [one.to_json() for one in select(moment, names, patterns or [])]
     owners = seen.owners
     status["restricted"] = _restricted(seen)
     waiting = [owner for owner in owners if owner.state != ACTIVE]
@@ -107,14 +116,16 @@ def read_again(node: Node, seen: Seen, after_s: float) -> Moment:
 
 
 def devices_of(moment: Moment) -> dict[str, Any]:
-    """What passes the node: rates of all, and of what is nobody's, by direction."""
+    """What passes the node, and what of it is nobody's, by direction."""
     found = {}
     for direction in (UPLOAD, DOWNLOAD):
-        whole = moment.classes[direction].get(CEIL_MINOR)
+        classes = moment.classes[direction]
+        whole, nobodys = classes.get(CEIL_MINOR), classes.get(UNCLASSIFIED_MINOR)
         found[DIRECTIONS[direction]] = {
             "rate_bps": moment.rate_bps(direction, CEIL_MINOR),
             "unclassified_bps": moment.rate_bps(direction, UNCLASSIFIED_MINOR),
             "bytes": whole.sent_bytes if whole else 0,
+            "unclassified_bytes": nobodys.sent_bytes if nobodys else 0,
         }
     return found
 

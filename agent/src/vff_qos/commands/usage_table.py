@@ -18,6 +18,7 @@ from ..core.usage_query import (
     HOUR,
     MONTH,
     Query,
+    Span,
     month_start,
     parse_when,
     plan_query,
@@ -45,8 +46,13 @@ def read_usage(
     since: str | None = None,
     until: str | None = None,
     by: str | None = None,
+    exact: bool = False,
 ) -> dict[str, Any]:
-    """Everything ``usage`` shows, as JSON.  Raises Refused, StateError, ConfigError."""
+    """Everything ``usage`` shows, as JSON; ``exact``: what looks as a pattern is a name, which need
+    not have moved anything yet.
+
+    Raises Refused, StateError, ConfigError.
+    """
     now_s = time.time()
     # A name stands for itself, and with qos_hash_emails for its hash.
     patterns = [*dict.fromkeys(name for p in patterns for name in (p, node.name_of(p)))]
@@ -55,8 +61,12 @@ def read_usage(
         effect = "hours and days of before are shown when it is back"
         node.warn(events.STATE_MOVED, node.state.trouble, effect)
     accounts = node.state.accounts
-    wanted = [account for account in accounts.accounts() if _fits(account.key, patterns)]
-    if patterns and not wanted:
+    wanted = [
+        account
+        for account in accounts.accounts()
+        if (account.key in patterns if exact else _fits(account.key, patterns))
+    ]
+    if patterns and not wanted and not exact:
         raise Refused(f"nothing was ever counted for {' or '.join(map(repr, patterns))}")
     numbers = [account.number for account in wanted]
     rows: dict[str, list[tuple[int, int, int]]] = {account.key: [] for account in wanted}
@@ -74,13 +84,7 @@ def read_usage(
     for key, found in rows.items():
         if not found and not (patterns and len(rows) <= _FEW):
             continue
-        spans = summed_up(found, query)
-        one = {
-            "email": _NOBODYS.get(key, key),
-            "upload_bytes": sum(span.upload_bytes for span in spans),
-            "download_bytes": sum(span.download_bytes for span in spans),
-            "spans": [span._asdict() for span in spans] if by else [],
-        }
+        one = {"email": _NOBODYS.get(key, key), **_amount(summed_up(found, query), by)}
         (others if key in _NOBODYS else users).append(one)
     for group in (users, others):
         group.sort(key=lambda one: natural(one["email"]))
@@ -91,6 +95,36 @@ def read_usage(
         "read": accounts.read_until(),
         "users": users,
         "others": others,
+    }
+
+
+def read_totals(
+    node: Node, since: str | None = None, until: str | None = None, by: str | None = None
+) -> dict[str, Any]:
+    """The same of all users together: ``users`` is one record, without an email, as is ``others``.
+
+    Raises as `read_usage`.
+    """
+    now_s = time.time()
+    query = _query(node, since, until, by, now_s)
+    accounts = node.state.accounts
+    found: dict[str, Any] = {
+        "since": query.since_s,
+        "until": min(query.until_s, now_s),
+        "by": by,
+        "read": accounts.read_until(),
+    }
+    for name in ("users", "others"):
+        rows = accounts.totals(query.unit, query.first, query.end, users=name == "users")
+        found[name] = _amount(summed_up(rows, query), by)
+    return found
+
+
+def _amount(spans: list[Span], by: str | None) -> dict[str, Any]:
+    return {
+        "upload_bytes": sum(span.upload_bytes for span in spans),
+        "download_bytes": sum(span.download_bytes for span in spans),
+        "spans": [span._asdict() for span in spans] if by else [],
     }
 
 

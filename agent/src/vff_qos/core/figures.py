@@ -28,7 +28,7 @@ SORTS: dict[str, tuple[str, ...]] = {
     "drops": ("drops",),
     "name": (),
 }
-_DIGITS = re.compile(r"(\d+)")
+_DIGITS = re.compile(r"[0-9]{1,999}")
 _NONE: dict[int, Any] = {}
 T = TypeVar("T")
 
@@ -192,10 +192,11 @@ def penalty(deciding: Iterable[Override]) -> str:
     return next((o.why or o.origin for o in deciding if o.origin != OPERATOR), "")
 
 
-def natural(text: str) -> list[tuple[int, int, str]]:
-    """A key that sorts user2 before user10."""
-    return [
-        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
-        for part in _DIGITS.split(text)
-        if part
-    ]
+def natural(text: str) -> str:
+    """A key that sorts user2 before user10: a number stands after how many digits it has."""
+    return _DIGITS.sub(_by_length, text)
+
+
+def _by_length(found: re.Match[str]) -> str:
+    digits = found[0].lstrip("0")
+    return f"\0{chr(len(digits))}{digits}"

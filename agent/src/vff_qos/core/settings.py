@@ -1,7 +1,11 @@
-"""The host's settings: what ``/etc/vff-qos/settings.yml`` may hold, checked whole."""
+"""The host's settings: what ``/etc/vff-qos/settings.yml`` may hold, checked whole.
+
+Longer than 400 lines: each key with its grammar, its default and its check, in one place.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +20,8 @@ UNKNOWN_UDP = ("pass", "restrict")
 #: The ceiling of a node that names none: no line of today is faster.
 UNLIMITED_BPS = 100_000_000_000
 SOURCES = ("file", "container", "journal", "webhook")
+#: Where the page is served unless somebody says otherwise.
+WEB_BIND = "unix:/run/vff-qos-web.sock"
 #: How usage is reported: our own JSON, or as proxy programs tell a ``traffic-url``.
 REPORT_FORMATS = ("json", "traffic-url", "traffic-url-global")
 
@@ -37,6 +43,13 @@ _URL = re.compile(
     r"(?:/[!\"$-~]*)?",
     re.ASCII,
 )
+#: Where the page may be served: a unix socket, or any address and port of this host.
+_BIND = re.compile(
+    r"unix:/[!-~]{1,106}|(?P<host>\d{1,3}(?:\.\d{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>\d{1,5})",
+    re.ASCII,
+)
+#: A name that a browser may have asked for.
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
 _LOOPBACK = re.compile(r"127(?:\.\d{1,3}){3}|\[::1\]|localhost", re.ASCII)
 _FILE = re.compile(r"/[^\0\n]{1,4095}")
 _GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
@@ -104,6 +117,14 @@ class Settings:
     report_format: str = "json"
     report_secret_file: str = ""
     report_ca_file: str = ""
+    #: Where the page is served, by whom it may be asked for, and the file with its token.
+    web_bind: str = WEB_BIND
+    web_hosts: tuple[str, ...] = ()
+    web_token_file: str = ""
+    #: Of how many users there are metrics, those who move most first.
+    metrics_users: int = 20
+    #: Who may read them in a file; empty: everybody.
+    metrics_group: str = ""
     gc: GcSettings = field(default_factory=GcSettings)
 
     @property
@@ -156,6 +177,11 @@ KEYS = (
     "report_format",
     "report_secret_file",
     "report_ca_file",
+    "web_bind",
+    "web_hosts",
+    "web_token_file",
+    "metrics_users",
+    "metrics_group",
     "gc_idle_sec",
     "gc_min_age_sec",
     "gc_check_conntrack",
@@ -170,6 +196,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
     settings = _read(doc, doc.check_keys((), doc.data, KEYS))
     _check_source(doc, settings)
     _check_report(doc, settings)
+    _check_web(doc, settings)
     return settings
 
 
@@ -241,6 +268,14 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         report_format=_choice(doc, "report_format", data, REPORT_FORMATS, base.report_format),
         report_secret_file=_text(doc, "report_secret_file", data, _FILE, "an absolute path"),
         report_ca_file=_text(doc, "report_ca_file", data, _FILE, "an absolute path"),
+        web_bind=_text(
+            doc, "web_bind", data, _BIND, "'unix:/absolute/path', '127.0.0.1:port' or '[::1]:port'"
+        )
+        or base.web_bind,
+        web_hosts=_hosts(doc, data),
+        web_token_file=_text(doc, "web_token_file", data, _FILE, "an absolute path"),
+        metrics_users=_whole(doc, "metrics_users", data, base.metrics_users, 0, 65_000),
+        metrics_group=_text(doc, "metrics_group", data, _GROUP, "the name of a group"),
         gc=GcSettings(
             idle_s=_whole(doc, "gc_idle_sec", data, base.gc.idle_s, 1, 10**9),
             min_age_s=_whole(doc, "gc_min_age_sec", data, base.gc.min_age_s, 0, 10**9),
@@ -298,6 +333,36 @@ def _check_report(doc: Document, settings: Settings) -> None:
             ("report_url",),
             "must begin with https://; http:// is for an address of this host (127.0.0.1, [::1])",
         )
+
+
+def _check_web(doc: Document, settings: Settings) -> None:
+    """The page is for whoever is on this host, or who has its token."""
+    found = _BIND.fullmatch(settings.web_bind)
+    if found is None or found["host"] is None:
+        return
+    if not 1 <= int(found["port"]) <= 65_535:
+        raise doc.fail(("web_bind",), f"{found['port']} is not a port (1 to 65535)")
+    try:
+        address = ipaddress.ip_address(found["host"].strip("[]"))
+    except ValueError as error:
+        raise doc.fail(("web_bind",), f"{found['host']} is not an address") from error
+    if not address.is_loopback and not settings.web_token_file:
+        raise doc.fail(
+            ("web_token_file",),
+            f"is needed where web_bind is not of this host alone ({found['host']} is not): a file "
+            "with the token that whoever asks must know",
+        )
+
+
+def _hosts(doc: Document, data: dict[str, Any]) -> tuple[str, ...]:
+    """Names that the page may be asked for by, besides those of this host."""
+    value = data.get("web_hosts", [])
+    if not isinstance(value, list):
+        raise doc.fail(("web_hosts",), "must be a list of names such as qos.example.com")
+    for index, name in enumerate(value):
+        if not isinstance(name, str) or not _HOST.fullmatch(name):
+            raise doc.fail(("web_hosts", str(index)), f"{name!r} is not a host's name")
+    return tuple(name.lower() for name in value)
 
 
 def _text(

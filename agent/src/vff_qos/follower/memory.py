@@ -29,3 +29,10 @@ def give_memory_back() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
+def trim() -> None:
+    """Give the kernel what is free at once (malloc_trim(3)), after work that took much of it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

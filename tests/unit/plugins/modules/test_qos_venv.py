@@ -25,10 +25,27 @@ def venv(plugin: Callable[[str], ModuleType]) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil.py", "/etc/passwd", "a/../../b", "x-1.data/scripts/x", "x/_x.so"]
+    "name",
+    [
+        "../evil.py",
+        "/etc/passwd",
+        "a/../../b",
+        "x-1.data/purelib/x",
+        "x-1.data/scripts/../../x",
+        "x/_x.so",
+    ],
 )
 def test_a_wheel_that_is_more_than_python_files_is_refused(venv: ModuleType, name: str) -> None:
     assert venv.refuse_member(name)
+
+
+def test_commands_of_a_library_stay_away(venv: ModuleType) -> None:
+    """bottle's wheel has one; what leads out of the place is refused, not left out."""
+    assert venv.is_left_out("bottle-0.13.4.data/scripts/bottle.py")
+    assert not venv.is_left_out("x-1.data/scripts/../../x")
+    assert not venv.is_left_out("x/data/scripts/x.py") and not venv.is_left_out(
+        "x-1.data/purelib/x"
+    )
 
 
 @pytest.mark.parametrize("name", ["x/__init__.py", "x-1.dist-info/RECORD", "x/data.txt", "x..y.py"])

@@ -10,7 +10,7 @@ import errno
 import socket
 import struct
 from array import array
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NamedTuple
 
 from ...core.flow import Flow
@@ -21,6 +21,7 @@ from .netlink import (
     NETLINK_NETFILTER,
     NLM_F_REQUEST,
     Answer,
+    Collected,
     Decoded,
     Encoder,
     Netlink,
@@ -327,15 +328,26 @@ class Conntrack:
         """Only the marks of what `dump` gives: a third of its time, a tenth of its memory."""
         return self._dump(mark, mask, decode_mark)
 
-    def dump_sources(self, mark: int, mask: int) -> list[tuple[int, bytes]]:
-        """As ``dump_marks``, with the packed source address."""
-        return self._dump(mark, mask, decode_mark_and_source)
+    def sources(
+        self, mark: int, mask: int, into: Callable[[Iterator[tuple[int, bytes]]], Collected]
+    ) -> Collected:
+        """``into`` of the marks of what `dump` gives, each with the packed source address."""
+        return self._collect(mark, mask, decode_mark_and_source, into)
 
     def _dump(self, mark: int, mask: int, made: Callable[[bytes], Decoded | None]) -> list[Decoded]:
+        return self._collect(mark, mask, made, list)
+
+    def _collect(
+        self,
+        mark: int,
+        mask: int,
+        made: Callable[[bytes], Decoded | None],
+        into: Callable[[Iterator[Decoded]], Collected],
+    ) -> Collected:
         payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
         if mask:
             payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))
-        return self.netlink.dump(_CT_GET, payload, "reading the conntrack table", made)
+        return self.netlink.collect(_CT_GET, payload, "reading the conntrack table", made, into)
 
     def live(self, entries: list[Entry]) -> list[Entry]:
         """Those of dumped ``entries`` whose flow still is the same one (same id) and unmarked."""

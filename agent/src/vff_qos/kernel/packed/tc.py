@@ -13,6 +13,7 @@ from functools import lru_cache
 from sys import intern
 from typing import NamedTuple
 
+from ...core.class_table import ClassTable
 from ...core.htb import (
     MINOR_MASK,
     TARGET_US,
@@ -192,6 +193,10 @@ def decode_class(payload: bytes) -> tuple[int, int, int, ClassState] | None:
     return ifindex, handle, info, state
 
 
+def _state(payload: bytes) -> ClassState | None:
+    return found[3] if (found := decode_class(payload)) else None
+
+
 @lru_cache(maxsize=1_024)
 def _decode_options(options: bytes) -> HtbClass | None:
     """What a class's TCA_OPTIONS say.  Most users share those of a few plans."""
@@ -230,12 +235,11 @@ class Tc:
 
     def classes(self, ifindex: int, major: int) -> dict[int, ClassState]:
         """{minor: state} of the classes under root ``major:`` on one interface."""
+        return self._classes(ifindex, major, _state, dict)
 
-        def state(answer: bytes) -> ClassState | None:
-            decoded = decode_class(answer)
-            return decoded[3] if decoded else None
-
-        return self._classes(ifindex, major, state, dict)
+    def class_table(self, ifindex: int, major: int) -> ClassTable:
+        """The same in a fifth of the memory, for what keeps it."""
+        return self._classes(ifindex, major, _state, ClassTable)
 
     def sent_bytes(self, ifindex: int, major: int) -> MinorTable:
         """{minor: bytes sent}: less than half the time of `classes`, a tenth of the memory."""

@@ -1,0 +1,1 @@
+"""Prometheus' view of the node: the figures of ``status`` and ``usage`` under other names."""

@@ -1,0 +1,79 @@
+"""``vff-qos web``: serves the page where ``web_bind`` says, until it is told to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import Any
+
+from waitress.server import create_server
+
+from ..commands.node import Node
+from ..config import read_ours
+from ..core.settings import Settings
+from ..core.web_access import TOKEN_BYTES
+from ..errors import ConfigError
+from ..follower.memory import give_memory_back
+from ..journal import notify
+from ..sources.listener import open_listener
+from .api import MAX_STREAMS
+from .app import Site, make_app
+
+#: Streams take a thread each; so many others answer at once.
+_THREADS = MAX_STREAMS + 4
+
+
+def serve(node: Node) -> None:
+    """Serve until SIGTERM.  Raises ConfigError, SourceError."""
+    # What is wrong with the node the agent tells the journal; the page shows it.
+    os.environ.pop("JOURNAL_STREAM", None)
+    give_memory_back()
+    settings = node.settings_in_force
+    token = read_token(node, settings)
+    listener, made = open_listener(settings.web_bind, "", 0o600)
+    bound = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
+    site = Site(node.paths, bound, settings.web_hosts, token)
+    server = create_server(
+        make_app(site),
+        sockets=[listener],
+        threads=_THREADS,
+        ident=None,
+        connection_limit=200,
+        channel_timeout=60,
+        channel_request_lookahead=1,
+        max_request_header_size=16_384,
+        max_request_body_size=4_096,
+        asyncore_use_poll=True,
+        clear_untrusted_proxy_headers=True,
+    )
+
+    def end(*_signal: Any) -> None:
+        for observer in site.observers:
+            observer.is_closing = True
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    notify("READY=1")
+    try:
+        server.run()
+    finally:
+        server.close()
+        if made:
+            os.unlink(made)
+
+
+def read_token(node: Node, settings: Settings) -> bytes:
+    """What whoever asks must bear; empty where nothing is asked for.  Raises ConfigError."""
+    path = settings.web_token_file
+    if not path:
+        return b""
+    token = read_ours(path, node.paths).strip()
+    if not TOKEN_BYTES[0] <= len(token) <= TOKEN_BYTES[1] or len(token.split()) != 1:
+        low, high = TOKEN_BYTES
+        raise ConfigError(path, f"does not hold one word of {low} to {high} bytes: the token")
+    if os.stat(path).st_mode & 0o004:
+        raise ConfigError(
+            path, f"everybody may read it, and it is a secret; 'chmod o= {path}' ends that"
+        )
+    return token

@@ -164,15 +164,18 @@ LIMITS = ("plan", "upload", "download", "unlimited", "blocked", "cut")
 CUT = {"blocked": "cut"}
 #: An override that ends this close to the wanted time is the wanted one.
 TOLERANCE_S = 60
+#: Times as the agent reads them (core/units.py).
 SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-DURATION = re.compile(r"(\d{1,9}) ?(sec|s|min|m|h|d|w)")
+MAX_SECONDS = 366 * 86400
+DURATION = re.compile(r"([0-9]{1,9}) ?(sec|s|min|m|h|d|w)(?: |$|(?=[0-9]))")
 
 
 def seconds_of(text: str) -> int | None:
-    """Seconds of a time such as ``1h 30min``; None if it is no time."""
-    if not re.fullmatch(rf"{DURATION.pattern}(?: ?{DURATION.pattern})*", text):
+    """Seconds of a time such as ``1h 30min``; None if it is none that the agent takes."""
+    if not re.fullmatch(rf"(?:{DURATION.pattern})+", text):
         return None
-    return sum(int(number) * SECONDS[unit] for number, unit in DURATION.findall(text))
+    seconds = sum(int(number) * SECONDS[unit] for number, unit in DURATION.findall(text))
+    return seconds if 1 <= seconds <= MAX_SECONDS else None
 
 
 def text_keys_loader() -> Any:
@@ -366,9 +369,10 @@ def order(module: AnsibleModule, node: Node, email: str, entry: Entry | None) ->
     words = ["reset", email]
     if entry is not None:
         if params["for"] is not None:
-            seconds = seconds_of(params["for"]) or 0
-            if not seconds:
+            seconds = seconds_of(params["for"])
+            if seconds is None:
                 module.fail_json(msg=f"for: {params['for']!r} is not a time such as 2h or 1d")
+                raise AssertionError  # the line before ends the module
             until = time.time() + seconds
         words = order_words(module, email, entry)
         if params["for"] is not None:

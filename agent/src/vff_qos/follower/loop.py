@@ -81,8 +81,7 @@ class Follower:
         self._flow_fd = -1
         self._saved_checkpoint: Any = None
         self._last_round = self._next_tick = self._next_status = 0.0
-        # Dumps of all classes wait for the second one: no mark is to wait for them.
-        self._ticks = 0
+        self._is_new = True
 
     def _take_names_back(self) -> None:
         """Users whose hashes were seen again have their emails from now on."""
@@ -240,13 +239,14 @@ class Follower:
     def _tick(self) -> None:
         now = time.monotonic()
         self._next_tick = now + _TICK_S
-        self._ticks += 1
         trouble = self._source.tick()
         if trouble:
             self._journal.tell(events.SOURCE, error=trouble)
         if self._source.replaying:
             # Nothing was appended since the start: what is there is to be read now.
             self._read()
+        # Marks of what was written meanwhile do not wait for dumps of all classes.
+        hurry, self._is_new = self._is_new and self._source.more, False
         self._complain()
         self._use(self._policy_files.look(told=signal.SIGHUP in self._signals))
         self._signals.discard(signal.SIGHUP)
@@ -268,15 +268,15 @@ class Follower:
         self._journal.tend()
         notify("WATCHDOG=1")
         if now >= self._next_status or self._policy_files.refused != self._told_refused:
-            self._next_status = now + (WRITE_S if self._ticks > 1 else _TICK_S)
+            self._next_status = now + (_TICK_S if hurry else WRITE_S)
             self._settle()
             if self._assigner.returned:
                 self._take_names_back()
             self._look_at_memory()
-            if self._ticks > 1:
+            if not hurry:
                 self._vitals.look_at_traffic(self._assigner.counters)
             self._write_report()
-        if self._ticks > 1:
+        if not hurry:
             self._assigner.change_outdated()
             # Last: what others have read of the counters is booked by now.
             self._assigner.tend_accounts()

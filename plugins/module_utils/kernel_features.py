@@ -8,6 +8,8 @@ modules say nothing, so each part is used once, in a network namespace that ends
 
 from __future__ import annotations
 
+from typing import Iterable
+
 #: Subsystem and a message that it answers at once: IPCTNL_MSG_CT_GET_STATS, NFT_MSG_GETGEN.
 #: (linux/netfilter/nfnetlink_conntrack.h, nf_tables.h)
 NETFILTER = {
@@ -38,7 +40,7 @@ ATTEMPTS = {
 }
 
 
-def listed_modules(loaded, sys_module, builtin, on_disk):
+def listed_modules(loaded: str, sys_module: Iterable[str], builtin: str, on_disk: str) -> set[str]:
     """Names of modules that the running kernel has or can load, as its lists have them.
 
     ``loaded`` is /proc/modules, ``sys_module`` the names in /sys/module (of what is built in, only
@@ -52,7 +54,7 @@ def listed_modules(loaded, sys_module, builtin, on_disk):
     return have
 
 
-def attempt_script(names):
+def attempt_script(names: Iterable[str]) -> str:
     """A shell script that tries each of ``names`` in a namespace of its own.
 
     It prints ``NAME yes``, ``NAME no: why`` or, where something that would try it is missing or
@@ -70,11 +72,11 @@ def attempt_script(names):
     return "\n".join(lines)
 
 
-def _all_without_unshare(names):
+def _all_without_unshare(names: Iterable[str]) -> str:
     return "".join(f"echo '{name} tool: unshare'; " for name in names)
 
 
-def read_attempts(text):
+def read_attempts(text: str) -> dict[str, tuple[str, str]]:
     """name -> (yes, no or tool, why) of what `attempt_script` has printed."""
     found = {}
     for line in text.splitlines():

@@ -116,11 +116,15 @@ paths:
 import os
 import shutil
 import tempfile
+from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
 
+#: One of what the task lists, with its options.
+Item = Dict[str, Any]
 
-def text_of(path):
+
+def text_of(path: str) -> str | None:
     """Content of a file, or None if there is no file."""
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
@@ -129,12 +133,12 @@ def text_of(path):
         return None
 
 
-def fill_in(words, new_files):
+def fill_in(words: list[str], new_files: dict[str, str]) -> list[str]:
     """``words`` with each path that is in ``new_files`` replaced by its stand-in."""
     return [new_files.get(word, word) for word in words]
 
 
-def write_new(module, changed):
+def write_new(module: AnsibleModule, changed: list[Item]) -> dict[str, str]:
     """Temporary files with the new contents, by path."""
     new_files = {}
     for item in changed:
@@ -145,7 +149,7 @@ def write_new(module, changed):
     return new_files
 
 
-def validate(module, new_files):
+def validate(module: AnsibleModule, new_files: dict[str, str]) -> None:
     """Runs the validation; ends the module with its words, which name the real paths."""
     words = module.params["validate"]
     # In check mode the command may be something that the same run would install.
@@ -159,7 +163,7 @@ def validate(module, new_files):
         module.fail_json(msg=message or f"{' '.join(words)} ended with {rc}")
 
 
-def fix_attributes(module, item):
+def fix_attributes(module: AnsibleModule, item: Item) -> bool:
     """Owner, group and mode; True if something was different."""
     path = item["path"]
     if module.check_mode and not os.path.lexists(path):
@@ -167,10 +171,10 @@ def fix_attributes(module, item):
     arguments = module.load_file_common_arguments(
         {"path": path, "owner": "root", "group": item["group"], "mode": item["mode"]}
     )
-    return module.set_fs_attributes_if_different(arguments, False)
+    return bool(module.set_fs_attributes_if_different(arguments, False))
 
 
-def delete(module, path):
+def delete(module: AnsibleModule, path: str) -> None:
     if module.check_mode:
         return
     if os.path.isdir(path) and not os.path.islink(path):
@@ -179,7 +183,7 @@ def delete(module, path):
         os.unlink(path)
 
 
-def make_directory(module, item):
+def make_directory(module: AnsibleModule, item: Item) -> bool:
     """True if the directory was not there."""
     if os.path.isdir(item["path"]):
         return False
@@ -188,7 +192,7 @@ def make_directory(module, item):
     return True
 
 
-def make_link(module, item):
+def make_link(module: AnsibleModule, item: Item) -> bool:
     """True if the link was not there or led elsewhere."""
     path, target = item["path"], item["target"]
     if os.path.islink(path) and os.readlink(path) == target:
@@ -202,13 +206,13 @@ def make_link(module, item):
     return True
 
 
-def entries(**options):
+def entries(**options: Item) -> Item:
     """Specification of a list of things that have a path."""
     options["path"] = {"type": "path", "required": True}
     return {"type": "list", "elements": "dict", "default": [], "options": options}
 
 
-def main():
+def main() -> None:
     text, required = {"type": "str", "required": True}, {"type": "path", "required": True}
     group = {"type": "str", "default": "root"}
     module = AnsibleModule(
@@ -223,14 +227,15 @@ def main():
         supports_check_mode=True,
     )
     params = module.params
-    paths, diff = [], []
+    paths: list[str] = []
+    diff: list[Item] = []
 
     old = {item["path"]: text_of(item["path"]) for item in params["files"]}
     changed = [item for item in params["files"] if old[item["path"]] != item["content"]]
     new_files = write_new(module, changed)
     validate(module, new_files)
 
-    def replace_file(module, item):
+    def replace_file(module: AnsibleModule, item: Item) -> bool:
         if item not in changed:
             return False
         path = item["path"]

@@ -125,12 +125,15 @@ node:
 import json
 import os
 import time
+from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vff.qos.plugins.module_utils.yaml_names import not_text
 
+Json = Dict[str, Any]
 
-def read_status(module):
+
+def read_status(module: AnsibleModule) -> Json:
     """What ``vff-qos status --json`` says; ends the module if it says nothing."""
     command = module.params["command"]
     if not os.access(command, os.X_OK):
@@ -138,12 +141,13 @@ def read_status(module):
     # It ends with 1 or 2 where not all is well, which is part of the answer.
     rc, out, err = module.run_command([command, "status", "--json"])
     try:
-        return json.loads(out)
+        return dict(json.loads(out))
     except ValueError:
         module.fail_json(msg=(err or out).strip() or f"{command} status ended with {rc}")
+        raise  # the line before ends the module
 
 
-def kept_names(module, status, names):
+def kept_names(module: AnsibleModule, status: Json, names: list[str]) -> dict[str, str]:
     """What users are called in a status ({kept: as given}), where it keeps hashes of emails."""
     if not names or status["names"] == "plain":
         return {name: name for name in names}
@@ -152,7 +156,7 @@ def kept_names(module, status, names):
     return {kept: names[number] for number, kept in enumerate(out.splitlines())}
 
 
-def add_rates(users, earlier, seconds):
+def add_rates(users: dict[str, Json], earlier: dict[str, Json], seconds: float) -> None:
     """Rates in bit/s from two looks at the counters, and their shares of the limits."""
     for email, user in users.items():
         before = earlier.get(email)
@@ -161,14 +165,15 @@ def add_rates(users, earlier, seconds):
             ("down_bytes", "down_rate_bps", "download_bps", "download_share"),
         ):
             # Another class, or one that was made anew, has a counter of its own.
-            same = before is not None and before["class"] == user["class"]
-            moved = max(user[bytes_key] - before[bytes_key], 0) if same else 0
+            moved = 0
+            if before is not None and before["class"] == user["class"]:
+                moved = max(user[bytes_key] - before[bytes_key], 0)
             user[rate_key] = round(moved * 8 / seconds)
             limit = user[limit_key]
             user[share_key] = round(user[rate_key] / limit, 3) if limit else None
 
 
-def by_email(status, names):
+def by_email(status: Json, names: dict[str, str]) -> dict[str, Json]:
     """The users of a status by email with their overrides; only ``names`` if there are any, which
     say what each is called there."""
     users = {}
@@ -182,7 +187,7 @@ def by_email(status, names):
     return users
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "names": {"type": "list", "elements": "raw", "default": []},

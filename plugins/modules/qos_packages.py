@@ -66,6 +66,7 @@ kept:
 """
 
 import os
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -77,7 +78,7 @@ ENVIRONMENT = {
 }
 
 
-def installed_packages(listing):
+def installed_packages(listing: str) -> set[str]:
     """Names in a listing of ``STATUS NAME`` lines; dpkg keeps lines of removed packages, too."""
     names = set()
     for line in listing.splitlines():
@@ -90,16 +91,16 @@ def installed_packages(listing):
 class Apt:
     """Debian and Ubuntu."""
 
-    def __init__(self, module):
+    def __init__(self, module: AnsibleModule) -> None:
         self.module = module
 
-    def installed(self):
+    def installed(self) -> set[str]:
         _rc, out, _err = self.module.run_command(
             ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"], check_rc=True
         )
         return installed_packages(out)
 
-    def install(self, names):
+    def install(self, names: list[str]) -> None:
         command = [
             "apt-get", "-y", "-q", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300",
             "install", *names,
@@ -112,37 +113,37 @@ class Apt:
             )
             self.module.run_command(command, check_rc=True)
 
-    def remove(self, names):
+    def remove(self, names: list[str]) -> str:
         """dpkg, unlike apt, refuses to take along what depends on a package; returns why."""
         _rc, _out, err = self.module.run_command(["dpkg", "--purge", *names])
-        return err
+        return str(err)
 
 
 class Dnf:
     """The RHEL family."""
 
-    def __init__(self, module):
+    def __init__(self, module: AnsibleModule) -> None:
         self.module = module
 
-    def installed(self):
+    def installed(self) -> set[str]:
         _rc, out, _err = self.module.run_command(
             ["rpm", "-qa", "--qf", "installed %{NAME}\n"], check_rc=True
         )
         return installed_packages(out)
 
-    def install(self, names):
+    def install(self, names: list[str]) -> None:
         self.module.run_command(
             ["dnf", "-y", "-q", "--setopt=install_weak_deps=False", "install", *names],
             check_rc=True,
         )
 
-    def remove(self, names):
+    def remove(self, names: list[str]) -> str:
         """rpm refuses to break what depends on a package; returns why."""
         _rc, _out, err = self.module.run_command(["rpm", "-e", *names])
-        return err
+        return str(err)
 
 
-def present(module, manager):
+def present(module: AnsibleModule, manager: Apt | Dnf) -> dict[str, Any]:
     before = manager.installed()
     missing = sorted(set(module.params["names"]) - before)
     result = {"changed": bool(missing), "packages": missing, "kept": []}
@@ -162,7 +163,7 @@ def present(module, manager):
     return {**result, "packages": new}
 
 
-def absent(module, manager):
+def absent(module: AnsibleModule, manager: Apt | Dnf) -> dict[str, Any]:
     record = module.params["record"]
     ours = sorted(set(recorded(record)) & manager.installed()) if os.path.exists(record) else []
     result = {"changed": bool(ours), "packages": ours, "kept": []}
@@ -179,7 +180,7 @@ def absent(module, manager):
     }
 
 
-def recorded(path):
+def recorded(path: str) -> list[str]:
     """Names in the record; none if there is no record."""
     try:
         with open(path) as file:
@@ -188,7 +189,7 @@ def recorded(path):
         return []
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "names": {"type": "list", "elements": "str", "default": []},

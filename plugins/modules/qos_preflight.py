@@ -180,6 +180,7 @@ import json
 import os
 import pwd
 import re
+from typing import Iterable
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vff.qos.plugins.module_utils import kernel_features, old_role, rtnetlink
@@ -217,7 +218,7 @@ print("\\n" + json.dumps([sys.version_info[:2], missing, sys.path]))
 """
 
 
-def parse_os_release(text):
+def parse_os_release(text: str) -> dict[str, str]:
     """The fields of /etc/os-release (os-release(5))."""
     fields = {}
     for line in text.splitlines():
@@ -227,7 +228,7 @@ def parse_os_release(text):
     return fields
 
 
-def system_family(fields):
+def system_family(fields: dict[str, str]) -> tuple[str | None, str | None]:
     """(kind, problem) of a distribution: exactly one of the two is None."""
     name, version = fields.get("ID", "unknown"), fields.get("VERSION_ID", "")
     family, floor = SYSTEMS.get(name, (None, ()))
@@ -240,7 +241,12 @@ def system_family(fields):
     return family, None
 
 
-def foreign_qdiscs(qdiscs, ifindex, majors, old_roots=()):
+def foreign_qdiscs(
+    qdiscs: Iterable[rtnetlink.TopQdisc],
+    ifindex: int,
+    majors: Iterable[int],
+    old_roots: Iterable[rtnetlink.TopQdisc] = (),
+) -> tuple[str | None, str | None]:
     """(root, ingress): somebody else's qdiscs on a device, for people; None if there is none.
 
     The kernel gives its own defaults the handle 0; whatever bears another one was put there.
@@ -258,7 +264,7 @@ def foreign_qdiscs(qdiscs, ifindex, majors, old_roots=()):
     return root, ingress
 
 
-def read(path):
+def read(path: str) -> str:
     """Text of a file; empty if there is none."""
     try:
         with open(path) as file:
@@ -267,7 +273,9 @@ def read(path):
         return ""
 
 
-def old_roots(old, links, qdiscs):
+def old_roots(
+    old: old_role.OldRole, links: list[rtnetlink.Link], qdiscs: list[rtnetlink.TopQdisc]
+) -> list[rtnetlink.TopQdisc]:
     """The root qdiscs of the old role, by what its settings say and how it makes them."""
     found = []
     ifb = next((link.ifindex for link in links if link.name == old.ifb), None)
@@ -280,7 +288,7 @@ def old_roots(old, links, qdiscs):
     return found
 
 
-def check_old_ingress(old, wan, problems):
+def check_old_ingress(old: old_role.OldRole, wan: rtnetlink.Link, problems: list[str]) -> bool:
     """Whether the ingress qdisc of the WAN device is the old role's, as far as we may take it."""
     ifb = rtnetlink.find_link(old.ifb)
     if ifb is None or ifb.kind != "ifb":
@@ -298,7 +306,9 @@ def check_old_ingress(old, wan, problems):
     return True
 
 
-def check_old_role(module, notes, problems):
+def check_old_role(
+    module: AnsibleModule, notes: list[str], problems: list[str]
+) -> tuple[old_role.OldRole | None, dict[str, list[str]]]:
     """(settings of the old role, what is on the node of it); (None, {}) if it is not there."""
     old = old_role.read_env(read(old_role.ENV))
     if old is None:
@@ -322,7 +332,12 @@ def check_old_role(module, notes, problems):
     return old, {"units": list(there), "files": files}
 
 
-def check_wan(module, problems, notes, old=None):
+def check_wan(
+    module: AnsibleModule,
+    problems: list[str],
+    notes: list[str],
+    old: old_role.OldRole | None = None,
+) -> str | None:
     """Name of the interface, after a look at its root qdisc; None if there is none."""
     wanted, links = module.params["wan"], rtnetlink.all_links()
     there = ", ".join(sorted(link.name for link in links if link.leads_out)) or "none"
@@ -377,7 +392,12 @@ def check_wan(module, problems, notes, old=None):
     return wan.name
 
 
-def check_ifb(module, wan, problems, old=None):
+def check_ifb(
+    module: AnsibleModule,
+    wan: str | None,
+    problems: list[str],
+    old: old_role.OldRole | None = None,
+) -> None:
     """A device of that name that is no IFB of ours is somebody else's."""
     name = module.params["ifb"]
     link = rtnetlink.find_link(name)
@@ -400,7 +420,7 @@ def check_ifb(module, wan, problems, old=None):
         )
 
 
-def check_kernel(module, problems, notes):
+def check_kernel(module: AnsibleModule, problems: list[str], notes: list[str]) -> None:
     """Parts of the kernel that runs now."""
     release = os.uname().release
     tree = f"/lib/modules/{release}"
@@ -433,9 +453,11 @@ def check_kernel(module, problems, notes):
         )
 
 
-def try_features(module, names):
+def try_features(module: AnsibleModule, names: list[str]) -> tuple[list[str], list[str]]:
     """(what this kernel lacks, what nobody can tell) of ``names``, by doing."""
-    lacking, unknown, by_script = [], [], []
+    lacking: list[str] = []
+    unknown: list[str] = []
+    by_script: list[str] = []
     for name in names:
         if name in kernel_features.NETFILTER:
             if not rtnetlink.nfnetlink_answers(*kernel_features.NETFILTER[name]):
@@ -455,7 +477,9 @@ def try_features(module, names):
     return lacking, unknown
 
 
-def look_at_python(module, python):
+def look_at_python(
+    module: AnsibleModule, python: str
+) -> tuple[tuple[int, ...], list[str], list[str]] | None:
     """(version, missing imports, module path) of an interpreter; None if it is none."""
     # -I: what the user's own directories hold must not count.
     _rc, out, _err = module.run_command([python, "-I", "-c", LOOK, *module.params["imports"]])
@@ -466,7 +490,7 @@ def look_at_python(module, python):
         return None
 
 
-def check_python(module, problems):
+def check_python(module: AnsibleModule, problems: list[str]) -> tuple[str | None, list[str]]:
     """(version, missing imports) of the interpreter that is to run the agent."""
     python = module.params["python"]
     if not os.access(python, os.X_OK):
@@ -496,7 +520,9 @@ def check_python(module, problems):
     return text, missing
 
 
-def packages_do_not_help(module, python, missing, path):
+def packages_do_not_help(
+    module: AnsibleModule, python: str, missing: list[str], path: list[str]
+) -> str:
     """The interpreter for which packages of the distribution are made, with its version, if
     ``python`` would not see what they bring; empty if it would."""
     base = next((name for name in DISTRIBUTION_PYTHONS if os.access(name, os.X_OK)), None)
@@ -513,7 +539,7 @@ def packages_do_not_help(module, python, missing, path):
     return f"{base} (Python {'.'.join(str(part) for part in version)})"
 
 
-def disabled_by_hand(path):
+def disabled_by_hand(path: str) -> str | None:
     """Who has disabled this node by hand, as a half of a sentence; None if nobody has."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -527,7 +553,7 @@ def disabled_by_hand(path):
     return f"by {who} at {when}" + (f" ({why})" if why else "")
 
 
-def check_disabled(module, problems, notes):
+def check_disabled(module: AnsibleModule, problems: list[str], notes: list[str]) -> bool:
     """What a person on call has done on the node, a play does not undo unasked."""
     said = disabled_by_hand(module.params["disabled_file"])
     if said is None:
@@ -542,13 +568,13 @@ def check_disabled(module, problems, notes):
     return True
 
 
-def listens_at(unit):
+def listens_at(unit: str) -> str:
     """Where a socket unit listens (systemd.socket(5)); empty if it does not say."""
     found = re.search(r"^ListenStream=(.*)$", unit, re.M)
     return found.group(1).strip() if found else ""
 
 
-def account(name):
+def account(name: str) -> dict[str, str]:
     """What the system knows of a user; empty if there is none, or no group of its number."""
     try:
         entry = pwd.getpwnam(name)
@@ -563,13 +589,13 @@ def account(name):
     }
 
 
-def hashes(module, directory):
+def hashes(module: AnsibleModule, directory: str) -> dict[str, str]:
     """SHA-256 by name of the files in a directory that may not exist."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
     return {name: module.sha256(os.path.join(directory, name)) for name in names}
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "wan": {"type": "str", "required": True},

@@ -75,13 +75,20 @@ started:
   sample: [vff-qos-follow.service]
 """
 
+from typing import Dict, List, Sequence, Tuple
+
 from ansible.module_utils.basic import AnsibleModule
+
+#: What systemd says of units, by name.
+Facts = Dict[str, Dict[str, str]]
+#: A verb of systemctl and its units.
+Step = Tuple[str, List[str]]
 
 PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload")
 RUNNING = ("active", "activating", "reloading", "deactivating")
 
 
-def parse_show(text):
+def parse_show(text: str) -> Facts:
     """Properties by unit name, from the blocks of ``systemctl show``."""
     units = {}
     for block in text.strip().split("\n\n"):
@@ -91,14 +98,16 @@ def parse_show(text):
     return units
 
 
-def steps(units, facts, state, enabled, masked):
+def steps(
+    units: list[str], facts: Facts, state: str, enabled: bool | None, masked: bool | None
+) -> list[Step]:
     """The systemctl commands that lead to the wanted state, as (verb, units).
 
     ``facts`` is what parse_show returned.  Units that do not exist are left out, except that they
     would be started: that is for systemd to refuse.
     """
 
-    def having(key, *values):
+    def having(key: str, *values: str) -> list[str]:
         return [unit for unit in units if facts[unit].get(key) in values]
 
     missing = having("LoadState", "not-found")
@@ -129,14 +138,14 @@ def steps(units, facts, state, enabled, masked):
     return [(verb, names) for verb, names in plan if names]
 
 
-def query(module, systemctl, units):
+def query(module: AnsibleModule, systemctl: str, units: list[str]) -> Facts:
     command = [systemctl, "show", f"--property={','.join(PROPERTIES)}", *units]
     _rc, out, _err = module.run_command(command, check_rc=True)
     facts = parse_show(out)
     return {unit: facts.get(unit, {"LoadState": "not-found"}) for unit in units}
 
 
-def in_place_of(plan, others, facts):
+def in_place_of(plan: list[Step], others: list[str], facts: Facts) -> list[Step]:
     """``plan`` with the steps that end other units' work: the last moment before ours begins, so
     that nobody is without a limit meanwhile; disabling takes long, and comes afterwards."""
     running = [unit for unit in others if facts[unit].get("ActiveState") in RUNNING]
@@ -147,7 +156,13 @@ def in_place_of(plan, others, facts):
     return [(verb, names) for verb, names in found if names]
 
 
-def act(module, systemctl, verb, units, stopped=()):
+def act(
+    module: AnsibleModule,
+    systemctl: str,
+    verb: str,
+    units: list[str],
+    stopped: Sequence[str] = (),
+) -> None:
     """One command; where it fails the units that were ``stopped`` for it are started again, and the
     module ends."""
     rc, _out, err = module.run_command([systemctl, verb, *units])
@@ -165,14 +180,14 @@ def act(module, systemctl, verb, units, stopped=()):
     )
 
 
-def describe(facts):
+def describe(facts: Facts) -> str:
     return "".join(
         f"{unit}: {fields.get('ActiveState')}, {fields.get('UnitFileState') or 'no such unit'}\n"
         for unit, fields in facts.items()
     )
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "units": {"type": "list", "elements": "str", "required": True},
@@ -191,7 +206,7 @@ def main():
     wanted = (state, module.params["enabled"], module.params["masked"])
     systemctl = module.get_bin_path("systemctl", required=True)
     before = facts = query(module, systemctl, units)
-    commands = []
+    commands: list[Step] = []
     others = module.params["replaces"]
     theirs = query(module, systemctl, others) if others else {}
     if module.check_mode:

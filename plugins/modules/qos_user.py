@@ -140,9 +140,13 @@ import shutil
 import tempfile
 import time
 import traceback
+from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.vff.qos.plugins.module_utils.yaml_names import not_text
+
+#: What a user has: keys and values of the policy.
+Entry = Dict[str, Any]
 
 YAML_ERROR = ""
 try:
@@ -160,29 +164,32 @@ LIMITS = ("plan", "upload", "download", "unlimited", "blocked", "cut")
 CUT = {"blocked": "cut"}
 #: An override that ends this close to the wanted time is the wanted one.
 TOLERANCE_S = 60
+#: Times as the agent reads them (core/units.py).
 SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-DURATION = re.compile(r"(\d{1,9}) ?(sec|s|min|m|h|d|w)")
+MAX_SECONDS = 366 * 86400
+DURATION = re.compile(r"([0-9]{1,9}) ?(sec|s|min|m|h|d|w)(?: |$|(?=[0-9]))")
 
 
-def seconds_of(text):
-    """Seconds of a time such as ``1h 30min``; None if it is no time."""
-    if not re.fullmatch(rf"{DURATION.pattern}(?: ?{DURATION.pattern})*", text):
+def seconds_of(text: str) -> int | None:
+    """Seconds of a time such as ``1h 30min``; None if it is none that the agent takes."""
+    if not re.fullmatch(rf"(?:{DURATION.pattern})+", text):
         return None
-    return sum(int(number) * SECONDS[unit] for number, unit in DURATION.findall(text))
+    seconds = sum(int(number) * SECONDS[unit] for number, unit in DURATION.findall(text))
+    return seconds if 1 <= seconds <= MAX_SECONDS else None
 
 
-def text_keys_loader():
+def text_keys_loader() -> Any:
     """A loader that takes keys as they are spelt, as the agent does: 5.100 is no number there."""
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        def construct_mapping(self, node, deep=False):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
             self.flatten_mapping(node)
             return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
 
     return Loader
 
 
-def load_users(text, path):
+def load_users(text: str, path: str) -> dict[str, Entry]:
     """Entries by email from the text of the drop-in; ValueError with one sentence."""
     try:
         data = yaml.load(text, Loader=text_keys_loader()) or {}
@@ -194,7 +201,7 @@ def load_users(text, path):
     return users
 
 
-def dump_users(users):
+def dump_users(users: dict[str, Entry]) -> str:
     """The text of the drop-in."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return HEADER + yaml.dump(
@@ -202,7 +209,7 @@ def dump_users(users):
     )
 
 
-def describe(email, entry):
+def describe(email: str, entry: Entry | None) -> str:
     """An entry for the diff."""
     return "" if entry is None else dump_users({email: entry})[len(HEADER) :]
 
@@ -210,7 +217,7 @@ def describe(email, entry):
 class Node:
     """The files and the command of the agent."""
 
-    def __init__(self, module):
+    def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.command = module.params["command"]
         self.etc = module.params["directory"]
@@ -221,7 +228,7 @@ class Node:
                 msg=f"{self.command} is not there; bring the node to qos_state present first"
             )
 
-    def files(self, policy_dir):
+    def files(self, policy_dir: str) -> list[str]:
         """Arguments that name the agent's files."""
         return [
             "--settings",
@@ -232,26 +239,27 @@ class Node:
             policy_dir,
         ]
 
-    def run(self, *words, policy_dir=None):
+    def run(self, *words: str, policy_dir: str | None = None) -> str:
         """Output of a command of the agent; ends the module with its sentence if it refuses."""
         policy_dir = policy_dir or self.directory
         rc, out, err = self.module.run_command([self.command, *words, *self.files(policy_dir)])
         if rc != 0:
             message = (err or out).strip().replace(policy_dir, self.directory)
             self.module.fail_json(msg=message or f"vff-qos {words[0]} ended with {rc}")
-        return out
+        return str(out)
 
-    def status(self):
+    def status(self) -> dict[str, Any]:
         """What ``vff-qos status --json`` says; it ends with 1 or 2 where not all is well."""
         _rc, out, err = self.module.run_command(
             [self.command, "status", "--json", *self.files(self.directory)]
         )
         try:
-            return json.loads(out)
+            return dict(json.loads(out))
         except ValueError:
             self.module.fail_json(msg=(err or out).strip())
+            raise  # the line before ends the module
 
-    def read(self):
+    def read(self) -> dict[str, Entry]:
         """Entries by email."""
         try:
             with open(self.path, encoding="utf-8") as file:
@@ -260,8 +268,9 @@ class Node:
             return {}
         except ValueError as error:
             self.module.fail_json(msg=str(error))
+            raise  # the line before ends the module
 
-    def validate(self, text, name=FILE):
+    def validate(self, text: str, name: str = FILE) -> None:
         """Have the agent look at the policy as it would be."""
         trial = tempfile.mkdtemp(dir=self.module.tmpdir)
         try:
@@ -277,7 +286,7 @@ class Node:
         finally:
             shutil.rmtree(trial)
 
-    def write(self, text):
+    def write(self, text: str) -> None:
         """Replace the drop-in at once; who may read the policy may read it."""
         descriptor, temporary = tempfile.mkstemp(prefix=f".{FILE}-", dir=self.directory)
         try:
@@ -292,7 +301,7 @@ class Node:
             os.unlink(temporary)
             raise
 
-    def lock(self):
+    def lock(self) -> None:
         """Exclude others who read the drop-in to write it; ends with this process."""
         if not os.path.isdir(self.directory):
             os.mkdir(self.directory)
@@ -301,7 +310,9 @@ class Node:
         fcntl.flock(os.open(self.directory, os.O_RDONLY), fcntl.LOCK_EX)
 
 
-def keep_entry(module, node, email, entry):
+def keep_entry(
+    module: AnsibleModule, node: Node, email: str, entry: Entry | None
+) -> dict[str, Any]:
     """Make the permanent entry of a user what it should be; None for none."""
     if not module.check_mode and (entry is not None or os.path.isdir(node.directory)):
         node.lock()
@@ -329,27 +340,29 @@ def keep_entry(module, node, email, entry):
     }
 
 
-def override_of(node, email):
+def override_of(node: Node, email: str) -> dict[str, Any] | None:
     """The override that a person or this module has ordered for a user; None for none."""
     status = node.status()
     # Where hashes of emails are kept, the agent says what a user is called.
     name = email if status["names"] == "plain" else node.run("name", email).strip()
     for override in status["overrides"]:
         if override["email"] == name and override["origin"] == "operator":
-            return override
+            return dict(override)
     return None
 
 
-def is_wanted(override, entry, until, reason):
+def is_wanted(
+    override: dict[str, Any] | None, entry: Entry, until: float | None, reason: str
+) -> bool:
     """Whether an override in force is the wanted one."""
     if override is None or (override["entry"], override["why"]) != (entry, reason):
         return False
-    if None in (until, override["until"]):
+    if until is None or override["until"] is None:
         return until is override["until"]
-    return abs(until - override["until"]) <= TOLERANCE_S
+    return bool(abs(until - override["until"]) <= TOLERANCE_S)
 
 
-def order(module, node, email, entry):
+def order(module: AnsibleModule, node: Node, email: str, entry: Entry | None) -> dict[str, Any]:
     """Give a user a temporary override, or end it (None)."""
     params = module.params
     until = None
@@ -357,8 +370,9 @@ def order(module, node, email, entry):
     if entry is not None:
         if params["for"] is not None:
             seconds = seconds_of(params["for"])
-            if not seconds:
+            if seconds is None:
                 module.fail_json(msg=f"for: {params['for']!r} is not a time such as 2h or 1d")
+                raise AssertionError  # the line before ends the module
             until = time.time() + seconds
         words = order_words(module, email, entry)
         if params["for"] is not None:
@@ -389,7 +403,7 @@ def order(module, node, email, entry):
     }
 
 
-def order_words(module, email, entry):
+def order_words(module: AnsibleModule, email: str, entry: Entry) -> list[str]:
     """The agent's command for an override."""
     if entry == CUT:
         return ["cut", email]
@@ -403,7 +417,7 @@ def order_words(module, email, entry):
     return ["limit", email, *(word for key in entry for word in (f"--{key}", entry[key]))]
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "raw", "required": True, "aliases": ["email"]},

@@ -110,7 +110,7 @@ if __name__ == "__main__":
 """
 
 
-def manifest(wheels, python, python_version, commands):
+def manifest(wheels: dict[str, str], python: str, python_version: str, commands: list[str]) -> str:
     """What an environment is made of, as text; two with the same text are the same."""
     lines = [f"layout {LAYOUT}", f"python {python} {python_version}"]
     lines += [f"command {name}" for name in sorted(commands)]
@@ -118,7 +118,7 @@ def manifest(wheels, python, python_version, commands):
     return "\n".join(lines) + "\n"
 
 
-def receive(module):
+def receive(module: AnsibleModule) -> bool:
     """Writes the wheels that came along; returns whether there were any."""
     params = module.params
     for name, content in sorted(params["contents"].items()):
@@ -130,7 +130,7 @@ def receive(module):
     return bool(params["contents"])
 
 
-def console_scripts(entry_points):
+def console_scripts(entry_points: str) -> dict[str, tuple[str, str]]:
     """name -> (module, function) of an entry_points.txt."""
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
@@ -143,7 +143,7 @@ def console_scripts(entry_points):
     return scripts
 
 
-def refuse_member(name):
+def refuse_member(name: str) -> str | None:
     """Why a member of a wheel cannot be unpacked as it is, or None."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name:
@@ -155,13 +155,15 @@ def refuse_member(name):
     return None
 
 
-def is_left_out(name):
+def is_left_out(name: str) -> bool:
     """Whether a member is a command of the library's own, which nobody needs on a node."""
     parts = name.split("/")
     return ".." not in parts and len(parts) > 2 and f"{parts[0][-5:]}/{parts[1]}" == ".data/scripts"
 
 
-def unpack(module, wheel_dir, wheels, site):
+def unpack(
+    module: AnsibleModule, wheel_dir: str, wheels: dict[str, str], site: str
+) -> dict[str, tuple[str, str]]:
     """Unpacks the wheels into ``site`` after a look at their hashes; returns their scripts."""
     scripts = {}
     for name, digest in sorted(wheels.items()):
@@ -182,13 +184,13 @@ def unpack(module, wheel_dir, wheels, site):
     return scripts
 
 
-def remove_tree(path):
+def remove_tree(path: str) -> None:
     """Deletes a directory that an interrupted run may have left."""
     if os.path.isdir(path):
         shutil.rmtree(path)
 
 
-def build(module, directory, text):
+def build(module: AnsibleModule, directory: str, text: str) -> None:
     """Builds an environment in ``directory``, which appears only when it is whole."""
     params = module.params
     new = f"{directory}.new"
@@ -233,7 +235,7 @@ def build(module, directory, text):
     os.rename(new, directory)
 
 
-def point(path, directory):
+def point(path: str, directory: str) -> None:
     """Lets ``path`` point to ``directory``, in one step."""
     temporary = f"{path}.new"
     if os.path.lexists(temporary):
@@ -242,7 +244,7 @@ def point(path, directory):
     os.replace(temporary, path)
 
 
-def prune(path, keep):
+def prune(path: str, keep: set[str]) -> None:
     """Deletes all environments but those whose names are in ``keep``."""
     parent, name = os.path.split(path)
     pattern = re.compile(re.escape(name) + r"-[0-9a-f]{16}(\.new)?")
@@ -251,7 +253,7 @@ def prune(path, keep):
             shutil.rmtree(os.path.join(parent, entry))
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},

@@ -192,6 +192,33 @@ def test_explain_says_who_comes_from_an_address_and_why_a_flow_is_nobodys(node: 
     del bob
 
 
+@pytest.mark.parametrize(
+    "who",
+    ["999.1.1.1", "10.0.0.1:99999", "10.0.0.1:", "10.0.0.0/8", "1.2.3.4.5:80", "2001:db8::1::2",
+     "[::1", "[::1]:x"],
+)  # fmt: skip
+def test_explain_refuses_what_is_nearly_an_address(node: Node, who: str) -> None:
+    done = subprocess.run(node.command("explain", who), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"vff-qos explain: {who!r} is no address, and no user has that name; say EMAIL, IP, "
+        "IP:PORT or [IP]:PORT\n"
+    )
+
+
+def test_explain_takes_a_users_name_for_a_name_whatever_it_looks_like(node: Node) -> None:
+    node.write_policy("users:\n  999.1.1.1: {upload: 3mbit}\n")
+    assert "upload" in explain(node, "999.1.1.1")
+    # Nobody has these, but engines may name somebody so.
+    for email in ("5.100", "1.2.3", "17", "a:b", "fe:ed"):
+        assert explain(node, email).startswith(f"{email}")
+    node.start()
+    somebody = user(node, "10.0.0.1")
+    assert "10.0.0.1" in explain(node, "10.0.0.1").splitlines()[0]
+    assert "decided by" in explain(node, "10.0.0.1")
+    del somebody
+
+
 def test_explain_of_a_user_has_their_live_and_their_restricted_flows(node: Node) -> None:
     node.start()
     alice = user(node, "alice@x")

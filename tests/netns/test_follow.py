@@ -12,7 +12,7 @@ from vff_qos.core.owners import PARKED
 from vff_qos.kernel.packed.conntrack import prepare
 from vff_qos.state import State
 
-from .harness import Client, Node, eventually, fill, look, run, small_disk, status
+from .harness import Client, Node, ceils, eventually, fill, look, run, small_disk, status, user
 
 
 def test_each_user_gets_one_class_with_its_own_limits(node: Node) -> None:
@@ -69,6 +69,25 @@ def test_lines_written_while_the_agent_was_killed_are_replayed(node: Node) -> No
     eventually(lambda: node.mark(second) and node.mark(third))
     assert node.mark(second) == node.mark(first) == before
     assert node.mark(third) != before
+
+
+def test_what_changed_while_no_agent_ran_holds_after_a_backlog(node: Node) -> None:
+    """Marks go first, but not before classes that others have deleted, and limits follow."""
+    node.start()
+    alice, bob = user(node, "alice@x"), user(node, "bob@x")
+    assert ceils(node, alice) == (5_000_000, 10_000_000)
+    node.stop(signal.SIGKILL)
+    node.write_policy("users:\n  alice@x: {upload: 7mbit, download: 8mbit}\n")
+    minor = (node.mark(bob) or 0) & 0xFFFF
+    run("tc", "class", "del", "dev", "wan0", "classid", f"5100:{minor:x}")
+    # More than is read at once.
+    node.write(*[alice.line("alice@x")] * 4_000)
+    late = Client("127.0.0.1", 4430)
+    node.write(late.line("carol@x"))
+    node.start()
+    eventually(lambda: node.mark(late))
+    eventually(lambda: ceils(node, bob) == (2_000_000, 3_000_000))
+    eventually(lambda: ceils(node, alice) == (7_000_000, 8_000_000))
 
 
 def test_lines_are_replayed_whatever_their_stamps_say(node: Node) -> None:

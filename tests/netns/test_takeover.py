@@ -334,7 +334,7 @@ def test_the_marks_are_put_down_before_the_tree_goes(
         given = command.settings, command.state
         bootstrap.reconcile(*given, dry_run=True, takeover=Takeover(command))
         assert command.state.get_value("takeover") is None
-        monkeypatch.setattr(bootstrap, "_apply", stop)
+        monkeypatch.setattr(bootstrap, "carry_out", stop)
         with pytest.raises(KernelRefused):
             bootstrap.reconcile(*given, takeover=Takeover(command))
         marks = sorted(old_role.mark_of(email) for email in (ALICE, BOB, STRANGER))

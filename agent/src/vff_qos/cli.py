@@ -21,8 +21,6 @@ from .core.figures import SORTS
 from .core.settings import parse_settings
 from .errors import ConfigError, QosError, Refused
 from .journal import Journal
-from .kept import keep_settings
-from .namekey import make_key
 
 _RETRY_S = 10.0
 #: So many things that a collection did are written down one by one.
@@ -258,11 +256,10 @@ def _top(node: Node, args: argparse.Namespace) -> int:
 
 
 def _explain(node: Node, args: argparse.Namespace) -> int:
-    from .commands.flows import parse_place, read_place, render_place
+    from .commands.flows import meant_place, read_place, render_place
 
-    place = parse_place(args.who)
-    # A name that is somebody's is a name, whatever it looks like.
-    if place is not None and node.name_of(args.who) not in (o.key for o in node.state.owners()):
+    place = meant_place(node, args.who)
+    if place is not None:
         shown = read_place(node, place)
         print(json.dumps(shown, indent=1) if args.json else render_place(shown))
         return 0
@@ -421,49 +418,16 @@ def _enable(node: Node, _args: argparse.Namespace) -> int:
 
 
 def _bootstrap(node: Node, args: argparse.Namespace) -> int:
-    from .commands.bootstrap import reconcile, repair
+    from .commands.bootstrap import bring_up, heal
 
-    # The follower's own repairs must not end what a person has ordered.
-    from .commands.takeover import Takeover
-
-    if args.repair:
-        begun = Takeover(node, by_order=False)
-        _print(repair(node.settings_in_force, node.state, args.plan, begun))
-        return 0
-    from .commands.killswitch import resume
-    from .disabled import refuse_if_disabled
-    from .runfile import read_report
-
-    if not args.plan:
-        refuse_if_disabled(node.paths)
-    _ = node.written_policy  # without one the follower cannot start
-    if not args.plan:
-        from .commands.books import book_now
-
-        book_now(node, node.settings)  # a tree that is made anew counts from 0
-    _print(reconcile(node.settings, node.state, args.plan, Takeover(node)))
-    if args.plan:
-        return 0
-    if node.settings.hash_emails:
-        make_key(node.paths.state_dir)
-    keep_settings(node.state, node.paths)
-    count = resume(node.state, node.lock, node.journal)
-    if count is not None:
-        agent = "" if read_report(node.paths.run_dir) else "; the agent does not run"
-        print(f"resumed: {count} flows are limited again{agent}")
+    (heal if args.repair else bring_up)(node, args.plan, _print)
     return 0
 
 
 def _remove(node: Node, args: argparse.Namespace) -> int:
-    from .commands.bootstrap import remove
+    from .commands.bootstrap import take_down
 
-    if not args.plan:
-        from .commands.books import book_now
-        from .commands.suspend import lift_limits
-
-        lift_limits(node)
-        book_now(node, node.any_settings)
-    _print(remove(node.any_settings, node.any_state, args.plan))
+    take_down(node, args.plan, _print)
     return 0
 
 

@@ -13,7 +13,7 @@ from .core.names import HASHED, Names
 from .core.policy.model import Policy
 from .core.settings import Settings, parse_settings
 from .errors import ConfigError
-from .namekey import keep_names
+from .name_hashing import keep_names
 from .state import State
 
 _POLICY, _SETTINGS = "policy", "settings"

@@ -1,13 +1,14 @@
 """What processes tell each other in the run directory, both ends.
 
-The follower how it is (``follow.json``), ``vff-qos report`` how it went (``report.json``),
-``vff-qos doctor --keep`` what it found (``doctor.json``).
+The follower how it is (``follow.json``) and when it was told of whom (``named``), ``report`` how it
+went (``report.json``), ``doctor --keep`` what it found (``doctor.json``).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import struct
 import time
 from array import array
 from typing import Any
@@ -16,6 +17,10 @@ from .core.health.delivery import Delivery
 from .core.health.report import Report
 
 _FILE, _DELIVERY, _DIAGNOSIS = "follow.json", "report.json", "doctor.json"
+#: Four bytes for each minor, whole seconds of CLOCK_MONOTONIC, 0 for "not since the agent's start":
+#: so that ``explain`` can say it and the agent keeps neither text nor a line for each connection.
+_LAST_NAMED = "named"
+_U32 = struct.Struct("=I")
 #: How often the follower writes it.
 WRITE_S = 5.0
 #: A follower that works does not miss three in a row.
@@ -49,6 +54,23 @@ def read_report(run_dir: str) -> Report | None:
             return report if b"\0follow\0" in file.read() else None
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def write_last_named(run_dir: str, named: array[int]) -> None:
+    """When each minor's user was named last, by CLOCK_MONOTONIC.  Raises OSError."""
+    replace_file(run_dir, _LAST_NAMED, named)
+
+
+def read_last_named(run_dir: str, minor: int) -> float | None:
+    """The same of one minor, in seconds since the epoch; None if it is not known."""
+    try:
+        with open(os.path.join(run_dir, _LAST_NAMED), "rb") as file:
+            file.seek(minor * _U32.size)
+            data = file.read(_U32.size)
+    except FileNotFoundError:
+        return None
+    seconds = _U32.unpack(data)[0] if len(data) == _U32.size else 0
+    return time.time() - time.monotonic() + seconds if seconds else None
 
 
 def write_delivery(run_dir: str, delivery: Delivery) -> None:

@@ -29,8 +29,8 @@ from ..core.units import format_duration, format_rate, format_size
 from ..errors import ConfigError, Refused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
-from ..namedfile import read_named
 from ..render import describe_limits, describe_override, limit, local_time, value
+from ..runfile import read_last_named
 from ..shaping import Classes
 from ..state import State
 from .flows import RESTRICTED_UNTIL, flows_of, render_flow, render_unsaid, restricted_why
@@ -89,7 +89,7 @@ def read_explanation(node: Node, email: str, deep: bool = True) -> dict[str, Any
         "leaf": limits.leaf or settings.leaf,
         "ceil_bps": settings.node_ceil_bps,
         "class": _class(settings, classes, owner, have) if owner else None,
-        "named_s": read_named(node.paths.run_dir, owner.minor) if owner else None,
+        "named_s": read_last_named(node.paths.run_dir, owner.minor) if owner else None,
         "flows": flows,
         "holding": _holding(node, settings, owner, devices, deciding, restricted),
         "wanted": _both(classes.params_of(limits)),

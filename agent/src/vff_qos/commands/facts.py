@@ -35,7 +35,7 @@ from ..kernel.packed.conntrack import Conntrack, decode_tuple
 from ..kernel.packed.netlink import Netlink
 from ..kernel.sysctls import read_sysctl
 from ..kernel.tcpmem import TcpMemory, read_tcp_memory
-from ..namekey import mode_of
+from ..name_hashing import mode_of
 from ..render import display_name
 from ..runfile import read_delivery, read_report
 from ..state import StateError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -45,12 +46,21 @@ class SeenFrom(NamedTuple):
     port: int | None
 
 
+#: What is meant as an address: numbers with three dots or more, brackets, hex with colons.
+_LIKE_A_PLACE = re.compile(
+    r"\d+(\.\d+){3,}([:/].*)?|\[[\da-f:.]*(%[^]]*)?\]?(:.*)?|[\da-f]*:[\da-f]*:[\da-f:.]*([%/].*)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
 def parse_place(text: str) -> SeenFrom | None:
     """``IP``, ``IP:PORT``, ``[IP]`` or ``[IP]:PORT``; None if it is none of them."""
     host, port = text, None
     if text.startswith("["):
-        host, _bracket, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") or None
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or rest[:1] not in ("", ":"):
+            return None
+        port = rest[1:] if rest else None
     elif text.count(":") == 1:
         host, port = text.split(":")
     try:
@@ -62,6 +72,23 @@ def parse_place(text: str) -> SeenFrom | None:
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
         return None
     return SeenFrom(unmapped(address), int(port))
+
+
+def meant_place(node: Node, text: str) -> SeenFrom | None:
+    """The place that a person means; None if they mean a user.
+
+    Raises Refused for what looks like an address, is none, and is nobody's name: ``999.1.1.1``.
+    """
+    place, name = parse_place(text), node.name_of(text)
+    if place is None and not _LIKE_A_PLACE.fullmatch(text):
+        return None
+    # A name that is somebody's is a name, whatever it looks like.
+    if name in (owner.key for owner in node.state.owners()):
+        return None
+    if place is None and name not in node.policy_in_force.users:
+        what = "say EMAIL, IP, IP:PORT or [IP]:PORT"
+        raise Refused(f"{text!r} is no address, and no user has that name; {what}")
+    return place
 
 
 def read_place(node: Node, place: SeenFrom, deep: bool = True) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..errors import ConfigError, Refused
 from ..journal import Journal
 from ..kept import kept_policy, kept_settings
 from ..lock import Lock
-from ..namekey import mode_of, names_in_force
+from ..name_hashing import mode_of, names_in_force
 from ..state import KERNEL_RECORD, State, StateError
 
 if TYPE_CHECKING:  # the kill switch needs neither

@@ -27,7 +27,7 @@ from ..core.policy.overrides import OPERATOR, Override
 from ..core.units import format_duration
 from ..disabled import read_record
 from ..kernel.devices import wan_link
-from ..namekey import mode_of
+from ..name_hashing import mode_of
 from ..render import describe_override, display_name, limit, local_time, measured
 from .engines import read_engines
 from .facts import Seen, look

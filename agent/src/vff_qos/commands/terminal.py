@@ -47,8 +47,7 @@ from ..core.screen import (
 )
 from ..errors import QosError, Refused
 from .node import Node
-from .top import traffic
-from .watch import Pace, Watch, headline
+from .watch import Pace, Watch, headline, traffic
 
 #: Shares of a core that the parts may take: together less than 2 %, keys included.
 _COUNT_SHARE, _LOOK_SHARE, _DETAIL_SHARE = 0.011, 0.006, 0.01

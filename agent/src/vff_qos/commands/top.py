@@ -15,9 +15,8 @@ from ..config import Paths
 from ..core.figures import Figures, ordered
 from ..core.screen import ASCII, BLOCKS, TableRow, head, row_line, widths
 from ..errors import Refused
-from ..render import limit, measured
 from .status import devices_of
-from .watch import Watch, headline
+from .watch import Watch, headline, traffic
 
 
 def once(paths: Paths, patterns: list[str], sort: str, interval_s: float, as_json: bool) -> str:
@@ -60,19 +59,6 @@ def _as_text(watch: Watch, found: list[Figures], sort: str) -> list[str]:
         pieces = row_line(row, columns, glyphs)
         lines.append("".join(piece.text for piece in pieces).rstrip())
     return lines
-
-
-def traffic(watch: Watch) -> str:
-    """What passes the node."""
-    if not watch.wan:
-        return ""
-    moment = watch.moment
-    devices = devices_of(moment)
-    up, down = (measured(devices[name]["rate_bps"]) for name in ("upload", "download"))
-    return (
-        f"down {down} on {watch.wan}, up {up} on {watch.ifb}, ceiling {limit(watch.ceil_bps)}; "
-        f"{sum(moment.flows.values())} connections"
-    )
 
 
 def run(paths: Paths, patterns: list[str], sort: str, interval_s: float) -> None:

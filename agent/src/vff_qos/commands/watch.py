@@ -20,10 +20,10 @@ from ..core.policy.model import Policy
 from ..core.policy.overrides import counting
 from ..errors import QosError
 from ..kernel.devices import wan_link
-from ..render import display_name
+from ..render import display_name, limit, measured
 from .facts import Seen, count_classes, look, look_at_classes
 from .node import Node
-from .status import describe
+from .status import describe, devices_of
 
 
 class Pace:
@@ -182,3 +182,16 @@ def headline(watch: Watch) -> str:
     if not watch.level:
         return watch.reason or "looking at the node"
     return f"{watch.level}: {watch.reason or 'nothing is wrong'}"
+
+
+def traffic(watch: Watch) -> str:
+    """What passes the node."""
+    if not watch.wan:
+        return ""
+    moment = watch.moment
+    devices = devices_of(moment)
+    up, down = (measured(devices[name]["rate_bps"]) for name in ("upload", "download"))
+    return (
+        f"down {down} on {watch.wan}, up {up} on {watch.ifb}, ceiling {limit(watch.ceil_bps)}; "
+        f"{sum(moment.flows.values())} connections"
+    )

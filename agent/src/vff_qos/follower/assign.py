@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 
 from ..core import events
@@ -43,7 +43,7 @@ from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.netlink import MAX_BATCH
 from ..kernel.packed.tc import Tc
 from ..lock import Lock
-from ..namekey import keep_names
+from ..name_hashing import keep_names
 from ..render import tell_limits
 from ..shaping import Classes, Listed
 from ..state import State, StateError
@@ -103,6 +103,7 @@ class Assigner:
         self._early = (
             EarlyShaping(settings.major, self._conntrack) if settings.early_shaping else None
         )
+        self._may_be_outdated = False
         self._known = KnownWords()
         self._vouchers = Vouchers()
         self._judging = Judging(
@@ -178,9 +179,10 @@ class Assigner:
 
     # -- what is there ----------------------------------------------------------------------------
 
-    def adopt(self) -> int:
+    def adopt(self, later: bool = False) -> int:
         """Take over the state and what the kernel has; returns the number of live marked flows.
 
+        ``later``: no mark is to wait for a look at all limits; `change_outdated` must follow.
         Raises Suspended, KernelRefused.
         """
         with self._lock:
@@ -204,20 +206,46 @@ class Assigner:
                 now,
             )
             self._marking.carry_out(heard)
-            # The policy may have changed, or an override ended, while nobody looked.
-            wanted = mirror.wanted_minors()
-            registry = self._registry
-            owners = [
-                owner
-                for owner in registry.minors.by_minor.values()
-                if owner.minor in marked or owner.minor in wanted or registry.is_shaped(owner)
-            ]
-            registry.ensure(registry.classes.outdated(owners, listed))
+            wanted = marked.keys() | mirror.wanted_minors()
+            if later:
+                self._may_be_outdated = True
+                # Whose class is not there has no limit at all: that does not wait.
+                registry = self._registry
+                owners = registry.minors.by_minor.values()
+                missing = (o for o in owners if o.minor in wanted)
+                registry.ensure(o for o in missing if not registry.classes.has(o.minor))
+            else:
+                self._change_outdated(wanted, listed)
         if self._state.accounts.read_at(0) is None:
             # The very first time counters are noted, before anybody moves more.
             self.tend_accounts()
             self.tend_accounts()
         return sum(marked.values())
+
+    def change_outdated(self) -> None:
+        """Once after `adopt` has left it for later: limits that changed while nobody looked.
+
+        Raises Suspended.
+        """
+        if not self._may_be_outdated:
+            return
+        self._may_be_outdated = False
+        try:
+            with self._lock:
+                self._refresh()
+                self._change_outdated(self._flows.mirror.wanted_minors())
+        except KernelRefused as error:
+            self._registry.refused(error)
+
+    def _change_outdated(self, wanted: Set[int], listed: Listed | None = None) -> None:
+        """The policy may have changed, or an override ended, while nobody looked.
+
+        ``wanted``: minors whose marks flows bear; users' classes are looked at in any case.
+        """
+        registry = self._registry
+        owners = registry.minors.by_minor.values()
+        looked_at = [o for o in owners if o.minor in wanted or registry.is_shaped(o)]
+        registry.ensure(registry.classes.outdated(looked_at, listed))
 
     def _load(self) -> Listed:
         """Read owners, classes and orders anew: at start, and after another process has written."""

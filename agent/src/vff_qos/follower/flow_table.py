@@ -28,8 +28,6 @@ _AGAIN_S = 1.0
 _MAX_LOSSES, _LOSSES_S, _WITHOUT_S = 5, 10.0, 60.0
 #: Look-ups of flows that no event has told of, each second; one costs 6 us.
 _LOOK_UPS = 2_000
-#: Requests that are kept half packed, one for each of our ends.
-_MAX_AROUND = 4_096
 #: Events are read in blocks, so that a flood takes little memory, and so many at once: it must
 #: not keep us from claims.
 _BLOCK, _MAX_DRAINS = 2_048, 32
@@ -61,7 +59,6 @@ class FlowTable:
         self._recent_losses: list[float] = []
         self._without_until = 0.0
         self._next_compare = clock() + _COMPARE_S
-        self._around: dict[int, tuple[bytes, bytes, bytes]] = {}
         self._budget, self._budget_s = float(_LOOK_UPS), clock()
         # When all events had been read that there were.
         self._empty_s = clock()
@@ -207,12 +204,7 @@ class FlowTable:
 
     def around(self, end: int) -> tuple[bytes, bytes, bytes]:
         """What stands around a client's end in the request that marks its flow to one of ours."""
-        parts = self._around.get(end)
-        if parts is None:
-            if len(self._around) >= _MAX_AROUND:
-                self._around.clear()
-            parts = self._around[end] = surround(self.mirror.ours(end))
-        return parts
+        return surround(self.mirror.ours(end))
 
     def written(self, since_s: float, until_s: float) -> Written:
         """Times of the steady clock as the mirror counts them."""

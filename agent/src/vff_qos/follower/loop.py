@@ -24,9 +24,8 @@ from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.netlink import Netlink
 from ..kernel.tcpmem import read_tcp_memory
 from ..lock import Lock
-from ..namedfile import write_named
-from ..namekey import names_wanted
-from ..runfile import WRITE_S, write_report
+from ..name_hashing import names_wanted
+from ..runfile import WRITE_S, write_last_named, write_report
 from ..sources import open_source
 from ..state import State, StateError
 from .assign import Assigner, Suspended
@@ -82,6 +81,7 @@ class Follower:
         self._flow_fd = -1
         self._saved_checkpoint: Any = None
         self._last_round = self._next_tick = self._next_status = 0.0
+        self._is_new = True
 
     def _take_names_back(self) -> None:
         """Users whose hashes were seen again have their emails from now on."""
@@ -109,7 +109,7 @@ class Follower:
         wake = self._catch_signals()
         give_memory_back()
         try:
-            flows = self._assigner.adopt()
+            flows = self._assigner.adopt(later=True)
             self._source = open_source(
                 self._settings,
                 self._state.get_value("checkpoint"),
@@ -245,13 +245,14 @@ class Follower:
         if self._source.replaying:
             # Nothing was appended since the start: what is there is to be read now.
             self._read()
+        # Marks of what was written meanwhile do not wait for dumps of all classes.
+        hurry, self._is_new = self._is_new and self._source.more, False
         self._complain()
         self._use(self._policy_files.look(told=signal.SIGHUP in self._signals))
         self._signals.discard(signal.SIGHUP)
         self._assigner.keep_time()
         self._assigner.tell_users()
         self._fair_use.step(now)
-        self._assigner.tend_accounts()
         self._assigner.flush()
         self._assigner.tend_flows()
         self._watch_flows()
@@ -267,13 +268,18 @@ class Follower:
         self._journal.tend()
         notify("WATCHDOG=1")
         if now >= self._next_status or self._policy_files.refused != self._told_refused:
-            self._next_status = now + WRITE_S
+            self._next_status = now + (_TICK_S if hurry else WRITE_S)
             self._settle()
             if self._assigner.returned:
                 self._take_names_back()
             self._look_at_memory()
-            self._vitals.look_at_traffic(self._assigner.counters)
+            if not hurry:
+                self._vitals.look_at_traffic(self._assigner.counters)
             self._write_report()
+        if not hurry:
+            self._assigner.change_outdated()
+            # Last: what others have read of the counters is booked by now.
+            self._assigner.tend_accounts()
 
     def _complain(self) -> None:
         """Tell of streams that cannot be trusted."""
@@ -352,7 +358,7 @@ class Follower:
         self._told_refused = self._policy_files.refused
         try:
             write_report(self._paths.run_dir, report)
-            write_named(self._paths.run_dir, self._assigner.named)
+            write_last_named(self._paths.run_dir, self._assigner.named)
         except OSError as error:
             sentence = f"{self._paths.run_dir}: {os.strerror(error.errno or 0)}"
             effect = "'status' sees old counters"

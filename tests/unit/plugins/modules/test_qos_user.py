@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.vff.qos.plugins.modules import qos_user
 
 from checkout import AGENT, ROOT
+from vff_qos.core.units import parse_duration
 
 BUILD = ROOT / "build"
 POLICY = "plans:\n  gold: {download: 100mbit}\n  slow: {download: 1mbit}\n"
@@ -197,3 +199,23 @@ def test_info_of_a_name_that_yaml_took_for_something_else_is_refused(
     result = run_module("qos_info", names=["a@x", 5.1], command="/bin/true")
     assert result["failed"]
     assert result["msg"].startswith("names: 5.1 is the number 5.1 to YAML")
+
+
+TIMES = (
+    """
+90s|1sec|5m|30min|2h|1d|1w|1h 30min|1h30min|1 h|2h |366d|367d|0s|0h 0s|999999999s|1000000000s|53w
+|-1h|1.5h|h|1x|1h,30min|1h  30min|1H|2hours|\uff11h|1h\n
+""".strip("\n")
+    .replace("\n|", "|")
+    .split("|")
+)
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_a_time_is_for_the_module_what_it_is_for_the_agent(text: str) -> None:
+    """Or check mode would promise what the agent refuses."""
+    try:
+        agents: int | None = parse_duration(text)
+    except ValueError:
+        agents = None
+    assert qos_user.seconds_of(text) == agents

@@ -36,6 +36,8 @@ from itertools import accumulate, repeat
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any, NamedTuple
 
+from .email import MAX_EMAIL_BYTES
+
 #: A domain has one byte for its length.
 NAME_BYTES = 255
 #: A close frame's reason, and what may follow it: another message and a refused domain.
@@ -65,7 +67,7 @@ _HEAD = rb"^(" + _STAMP + rb") (?:from |)(" + _SOURCE + rb") "
 #: What an operator wrote: no control characters.  A negated set takes a quarter longer.
 _TEXT = rb"[ -~\x80-\xff]"
 _TAG = rb"[ -\x5c^-~\x80-\xff]"
-_EMAIL = _TEXT + rb"{1,320}"
+_EMAIL = _TEXT + rb"{1,%d}" % MAX_EMAIL_BYTES
 
 #: A whole line that claims a flow for a user.
 _CLAIM = re.compile(
@@ -163,8 +165,8 @@ _TORN = re.compile(
     rb"|(?:tcp:|udp:|)\[[0-9A-Fa-f:.%]{0,64}(?:\](?::\d{0,5})?)?"
     rb"|(?:[a-z][a-z0-9+.-]{0,31}:|)//[!-~\x80-\xff]{0,65536}"
     rb"|" + _TARGET + rb" (?:\[" + _TEXT + rb"{0,1024}|e[mail]{0,4}|email: ?" + _TEXT
-    + rb"{0,320}|))"
-    rb"|rejected ? ?" + _REASONS + rb"(?:[a-z0-9_/]{1,64}:? ?|[A-Za-z ]{0,24}|"
+    + rb"{0,%d}|))" % MAX_EMAIL_BYTES
+    + rb"|rejected ? ?" + _REASONS + rb"(?:[a-z0-9_/]{1,64}:? ?|[A-Za-z ]{0,24}|"
     + _REASON + rb" ?>? ?))))"
 )  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+#: An email is a label that the operator chose: longer ones are in no log and no policy.
+MAX_EMAIL_BYTES = 320
 #: Stands for bytes that are no text, followed by each of them in two hex digits.
 _MARK = "\ufffd"
 _MARK_BYTES = _MARK.encode()

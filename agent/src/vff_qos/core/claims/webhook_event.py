@@ -18,15 +18,15 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from .accesslog import Claim, Endpoint, pack_end, parse_source
+from .email import MAX_EMAIL_BYTES
 
 #: An engine gives up a POST after 5 s; an older one lay in a queue, and its tuple may be reused.
 MAX_AGE_S = 60.0
 _MAX_TAG_BYTES = 512
-_MAX_EMAIL_BYTES = 320
 
 #: As in the access log: no control characters.  The engine's encoder puts U+FFFD in the place of
 #: bytes that are no UTF-8, so that several names would become one; half characters are none.
-_EMAIL = re.compile("[^\x00-\x1f\x7f\ufffd\ud800-\udfff]{1,320}")
+_EMAIL = re.compile(f"[^\x00-\x1f\x7f\ufffd\ud800-\udfff]{{1,{MAX_EMAIL_BYTES}}}")
 _END = re.compile(
     r"(?:tcp:|udp:)?(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9_.-]{1,16})?\])"
     r":\d{1,5}",
@@ -111,7 +111,7 @@ def _email(text: str) -> bytes | None:
     if not _EMAIL.fullmatch(text):
         return None
     email = text.encode("utf-8")
-    return email if len(email) <= _MAX_EMAIL_BYTES else None
+    return email if len(email) <= MAX_EMAIL_BYTES else None
 
 
 def _end(text: str | None) -> Endpoint | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import ConfigError
+from ..claims.email import MAX_EMAIL_BYTES
 from ..document import Document
 from ..htb import MAX_WEIGHT
 from ..settings import LEAVES
@@ -20,8 +21,6 @@ from .model import DEFAULT_LIMITS, Layer, Limits, Pattern, Policy, base_limits, 
 from .terms import CUT, Terms, parse_terms
 from .terms import KEYS as TERMS_KEYS
 
-#: An email is a label that the operator chose; the log's grammar bounds it the same way.
-MAX_EMAIL_BYTES = 320
 MAX_PATTERNS = 1_000
 
 _PLAN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")

@@ -211,12 +211,7 @@ def pack_mark(client: bytes, ours: bytes, mark: int) -> bytes:
     ``client`` is the packed address and port, ``ours`` the number of the protocol (one byte), our
     packed address and port.
     """
-    around = _around.get(ours)
-    if around is None:
-        if len(_around) >= _MAX_AROUND:
-            _around.clear()
-        around = _around[ours] = surround(ours)
-    first, second, third = around
+    first, second, third = surround(ours)
     return b"".join((first, client[:-2], second, client[-2:], third, mark_part(mark)))
 
 
@@ -226,7 +221,15 @@ def mark_part(mark: int) -> bytes:
 
 
 def surround(ours: bytes) -> tuple[bytes, bytes, bytes]:
-    """What stands in a request before the client's address, its port, and the mark's part."""
+    """What stands in a request before the client's address, its port, and the mark's part.
+
+    ``ours`` as for `pack_mark`.
+    """
+    around = _around.get(ours)
+    if around is not None:
+        return around
+    if len(_around) >= _MAX_AROUND:
+        _around.clear()
     size = len(ours) - 3
     flow = Flow(ours[0], bytes(size), 0, ours[1:-2], int.from_bytes(ours[-2:], "big"))
     request = encode_set(0, flow, 0)
@@ -234,7 +237,9 @@ def surround(ours: bytes) -> tuple[bytes, bytes, bytes]:
     # destination, the nest of the ports and the protocol's number before the source port.
     source = HEADER.size + 4 + 12
     port = source + size + 4 + size + 4 + 8 + 4
-    return request[:source], request[source + size : port], request[port + 2 : -12]
+    around = request[:source], request[source + size : port], request[port + 2 : -12]
+    _around[ours] = around
+    return around
 
 
 def unpack(prepared: bytes) -> tuple[Flow, int]:

@@ -14,7 +14,7 @@ from vff_qos.core.owners import Owner
 from vff_qos.core.policy.overrides import OPERATOR, Override
 from vff_qos.errors import ConfigError, QosError
 from vff_qos.kept import keep_policy, kept_policy, rename_all
-from vff_qos.namekey import (
+from vff_qos.name_hashing import (
     keep_names,
     make_key,
     mode_of,

@@ -1,7 +1,8 @@
-"""The key of names' hashes: a file that the agent's account and root may read, made once.
+"""Whether names in the state are hashes, and the key of these: a file, made once.
 
-It lies beside the state and goes with it.  Who copies both can try whether an email is among the
-names; so a backup of the state is better made without it.
+The agent's account and root may read it.  It lies beside the state and goes with it.  Who copies
+both can try whether an email is among the names; so a backup of the state is better made without
+it.
 """
 
 from __future__ import annotations

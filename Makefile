@@ -40,7 +40,9 @@ qos: build inventory ## Bring the hosts into the state that the inventory says (
 qos-check: build inventory ## Show what `make qos` would change; changes nothing
 	$(PLAY) --check --diff
 
+# So many hosts at once: none waits for another, as those that do not answer.
 .PHONY: qos-disable
+qos-disable: export ANSIBLE_FORKS ?= 100
 qos-disable: setup inventory ## Kill switch: lift all limits at once, also after a reboot
 	$(PLAY) -e qos_state=disabled
 

@@ -32,7 +32,7 @@ TASKS = [
 
 def inventory(path: Path, count: int, **statuses: int) -> Path:
     """``count`` hosts, all of them this machine, n1 to n9 and so on."""
-    hosts = {f"n{i}": {} for i in range(1, count + 1)} | {
+    hosts: dict[str, dict[str, int]] = {f"n{i}": {} for i in range(1, count + 1)} | {
         name: {"status": status} for name, status in statuses.items()
     }
     every = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
@@ -114,9 +114,7 @@ def test_a_host_that_fails_ends_the_roll_out(site: Site) -> None:
 
 
 @pytest.mark.parametrize("words", [["-e", "qos_state=disabled"], ["-e", "qos_state=absent"]])
-def test_the_ways_out_go_to_all_at_once_and_nobody_stops_them(
-    site: Site, words: list[str]
-) -> None:
+def test_the_ways_out_go_to_all_at_once_and_nobody_stops_them(site: Site, words: list[str]) -> None:
     hosts = inventory(site.directory / "hosts.json", 8, n1=2, n2=2)
     code, batches, said = site.run(hosts, *words)
     assert (code, batches) == (2, [names(1, 8)]), said
@@ -130,7 +128,7 @@ def test_a_check_run_asks_all(site: Site) -> None:
 
 @pytest.mark.parametrize("words", [[], ["--limit", "node"], ["-e", "qos_state=disabled"]])
 def test_an_inventory_without_hosts_is_an_error(site: Site, words: list[str]) -> None:
-    code, batches, said = site.run(inventory(site.directory / "hosts.json", 0), *words)
+    code, _batches, said = site.run(inventory(site.directory / "hosts.json", 0), *words)
     assert code != 0
     assert "there is no host in the inventory" in " ".join(said.split())
 
@@ -171,7 +169,12 @@ def test_make_qos_disable_asks_no_host_after_another(tmp_path: Path) -> None:
         (tmp_path / "bin" / name).chmod(0o755)
     hosts = inventory(tmp_path / "hosts.json", count)
     done = subprocess.run(
-        ["make", "qos-disable", f"INVENTORY={hosts}", f"EXTRA=-e __qos_command={tmp_path}/bin/agent"],
+        [
+            "make",
+            "qos-disable",
+            f"INVENTORY={hosts}",
+            f"EXTRA=-e __qos_command={tmp_path}/bin/agent",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

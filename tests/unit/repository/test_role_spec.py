@@ -136,6 +136,7 @@ def test_role_and_agent_name_the_same_units_and_places() -> None:
     assert paths.policy_dir == f"{written['__qos_etc']}/policy.d"
     assert paths.disabled == f"{written['__qos_etc']}/disabled-by-hand"
     assert paths.state_dir == written["__qos_state_dir"]
+    assert paths.kept == written["__qos_kept"]
     assert written["__qos_state_schema"] == SCHEMA_VERSION
 
 

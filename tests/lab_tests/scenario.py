@@ -303,7 +303,9 @@ def journal() -> None:
 def webhook() -> None:
     """The socket of a source comes and goes with it."""
     lab, unit, path = attach(), "vff-qos-webhook.socket", "/run/vff-qos-webhook.sock"
-    make("qos", "EXTRA=-e qos_identity_source=webhook")
+    # The lab's engine has no rule for it: the role says which line is missing where.
+    said = "no rule has a webhook that leads to the agent, so it tells of nobody"
+    operate.make("qos", INVENTORY, "EXTRA=-e qos_identity_source=webhook", expect=said)
     lab.node.ssh(f"systemctl is-active {unit} && test -S {path}")
     make("qos")
     left = lab.node.ssh(f"systemctl list-units --all --no-legend {unit}; find /run -path {path}")

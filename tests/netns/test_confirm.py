@@ -119,11 +119,12 @@ class Machine:
         assert f"--on-active=25 --timer-property=AccuracySec=100ms /bin/sh {self.kept}" in timer
 
     def ask(self, verb: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:
-        command = f'sh "{self.kept}/confirm.sh" {verb} "{self.kept}"; exit $?'
-        return self.sh(shell, "-c", command)
+        """As the role disarms: with the script by standard input, since the node's may be gone."""
+        command = f'sh -s {verb} "{self.kept}"; exit $?'
+        return self.sh(shell, "-c", command, stdin=(ROLE / "files/confirm.sh").read_text())
 
     def back(self) -> str:
-        done = self.ask("back")
+        done = self.sh("sh", f"{self.kept}/confirm.sh", "back", str(self.kept))
         assert done.returncode == 0 and "failed" not in done.stderr, done.stderr
         assert not self.kept.exists() and not Path(f"{self.kept}.back").exists()
         return done.stdout
@@ -265,9 +266,8 @@ def test_only_a_new_login_confirms(machine: Machine) -> None:
 def test_who_comes_too_late_is_told(machine: Machine) -> None:
     machine.write(**{"settings.yml": settings("50mbit")})
     machine.arm()
-    script = (machine.kept / "confirm.sh").read_text()
     machine.back()
-    done = machine.sh("sh", "-s", "disarm", str(machine.kept), stdin=script)
+    done = machine.ask("disarm")
     assert done.returncode == 1
     assert "too late: the node has put back what it had" in done.stderr
 
@@ -275,8 +275,7 @@ def test_who_comes_too_late_is_told(machine: Machine) -> None:
 def test_after_the_confirmation_nothing_is_put_back(machine: Machine) -> None:
     machine.write(**{"settings.yml": settings("50mbit")})
     machine.arm()
-    script = (machine.kept / "confirm.sh").read_text()
     assert machine.ask("disarm").returncode == 0
-    done = machine.sh("sh", "-s", "back", str(machine.kept), stdin=script)
+    done = machine.ask("back")
     assert done.returncode == 0 and done.stdout == ""
     assert machine.settings.read_text() == settings("50mbit")

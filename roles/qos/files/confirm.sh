@@ -80,17 +80,22 @@ back() {
     echo "the last change was not confirmed over a new login; what was before is put back"
     command=$(cat "$directory/command") state=$(cat "$directory/state")
     units=$(cut -d' ' -f1 "$directory/units")
-    ours=$(echo "$units" | grep '^vff-qos-\(bootstrap\|follow\|gc\|report\|webhook\)\.' || :)  # or none
+    # Those that exist: systemd calls it a failure to stop another one.
+    ours=$(for unit in $units; do
+        case $unit in
+        vff-qos-bootstrap.*|vff-qos-follow.*|vff-qos-gc.*|vff-qos-report.*|vff-qos-webhook.*)
+            ! systemctl cat "$unit" >/dev/null 2>&1 || echo "$unit" ;;
+        esac
+    done)
     # What stops packets goes first. The program that is to go, and else the one that was before.
-    try systemctl stop $ours
+    [ -z "$ours" ] || try systemctl stop $ours
     if [ -x "$command" ] && ! "$command" remove; then
         restore
         try "$command" remove
     fi
-    there=$(for unit in $ours; do systemctl cat "$unit" >/dev/null 2>&1 && echo "$unit"; done || :)
-    if [ -n "$there" ]; then
-        try systemctl unmask $there
-        try systemctl disable --quiet $there
+    if [ -n "$ours" ]; then
+        try systemctl unmask $ours
+        try systemctl disable --quiet $ours
     fi
     restore
     for copy in "$state".schema-*; do
@@ -107,10 +112,7 @@ back() {
         [ -z "$names" ] || try systemctl $verb --quiet $names
     done
     names=$(having active "active activating reloading")
-    if [ -n "$names" ]; then
-        try systemctl reset-failed $names
-        try systemctl start $names
-    fi
+    [ -z "$names" ] || try systemctl start $names
     rm -rf "$directory"
     echo "done"
 }

@@ -649,7 +649,8 @@ def all_run(module: AnsibleModule) -> bool:
     if not units or not systemctl:
         return False
     _rc, out, _err = module.run_command([systemctl, "is-active", *units])
-    return out.split() == ["active"] * len(units)
+    states: list[str] = out.split()
+    return states == ["active"] * len(units)
 
 
 def listens_at(unit: str) -> str:

@@ -91,6 +91,11 @@ options:
     type: list
     elements: path
     default: []
+  keep_in:
+    description:
+      - Directory for the old version of each file and link that is written or deleted, so that
+        they can be put back.
+    type: path
 """
 
 EXAMPLES = r"""
@@ -119,6 +124,7 @@ import tempfile
 from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vff.qos.plugins.module_utils.kept import keep
 
 #: One of what the task lists, with its options.
 Item = Dict[str, Any]
@@ -174,12 +180,18 @@ def fix_attributes(module: AnsibleModule, item: Item) -> bool:
     return bool(module.set_fs_attributes_if_different(arguments, False))
 
 
+def keep_old(module: AnsibleModule, path: str) -> None:
+    if module.params["keep_in"] and not module.check_mode:
+        keep(module.params["keep_in"], path)
+
+
 def delete(module: AnsibleModule, path: str) -> None:
     if module.check_mode:
         return
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
+        keep_old(module, path)
         os.unlink(path)
 
 
@@ -197,6 +209,7 @@ def make_link(module: AnsibleModule, item: Item) -> bool:
     path, target = item["path"], item["target"]
     if os.path.islink(path) and os.readlink(path) == target:
         return False
+    keep_old(module, path)
     if not module.check_mode:
         temporary = f"{path}.new"
         if os.path.lexists(temporary):
@@ -223,6 +236,7 @@ def main() -> None:
             "validate": {"type": "list", "elements": "str", "default": []},
             "absent": {"type": "list", "elements": "path", "default": []},
             "absent_if_empty": {"type": "list", "elements": "path", "default": []},
+            "keep_in": {"type": "path"},
         },
         supports_check_mode=True,
     )
@@ -241,6 +255,7 @@ def main() -> None:
         path = item["path"]
         diff.append({"before_header": path, "after_header": path,
                      "before": old[path] or "", "after": item["content"]})  # fmt: skip
+        keep_old(module, path)
         if not module.check_mode:
             module.atomic_move(new_files[path], path)
         return True

@@ -89,6 +89,23 @@ options:
     description: The same of the page.
     type: path
     required: true
+  state_file:
+    description: State of the agent that an earlier run may have left.
+    type: path
+    required: true
+  state_schema:
+    description: Highest schema of O(state_file) that the agent of this version can read.
+    type: int
+    required: true
+  units:
+    description: Units that run where all is as it should be.
+    type: list
+    elements: str
+    default: []
+  kept:
+    description: Directory that is there while the changes of a run are not confirmed.
+    type: path
+    required: true
 """
 
 EXAMPLES = r"""
@@ -106,6 +123,10 @@ EXAMPLES = r"""
     socket_unit: /usr/local/lib/systemd/system/vff-qos-webhook.socket
     metrics_unit: /usr/local/lib/systemd/system/vff-qos-metrics.timer
     page_unit: /usr/local/lib/systemd/system/vff-qos-web.socket
+    state_file: /var/lib/vff-qos/state.db
+    state_schema: 6
+    units: [vff-qos-bootstrap.service, vff-qos-follow.service]
+    kept: /run/vff-qos-confirm
 """
 
 RETURN = r"""
@@ -160,6 +181,16 @@ page:
   type: bool
   returned: success
   sample: false
+running:
+  description: Whether all of O(units) run.
+  type: bool
+  returned: success
+  sample: true
+unconfirmed:
+  description: Whether an earlier run has changed something and was not confirmed.
+  type: bool
+  returned: success
+  sample: false
 old_role:
   description:
     - What is on the node of the shell-based role C(qos_per_user_xray); empty if it is not there.
@@ -181,6 +212,11 @@ import os
 import pwd
 import re
 from typing import Iterable
+
+try:
+    import sqlite3
+except ImportError:  # an interpreter without it, or whose library is missing
+    sqlite3 = None  # type: ignore[assignment]
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vff.qos.plugins.module_utils import kernel_features, old_role, rtnetlink
@@ -568,6 +604,55 @@ def check_disabled(module: AnsibleModule, problems: list[str], notes: list[str])
     return True
 
 
+def schema_of(path: str) -> int:
+    """The schema of a state (PRAGMA user_version); 0 if there is none, or it cannot be told.
+
+    It is in the file's header (https://sqlite.org/fileformat.html, offset 60), unless it was
+    changed a moment ago and is in the log alone.  SQLite is asked only where the log has its index
+    already: root would make one that the agent could not write.
+    """
+    version = 0
+    try:
+        with open(path, "rb") as file:
+            header = file.read(64)
+        if header.startswith(b"SQLite format 3\0") and len(header) == 64:
+            version = int.from_bytes(header[60:], "big")
+    except OSError:
+        return 0
+    if os.path.exists(f"{path}-wal") and os.path.exists(f"{path}-shm"):
+        if sqlite3 is None:  # the agent says it later
+            return version
+        try:
+            db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            db.close()
+        except sqlite3.Error:  # damaged: the agent sets it aside
+            return version
+    return version
+
+
+def check_state(module: AnsibleModule, problems: list[str]) -> None:
+    """A state of a newer version: the agent would not start with it."""
+    path, known = module.params["state_file"], module.params["state_schema"]
+    found = schema_of(path)
+    if found > known:
+        problems.append(
+            f"a newer version of vff.qos was on this node: {path} has schema {found}, and this one "
+            f"knows {known}; take the newer one, or go back as docs/OPERATIONS.md says (Roll back)"
+        )
+
+
+def all_run(module: AnsibleModule) -> bool:
+    """Whether all of our units run, as systemd says."""
+    units = module.params["units"]
+    systemctl = module.get_bin_path("systemctl")
+    if not units or not systemctl:
+        return False
+    _rc, out, _err = module.run_command([systemctl, "is-active", *units])
+    states: list[str] = out.split()
+    return states == ["active"] * len(units)
+
+
 def listens_at(unit: str) -> str:
     """Where a socket unit listens (systemd.socket(5)); empty if it does not say."""
     found = re.search(r"^ListenStream=(.*)$", unit, re.M)
@@ -613,6 +698,10 @@ def main() -> None:
             "socket_unit": {"type": "path", "required": True},
             "metrics_unit": {"type": "path", "required": True},
             "page_unit": {"type": "path", "required": True},
+            "state_file": {"type": "path", "required": True},
+            "state_schema": {"type": "int", "required": True},
+            "units": {"type": "list", "elements": "str", "default": []},
+            "kept": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
@@ -626,6 +715,7 @@ def main() -> None:
     if not os.path.isdir("/run/systemd/system"):
         problems.append("systemd does not run here; vff-qos is started and watched by systemd")
     disabled = check_disabled(module, problems, notes)
+    check_state(module, problems)
     version, missing = check_python(module, problems)
     check_kernel(module, problems, notes)
     old, old_things = check_old_role(module, notes, problems)
@@ -651,6 +741,8 @@ def main() -> None:
         webhook_socket=listens_at(read(module.params["socket_unit"])),
         metrics=os.path.exists(module.params["metrics_unit"]),
         page=os.path.exists(module.params["page_unit"]),
+        running=all_run(module),
+        unconfirmed=os.path.isdir(module.params["kept"]),
         old_role=old_things,
         notes=notes,
     )

@@ -65,6 +65,11 @@ options:
     type: list
     elements: str
     default: []
+  keep_in:
+    description:
+      - Directory for the old link, so that it can be put back; the environment that it leads to
+        stays.
+    type: path
 """
 
 EXAMPLES = r"""
@@ -96,6 +101,7 @@ import shutil
 import zipfile
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vff.qos.plugins.module_utils.kept import keep
 
 #: Goes up when the way in which environments are built changes.
 LAYOUT = 1
@@ -266,6 +272,7 @@ def main() -> None:
             "contents": {"type": "dict", "default": {}, "no_log": True},
             "commands": {"type": "list", "elements": "str", "default": []},
             "imports": {"type": "list", "elements": "str", "default": []},
+            "keep_in": {"type": "path"},
         },
         supports_check_mode=True,
     )
@@ -287,6 +294,8 @@ def main() -> None:
     received = receive(module)
     if changed and not module.check_mode:
         build(module, directory, text)
+        if params["keep_in"]:
+            keep(params["keep_in"], path)
         point(path, directory)
         prune(path, {old, os.path.basename(directory)})
         for name in sorted(set(os.listdir(params["wheel_dir"])) - set(params["wheels"])):

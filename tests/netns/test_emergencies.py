@@ -348,6 +348,18 @@ def test_disable_is_the_whole_kill_switch_and_enable_its_way_back(
     ]
 
 
+def test_lifting_limits_ends_the_way_back_of_a_run_that_is_not_confirmed(
+    node: Node, systemd: Path
+) -> None:
+    """Else its timer would start the units again (roles/qos/files/confirm.sh)."""
+    kept = node.directory / "run-confirm"
+    for command in ("suspend", "disable", "remove"):
+        (kept / "files").mkdir(parents=True)
+        (kept / "confirm.sh").touch()
+        node.run(command)
+        assert not kept.exists()
+
+
 def test_disable_works_with_broken_files_and_enable_refuses_them(node: Node, systemd: Path) -> None:
     node.start()
     alice = user(node, "alice@x")

@@ -21,6 +21,8 @@ from checkout import ROOT
 from lab import engine
 from lab.users import devices
 from vff_qos.core.flow import Flow
+from vff_qos.core.health import xray
+from vff_qos.core.settings import parse_settings
 
 from .engine_node import (
     ATTACKER_IPV4,
@@ -123,8 +125,13 @@ def test_the_webhook_of_the_real_engine_marks_each_users_flows(
     hint = role_hint("webhook", qos_webhook_listen=listen, qos_webhook_token=token)
     node.configure("webhook", webhook_listen=listen, webhook_token=token)
     node.start()
-    node.serve(webhook_config(hint, token))
+    config = webhook_config(hint, token)
+    node.serve(config)
     check_all_users(node)
+    # What the hint says, and what works, is what `status --engine` wants to see.
+    settings = parse_settings((node.directory / "settings.yml").read_bytes(), "")
+    read = [xray.read_engine(1, [("/c.json", dict(config))])]
+    assert [f.kind for f in xray.examine(read, settings) if "webhook" in f.kind] == []
 
 
 def test_the_journal_of_the_real_engine_marks_each_users_flows(node: EngineNode) -> None:

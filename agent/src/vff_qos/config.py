@@ -34,6 +34,11 @@ class Paths(NamedTuple):
         return os.path.join(os.path.dirname(self.settings), "disabled-by-hand")
 
     @property
+    def kept(self) -> str:
+        """What a run of the role has changed and not confirmed yet; a timer puts it back."""
+        return f"{self.run_dir}-confirm"
+
+    @property
     def old_env(self) -> str:
         """The settings of the role qos_per_user_xray, while it has not been taken over."""
         return os.path.join(os.path.dirname(self.settings), os.path.basename(ENV))

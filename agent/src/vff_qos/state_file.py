@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import sqlite3
 import time
@@ -146,12 +147,17 @@ class StateFile:
                 self._connection.executemany(statement, rows)
 
     def scrub(self) -> None:
-        """Have nothing left in the file of what was deleted or changed (VACUUM), nor in its log."""
+        """Have nothing left in the file of what was deleted or changed (VACUUM), in its log, and in
+        a copy from before an upgrade."""
         try:
             with self._gated(fcntl.LOCK_SH):
                 self._follow()
                 self._connection.execute("VACUUM")
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                for copy in self._old_copies():
+                    os.unlink(copy)
+        except OSError as error:
+            raise StateError(f"{self.path}: {os.strerror(error.errno or 0)}") from error
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
@@ -227,6 +233,7 @@ class StateFile:
     def _open_home(self) -> sqlite3.Connection:
         os.makedirs(os.path.dirname(self._home), mode=0o750, exist_ok=True)
         try:
+            self._keep_old()
             db = _open(self._home)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
@@ -236,6 +243,34 @@ class StateFile:
             db = _open(self._home)
         _let_group_read(self._home)
         return db
+
+    def _keep_old(self) -> None:
+        """Copy a file of an older schema before it is upgraded, as ``state.db.schema-5``: there is
+        a way back to the program that made it.  Raises sqlite3.Error, OSError."""
+        if not os.path.exists(self._home):
+            return
+        with contextlib.closing(sqlite3.connect(self._home, 5, isolation_level=None)) as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if not 0 < version < SCHEMA_VERSION:
+                return
+            made = f"{self._home}.{os.getpid()}"
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(made)  # of a process that had our number
+            try:
+                db.execute("VACUUM INTO ?", (made,))
+                with contextlib.closing(sqlite3.connect(made)) as copy:
+                    (copied,) = copy.execute("PRAGMA user_version").fetchone()
+                if copied == version:  # else another process was first, and has the copy
+                    self._hand_over(made)
+                    for older in self._old_copies():
+                        os.unlink(older)
+                    os.replace(made, f"{self._home}.schema-{version}")
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(made)
+
+    def _old_copies(self) -> list[str]:
+        return glob.glob(f"{glob.escape(self._home)}.schema-*")
 
     def _move(self, error: sqlite3.Error | OSError) -> None:
         """Go on in the spare directory with what can be read; under the exclusive lock.
@@ -335,7 +370,8 @@ def schema_of(db: sqlite3.Connection, path: str) -> int:
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > SCHEMA_VERSION:
         raise StateError(
-            f"{path}: schema {version} is newer than this program (knows {SCHEMA_VERSION})"
+            f"{path}: schema {version} is newer than this program (knows {SCHEMA_VERSION}); take "
+            f"the version that made it, or move {path}.schema-{SCHEMA_VERSION} there if it exists"
         )
     return version
 

@@ -148,6 +148,7 @@ REFUSED = {
     "qos_metrics_interval: often": "qos_metrics_interval: 'often' is not a time",
     "qos_metrics_users: -1": "metrics_users: -1 is not a whole number from 0 to 65000",
     "qos_report_interval: often": "qos_report_interval: 'often' is not a time",
+    "qos_confirm_sec: 5": "qos_confirm_sec: 5 is neither 0 nor between 15 and 600 seconds",
     "qos_report_url: http://example.com/": "qos_report_url: must begin with https://",
     "qos_web_bind: 0.0.0.0:9470": "qos_web_token_file: is needed where web_bind is not",
 }
@@ -168,6 +169,9 @@ PREFLIGHT = {
     "socket_unit": "/nonexistent",
     "metrics_unit": "/nonexistent",
     "page_unit": "/nonexistent",
+    "state_file": "/nonexistent",
+    "state_schema": 6,
+    "kept": "/nonexistent",
 }
 
 
@@ -187,7 +191,11 @@ def play(directory: Path, target: str) -> list[dict[str, Any]]:
         content = f"{{{{ lookup('ansible.builtin.template', '{ROLE}/templates/{name}') }}}}"
         copy = {"dest": str(directory / name.removesuffix(".j2")), "content": content}
         tasks.append({"ansible.builtin.copy": copy, "vars": VARIABLES})
-    restart = {"__qos_venv": {"changed": False}, "__qos_socket": {"changed": False}}
+    restart = {
+        "__qos_node": {"unconfirmed": False},
+        "__qos_venv": {"changed": False},
+        "__qos_socket": {"changed": False},
+    }
     facts = {
         "found": {
             "modules": "{{ __qos_kernel_modules }}",

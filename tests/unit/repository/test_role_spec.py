@@ -16,6 +16,7 @@ from vff_qos.commands.disable import UNITS
 from vff_qos.config import Paths
 from vff_qos.core.policy.model import Policy
 from vff_qos.core.settings import KEYS, LEAVES, REPORT_FORMATS, SOURCES, Settings
+from vff_qos.state_file import SCHEMA_VERSION
 
 
 def load(path: Path) -> Any:
@@ -135,6 +136,8 @@ def test_role_and_agent_name_the_same_units_and_places() -> None:
     assert paths.policy_dir == f"{written['__qos_etc']}/policy.d"
     assert paths.disabled == f"{written['__qos_etc']}/disabled-by-hand"
     assert paths.state_dir == written["__qos_state_dir"]
+    assert paths.kept == written["__qos_kept"]
+    assert written["__qos_state_schema"] == SCHEMA_VERSION
 
 
 def test_the_page_of_variables_is_what_make_docs_writes() -> None:

@@ -49,7 +49,7 @@ def read_diagnosis(node: Node, canary: bool = True) -> dict[str, Any]:
     findings = judge(seen.facts)
     settings = seen.settings
     if settings is not None:
-        engines = read_engines()
+        engines = read_engines(settings)
         if not engines:
             findings.append(Finding(OK, "xray", "no process of Xray's name runs on this host"))
         findings += xray.examine(engines, settings)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import grp
 import os
+import pwd
 import shlex
+import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..core.health import xray
+from ..core.settings import Settings
 from ..sources.runtimes import inside
 
 #: Names of the engine's process: comm of proc(5).
@@ -14,9 +21,81 @@ _ENGINES = ("xray", "rw-core")
 _MAX_CONFIG_BYTES = 32 << 20
 
 
-def read_engines() -> list[xray.Engine]:
-    """All engines that run on this host, also in containers, with what their files say."""
-    return [_read_engine(pid) for pid in _engine_pids()]
+def read_engines(settings: Settings) -> list[xray.Engine]:
+    """All engines that run on this host, also in containers, with what their files say, and
+    whether they reach the webhook's socket."""
+    engines = [_read_engine(pid) for pid in _engine_pids()]
+    if settings.source != "webhook" or not settings.webhook_listen.startswith("unix:"):
+        return engines
+    path = settings.webhook_listen.removeprefix("unix:")
+    return [replace(engine, reach=try_socket(engine.pid, path)) for engine in engines]
+
+
+def try_socket(pid: int, path: str) -> xray.Reach | None:
+    """Connect to a socket as a process would: with its root, its user and its groups.
+
+    What mode bits, directories and mounts say together only the kernel knows.  None if we are not
+    root, or the process has just ended.
+    """
+    if os.geteuid() != 0:
+        return None
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    uid, gid = int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
+    others = [int(number) for number in fields["Groups"].split()]
+    try:
+        mounts = [os.readlink(f"/proc/{who}/ns/mnt") for who in (pid, "self")]
+        error = _connect_as(root, uid, gid, others, path)
+    except FileNotFoundError:  # it has just ended
+        return None
+    finally:
+        os.close(root)
+    group = ""
+    with contextlib.suppress(OSError):  # there is none: the error has said so
+        group = _group(os.stat(path).st_gid)
+    groups = tuple(dict.fromkeys(map(_group, [gid, *others])))
+    return xray.Reach(error, _user(uid), groups, group, mounts[0] != mounts[1])
+
+
+def _connect_as(root: int, uid: int, gid: int, groups: list[int], path: str) -> int:
+    """The errno of the attempt, made by a child that becomes the other one."""
+    child = os.fork()
+    if child == 0:
+        code = errno.EIO
+        try:
+            os.fchdir(root)
+            os.chroot(".")
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            with socket.socket(socket.AF_UNIX) as attempt:
+                attempt.settimeout(2.0)
+                attempt.connect(path)
+            code = 0
+        except OSError as problem:
+            code = problem.errno or errno.ETIMEDOUT
+        finally:
+            os._exit(code)
+    _pid, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _engine_pids() -> list[int]:

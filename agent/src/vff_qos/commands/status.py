@@ -51,7 +51,7 @@ def read_status(
     seen = look(node)
     findings = judge(seen.facts)
     if engine and seen.settings is not None:
-        told = xray.examine(read_engines(), seen.settings)
+        told = xray.examine(read_engines(seen.settings), seen.settings)
         findings = worst_first([*findings, *(f for f in told if f.level != OK)])
     moment = read_again(node, seen, MEASURE_S) if seen.is_set_up else None
     status = describe(node, seen, findings, moment)

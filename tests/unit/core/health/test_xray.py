@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import Any
 
@@ -97,12 +98,84 @@ def test_what_is_right_is_not_told(config: dict[str, Any]) -> None:
 
 def test_a_webhook_makes_text_harmless_and_must_be_there() -> None:
     settings = replace(SETTINGS, source="webhook", webhook_listen="unix:/run/x")
-    rules = {"routing": {"rules": [{"network": "tcp,udp", "webhook": {"url": "http://x"}}]}}
+    rules = {"routing": {"rules": [{"network": "tcp,udp", "webhook": {"url": "/run/x:/"}}]}}
     socks = inbound(protocol="socks", settings={})
     assert wrong({**socks, **rules, "log": {"access": "none"}}, settings) == []
     assert wrong(socks, settings) == ["xray_webhook"]
     ports = replace(SETTINGS, free_text_ports=((443, 443),))
     assert wrong(socks, ports) == []
+
+
+UNIX = replace(SETTINGS, source="webhook", webhook_listen="unix:/run/x")
+PORT = replace(
+    SETTINGS, source="webhook", webhook_listen="127.0.0.1:8011", webhook_token="0123456789abcdef"
+)
+BEARER = {"Authorization": "Bearer 0123456789abcdef"}
+
+
+def rules(*hooks: dict[str, Any] | None) -> dict[str, Any]:
+    """A rule for each, with that webhook."""
+    found = [{"network": "tcp,udp"} | ({} if hook is None else {"webhook": hook}) for hook in hooks]
+    return {**GOOD, "routing": {"rules": found}}
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "kinds"),
+    [
+        (rules({"url": "/run/x:/"}), UNIX, []),
+        (rules(None, {"url": "/run/x:/a"}, {"url": "/run/x"}), UNIX, []),
+        (rules(), UNIX, ["xray_webhook"]),
+        (rules({}), UNIX, ["xray_webhook"]),
+        (rules({"url": "/run/xy:/"}), UNIX, ["xray_webhook"]),
+        (rules({"url": "http://127.0.0.1:8011/"}), UNIX, ["xray_webhook"]),
+        (rules({"url": "/run/x:/"}, None), UNIX, ["xray_webhook_last"]),
+        (rules({"url": "/run/x:/"}, {"url": "/run/y:/"}), UNIX, ["xray_webhook_last"]),
+        (rules({"url": "/run/x:/", "deduplication": 60}), UNIX, ["xray_webhook_drops"]),
+        (rules({"url": "http://127.0.0.1:8011/", "headers": BEARER}), PORT, []),
+        (rules({"url": "http://localhost:8011/", "headers": BEARER}), PORT, []),
+        (rules({"url": "http://127.0.0.1:8011/"}), PORT, ["xray_webhook_token"]),
+        (
+            rules({"url": "http://127.0.0.1:8011/", "headers": {"Authorization": "Bearer x"}}),
+            PORT,
+            ["xray_webhook_token"],
+        ),
+        (rules({"url": "http://127.0.0.1:80111/", "headers": BEARER}), PORT, ["xray_webhook"]),
+        (rules({"url": "/run/x:/"}), PORT, ["xray_webhook"]),
+    ],
+)
+def test_the_rule_that_is_missing_is_named(
+    config: dict[str, Any], settings: Settings, kinds: list[str]
+) -> None:
+    assert wrong(config, settings) == kinds
+    told = str(list(xray.examine([xray.read_engine(7, [("/c.json", config)])], settings)))
+    assert settings.webhook_token == "" or settings.webhook_token not in told
+
+
+def remedy(config: dict[str, Any], **reach: Any) -> str:
+    engine = replace(xray.read_engine(7, [("/c.json", config)]), reach=xray.Reach(**reach))
+    found = [f for f in xray.examine([engine], UNIX) if f.kind == "xray_webhook_reach"]
+    return found[0].remedy if found else ""
+
+
+def test_a_socket_that_is_out_of_reach_is_told_with_what_to_change() -> None:
+    good = rules({"url": "/run/x:/"})
+    who = {"user": "nobody", "groups": ("nogroup", "www"), "group": "root"}
+    assert remedy(good, error=0, **who) == ""
+    said = remedy(good, error=errno.EACCES, **who)
+    assert said.startswith(
+        "set qos_webhook_group to nogroup and run the role, or add nobody to the"
+    )
+    said = remedy(good, error=errno.ENOENT, own_mounts=True, **who)
+    assert said == "mount the socket into its container (/run/x:/run/x), and restart it"
+    said = remedy(good, error=errno.ECONNREFUSED, own_mounts=True, **who)
+    assert said.startswith("restart its container")
+    for mounts in (False, True):
+        nothing = {**who, "group": ""}
+        said = remedy(good, error=errno.ENOENT, own_mounts=mounts, **nothing)
+        assert said == "'systemctl restart vff-qos-webhook.socket vff-qos-follow'"
+    # Also where its files cannot be read.
+    engine = xray.Engine(7, problem="no file", reach=xray.Reach(errno.EACCES, "a", ("b",), "c"))
+    assert [f.kind for f in xray.examine([engine], UNIX)] == ["xray", "xray_webhook_reach"]
 
 
 def test_xrays_json_has_comments_and_trailing_commas() -> None:

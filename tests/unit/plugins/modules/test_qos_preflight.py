@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -256,6 +257,52 @@ def test_the_preflight_reads_what_the_agent_writes(preflight: ModuleType, tmp_pa
     write_record(paths, Record(**RECORD))
     said = preflight.disabled_by_hand(paths.disabled)
     assert f"disabled by hand {said}" == str(read_record(paths))
+
+
+def refusal(preflight: ModuleType, path: Path, known: int) -> list[str]:
+    problems: list[str] = []
+    preflight.check_state(Module(state_file=str(path), state_schema=known), problems)
+    return problems
+
+
+def test_a_state_of_a_newer_version_is_refused_before_anything_is_changed(
+    preflight: ModuleType, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.db"
+    assert refusal(preflight, path, 6) == []
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA user_version=7")
+    # While somebody has it open the number is in the log alone; afterwards in the file.
+    assert path.read_bytes()[60:64] != (7).to_bytes(4, "big")
+    (problem,) = refusal(preflight, path, 6)
+    assert f"{path} has schema 7, and this one knows 6" in problem
+    assert refusal(preflight, path, 7) == []
+    db.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
+    assert len(refusal(preflight, path, 6)) == 1
+    # Looking makes no files that the agent could not write.
+    assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
+    path.write_bytes(b"no database" * 20)
+    assert refusal(preflight, path, 6) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "running"),
+    [("active\nactive\n", True), ("active\ninactive\n", False), ("active\n", False), ("", False)],
+)
+def test_units_run_if_all_of_them_do(preflight: ModuleType, said: str, running: bool) -> None:
+    class Host(Module):
+        def get_bin_path(self, name: str) -> str:
+            return name
+
+        def run_command(
+            self, command: list[str], environ_update: dict[str, str] | None = None
+        ) -> tuple[int, str, str]:
+            assert command == ["systemctl", "is-active", "a.service", "b.service"]
+            return int(not running), said, ""
+
+    assert preflight.all_run(Host(units=["a.service", "b.service"])) is running
 
 
 def test_the_webhooks_socket_is_read_from_the_unit_that_the_role_writes(

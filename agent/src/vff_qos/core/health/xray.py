@@ -6,7 +6,9 @@ and trailing commas (infra/conf/serial/loader.go).
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -51,6 +53,31 @@ class Inbound:
 
 
 @dataclass(frozen=True)
+class Webhook:
+    """What a rule of its routing posts where; ``place`` as ``routing.rules[2]``."""
+
+    place: str
+    url: str
+    authorization: str = ""
+    deduplicates: bool = False
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What became of a connection to the webhook's socket, made as the engine would make it.
+
+    ``error`` is an errno, 0 if it was made; ``user`` and ``groups`` are the engine's, ``group`` is
+    the socket's ("" if there is none here); ``own_mounts``: it may see other files than we do.
+    """
+
+    error: int
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    group: str = ""
+    own_mounts: bool = False
+
+
+@dataclass(frozen=True)
 class Engine:
     """A running Xray and what its files say."""
 
@@ -60,7 +87,11 @@ class Engine:
     problem: str = ""
     log: dict[str, Any] = field(default_factory=dict)
     inbounds: tuple[Inbound, ...] = ()
-    has_webhook: bool = False
+    webhooks: tuple[Webhook, ...] = ()
+    #: The last rule, where no other fits; "" if there are no rules.
+    last_rule: str = ""
+    #: None: not tried.
+    reach: Reach | None = None
 
 
 def parse_config(text: str) -> dict[str, Any]:
@@ -76,16 +107,34 @@ def read_engine(pid: int, configs: list[tuple[str, dict[str, Any]]]) -> Engine:
     """What the files of one process say together; later ones replace "log", add inbounds."""
     log: dict[str, Any] = {}
     inbounds: list[Inbound] = []
-    has_webhook = False
+    rules: list[Any] = []
     for _path, config in configs:
         if isinstance(config.get("log"), dict):
             log = {**log, **config["log"]}
         inbounds += [_inbound(i) for i in _list(config, "inbounds") if isinstance(i, dict)]
-        rules = _list(_dict(config, "routing"), "rules")
-        has_webhook |= any(isinstance(rule, dict) and rule.get("webhook") for rule in rules)
+        rules = _list(_dict(config, "routing"), "rules") or rules
+    places = [(f"routing.rules[{number}]", rule) for number, rule in enumerate(rules)]
     return Engine(
-        pid, tuple(path for path, _config in configs), "", log, tuple(inbounds), has_webhook
+        pid,
+        tuple(path for path, _config in configs),
+        "",
+        log,
+        tuple(inbounds),
+        tuple(_webhook(place, rule["webhook"]) for place, rule in places if _posts(rule)),
+        places[-1][0] if places else "",
     )
+
+
+def _posts(rule: object) -> bool:
+    return (
+        isinstance(rule, dict) and isinstance(rule.get("webhook"), dict) and rule["webhook"] != {}
+    )
+
+
+def _webhook(place: str, data: dict[str, Any]) -> Webhook:
+    headers = {str(key).lower(): value for key, value in _dict(data, "headers").items()}
+    url, authorization = str(data.get("url", "")), str(headers.get("authorization", ""))
+    return Webhook(place, url, authorization, bool(data.get("deduplication")))
 
 
 def _inbound(data: dict[str, Any]) -> Inbound:
@@ -137,6 +186,7 @@ def examine(engines: Iterable[Engine], settings: Settings) -> Iterator[Finding]:
         where = f"Xray (pid {engine.pid}, {', '.join(engine.files) or 'no file found'})"
         if engine.problem:
             yield Finding(OK, "xray", f"{where}: {engine.problem}; its settings are not checked")
+            yield from _examine_reach(engine, settings, where)
             continue
         found = [
             *_examine_log(engine, settings, where),
@@ -154,11 +204,7 @@ def _examine_log(engine: Engine, settings: Settings, where: str) -> Iterator[Fin
     log = engine.log
     access, error = str(log.get("access", "")), str(log.get("error", ""))
     if settings.source == "webhook":
-        if not engine.has_webhook:
-            yield Finding(
-                DEGRADED, "xray_webhook", f"{where}: no rule has a webhook, so it tells of nobody",
-                'give the last rule of "routing" the "webhook" (README, "Webhook")',
-            )  # fmt: skip
+        yield from _examine_webhook(engine, settings, where)
         return
     if access == _NO_LOG:
         yield Finding(
@@ -192,6 +238,82 @@ def _examine_log(engine: Engine, settings: Settings, where: str) -> Iterator[Fin
             "lines",
             'give "error" a file of its own',
         )  # fmt: skip
+
+
+def _examine_webhook(engine: Engine, settings: Settings, where: str) -> Iterator[Finding]:
+    listen = settings.webhook_listen
+    path = listen.removeprefix("unix:") if listen.startswith("unix:") else ""
+    wanted = f"{path}:/" if path else f"http://{listen}/"
+    ours = [hook for hook in engine.webhooks if _leads_to(hook.url, path, listen)]
+    if not ours:
+        others = ", ".join(f'{hook.place} to "{hook.url}"' for hook in engine.webhooks[:_NAMED])
+        yield Finding(
+            DEGRADED, "xray_webhook",
+            f"{where}: no rule has a webhook that leads to the agent, so it tells of nobody"
+            + (f"; there is {others}" if others else ""),
+            f'give each rule of "routing" that carries users\' traffic "webhook": {{"url": '
+            f'"{wanted}"}} and restart it',
+        )  # fmt: skip
+        return
+    if engine.last_rule != ours[-1].place:
+        yield Finding(
+            DEGRADED, "xray_webhook_last",
+            f"{where}: {engine.last_rule}, its last rule, has no webhook that leads to the agent: "
+            "it tells nothing of connections that no other rule with one fits",
+            'add a last rule {"type": "field", "network": "tcp,udp", "outboundTag": '
+            f'"(your default)", "webhook": {{"url": "{wanted}"}}}} and restart it',
+        )  # fmt: skip
+    for hook in ours:
+        if hook.deduplicates:
+            yield Finding(
+                DEGRADED, "xray_webhook_drops",
+                f'{where}: {hook.place} has "deduplication", which drops events of connections',
+                'remove "deduplication" from its "webhook" and restart it',
+            )  # fmt: skip
+        if settings.webhook_token and hook.authorization != f"Bearer {settings.webhook_token}":
+            yield Finding(
+                DEGRADED, "xray_webhook_token",
+                f"{where}: {hook.place} does not bear the token, so its events are refused",
+                '"headers": {"Authorization": "Bearer (qos_webhook_token)"} in its "webhook"',
+            )  # fmt: skip
+    yield from _examine_reach(engine, settings, where)
+
+
+def _leads_to(url: str, path: str, listen: str) -> bool:
+    """Xray writes a unix socket as ``/path:/request`` (its app/router/webhook.go)."""
+    if path:
+        return url == path or url.startswith(f"{path}:")
+    port = listen.rpartition(":")[2]
+    return any(
+        url == f"http://{host}" or url.startswith(f"http://{host}/")
+        for host in (listen, f"localhost:{port}")
+    )
+
+
+def _examine_reach(engine: Engine, settings: Settings, where: str) -> Iterator[Finding]:
+    """Why no event comes through the socket, and what to change where."""
+    reach, path = engine.reach, settings.webhook_listen.removeprefix("unix:")
+    if reach is None or not reach.error:
+        return
+    who = f"user {reach.user}, groups {', '.join(reach.groups)}"
+    if reach.error in (errno.ENOENT, errno.ENOTDIR) and reach.group and reach.own_mounts:
+        remedy = f"mount the socket into its container ({path}:{path}), and restart it"
+    elif reach.error in (errno.EACCES, errno.EPERM):
+        remedy = (
+            f"set qos_webhook_group to {reach.groups[0] if reach.groups else 'its group'} and run "
+            f"the role, or add {reach.user} to the group {reach.group or settings.webhook_group} "
+            "and restart it"
+        )
+    elif reach.group and reach.own_mounts:
+        remedy = "restart its container: it has the socket of before the last restart mounted"
+    else:
+        remedy = "'systemctl restart vff-qos-webhook.socket vff-qos-follow'"
+    yield Finding(
+        DEGRADED, "xray_webhook_reach",
+        f"{where}: it cannot connect to {path} ({os.strerror(reach.error)}), so no event comes",
+        remedy,
+        [f"it runs as {who}", f"the socket is of group {reach.group or '(there is none)'}"],
+    )  # fmt: skip
 
 
 def _examine_inbounds(engine: Engine, settings: Settings, where: str) -> Iterator[Finding]:

@@ -1,0 +1,117 @@
+"""What systemd says of the units that the role writes, for each source: how little is left open,
+and that it understands every line.
+
+The lab node runs the agent under them, and asks its own systemd the same (verify.yml of the
+molecule scenario).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkout import ROLE, ROOT
+
+#: systemd-analyze(1): ten times the exposure.
+THRESHOLD = 15
+TEMPLATES = sorted(path.name for path in (ROLE / "templates").glob("vff-qos-*.j2"))
+SOURCES: dict[str, dict[str, Any]] = {
+    "file": {},
+    "container": {"qos_container": "remnanode", "qos_identity_source": "container"},
+    "journal": {"qos_journal_unit": "xray.service", "qos_identity_source": "journal"},
+    "webhook": {"qos_identity_source": "webhook", "qos_report_url": "https://example.com/"},
+    "port": {
+        "qos_identity_source": "webhook",
+        "qos_webhook_listen": "127.0.0.1:8011",
+        "qos_webhook_token": "0123456789abcdef0123456789abcdef",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of units for each source."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("there is no systemd-analyze")
+    directory = tmp_path_factory.mktemp("units")
+    tasks: list[dict[str, Any]] = []
+    for source, variables in SOURCES.items():
+        (directory / source).mkdir()
+        include = {"name": "vff.qos.qos", "tasks_from": "settings.yml", "public": True}
+        tasks.append({"ansible.builtin.include_role": include, "vars": variables})
+        for name in TEMPLATES:
+            if "socket" in name and source != "webhook":
+                continue
+            text = f"{{{{ lookup('ansible.builtin.template', '{ROLE}/templates/{name}') }}}}"
+            copy = {"content": text, "dest": f"{directory}/{source}/{name.removesuffix('.j2')}"}
+            tasks.append({"ansible.builtin.copy": copy, "vars": variables})
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}
+    (directory / "play.yml").write_text(json.dumps([play]))
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "play.yml"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "build"),
+            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for path in directory.glob("*/*.service"):
+        # The agent is not installed here.
+        path.write_text(path.read_text().replace("/opt/vff-qos/venv/bin/vff-qos", "/bin/true"))
+    return directory
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_at_most_1_5_is_left_open(rendered: Path, source: str) -> None:
+    units = sorted((rendered / source).glob("*.service"))
+    assert len(units) == 4
+    for unit in units:
+        done = subprocess.run(
+            ["systemd-analyze", "security", "--offline=true", "--no-pager",
+             f"--threshold={THRESHOLD}", unit.name],
+            cwd=unit.parent,
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Overall exposure level" in done.stdout
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_systemd_understands_every_line(rendered: Path, source: str) -> None:
+    units = sorted(path.name for path in (rendered / source).iterdir())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
+         *(f"./{name}" for name in units)],
+        cwd=rendered / source,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{rendered / source}:"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_a_line_that_it_does_not_know_would_be_seen(rendered: Path) -> None:
+    """The words of `verify` are all that tells: it ends with 0 all the same."""
+    unit = rendered / "wrong.service"
+    text = (rendered / "file/vff-qos-gc.service").read_text()
+    unit.write_text(text.replace("\nPrivateIPC=yes\n", "\nPrivateIpcs=yes\n"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", f"./{unit.name}"],
+        cwd=rendered,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{rendered / 'file'}:"},
+    )
+    assert "PrivateIpcs" in done.stdout + done.stderr

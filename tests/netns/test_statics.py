@@ -179,6 +179,24 @@ def test_the_collector_never_takes_them(node: StaticNode) -> None:
     assert node.user_of(web) == "service:web"
 
 
+def test_what_is_no_service_any_more_is_in_no_map_before_it_may_be_collected(
+    node: StaticNode,
+) -> None:
+    """Also where the file went while no agent ran, and nobody has made the table anew."""
+    node.stop()
+    (node.directory / "identities.yml").unlink()
+    assert node.run("gc") == "no change\n"
+    before = node.mark(Client("127.0.0.1", 7000))
+    assert before
+    settings = node.directory / "settings.yml"
+    settings.write_text(settings.read_text().replace("gc_idle_sec: 3600", "gc_idle_sec: 1"))
+    assert "park service:web" not in node.run("gc")
+    node.start()
+    assert node.mark(Client("127.0.0.1", 7000)) == 0
+    run("conntrack", "-F")
+    until(lambda: "service:web" in node.run("gc"))
+
+
 def test_a_lost_table_is_healed_with_its_elements(node: StaticNode) -> None:
     before = node.mark(Client("127.0.0.1", 7000))
     run("nft", "delete", "table", "inet", "vff_qos")
@@ -244,14 +262,14 @@ def _they_have_hashes(node: StaticNode) -> None:
 
 
 def test_hundreds_come_into_force_without_keeping_the_agent_from_lines(node: StaticNode) -> None:
-    ports = {f"c{number}": {"ports": [10_000 + number]} for number in range(600)}
+    ports = {f"c{number}": {"ports": [10_000 + number]} for number in range(300)}
     node.identify(json.dumps({"services": ports}))
-    until(lambda: status(node)["follower"].get("static_identities") == 600)
+    until(lambda: status(node)["follower"].get("static_identities") == 300)
     alice = Client("127.0.0.1", 4430)
     node.write(alice.line("alice@x"))
     until(lambda: node.mark(alice))
-    until(lambda: status(node)["follower"]["static_in_force"] == 600)
-    listener = socket.create_server(("127.0.0.1", 10_599))
-    assert node.user_of(Client("127.0.0.1", 10_599)) == "service:c599"
+    until(lambda: status(node)["follower"]["static_in_force"] == 300)
+    listener = socket.create_server(("127.0.0.1", 10_299))
+    assert node.user_of(Client("127.0.0.1", 10_299)) == "service:c299"
     listener.close()
     assert node.conntrack.get_marks([prepare(alice.flow)])[0] == node.mark(alice)

@@ -71,15 +71,24 @@ class Statics:
         except Exhausted as error:
             name = self._registry.name_of(key.encode())
             self._journal.tell(events.EXHAUSTED, error=str(error), email=name)
-        # Before the collector may look.
-        minors = sorted(self.minors)
+        # Before the collector may look; those of before until the maps are without them.
+        self._protect(self.minors | self._protected)
+        self._registry.commit(most_new=_AT_ONCE)
+
+    @property
+    def _protected(self) -> frozenset[int]:
+        """Minors that are never collected, as the state has them."""
+        return frozenset(self._state.get_value(STATIC_MINORS) or ())
+
+    def _protect(self, minors: frozenset[int]) -> None:
+        """Keep the collector from these, and from no others."""
+        if minors == self._protected:
+            return
         try:
-            if minors != (self._state.get_value(STATIC_MINORS) or []):
-                self._state.set_value(STATIC_MINORS, minors)
+            self._state.set_value(STATIC_MINORS, sorted(minors))
         except StateError as error:
             effect = "services and networks may be collected while they are idle"
             self._journal.tell(events.STATE, error=str(error), effect=effect)
-        self._registry.commit(most_new=_AT_ONCE)
 
     def renew(self) -> None:
         """The maps may have been made anew: write them whole at the next turn."""
@@ -87,8 +96,8 @@ class Statics:
 
     def write(self, ends: ServiceEnds) -> bool:
         """Bring the maps up to date, then the open flows; returns whether any was moved."""
-        if not self.identities and not self._written:
-            return False
+        if not self.identities and not self._protected:
+            return False  # nor were there any before
         marks: dict[str, int] = {}
         for key in self.identities.keys:
             owner = self._registry.of_email(key.encode())
@@ -97,12 +106,16 @@ class Statics:
         if marks == self._written:
             return False
         try:
-            self._maps.replace(self.identities.elements(marks))
+            if self.identities:
+                self._maps.replace(self.identities.elements(marks))
+            else:
+                self._maps.clear()
         except KernelRefused as error:
             self._written = None
             self._registry.refused(error)
             return False
         self._written = marks
+        self._protect(self.minors)
         return self._move(StaticFlows(self.identities, marks), ends)
 
     def _move(self, static_flows: StaticFlows, ends: ServiceEnds) -> bool:

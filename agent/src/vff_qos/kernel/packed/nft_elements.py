@@ -276,8 +276,7 @@ def _element(key: bytes, value: bytes) -> bytes:
 
 
 def _encode(seq: int, name: str, elements: list[bytes]) -> bytes:
-    body = attr(_LIST_TABLE, TABLE.encode() + b"\0") + attr(_LIST_SET, name.encode() + b"\0")
-    body += nest(_LIST_ELEMENTS, *elements)
+    body = set_name(name) + nest(_LIST_ELEMENTS, *elements)
     return encode(seq, _NEWSETELEM, NLM_F_CREATE | NLM_F_ACK, body)
 
 

@@ -31,6 +31,9 @@ def _variable(key: str) -> str:
     if not key or key in _VARIABLES:
         return _VARIABLES.get(key, "")
     head, _dot, rest = key.partition(".")
+    for kind in ("service", "network"):
+        if head == "users" and rest.startswith(f"{kind}:"):
+            head, rest = f"{kind}s", rest[len(kind) + 1 :]
     return f"qos_{head}[{rest}]" if rest else f"qos_{head}"
 
 
@@ -107,6 +110,10 @@ def unquoted_names(variables: Mapping[str, Any]) -> list[str]:
             for key, entry in value.items() if isinstance(value, Mapping) else ():
                 check(key, f"{name}: a name")
                 check_plan(entry, f"{name}[{key}]")
+        elif name in ("qos_services", "qos_networks"):
+            for key, entry in value.items() if isinstance(value, Mapping) else ():
+                check(key, f"{name}: a name")
+                check_plan(entry, f"{name}[{key}]")
         elif name == "qos_match":
             for number, entry in enumerate(value if isinstance(value, (list, tuple)) else ()):
                 if isinstance(entry, Mapping) and "pattern" in entry:
@@ -131,16 +138,54 @@ def overruled(limits: Mapping[str, Any], plan: str, defaults: Mapping[str, Any])
     ]
 
 
+#: What says where a service or a network is; all else is what it may use.
+_PLACES = ("ports", "protocol", "address", "prefixes")
+
+
+def static_places(entries: Any) -> Any:
+    """Of services or networks only where they are; what is no mapping stays, to be refused."""
+    if not isinstance(entries, Mapping):
+        return entries
+    return {
+        name: {key: value for key, value in entry.items() if key in _PLACES}
+        if isinstance(entry, Mapping)
+        else entry
+        for name, entry in entries.items()
+    }
+
+
+def static_limits(users: Any, services: Any, networks: Any) -> Any:
+    """``users`` and what services and networks may use, under the names that they have as users.
+
+    An entry of ``users`` wins.
+    """
+    if not isinstance(users, Mapping):
+        return users
+    found = {}
+    for kind, entries in (("service", services), ("network", networks)):
+        for name, entry in entries.items() if isinstance(entries, Mapping) else ():
+            limits = {}
+            if isinstance(entry, Mapping):
+                limits = {key: value for key, value in entry.items() if key not in _PLACES}
+            if limits:
+                found[f"{kind}:{name}"] = limits
+    return {**found, **users}
+
+
 def settings_problems(
-    settings: Mapping[str, Any], policy: Mapping[str, Any], intervals: Mapping[str, str]
+    settings: Mapping[str, Any],
+    policy: Mapping[str, Any],
+    identities: Mapping[str, Any],
+    intervals: Mapping[str, str],
 ) -> list[str]:
     """One sentence for each thing in the settings that the agent would refuse.
 
-    The agent names the first problem of a file, so at most one comes from each of the two.
+    The agent names the first problem of a file, so at most one comes from each of the three.
     """
     if str(_AGENT) not in sys.path:
         sys.path.append(str(_AGENT))
     try:
+        from vff_qos.core.identities import parse_identities
         from vff_qos.core.policy.parse import parse_policy
         from vff_qos.core.settings import parse_settings
         from vff_qos.errors import ConfigError
@@ -148,12 +193,18 @@ def settings_problems(
         raise AnsibleFilterError(f"the agent's code is not in {_AGENT}: {error}") from error
 
     problems = []
-    for parse, data in ((parse_settings, settings), (parse_policy, policy)):
+
+    def parse(how: Any, data: Mapping[str, Any], *more: Any) -> Any:
         try:
             # JSON is YAML; ansible's own string and number types pass through it as plain ones.
-            parse(json.dumps(data, ensure_ascii=False, default=str).encode(), "")
+            return how(json.dumps(data, ensure_ascii=False, default=str).encode(), "", *more)
         except ConfigError as error:
             problems.append(f"{_variable(error.key)}: {error.problem}")
+            return None
+
+    known = parse(parse_settings, settings)
+    parse(parse_policy, policy)
+    parse(parse_identities, identities, known.service_ports if known else ())
     problems += [
         f"{name}: {interval!r} is not a time such as 10min or 1h 30min"
         for name, interval in intervals.items()
@@ -171,6 +222,8 @@ class FilterModule:
             "old_variables": old_variables,
             "overruled": overruled,
             "settings_problems": settings_problems,
+            "static_limits": static_limits,
+            "static_places": static_places,
             "unknown_variables": unknown_variables,
             "unquoted_names": unquoted_names,
         }

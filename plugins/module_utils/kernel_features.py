@@ -37,6 +37,9 @@ ATTEMPTS = {
     "nft_ct": (
         "nft add table inet p; nft add chain inet p c; nft add rule inet p c ct mark set meta mark"
     ),
+    "nft_fib_inet": (
+        "nft add table inet p; nft add chain inet p c; nft add rule inet p c fib daddr type local"
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from vff_qos.core.plan.desired import desired as desired_objects
 from vff_qos.core.plan.objects import Filter, KernelObject
 from vff_qos.core.settings import Settings
 from vff_qos.kernel.packed.flow_events import FlowEvents
+from vff_qos.kernel.packed.nft_elements import StaticMaps
 
 from .containers import Host
 from .harness import (
@@ -112,6 +113,13 @@ def full(net: Network) -> Settings:
     if missing := missing_filters():
         pytest.skip(f"this kernel lacks: {missing}")
     return SETTINGS
+
+
+@pytest.fixture
+def maps() -> Iterator[StaticMaps]:
+    made = StaticMaps()
+    yield made
+    made.close()
 
 
 @pytest.fixture

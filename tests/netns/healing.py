@@ -23,10 +23,11 @@ WITHIN_S = 20.0
 class WholeNode(Node):
     """A node with a WAN device, a spare one, and everything that bootstrap makes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, more: str = "") -> None:
+        """``more`` are further settings."""
         super().__init__(directory)
         settings = directory / "settings.yml"
-        settings.write_text(settings.read_text().replace("if_wan: wan0", "if_wan: auto"))
+        settings.write_text(settings.read_text().replace("if_wan: wan0", "if_wan: auto") + more)
         for name, address in (("wan0", "10.9.0"), ("spare0", "10.8.0")):
             run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
             run("ip", "address", "add", f"{address}.1/24", "dev", name)

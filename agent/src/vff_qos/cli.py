@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .commands.node import Node
-from .config import Paths, load_policy, load_settings, read_file
+from .config import Paths, load_identities, load_policy, load_settings, read_file
 from .core import events
 from .core.figures import SORTS
 from .core.settings import parse_settings
@@ -82,10 +82,11 @@ def parser() -> argparse.ArgumentParser:
         help="between two looks, 0.2 to 60 (default: 1); longer where one costs too much",
     )  # fmt: skip
     top.add_argument("patterns", nargs="*", metavar="PATTERN", help="users such as '*@x'")
-    check = command("check-config", "check settings and policy; changes nothing")
+    check = command("check-config", "check settings, policy and identities; changes nothing")
     check.add_argument(
         "--new", action="store_true", help="FILEs are not in place yet: whoever may read them"
     )
+    check.add_argument("--identities", metavar="FILE", help="default: beside the settings")
     explain = command("explain", "why a user has these limits, or who comes from an address")
     explain.add_argument("who", metavar="EMAIL|IP|IP:PORT")
     explain.add_argument("--json", action="store_true", help="for programs")
@@ -219,12 +220,14 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check_config(node: Node, args: argparse.Namespace) -> int:
     if args.new:
-        parse_settings(read_file(node.paths.settings), node.paths.settings)
+        settings = parse_settings(read_file(node.paths.settings), node.paths.settings)
         policy = load_policy(node.paths, node.paths.policy)
     else:
-        load_settings(node.paths)
+        settings = load_settings(node.paths)
         policy = load_policy(node.paths)
-    print(f"ok: {len(policy.users)} users have limits of their own")
+    found = load_identities(node.paths, settings, args.identities, args.new)
+    static = f", {len(found.keys)} services and networks" if found else ""
+    print(f"ok: {len(policy.users)} users have limits of their own{static}")
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from .core.identities import Identities, parse_identities
 from .core.old_role import ENV
 from .core.policy.model import Policy
 from .core.policy.parse import parse_policy
@@ -27,6 +28,11 @@ class Paths(NamedTuple):
     policy_dir: str = f"{_ETC}/policy.d"
     state_dir: str = "/var/lib/vff-qos"
     run_dir: str = "/run/vff-qos"
+
+    @property
+    def identities(self) -> str:
+        """Services and networks; it need not be there."""
+        return os.path.join(os.path.dirname(self.settings), "identities.yml")
 
     @property
     def disabled(self) -> str:
@@ -53,6 +59,20 @@ _OTHER_ENDINGS = (".yaml", ".json")
 def load_settings(paths: Paths) -> Settings:
     """The node's settings; ConfigError if they cannot be read or hold anything wrong."""
     return parse_settings(read_ours(paths.settings, paths), paths.settings)
+
+
+def load_identities(
+    paths: Paths, settings: Settings, file: str | None = None, any_reader: bool = False
+) -> Identities:
+    """Identities that ports and addresses tell, none without a file; ConfigError as above.
+
+    ``file`` takes the place of the usual one; ``any_reader``: the agent may not read it yet.
+    """
+    path = file or paths.identities
+    if not os.path.exists(path):
+        return Identities()
+    text = read_file(path) if any_reader else read_ours(path, paths)
+    return parse_identities(text, path, settings.service_ports)
 
 
 def load_policy(paths: Paths, file: str | None = None) -> Policy:
@@ -115,24 +135,29 @@ def drop_ins_of(directory: str) -> list[str]:
 
 def settings_stamp(paths: Paths) -> list[object]:
     """What changes when the settings do, as `policy_stamp`."""
+    return _stamp(paths.settings)
+
+
+def identities_stamp(paths: Paths) -> list[object]:
+    """What changes when the identities do, as `policy_stamp`."""
+    return _stamp(paths.identities)
+
+
+def _stamp(path: str) -> list[object]:
     try:
-        status = os.stat(paths.settings)
+        status = os.stat(path)
     except OSError as error:
         return [str(error)]
-    return [paths.settings, status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns]
+    # The last one changes with the owner and the mode, too.
+    return [path, status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns]
 
 
 def policy_stamp(paths: Paths) -> list[list[object]]:
     """What changes when a file of the policy does, or whether it can be read; JSON keeps it."""
     found: list[list[object]] = []
     try:
-        for path in (paths.policy, *drop_ins_of(paths.policy_dir)):
-            status = os.stat(path)
-            # The last one changes with the owner and the mode, too.
-            found.append(
-                [path, status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns]
-            )
-    except (ConfigError, OSError) as error:
+        found = [_stamp(path) for path in (paths.policy, *drop_ins_of(paths.policy_dir))]
+    except ConfigError as error:
         found.append([str(error)])  # `load_policy` says it to people
     return found
 

@@ -6,9 +6,11 @@ A running agent goes on with what it has read anyway; these are for a start, and
 from __future__ import annotations
 
 import json
+import os
 
-from .config import Paths, PolicyFile, parse_files, read_ours
+from .config import Paths, PolicyFile, load_identities, parse_files, read_ours
 from .core.document import Document
+from .core.identities import Identities, parse_identities
 from .core.names import HASHED, Names
 from .core.policy.model import Policy
 from .core.settings import Settings, parse_settings
@@ -16,7 +18,7 @@ from .errors import ConfigError
 from .name_hashing import keep_names
 from .state import State
 
-_POLICY, _SETTINGS = "policy", "settings"
+_POLICY, _SETTINGS, _IDENTITIES = "policy", "settings", "identities"
 #: JSON has no bytes; its letters are the bytes.
 _BYTES = "latin-1"
 
@@ -95,6 +97,30 @@ def kept_settings(state: State) -> Settings | None:
         return None
     try:
         return parse_settings(text.encode(_BYTES), "")
+    except ConfigError:
+        return None
+
+
+def keep_identities(state: State, paths: Paths, settings: Settings) -> None:
+    """Remember the identities if they are right.  Raises StateError."""
+    try:
+        load_identities(paths, settings)
+        text = read_ours(paths.identities, paths)
+    except ConfigError:
+        # One that is not there holds none.
+        if not os.path.exists(paths.identities):
+            _keep(state, _IDENTITIES, "")
+        return
+    _keep(state, _IDENTITIES, text.decode(_BYTES))
+
+
+def kept_identities(state: State, settings: Settings) -> Identities | None:
+    """The last good ones; None as with the policy.  Raises StateError."""
+    text = state.get_value(_IDENTITIES)
+    if text is None:
+        return None
+    try:
+        return parse_identities(text.encode(_BYTES), "", settings.service_ports)
     except ConfigError:
         return None
 

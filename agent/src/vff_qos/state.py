@@ -15,10 +15,12 @@ from .core.policy.overrides import Override
 from .state_file import MemoryFile, StateError, StateFile
 from .state_reader import ReadFile, is_anothers
 
-__all__ = ["KERNEL_RECORD", "State", "StateError"]
+__all__ = ["KERNEL_RECORD", "STATIC_MINORS", "State", "StateError"]
 
 #: Name of the value that holds what the last bootstrap made, and what was there before it.
 KERNEL_RECORD = "kernel"
+#: Name of the one with the minors of static identities, which are never collected.
+STATIC_MINORS = "static_minors"
 #: Names of values, each before an email; and what is after all of them.
 _FORGIVEN, _AFTER_FORGIVEN = "forgiven ", "forgiven!"
 #: Tables that hold users, and where.

@@ -76,3 +76,14 @@ def test_the_pool_keeps_the_youngest() -> None:
     owners = [_old(f"u{n}", n, moved=NOW - 500 + n) for n in range(2, 6)]
     plan = plan_collection(owners, {}, {}, {}, NOW, rules)
     assert [owner.key for owner in plan.delete] == ["u2", "u3"]
+
+
+def test_services_and_networks_are_never_collected_and_their_counters_are_noted() -> None:
+    """The kernel gives their marks away at the first packet, whoever is away."""
+    owners = [_old("service:idle", 2), _old("service:busy", 3), _old("alice", 4)]
+    owners.append(Owner("service:resting", 5, QUARANTINE))
+    plan = plan_collection(owners, {3: 9}, {}, {}, NOW, RULES, static={2, 3, 5})
+    assert [owner.key for owner in plan.park] == ["alice"]
+    assert [owner.key for owner in plan.moved] == ["service:busy"]
+    assert {owner.key for owner, _why in plan.kept} == {"service:idle", "service:resting"}
+    assert plan.release == plan.delete == []

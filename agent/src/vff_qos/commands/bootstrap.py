@@ -40,7 +40,7 @@ from ..core.plan.plan import Plan
 from ..core.settings import Settings
 from ..disabled import refuse_if_disabled
 from ..errors import QosError
-from ..kept import keep_settings
+from ..kept import keep_identities, keep_settings
 from ..kernel import filters, nft, rtnetlink
 from ..kernel.devices import default_route_device
 from ..kernel.packed import tc
@@ -71,12 +71,13 @@ def bring_up(node: Node, dry_run: bool, say: Callable[[list[str]], None]) -> Non
     _ = node.written_policy  # without one the follower cannot start
     if not dry_run:
         book_now(node, node.settings)  # a tree that is made anew counts from 0
-    say(reconcile(node.settings, node.state, dry_run, Takeover(node)))
+    say(reconcile(node.planned(node.settings), node.state, dry_run, Takeover(node)))
     if dry_run:
         return
     if node.settings.hash_emails:
         make_key(node.paths.state_dir)
     keep_settings(node.state, node.paths)
+    keep_identities(node.state, node.paths, node.settings)
     count = resume(node.state, node.lock, node.journal)
     if count is not None:
         agent = "" if read_report(node.paths.run_dir) else "; the agent does not run"
@@ -86,7 +87,7 @@ def bring_up(node: Node, dry_run: bool, say: Callable[[list[str]], None]) -> Non
 def heal(node: Node, dry_run: bool, say: Callable[[list[str]], None]) -> None:
     """``bootstrap --repair``: the follower's own repairs do not end what a person has ordered."""
     begun = Takeover(node, by_order=False)
-    say(repair(node.settings_in_force, node.state, dry_run, begun))
+    say(repair(node.planned(node.settings_in_force), node.state, dry_run, begun))
 
 
 def take_down(node: Node, dry_run: bool, say: Callable[[list[str]], None]) -> None:

@@ -188,7 +188,7 @@ def _read_plan(node: Node, settings: Settings, host: Host) -> None:
         # The rest works without pyroute2 and libnftables.
         from .bootstrap import reconcile
 
-        host.plan = reconcile(settings, node.state, dry_run=True)
+        host.plan = reconcile(node.planned(settings), node.state, dry_run=True)
     except (QosError, ImportError) as error:
         host.plan_problem = str(error)
 

@@ -32,7 +32,7 @@ from ..kernel.packed.conntrack import Conntrack
 from ..render import describe_limits, describe_override, limit, local_time, value
 from ..runfile import read_last_named
 from ..shaping import Classes
-from ..state import State
+from ..state import STATIC_MINORS, State
 from .flows import RESTRICTED_UNTIL, flows_of, render_flow, render_unsaid, restricted_why
 from .node import Node
 
@@ -67,7 +67,8 @@ def read_explanation(node: Node, email: str, deep: bool = True) -> dict[str, Any
     in_force = classes.overrides.in_force(email, now)
     deciding = [override for override, _layer in in_force]
     owner = next((o for o in owners if o.key == email), None)
-    flows = flows_of(owner, owners, settings, deep) if owner else []
+    static = frozenset(state.get_value(STATIC_MINORS) or ())
+    flows = flows_of(owner, owners, settings, deep, static) if owner else []
     restricted = any(flow["restricted"] for flow in flows)
     return {
         "email": email,

@@ -13,7 +13,15 @@ from functools import lru_cache
 from typing import Any
 
 from .. import __version__
-from ..config import Paths, load_policy, load_settings, policy_stamp, settings_stamp
+from ..config import (
+    Paths,
+    identities_stamp,
+    load_identities,
+    load_policy,
+    load_settings,
+    policy_stamp,
+    settings_stamp,
+)
 from ..core.claims.trust import address_key
 from ..core.class_table import ClassTable
 from ..core.figures import Moment, penalties
@@ -38,7 +46,7 @@ from ..kernel.tcpmem import TcpMemory, read_tcp_memory
 from ..name_hashing import mode_of
 from ..render import display_name
 from ..runfile import read_delivery, read_report
-from ..state import StateError
+from ..state import STATIC_MINORS, StateError
 from .node import Node
 
 _UNIT = "vff-qos-follow.service"
@@ -64,6 +72,8 @@ class Seen:
     #: Those from whose places there are restricted flows, too.
     in_doubt: frozenset[int] = frozenset()
     owners: list[Owner] = field(default_factory=list)
+    #: Minors of services and networks.
+    static: frozenset[int] = frozenset()
     overrides: list[Override] = field(default_factory=list)
     tcp_memory: TcpMemory | None = None
 
@@ -128,6 +138,7 @@ def look(node: Node, known: Mapping[str, Owner] | None = None) -> Seen:
         facts.state = state.trouble
         facts.suspended = state.get_value("suspended") is not None
         seen.owners = sorted(state.owners(known), key=lambda owner: owner.key)
+        seen.static = frozenset(state.get_value(STATIC_MINORS) or ())
         seen.overrides = [o for o in state.overrides() if not o.ends_by(facts.now_s)]
     except StateError as error:
         facts.state = str(error)
@@ -156,6 +167,7 @@ def _look_at_files(node: Node, seen: Seen) -> None:
         facts.settings_are_current = not report.settings or _is_current(
             report.settings, settings_stamp(node.paths)
         )
+    _look_at_identities(node, seen)
     stamp = policy_stamp(node.paths)
     if report is not None and report.policy == stamp:
         return
@@ -179,6 +191,24 @@ def _policy_error(paths: Paths, _stamp: str) -> ConfigError | None:
     except ConfigError as error:
         return error
     return None
+
+
+def _look_at_identities(node: Node, seen: Seen) -> None:
+    facts, report, settings = seen.facts, seen.facts.report, seen.settings
+    stamp = identities_stamp(node.paths)
+    if settings is None or (report is not None and report.identities == stamp):
+        return
+    if report is not None and report.identities_refused:
+        facts.identities_problem = report.identities_refused
+        return
+    try:
+        load_identities(node.paths, settings)
+    except ConfigError as error:
+        facts.identities_problem = str(error)
+    else:
+        facts.identities_are_current = (
+            report is None or not report.identities or _is_current(report.identities, stamp)
+        )
 
 
 def _is_current(read: list[Any], stamp: list[Any]) -> bool:

@@ -6,7 +6,7 @@ import ipaddress
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from ..core.claims.trust import address_key
@@ -121,8 +121,11 @@ def read_place(node: Node, place: SeenFrom, deep: bool = True) -> dict[str, Any]
         flows.append(shown)
         clients.append(pack(*client))
     _add_words(settings, flows, clients, deep)
+    static = {display_name(o.key) for o in seen.owners if o.minor in seen.static}
     for shown in flows:
-        if shown["restricted"]:
+        if shown["user"] in static:
+            shown["unsaid"] = ""
+        elif shown["restricted"]:
             shown["why"] = restricted_why(shown)
         elif shown["user"] is None and shown["said"] and not shown["said"][-1]["email"]:
             shown["why"] = describe_word(shown["said"][-1])
@@ -240,11 +243,15 @@ def _dump(mark: int, mask: int) -> list[Detail]:
 
 
 def flows_of(
-    owner: Owner, owners: Iterable[Owner], settings: Settings, deep: bool = True
+    owner: Owner,
+    owners: Iterable[Owner],
+    settings: Settings,
+    deep: bool = True,
+    static: Collection[int] = (),
 ) -> list[dict[str, Any]]:
     """A user's live flows, and the restricted ones of the addresses that they come from.
 
-    ``deep`` as for `said.look_up`.
+    ``deep`` as for `said.look_up`; ``static`` are the minors of services and networks.
     """
     now = time.time()
     entries = [
@@ -253,6 +260,11 @@ def flows_of(
         if (flow := decode_tuple(entry.tuple_raw)) is not None
     ]
     own = [(e, flow) for e, flow in entries if e.mark & MINOR_MASK == owner.minor]
+    if owner.minor in static:
+        # No line names them: the kernel knows them by port or address.
+        return [
+            {**describe(f, e, now), "restricted": False, "said": [], "unsaid": ""} for e, f in own
+        ]
     keys = {address_key(unmapped(flow.src)) for _entry, flow in own}
     minors = {o.minor for o in _restricted_of(owners, keys)}
     restricted = [

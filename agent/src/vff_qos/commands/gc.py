@@ -35,7 +35,7 @@ from ..kernel.packed.tc import (
 )
 from ..lock import Lock
 from ..render import display_name, local_time
-from ..state import State
+from ..state import STATIC_MINORS, State
 
 #: Deleting a class walks all others under RTNL, and the follower waits meanwhile.
 DELETE_BUDGET_S = 0.2
@@ -63,8 +63,9 @@ class Collector:
             marked = Counter(mark & MINOR_MASK for mark in marks)
             up_bytes, down_bytes = sent_of(up), sent_of(down)
             plan = plan_collection(
-                owners, up_bytes, down_bytes, marked, self._clock(), self._settings.gc
-            )
+                owners, up_bytes, down_bytes, marked, self._clock(), self._settings.gc,
+                frozenset(self._state.get_value(STATIC_MINORS) or ()),
+            )  # fmt: skip
             dangling = [
                 (ifindex, found)
                 for ifindex, classes in zip(self._devices, (up, down), strict=True)

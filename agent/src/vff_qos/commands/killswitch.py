@@ -27,7 +27,13 @@ from ..core.settings import Settings
 from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack, Entry
 from ..kernel.packed.netlink import Netlink
-from ..kernel.packed.nft_elements import CutSet, EarlyMaps, FloodSets, clear_elements
+from ..kernel.packed.nft_elements import (
+    CutSet,
+    EarlyMaps,
+    FloodSets,
+    StaticMaps,
+    clear_elements,
+)
 from ..kernel.packed.qdisc_list import read_qdiscs
 from ..kernel.packed.tc import ClassKey, Tc, change_class
 from ..lock import Lock
@@ -46,7 +52,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         saved = earlier or {"since": time.time(), "flows": []}
         # Before anything that may fail: a follower that still runs must see it and stop.
         state.set_value("suspended", saved)
-        clear_elements(CutSet, EarlyMaps, FloodSets)
+        clear_elements(CutSet, EarlyMaps, FloodSets, StaticMaps)
         entries = conntrack.dump(settings.major << 16, OURS_MASK)
         if entries:
             saved["flows"] += [

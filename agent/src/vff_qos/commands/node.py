@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..config import Paths, load_policy, load_settings, read_file
+from ..config import Paths, load_identities, load_policy, load_settings, read_file
 from ..core import events
 from ..core.events import JournalEvent
+from ..core.identities import Identities, with_identities
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.old_role import OldRole, read_env
 from ..core.policy.model import Policy
@@ -24,7 +25,7 @@ from ..core.policy.parse import email_problem
 from ..core.settings import Settings, salvage_settings
 from ..errors import ConfigError, Refused
 from ..journal import Journal
-from ..kept import kept_policy, kept_settings
+from ..kept import kept_identities, kept_policy, kept_settings
 from ..lock import Lock
 from ..name_hashing import mode_of, names_in_force
 from ..state import KERNEL_RECORD, State, StateError
@@ -119,6 +120,24 @@ class Node:
                 raise
             self.warn(events.SETTINGS_REFUSED, str(error), "the last good settings stay in force")
             return kept
+
+    def identities_in_force(self, settings: Settings) -> Identities:
+        """Services and networks; with a mistake in the file the last good ones.
+
+        Raises ConfigError if there never were any.
+        """
+        try:
+            return load_identities(self.paths, settings)
+        except ConfigError as error:
+            kept = kept_identities(self.any_state, settings)
+            if kept is None:
+                raise
+            self.warn(events.IDENTITIES_REFUSED, str(error), "the last good ones stay in force")
+            return kept
+
+    def planned(self, settings: Settings) -> Settings:
+        """Settings with all that a plan of the kernel's objects must know.  Raises ConfigError."""
+        return with_identities(settings, self.identities_in_force(settings))
 
     @cached_property
     def any_settings(self) -> Settings:

@@ -210,6 +210,11 @@ def _render_follower(status: dict[str, Any]) -> list[str]:
         f"{follower['ignored_tainted']} distrusted claims ignored; {follower['repairs']} repairs"
         + _healed(follower["repair"]),
     ]
+    if "static_identities" in follower:
+        lines.append(
+            f"services and networks: {follower['static_in_force']} of "
+            f"{follower['static_identities']} in force"
+        )
     if "early_addresses" in follower:
         lines.append(
             f"early shaping: {follower['early_addresses']} addresses, "

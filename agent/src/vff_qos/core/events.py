@@ -316,6 +316,19 @@ SETTINGS_REFUSED = JournalEvent(
     "The line names file, line and key of /etc/vff-qos/settings.yml, which the role writes.",
     "Mend the variable of the role and run 'make qos'; 'vff-qos check-config' looks at the file.",
 )  # fmt: skip
+IDENTITIES = JournalEvent(
+    0x30, "identities", INFO, "Services and networks are in force",
+    "{count} services and networks in force",
+    "The file of identities was read again. What they may use, the policy says.",
+)  # fmt: skip
+IDENTITIES_REFUSED = JournalEvent(
+    0x31, "identities_refused", ERROR, "The services and networks hold a mistake",
+    "{error}; {effect}",
+    "The line names line and key of /etc/vff-qos/identities.yml, which the role writes. Nothing of "
+    "the new file is in force; what was in force before stays.",
+    "Mend qos_services or qos_networks of the role and run 'make qos'; 'vff-qos check-config' "
+    "looks at the file.",
+)  # fmt: skip
 NAMES = JournalEvent(
     0x29, "names", NOTICE, "How users' names are kept has changed",
     "{effect}",

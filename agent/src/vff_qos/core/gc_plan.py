@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .owners import PARKED, QUARANTINE, Owner
+from .owners import ACTIVE, PARKED, QUARANTINE, Owner
 from .settings import GcSettings
 
 
@@ -32,16 +32,23 @@ def plan_collection(
     marked: Mapping[int, int],
     now_s: float,
     settings: GcSettings,
+    static: Collection[int] = (),
 ) -> GcPlan:
     """Decide on every owner.
 
     ``up_bytes`` and ``down_bytes`` are class counters by minor on IFB and WAN, ``marked`` the
-    number of conntrack entries by minor.  Owners are not changed.
+    number of conntrack entries by minor, ``static`` the minors of static identities: the kernel
+    gives their marks to whoever comes, so that they are never collected.  Owners are not changed.
     """
     plan = GcPlan()
     parked = []
     for owner in owners:
-        if owner.state == PARKED:
+        if owner.minor in static:
+            if owner.state == ACTIVE and _has_moved(owner, up_bytes, down_bytes, now_s):
+                plan.moved.append(owner)
+            else:
+                plan.kept.append((owner, "a service or a network"))
+        elif owner.state == PARKED:
             parked.append(owner)
         elif owner.state == QUARANTINE:
             if marked.get(owner.minor):
@@ -68,11 +75,9 @@ def _active(
     now_s: float,
     settings: GcSettings,
 ) -> None:
-    seen = (up.get(owner.minor, 0), down.get(owner.minor, 0))
-    # A clock that was set back must not make anybody idle, nor immortal.
     if owner.is_common:
         plan.kept.append((owner, "many share it"))
-    elif seen != (owner.up_seen, owner.down_seen) or owner.moved > now_s:
+    elif _has_moved(owner, up, down, now_s):
         plan.moved.append(owner)
     elif now_s - owner.since < settings.min_age_s:
         plan.kept.append((owner, f"younger than {settings.min_age_s} s"))
@@ -82,3 +87,9 @@ def _active(
         plan.kept.append((owner, f"idle, but has {marked[owner.minor]} flows"))
     else:
         plan.park.append(owner)
+
+
+def _has_moved(owner: Owner, up: Mapping[int, int], down: Mapping[int, int], now_s: float) -> bool:
+    seen = (up.get(owner.minor, 0), down.get(owner.minor, 0))
+    # A clock that was set back must not make anybody idle, nor immortal.
+    return seen != (owner.up_seen, owner.down_seen) or owner.moved > now_s

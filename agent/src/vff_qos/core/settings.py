@@ -126,6 +126,10 @@ class Settings:
     #: Who may read them in a file; empty: everybody.
     metrics_group: str = ""
     gc: GcSettings = field(default_factory=GcSettings)
+    #: Whether there are identities that ports and addresses tell, and ranges that hold all ports
+    #: of services (`core.identities`); not of this file.
+    has_static: bool = False
+    static_ports: tuple[PortRange, ...] = ()
 
     @property
     def origin(self) -> str:
@@ -414,8 +418,17 @@ def _ports(
     value = data[key]
     if value == "all":
         return () if key == "service_ports" else ((1, 65_535),)
-    if not isinstance(value, list) or (key == "service_ports" and not value):
-        raise doc.fail((key,), "must be 'all' or a list of ports and ranges")
+    if value == [] and key != "service_ports":
+        return ()
+    return parse_ports(doc, (key,), value, "'all' or ")
+
+
+def parse_ports(
+    doc: Document, path: tuple[str, ...], value: Any, or_else: str = ""
+) -> tuple[PortRange, ...]:
+    """Port ranges from a list of ports and ranges; ConfigError names what is none."""
+    if not isinstance(value, list) or not value:
+        raise doc.fail(path, f"must be {or_else}a list of ports and ranges")
     ranges = []
     for index, item in enumerate(value):
         found = _PORTS.fullmatch(str(item))
@@ -423,7 +436,7 @@ def _ports(
         high = int(found[2] or low) if found else 0
         if isinstance(item, bool) or not 1 <= low <= high <= 65_535:
             raise doc.fail(
-                (key, str(index)),
+                (*path, str(index)),
                 f"{item!r} is not a port (1 to 65535) or a range such as '20000-20100'",
             )
         ranges.append((low, high))

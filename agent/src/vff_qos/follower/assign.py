@@ -20,6 +20,7 @@ from ..core.claims.accesslog import (
     Stranger,
     client_end,
 )
+from ..core.claims.email import qualified
 from ..core.claims.trust import (
     WEAK,
     Vouchers,
@@ -31,6 +32,7 @@ from ..core.flows.record import (
     RESTRICTED,
     rank,
 )
+from ..core.identities import Identities
 from ..core.minor_table import MinorTable
 from ..core.names import Names
 from ..core.owners import ACTIVE
@@ -60,6 +62,7 @@ from .plain_words import End, PlainWords
 from .pool import Pool
 from .registry import Registry, Suspended
 from .round import Counts, Round
+from .statics import Statics
 
 __all__ = ["Assigner", "Suspended"]
 
@@ -79,6 +82,7 @@ class Assigner:
         clock: Callable[[], float] = time.time,
         steady_clock: Callable[[], float] = time.monotonic,
         names: Names | None = None,
+        identities: Identities | None = None,
     ) -> None:
         """``devices`` are the interface indexes of (IFB, WAN): upload and download;
         ``addresses`` our own, packed."""
@@ -104,6 +108,9 @@ class Assigner:
             EarlyShaping(settings.major, self._conntrack) if settings.early_shaping else None
         )
         self._may_be_outdated = False
+        self._statics = Statics(
+            settings, identities or Identities(), self._registry, self._conntrack, state, journal
+        )
         self._known = KnownWords()
         self._vouchers = Vouchers()
         self._judging = Judging(
@@ -129,6 +136,7 @@ class Assigner:
         self._flows.close()
         self._conntrack.close()
         self._tc.close()
+        self._statics.close()
         if self._guard is not None:
             self._guard.close()
         if self._early is not None:
@@ -190,6 +198,8 @@ class Assigner:
             listed = self._load()
             if self._registry.is_suspended():
                 raise Suspended
+            self._statics.renew()
+            self._give_statics()
             keep_early = self._early is not None
             marked = adopt(
                 self._conntrack, self._registry, self._flows, self._tag, keep_early, heard
@@ -246,6 +256,29 @@ class Assigner:
         owners = registry.minors.by_minor.values()
         looked_at = [o for o in owners if o.minor in wanted or registry.is_shaped(o)]
         registry.ensure(registry.classes.outdated(looked_at, listed))
+
+    # -- static identities ------------------------------------------------------------------------
+
+    def set_identities(self, identities: Identities) -> None:
+        """Others from now on; a repair must follow, and ``adopt``, which puts them in force."""
+        self._statics.identities = identities
+
+    def _give_statics(self) -> bool:
+        """Minors, classes and the kernel's maps; returns whether open flows were moved."""
+        statics = self._statics
+        statics.give()
+        if statics.identities:
+            self._pool.look_again()
+        self._flows.mirror.fixed = statics.minors
+        return statics.write(self._flows.ends)
+
+    def tend_statics(self) -> None:
+        """Once a second: those whose classes have been made since.  Raises Suspended."""
+        if self._statics.is_pending:
+            with self._lock:
+                self._refresh()
+                if self._statics.write(self._flows.ends):
+                    self._marking.carry_out(self._flows.compare(lossy=True))
 
     def _load(self) -> Listed:
         """Read owners, classes and orders anew: at start, and after another process has written."""
@@ -337,6 +370,8 @@ class Assigner:
                     and claim[6] is None
                 ):
                     repeated[source] = claim
+                elif claim.email and claim.email != (email := qualified(claim.email)):
+                    others.append(claim._replace(email=email))
                 else:
                     others.append(claim)
             if repeated:
@@ -559,6 +594,10 @@ class Assigner:
             "flows_looked_up": flows.look_ups,
             "flows_not_looked_up": flows.skipped,
         }
+        if self._statics.identities:
+            counts["static_identities"] = len(self._statics.identities.keys)
+            counts["static_in_force"] = self._statics.in_force
+            counts["static_moved"] = self._statics.moved
         if self._guard is not None:
             counts["floods_paced"], counts["floods_held"] = self._guard.paced, self._guard.held
         if self._early is not None:

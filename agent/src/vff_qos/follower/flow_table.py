@@ -76,6 +76,11 @@ class FlowTable:
         return -1 if self._events is None else self._events.fileno()
 
     @property
+    def ends(self) -> ServiceEnds:
+        """Our addresses and service ports."""
+        return self._ends
+
+    @property
     def way(self) -> str:
         """How flows are known: ``events`` or ``look-ups``."""
         return "look-ups" if self._events is None else "events"

@@ -13,6 +13,7 @@ from ..core.claims.accesslog import FREE_TEXT_BYTES, Claim, taint_authors
 from ..core.claims.stamp import written
 from ..core.claims.trust import (
     DOUBTED,
+    FIXED,
     HINTED,
     PLAIN,
     TOLD,
@@ -249,6 +250,8 @@ class Judging:
         """What is said in an inbound that checks no names counts for nobody."""
         if record & FOREIGN:
             self._tell_foreign(client, record)
+            return
+        if rank(record) == FIXED:
             return
         owner = self._restriction.lowest(client[:-2], tainted)
         after = owned(record, owner.minor, TOLD, RESTRICTED)

@@ -1,4 +1,7 @@
-"""``vff-qos follow``: the loop that joins a source, the assigner and the healer."""
+"""``vff-qos follow``: the loop that joins a source, the assigner and the healer.
+
+Longer than 400 lines: whatever happens once a second begins here.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from ..config import Paths, load_settings, settings_stamp
 from ..core import events
 from ..core.flow import end_text
 from ..core.health.report import Report
+from ..core.identities import Identities
 from ..core.policy.model import Policy
 from ..core.settings import Settings
 from ..errors import ConfigError, KernelRefused, Refused
@@ -31,6 +35,7 @@ from ..state import State, StateError
 from .assign import Assigner, Suspended
 from .fair_use import FairUse
 from .heal import Healer, repair_command
+from .identity_file import IdentityFile
 from .memory import give_memory_back, spare_collector
 from .policy_files import PolicyFiles
 from .vitals import Vitals
@@ -54,6 +59,8 @@ class Follower:
         if self._state.moved_aside:
             journal.tell(events.STATE_DAMAGED, place=self._state.moved_aside)
         self._lock = Lock(paths.run_dir)
+        self._identity_file = IdentityFile(paths, self._settings, self._state, journal)
+        identities = self._identity_file.first()
         names, news = names_wanted(self._state, paths.state_dir, self._settings.hash_emails)
         self._policy_files = PolicyFiles(paths, self._state, journal, names)
         policy = self._policy_files.first()
@@ -72,6 +79,7 @@ class Follower:
             devices,
             local_addresses(self._route),
             names=names,
+            identities=identities,
         )
         self._policy = policy
         self._fair_use = FairUse(policy, self._state, self._assigner, journal)
@@ -168,6 +176,7 @@ class Follower:
     def _keep(self) -> None:
         """Remember what is right for the day when it is not."""
         self._policy_files.keep()
+        self._identity_file.keep()
         try:
             keep_settings(self._state, self._paths)
         except StateError as error:
@@ -248,7 +257,9 @@ class Follower:
         # Marks of what was written meanwhile do not wait for dumps of all classes.
         hurry, self._is_new = self._is_new and self._source.more, False
         self._complain()
-        self._use(self._policy_files.look(told=signal.SIGHUP in self._signals))
+        told = signal.SIGHUP in self._signals
+        self._use(self._policy_files.look(told))
+        self._use_identities(self._identity_file.look(told))
         self._signals.discard(signal.SIGHUP)
         self._assigner.keep_time()
         self._assigner.tell_users()
@@ -257,6 +268,7 @@ class Follower:
         self._assigner.tend_flows()
         self._watch_flows()
         self._assigner.tend_early()
+        self._assigner.tend_statics()
         pool_due = self._assigner.pool_due
         if pool_due is None or pool_due <= now:
             self._assigner.fill_pool()
@@ -312,6 +324,16 @@ class Follower:
         self._journal.tell(events.POLICY, changed=changed)
         self._policy_files.keep()  # open connections have their limits by now
 
+    def _use_identities(self, identities: Identities | None) -> None:
+        """Put others in force: a repair makes what they need in the kernel, and then they are
+        taken over."""
+        if identities is None:
+            return
+        self._assigner.set_identities(identities)
+        self._assigner.wants_repair = True
+        self._identity_file.keep()
+        self._journal.tell(events.IDENTITIES, count=len(identities.keys))
+
     def _save_checkpoint(self) -> None:
         checkpoint = self._source.checkpoint()
         if checkpoint == self._saved_checkpoint:
@@ -350,6 +372,8 @@ class Follower:
             void_orders=self._assigner.void_orders,
             policy_refused=self._policy_files.refused,
             settings_refused=self._settings_refused,
+            identities=self._identity_file.in_force,
+            identities_refused=self._identity_file.refused,
             settings=self._settings_stamp,
             state=self._state.trouble or self._state_failed,
             clock_set_s=vitals.clock_set_s,

@@ -33,6 +33,10 @@ class Pool:
         #: When the next slice is due, by ``clock``; None: when there is something to do.
         self.due: float | None = None
 
+    def look_again(self) -> None:
+        """Owners have come whose classes nobody has made."""
+        self._seen = None
+
     @property
     def has_work(self) -> bool:
         """Whether there is something to do; cheap."""

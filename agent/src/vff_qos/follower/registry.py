@@ -257,14 +257,22 @@ class Registry:
         for left in self.left:
             left.setdefault(minor, set()).add(owner.key)
 
-    def commit(self) -> None:
-        """Save what was given, then make the classes: a mark names no class that is not there."""
+    def commit(self, most_new: int | None = None) -> None:
+        """Save what was given, then make the classes: a mark names no class that is not there.
+
+        ``most_new``: only so many new classes, because each walks all others; the rest is the
+        pool's work.
+        """
         if not self._fresh and not self._gone:
             return
         fresh, gone = list(self._fresh.values()), self._gone
         self._fresh, self._gone = {}, []
         self.save(fresh, gone)
         self._save_globs()
+        if most_new is not None:
+            new = [owner.minor for owner in fresh if not self.classes.has(owner.minor)]
+            later = set(new[most_new:])
+            fresh = [owner for owner in fresh if owner.minor not in later]
         self.ensure(fresh)
 
     def ensure(self, owners: Iterable[Owner]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vff_qos.core.claims.email import decode_email
+from vff_qos.core.claims.email import decode_email, qualified
 
 RAW = st.one_of(
     st.binary(max_size=12),
@@ -32,3 +32,15 @@ def test_names_in_other_encodings_stay_apart() -> None:
     assert decode_email(russian[0]) == "\ufffdc9\ufffdd7\ufffdc1\ufffdce"
     assert decode_email(b"\xef\xbf\xbd") == "\ufffdef\ufffdbf\ufffdbd"
     assert decode_email(russian[0]) != decode_email(russian[1])
+
+
+@given(one=RAW, other=RAW, kinds=st.lists(st.sampled_from([b"xray:", b"service:", b"network:"])))
+def test_no_name_of_an_engine_is_another_kind_of_identity(
+    one: bytes, other: bytes, kinds: list[bytes]
+) -> None:
+    """Whoever may choose names must not get a service's class by it, nor another's name."""
+    named = b"".join(kinds) + one
+    assert not qualified(named).startswith((b"service:", b"network:"))
+    assert (qualified(named) == qualified(other)) == (named == other)
+    if not kinds and not one.startswith((b"xray:", b"service:", b"network:")):
+        assert qualified(one) is one

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vff_qos.core.claims import trust
 from vff_qos.core.claims.trust import (
     DOUBTED,
+    FIXED,
     HINTED,
     PLAIN,
     TOLD,
@@ -37,6 +38,12 @@ def held(minor: int, word_rank: int, flags: int = 0) -> int:
 @pytest.mark.parametrize("claimed", [ALICE, NEW, None])
 def test_a_mark_of_other_software_is_never_touched(claimed: int | None, word_rank: int) -> None:
     assert judge(FOREIGN, claimed, word_rank) is Verdict.FOREIGN
+
+
+@pytest.mark.parametrize("word_rank", RANKS)
+@pytest.mark.parametrize("claimed", [ALICE, BOB, NEW, None])
+def test_no_word_takes_what_the_kernel_itself_gives(claimed: int | None, word_rank: int) -> None:
+    assert judge(held(ALICE, FIXED), claimed, word_rank) is Verdict.KEEP
 
 
 @pytest.mark.parametrize("record", [0, held(BOB, DOUBTED, PROVISIONAL)], ids=["new", "in advance"])

@@ -22,7 +22,7 @@ from unit.core.flows.kernel_events import (
     ours,
     seen,
 )
-from vff_qos.core.claims.trust import DOUBTED, PLAIN, WEAK
+from vff_qos.core.claims.trust import DOUBTED, FIXED, PLAIN, WEAK
 from vff_qos.core.flow import Flow
 from vff_qos.core.flows import mirror as mirrors
 from vff_qos.core.flows.ends import ServiceEnds
@@ -409,3 +409,28 @@ def test_a_flow_that_our_side_picked_up_is_turned_around() -> None:
     ends = ServiceEnds(((443, 443),), [US])
     at = ends.orient(UDP, US, b"\x01\xbb", client(0)[:-2], b"\x15\xb3")
     assert at == (client(5555), ours(UDP))
+
+
+# -- services and networks ------------------------------------------------------------------------
+
+
+def test_a_flow_of_a_network_is_fixed_and_any_other_mark_is_weak(kernel: Kernel) -> None:
+    kernel.mirror.fixed = frozenset({ALICE})
+    kernel.new(client(1), mark=TAG | ALICE)
+    kernel.new(client(2), mark=TAG | BOB)
+    assert [rank(kernel.only(client(n))) for n in (1, 2)] == [FIXED, WEAK]
+
+
+@pytest.mark.parametrize("lossy", [True, False])
+def test_once_it_is_no_network_any_more_a_word_takes_it(kernel: Kernel, lossy: bool) -> None:
+    kernel.mirror.fixed = frozenset({ALICE})
+    kernel.new(client(1), mark=TAG | ALICE)
+    table = seen(client(1), mark=TAG | ALICE, state=ESTABLISHED)
+    kernel.dump(table, lossy=lossy)
+    assert rank(kernel.only(client(1))) == FIXED
+    kernel.mirror.fixed = frozenset()
+    kernel.dump(table, lossy=lossy)
+    assert rank(kernel.only(client(1))) == WEAK
+    kernel.mirror.fixed = frozenset({ALICE})
+    kernel.dump(table, lossy=lossy)
+    assert rank(kernel.only(client(1))) == FIXED

@@ -157,6 +157,21 @@ def test_other_ports_are_added_before_old_ones_go() -> None:
     ]
 
 
+def test_ports_of_services_are_shaped_beside_the_engines() -> None:
+    """Uploads pass the IFB by the port; none may match two filters, and be shaped twice."""
+    static = replace(SETTINGS, has_static=True, static_ports=((443, 444), (8000, 8010)))
+    seen = after(SETTINGS, "eth0", plain())
+    lines = texts(present(static, seen))
+    assert lines.pop(0) == "change nft table inet vff_qos"
+    # 443 makes way for 443 to 444; TCP and UDP, IPv4 and IPv6.
+    assert [line.split()[0] for line in lines] == ["add"] * 8 + ["remove"] * 4
+    assert present(static, after(static, "eth0", plain())).operations == []
+    assert texts(present(replace(static, service_ports=()), seen))[1:3] == [
+        "add ingress filter 20740 of eth0: ip all ports",
+        "add ingress filter 20741 of eth0: ipv6 all ports",
+    ]
+
+
 def test_removal_unredirects_first_and_removes_the_ifb_last() -> None:
     made = present(SETTINGS, plain())
     gone = absent(SETTINGS, after(SETTINGS, "eth0", plain()), made.after)

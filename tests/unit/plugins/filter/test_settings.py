@@ -19,7 +19,7 @@ def settings(plugin: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def test_good_settings_have_no_problems(settings: ModuleType) -> None:
-    assert settings.settings_problems(GOOD, POLICY, {"qos_gc_interval": "10min"}) == []
+    assert settings.settings_problems(GOOD, POLICY, {}, {"qos_gc_interval": "10min"}) == []
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_a_wrong_setting_is_named_by_its_variable(
     settings: ModuleType, change: dict[str, Any], start: str
 ) -> None:
     (problem,) = settings.settings_problems(
-        {**GOOD, **change}, POLICY, {"qos_gc_interval": "10min"}
+        {**GOOD, **change}, POLICY, {}, {"qos_gc_interval": "10min"}
     )
     assert problem.startswith(start)
 
 
 def test_a_wrong_limit_is_named_by_user_and_key(settings: ModuleType) -> None:
     policy = {**POLICY, "users": {"alice@x.com": {"upload": "50mbps"}}}
-    (problem,) = settings.settings_problems(GOOD, policy, {"qos_gc_interval": "10min"})
+    (problem,) = settings.settings_problems(GOOD, policy, {}, {"qos_gc_interval": "10min"})
     assert problem.startswith("qos_users[alice@x.com.upload]: ")
     assert "bytes a second" in problem
 
@@ -88,18 +88,18 @@ def test_what_is_no_mapping_is_left_to_the_agents_own_refusal(settings: ModuleTy
 
 @pytest.mark.parametrize("interval", ["10min", "1h 30min", "90", "1h30min", "2 h"])
 def test_times_are_written_as_systemd_writes_them(settings: ModuleType, interval: str) -> None:
-    assert settings.settings_problems(GOOD, POLICY, {"qos_report_interval": interval}) == []
+    assert settings.settings_problems(GOOD, POLICY, {}, {"qos_report_interval": interval}) == []
 
 
 @pytest.mark.parametrize("interval", ["", "often", "10min\nExecStart=x", "-5min"])
 def test_what_is_no_time_is_refused(settings: ModuleType, interval: str) -> None:
-    (problem,) = settings.settings_problems(GOOD, POLICY, {"qos_report_interval": interval})
+    (problem,) = settings.settings_problems(GOOD, POLICY, {}, {"qos_report_interval": interval})
     assert problem.startswith("qos_report_interval: ")
 
 
 def test_a_container_that_nothing_reads_is_refused_with_the_way_out(settings: ModuleType) -> None:
     (problem,) = settings.settings_problems(
-        {**GOOD, "container": "node"}, POLICY, {"qos_gc_interval": "10min"}
+        {**GOOD, "container": "node"}, POLICY, {}, {"qos_gc_interval": "10min"}
     )
     assert problem.startswith("qos_container: ")
     assert "container" in problem and "journal" in problem
@@ -159,3 +159,48 @@ def test_default_limits_beside_a_default_plan_are_refused(settings: ModuleType) 
     assert settings.overruled(LIMITS, "basic", LIMITS) == []
     (problem,) = settings.overruled(changed, "basic", LIMITS)
     assert problem.startswith("qos_download_default: 30mbit has no effect beside")
+
+
+SERVICES = {
+    "web": {"ports": [8000], "protocol": "tcp", "plan": "pro"},
+    "game": {"ports": ["9000-9010"]},
+}
+NETWORKS = {"office": {"prefixes": ["203.0.113.0/24"], "upload": "5mbit"}}
+
+
+def test_a_service_says_where_it_is_and_what_it_may_use(settings: ModuleType) -> None:
+    assert settings.static_places(SERVICES) == {
+        "web": {"ports": [8000], "protocol": "tcp"},
+        "game": {"ports": ["9000-9010"]},
+    }
+    users = {"alice@x": {}, "network:office": {"download": "1mbit"}}
+    assert settings.static_limits(users, SERVICES, NETWORKS) == {
+        "alice@x": {},
+        "service:web": {"plan": "pro"},
+        "network:office": {"download": "1mbit"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("services", "networks", "problem"),
+    [
+        (
+            {"a": {"ports": [443]}}, {},
+            "qos_services[a]: service 'a' and service_ports both have tcp port 443",
+        ),
+        ({"a": [443]}, {}, "qos_services[a]: must be a mapping with ports, protocol, address"),
+        ({"a": {"port": 5}}, {}, "qos_services[a.port]: unknown key"),
+        ({}, {"n": {"prefixes": ["10.0.0.0/8"], "plan": "none"}}, "qos_networks[n.plan]: "),
+        ([1], {}, "qos_services: must be a mapping"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_service_is_named_by_the_roles_variable(
+    settings: ModuleType, services: Any, networks: Any, problem: str
+) -> None:
+    policy = {**POLICY, "users": settings.static_limits({}, services, networks)}
+    places = {
+        "services": settings.static_places(services),
+        "networks": settings.static_places(networks),
+    }
+    found = settings.settings_problems(GOOD, policy, places, {"qos_gc_interval": "10min"})
+    assert found and found[0].startswith(problem), found

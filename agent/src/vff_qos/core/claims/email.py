@@ -9,6 +9,17 @@ _MARK = "\ufffd"
 _MARK_BYTES = _MARK.encode()
 
 
+#: How names of other kinds of identity begin (`core.identities`), and what keeps an engine's own
+#: name that begins so apart from them.
+_KINDS = (b"service:", b"network:", b"xray:")
+_ENGINE = b"xray:"
+
+
+def qualified(raw: bytes) -> bytes:
+    """The identity that an engine's name is: itself, unless it would be one of another kind."""
+    return _ENGINE + raw if raw.startswith(_KINDS) else raw
+
+
 def decode_email(raw: bytes) -> str:
     """The text of a name; different bytes are different texts.
 

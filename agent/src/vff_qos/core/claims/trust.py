@@ -4,6 +4,8 @@ Proxy logs carry text that strangers chose: a forged line is well formed and may
 the true one.  So neither "the first line wins" nor "the flow exists" is enough.  Each word on a
 flow has a rank:
 
+- where the kernel itself says by port or address whose a flow is (core/identities.py), that is
+  *fixed*, and no word counts;
 - what the source of claims was *told* (a webhook) cannot be forged;
 - a *plain* line stands outside the reach of strangers' text;
 - a *weak* word is plain, but may mean another flow: of the same client's end, or an earlier one;
@@ -28,7 +30,7 @@ from enum import Enum
 from ..flows.record import FOREIGN, MINOR, PROVISIONAL, RESTRICTED, rank
 
 #: Ranks of words, from the least to the most.
-DOUBTED, HINTED, VOUCHED, WEAK, PLAIN, TOLD = range(6)
+DOUBTED, HINTED, VOUCHED, WEAK, PLAIN, TOLD, FIXED = range(7)
 #: The mark was there when the agent came: it is right unless a plain word says otherwise.
 ADOPTED = WEAK
 

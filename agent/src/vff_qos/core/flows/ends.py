@@ -48,8 +48,13 @@ class ServiceEnds:
         for low, high in self.ports:
             self._serves[low : high + 1] = b"\1" * (high + 1 - low)
 
-    def _is_ours(self, address: bytes) -> bool:
+    def is_ours(self, address: bytes) -> bool:
+        """Whether a packed address is one of this host's."""
         return address in self.addresses or (self._loops and is_loopback(address))
+
+    def serves(self, port: int) -> bool:
+        """Whether it is a service port."""
+        return bool(self._serves[port])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ServiceEnds):
@@ -69,9 +74,9 @@ class ServiceEnds:
         taken for a client.
         """
         src, dst = unmapped(src), unmapped(dst)
-        if self._is_ours(dst) and self._serves[dport[0] << 8 | dport[1]]:
+        if self.is_ours(dst) and self._serves[dport[0] << 8 | dport[1]]:
             return src + sport, bytes((proto,)) + dst + dport
-        if self._is_ours(src) and self._serves[sport[0] << 8 | sport[1]]:
+        if self.is_ours(src) and self._serves[sport[0] << 8 | sport[1]]:
             return dst + dport, bytes((proto,)) + src + sport
         return None
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from sys import getsizeof
 
-from ..claims.trust import ADOPTED, DOUBTED, WEAK, address_key
+from ..claims.trust import ADOPTED, DOUBTED, FIXED, WEAK, address_key
 from ..flow import Flow
 from ..htb import MINOR_MASK, TAG_MASK
 from ..htb import PROVISIONAL as PROVISIONAL_MARK
@@ -40,6 +40,7 @@ from .record import (
     birth_ms,
     owned,
     port,
+    rank,
     unowned,
 )
 
@@ -131,6 +132,8 @@ class Mirror:
         # What a comparison that failed would have said, and handed on.
         self._unsaid: list[bytes] = []
         self._undecided: list[Held] = []
+        #: Minors of static identities: their flows are theirs, whatever is said.
+        self.fixed: frozenset[int] = frozenset()
         #: Flows that were forgotten because of their number since the table was last compared.
         self.evicted = 0
         #: New flows seen, and ended ones.
@@ -576,6 +579,8 @@ class Mirror:
         if not before:
             return 0
         mark, held = seen.mark, self.mark(before)
+        if (rank(before) == FIXED) != (held & MINOR_MASK in self.fixed):
+            return 0
         if born_ms is not None and not before & VAGUE:
             if abs(born_ms - birth_ms(before)) > _SAME_BIRTH_MS:
                 return 0
@@ -625,7 +630,8 @@ class Mirror:
         if mark & TAG_MASK == self._tag | PROVISIONAL_MARK:
             return mark & MINOR_MASK | PROVISIONAL
         if mark & TAG_MASK == self._tag and mark & MINOR_MASK:
-            return mark & MINOR_MASK | ADOPTED << RANK_SHIFT
+            minor = mark & MINOR_MASK
+            return minor | (FIXED if minor in self.fixed else ADOPTED) << RANK_SHIFT
         return FOREIGN
 
     def _place(self, client: bytes, record: int) -> bytes:

@@ -88,6 +88,9 @@ class Report:
     #: Why the policy, or the settings, on disk are not in force; empty if they are.
     policy_refused: str = ""
     settings_refused: str = ""
+    #: The same of services and networks; and `config.identities_stamp` of those in force.
+    identities_refused: str = ""
+    identities: list[object] = field(default_factory=list)
     #: `config.settings_stamp` of the settings in force.
     settings: list[object] = field(default_factory=list)
     #: Why the state is not where it belongs, or was not written; empty if it is well.

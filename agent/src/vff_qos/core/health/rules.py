@@ -51,9 +51,11 @@ class Facts:
     #: What is wrong with the files on disk, with file and line.
     policy_problem: str = ""
     settings_problem: str = ""
+    identities_problem: str = ""
     #: Whether the follower has read the files as they are on disk.
     policy_is_current: bool = True
     settings_are_current: bool = True
+    identities_are_current: bool = True
     tcp_memory: str = ""
     conntrack_count: int = 0
     conntrack_max: int = 0
@@ -80,10 +82,20 @@ def judge(facts: Facts) -> list[Finding]:
     report = facts.report
     if report is not None and not facts.suspended:
         findings += [*_source(facts, report), *_claims(facts, report), *_marks(facts, report)]
-        findings += [*_repairs(facts, report), *_follower(facts, report)]
+        findings += [*_repairs(facts, report), *_follower(facts, report), *_static(report)]
     return worst_first(
         [*findings, *_files(facts), *_kernel(facts), *unreported(facts.delivery, facts.now_s)]
     )
+
+
+def _static(report: Report) -> Iterator[Finding]:
+    wanted, have = (report.counts.get(f"static_{n}", 0) for n in ("identities", "in_force"))
+    if have != wanted:
+        yield Finding(
+            DEGRADED, "static",
+            f"{have} of {wanted} services and networks are in force; the others have no limit yet",
+            "nothing, if the number grows: their classes are being made; else 'vff-qos doctor'",
+        )  # fmt: skip
 
 
 def _set_up(facts: Facts) -> Iterator[Finding]:
@@ -123,13 +135,17 @@ def _files(facts: Facts) -> Iterator[Finding]:
             "settings", facts.settings_problem, facts.settings_are_current,
             "'systemctl restart vff-qos-follow' has the agent read them",
         ),
+        (
+            "identities", facts.identities_problem, facts.identities_are_current,
+            "'vff-qos check-config' checks it",
+        ),
     ):  # fmt: skip
-        are = "are" if what == "settings" else "is"
+        are = "is" if what == "policy" else "are"
         if problem:
             yield Finding(
                 DEGRADED, what,
                 f"the {what} on disk {are} not in force: {problem}; the last good "
-                f"{'ones stay' if what == 'settings' else 'one stays'} in force",
+                f"{'one stays' if what == 'policy' else 'ones stay'} in force",
                 f"mend the line; {remedy}",
             )  # fmt: skip
         elif not current:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..htb import CEIL_MINOR, PROVISIONAL, TAG_MASK, UNCLASSIFIED_MINOR, classid, shared_class
-from ..settings import Settings
+from ..settings import Settings, merge_ranges
 from .nft_table import normal_table, table
 from .objects import (
     INGRESS,
@@ -84,11 +84,15 @@ def _ingress_filters(settings: Settings, wan: str) -> Iterator[Filter]:
     # A provisional mark's class is the same.
     copied = 0xFFFFFFFF & ~PROVISIONAL if settings.early_shaping else 0xFFFFFFFF
     mark = (CopyMark(copied, chain),)
+    ports = settings.service_ports
+    if ports:
+        # Merged, because two filters for one packet would shape it twice.
+        ports = merge_ranges([*ports, *settings.static_ports])
     for i, family in enumerate(_FAMILIES):
         if not settings.service_ports:
             yield Filter(Place(wan, INGRESS, 0, PREF_ALL + i, family, 1), Flower(), mark)
         for j, protocol in enumerate(_TRANSPORTS):
             pref = PREF_PORTS + 2 * i + j
-            for low, high in settings.service_ports:
+            for low, high in ports:
                 place = Place(wan, INGRESS, 0, pref, family, low << 16 | high)
                 yield Filter(place, Flower(protocol, low, high), mark)

@@ -5,6 +5,9 @@ our mark away that a packet carried through the IFB, before routing can see it. 
 flows to the service ports a provisional mark if their source is known; the agent fills the maps.
 ``cut`` ends the connections of users whose marks are in the set of that name.  ``flood`` paces new
 flows to the service ports from addresses that the agent has put into its sets.
+``static`` gives new flows to services and from networks (core/identities.py) their mark, and
+``static_back`` those whose first packet comes from here, because somebody has emptied conntrack's
+table.  An established flow costs one look at its state, whatever the maps hold.
 """
 
 from __future__ import annotations
@@ -30,6 +33,11 @@ FLOOD_TIMEOUT_S = 300
 MAX_FLOODERS = 4_096
 #: New connections a second that one flooding address may have, and how many at once.
 FLOOD_PER_S, FLOOD_BURST = 5, 10
+#: Maps of the static identities: ports by protocol, ends (address, protocol, port) and prefixes by
+#: family.
+TCP_PORTS, UDP_PORTS = "tcp_ports", "udp_ports"
+ENDS4, ENDS6, NETWORKS4, NETWORKS6 = "ends4", "ends6", "networks4", "networks6"
+STATIC_MAPS = (TCP_PORTS, UDP_PORTS, ENDS4, ENDS6, NETWORKS4, NETWORKS6)
 #: From this libnftables on JSON has the statements of a set; earlier ones leave them out.
 SETS_WITH_LIMITS = (1, 0, 6)
 
@@ -55,8 +63,7 @@ def table(settings: Settings) -> Listing:
         _chain("post", "postrouting", -150),
         _mangle("pre", [_tagged("meta", TAG_MASK, tag)], "meta", 0),
     ]
-    objects += _cut()
-    objects += _flood_guard(settings)
+    objects += [*_static(settings), *_cut(), *_flood_guard(settings)]
     if not settings.early_shaping:
         return [*objects, _mangle("post", [_tagged("ct", TAG_MASK, tag)], "meta", _CT_MARK)]
     new = [
@@ -91,6 +98,78 @@ def _cut() -> Listing:
         _rule("cut_off", tcp),
         _rule("cut_off", [{"drop": None}]),
     ]
+
+
+def _static(settings: Settings) -> Listing:
+    """Static identities: services here come first, then networks, to the service ports alone or
+    through this node.  Nothing else of a network is touched: SSH from there has no limit."""
+    if not settings.has_static:
+        return []
+    fresh = [_match({"ct": {"key": "state"}}, "new", "in"), _match(_CT_MARK, 0)]
+    local: Json = {"fib": {"result": "type", "flags": ["daddr"]}}
+    objects: Listing = [
+        # After conntrack (-200), before early shaping (-150): what is certain comes first.
+        _chain("static", "prerouting", -160),
+        _chain("static_back", "output", -160),
+        *map(_jump_chain, _STATIC_CHAINS),
+        _map(TCP_PORTS, "inet_service", ["interval"]),
+        _map(UDP_PORTS, "inet_service", ["interval"]),
+        _map(ENDS4, ["ipv4_addr", "inet_proto", "inet_service"]),
+        _map(ENDS6, ["ipv6_addr", "inet_proto", "inet_service"]),
+        _map(NETWORKS4, "ipv4_addr", ["interval"]),
+        _map(NETWORKS6, "ipv6_addr", ["interval"]),
+        _rule("static", [*fresh, {"jump": {"target": "new_flow"}}]),
+        _rule("static_back", [*fresh, {"jump": {"target": "from_here"}}]),
+        _rule("new_flow", [_match(local, "local"), {"goto": {"target": "to_here"}}]),
+        *_look_up_network("new_flow", "saddr", []),
+    ]
+    for chain, ours, theirs in (("to_here", "d", "s"), ("from_here", "s", "d")):
+        ports = _service_ports(settings, f"{ours}port")
+        objects += [
+            *_look_up_service(chain, ours),
+            *_look_up_network(chain, f"{theirs}addr", [_match(_CT_MARK, 0), *ports]),
+        ]
+    return objects
+
+
+_STATIC_CHAINS = ("new_flow", "to_here", "from_here")
+
+
+def _jump_chain(name: str) -> dict[str, Json]:
+    return {"chain": {"family": "inet", "table": TABLE, "name": name}}
+
+
+def _look_up_service(chain: str, side: str) -> Listing:
+    """By our end, which is the packet's source (``s``) or destination (``d``)."""
+    port: Json = {"payload": {"protocol": "th", "field": f"{side}port"}}
+    found: Listing = []
+    for family, name in (("ip", ENDS4), ("ip6", ENDS6)):
+        address: Json = {"payload": {"protocol": family, "field": f"{side}addr"}}
+        end: Json = {"concat": [address, {"meta": {"key": "l4proto"}}, port]}
+        found.append(_mark_by(chain, [], end, name))
+    for protocol, name in (("tcp", TCP_PORTS), ("udp", UDP_PORTS)):
+        key: Json = {"payload": {"protocol": protocol, "field": f"{side}port"}}
+        found.append(_mark_by(chain, [_match(_CT_MARK, 0)], key, name))
+    return found
+
+
+def _look_up_network(chain: str, address: str, matches: list[Json]) -> Listing:
+    return [
+        _mark_by(chain, matches, {"payload": {"protocol": family, "field": address}}, name)
+        for family, name in (("ip", NETWORKS4), ("ip6", NETWORKS6))
+    ]
+
+
+def _mark_by(chain: str, matches: list[Json], key: Json, name: str) -> dict[str, Json]:
+    """A rule that gives a flow the mark that a map has for it, if any."""
+    return _mangle(chain, matches, "ct", {"map": {"key": key, "data": f"@{name}"}})
+
+
+def _map(name: str, kind: Json, flags: list[Json] | None = None) -> dict[str, Json]:
+    body: dict[str, Json] = {
+        "family": "inet", "table": TABLE, "name": name, "type": kind, "map": "mark",
+    }  # fmt: skip
+    return {"map": {**body, "flags": flags} if flags else body}
 
 
 def _flood_guard(settings: Settings) -> Listing:
@@ -141,8 +220,8 @@ def _flood_set(name: str, kind: str) -> dict[str, Json]:
     }
 
 
-def _service_ports(settings: Settings) -> list[Json]:
-    """What matches a packet to the service ports, of TCP (6) or UDP (17)."""
+def _service_ports(settings: Settings, side: str = "dport") -> list[Json]:
+    """What matches a packet to the service ports (``sport``: from them), of TCP (6) or UDP (17)."""
     found = [_match({"meta": {"key": "l4proto"}}, {"set": [6, 17]})]
     if settings.service_ports:
         ports: list[Json] = [
@@ -150,7 +229,7 @@ def _service_ports(settings: Settings) -> list[Json]:
         ]
         # libnftables makes a plain value of a set of one.
         port: Json = ports[0] if len(ports) == 1 else {"set": ports}
-        found.append(_match({"payload": {"protocol": "th", "field": "dport"}}, port))
+        found.append(_match({"payload": {"protocol": "th", "field": side}}, port))
     return found
 
 

@@ -37,7 +37,9 @@ _ERRNO = struct.Struct("=i")
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
-_SO_RCVBUFFORCE = 33
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+#: What fits into every socket's send buffer.
+_SMALL_BYTES = 128 << 10
 
 #: The error replies of one batch must fit into the receive buffer.
 MAX_BATCH = 256
@@ -209,7 +211,13 @@ class Netlink:
         """
         seq = self._seq
         self._seq += len(encoders)
-        self._sock.send(b"".join([encode(seq + i) for i, encode in enumerate(encoders)]))
+        buffer = b"".join([encode(seq + i) for i, encode in enumerate(encoders)])
+        if len(buffer) > _SMALL_BYTES:
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(buffer))
+            except PermissionError as error:
+                return error.errno or errno.EPERM
+        self._sock.send(buffer)
         code = None
         while True:
             try:

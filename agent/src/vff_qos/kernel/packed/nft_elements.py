@@ -1,8 +1,8 @@
 """Elements of our nft maps and sets: packed by hand, because libnftables costs the agent memory.
 
 Source of the numbers: include/uapi/linux/netfilter/nf_tables.h.  Maps and sets themselves are
-bootstrap's (core/plan/nft_table.py).  Keys are packed addresses, an IPv6 one only its upper eight
-bytes.
+bootstrap's (core/plan/nft_table.py).  Keys of early shaping and the flood guard are packed
+addresses, an IPv6 one only its upper eight bytes.
 """
 
 from __future__ import annotations
@@ -11,15 +11,23 @@ import errno
 import struct
 from collections.abc import Collection, Iterable, Mapping
 
+from ...core.identities import Interval, MapElements
 from ...core.plan.nft_table import (
     CUT,
     EARLY4,
     EARLY6,
+    ENDS4,
+    ENDS6,
     FLOOD4,
     FLOOD6,
     FLOOD_BURST,
     FLOOD_PER_S,
+    NETWORKS4,
+    NETWORKS6,
+    STATIC_MAPS,
     TABLE,
+    TCP_PORTS,
+    UDP_PORTS,
 )
 from ...errors import KernelRefused
 from .netlink import (
@@ -38,12 +46,14 @@ from .nftables import NFGENMSG, NFPROTO_INET, encode, transact
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = 10 << 8 | 12, 10 << 8 | 13, 10 << 8 | 14
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM, _ELEM_KEY, _ELEM_DATA, _ELEM_EXPR, _DATA_VALUE = 1, 1, 2, 7, 1
+_ELEM_FLAGS, _INTERVAL_END = 3, 1
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_FLAGS = 1, 2, 3, 5
 _LIMIT_F_INV = 1  # matches what is above the limit
 _BE32, _BE64 = struct.Struct(">I"), struct.Struct(">Q")
 # In the kernel a mark is a number of the machine's own byte order.
 _MARK = struct.Struct("=I")
+_TCP, _UDP = 6, 17
 #: Elements of one message: the length of an attribute has 16 bits.
 _PER_MESSAGE = 512
 #: Messages of one transaction: they must fit into the socket's send buffer.
@@ -199,7 +209,78 @@ class CutSet(Elements):
         return {_MARK.unpack(key)[0] for keys in lists for key in keys}
 
 
-def clear_elements(*kinds: type[Elements]) -> None:
+class StaticMaps:
+    """The maps of static identities, see `core.identities`.
+
+    Every method raises KernelRefused; ENOENT: no such map.
+    """
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(NETLINK_NETFILTER)
+
+    def close(self) -> None:
+        """Release the socket."""
+        self._netlink.close()
+
+    def replace(self, elements: MapElements) -> None:
+        """Have these elements and nothing else, in one transaction: packets see the maps as they
+        were or as they are then."""
+        parts: list[tuple[str, list[bytes]]] = [
+            (name, _interval_elements(elements.ports[proto], 2))
+            for name, proto in ((TCP_PORTS, _TCP), (UDP_PORTS, _UDP))
+        ]
+        parts += [
+            (name, _interval_elements(elements.networks[size], size))
+            for name, size in ((NETWORKS4, 4), (NETWORKS6, 16))
+        ]
+        parts += [
+            (name, [_element(key, mark_of(mark)) for key, mark in elements.ends[size].items()])
+            for name, size in ((ENDS4, 4), (ENDS6, 16))
+        ]
+        requests: list[Encoder] = [
+            lambda seq, n=name: encode_elements(seq, n, None, True)  # type: ignore[misc]
+            for name in STATIC_MAPS
+        ]
+        for name, packed in parts:
+            requests += [
+                lambda seq, n=name, e=packed[start : start + _PER_MESSAGE]: _encode(seq, n, e)  # type: ignore[misc]
+                for start in range(0, len(packed), _PER_MESSAGE)
+            ]
+        transact(
+            self._netlink, requests, f"changing the static identities of nft table inet {TABLE}"
+        )
+
+    def clear(self) -> None:
+        """Leave no element; no error where there are no maps."""
+        try:
+            self.replace(MapElements())
+        except KernelRefused as error:
+            if error.code != errno.ENOENT:
+                raise
+
+
+def _interval_elements(intervals: Iterable[Interval], size: int) -> list[bytes]:
+    """Intervals as the kernel has them (nft_set_rbtree.c): each begins with its first key, which
+    bears the mark, and ends before another one."""
+    found: list[bytes] = []
+    for low, high, mark in sorted(intervals):
+        found.append(_element(low.to_bytes(size, "big"), mark_of(mark)))
+        if high + 1 < 1 << 8 * size:
+            end = attr(_ELEM_FLAGS, _BE32.pack(_INTERVAL_END))
+            found.append(_element((high + 1).to_bytes(size, "big"), end))
+    return found
+
+
+def _element(key: bytes, value: bytes) -> bytes:
+    return nest(_LIST_ELEM, nest(_ELEM_KEY, attr(_DATA_VALUE, key)) + value)
+
+
+def _encode(seq: int, name: str, elements: list[bytes]) -> bytes:
+    body = set_name(name) + nest(_LIST_ELEMENTS, *elements)
+    return encode(seq, _NEWSETELEM, NLM_F_CREATE | NLM_F_ACK, body)
+
+
+def clear_elements(*kinds: type[Elements] | type[StaticMaps]) -> None:
     """Leave no element of these kinds; no error where there is no table."""
     for kind in kinds:
         elements = kind()

@@ -27,7 +27,7 @@ from ..lock import Lock
 from ..name_hashing import names_wanted
 from ..runfile import WRITE_S, write_last_named, write_report
 from ..sources import open_source
-from ..state import State, StateError
+from ..state import KERNEL_RECORD, State, StateError
 from .assign import Assigner, Suspended
 from .fair_use import FairUse
 from .heal import Healer, repair_command
@@ -76,6 +76,8 @@ class Follower:
         self._policy = policy
         self._fair_use = FairUse(policy, self._state, self._assigner, journal)
         self._healer = Healer(paths, self._settings, journal, self._assigner.port_ids, devices)
+        if self._state.get_value(KERNEL_RECORD):  # without one nobody has set this node up
+            self._healer.check_soon()
         self._poll = select.epoll()
         self._signals: set[int] = set()
         self._flow_fd = -1

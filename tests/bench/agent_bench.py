@@ -19,7 +19,7 @@ from vff_qos.kernel.packed.conntrack import decode, decode_tuple
 from vff_qos.kernel.packed.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
 from vff_qos.state import State
 
-from . import accounts_bench, flows_bench, metrics_bench, top_bench, web_bench
+from . import accounts_bench, flows_bench, metrics_bench, top_bench, watch_bench, web_bench
 from .rows import Report
 from .world import (
     HERE,
@@ -98,6 +98,7 @@ def _node(report: Report, code: Code, effort: Effort) -> None:
         throughput(report, follower, _MANY_USERS, effort.runs)
         memory_and_idle(report, follower, effort.idle_s)
         if code == HERE:
+            watch_bench.measure(report, follower, _MANY_USERS, effort.runs)
             top_bench.measure(report, follower, _MANY_USERS, effort.runs, effort.idle_s)
             web_bench.measure(report, follower, _MANY_USERS, effort.idle_s)
             metrics_bench.measure(report, follower, _MANY_USERS, effort.runs)

@@ -39,7 +39,6 @@ from lab.trials import (
     trial_variables,
 )
 from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, Direction
-from vff_qos.core import events
 from vff_qos.core.events import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -558,7 +557,7 @@ def round_trips() -> None:
 def memory() -> None:
     """The agent tells of stalls for which TCP's memory is to blame."""
     lab = attach()
-    told = f"journalctl -q MESSAGE_ID={events.MEMORY.message_id} | grep -q ."
+    told = "journalctl -q VFF_QOS_EVENT=degraded VFF_QOS_FINDING=tcp_memory | grep -q ."
     run = lab.start_traffic("download", LONG_S, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
     with kernel_settings(lab, {"net.ipv4.tcp_mem": "1 2 1000000"}):  # two pages are too much
         lab.node.ssh(f"timeout 60 sh -c 'until {told}; do sleep 1; done'")

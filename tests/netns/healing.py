@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,12 @@ class WholeNode(Node):
         super().__init__(directory)
         settings = directory / "settings.yml"
         settings.write_text(settings.read_text().replace("if_wan: wan0", "if_wan: auto") + more)
+        # As it is installed: the process is called vff-qos, its repairs are called python.
+        self.program = directory / "vff-qos"
+        self.program.write_text(
+            f"#!{sys.executable}\nimport sys\nfrom vff_qos.cli import main\nsys.exit(main())\n"
+        )
+        self.program.chmod(0o755)
         for name, address in (("wan0", "10.9.0"), ("spare0", "10.8.0")):
             run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
             run("ip", "address", "add", f"{address}.1/24", "dev", name)
@@ -35,6 +42,9 @@ class WholeNode(Node):
                 run("ip", "link", "set", device, "up")
         run("ip", "route", "add", "default", "via", "10.9.0.2")
         self.run("bootstrap")
+
+    def command(self, *words: str) -> list[str]:
+        return [str(self.program), *super().command(*words)[3:]]
 
 
 class HealingNode(WholeNode):

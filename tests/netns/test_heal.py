@@ -32,7 +32,7 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
-from .harness import Client, root_of, run
+from .harness import Client, root_of, run, status
 from .healing import WITHIN_S, HealingNode, plan_without_filters
 
 
@@ -69,6 +69,21 @@ def test_heals_within_a_second(node: HealingNode, harm: str) -> None:
     assert (node.mark(node.client) or 0) & 0xFFFF == node.minor
     if "class del" not in harm:
         node.wait(lambda: "healed: " in node.told())
+
+
+def test_what_broke_while_no_agent_ran_is_healed(node: HealingNode) -> None:
+    node.stop()
+    run("nft", "flush", "ruleset")
+    assert not node.is_whole()
+    node.start()
+    node.wait(node.is_whole)
+
+
+def test_who_broke_it_is_named_and_not_the_repair(node: HealingNode) -> None:
+    run("nft", "flush", "ruleset")
+    node.wait(node.is_whole)
+    node.wait(lambda: status(node)["follower"]["repair"]["changes"])
+    assert status(node)["follower"]["repair"]["culprit"] == "nft"
 
 
 def test_wan_down_and_up_and_renamed(node: HealingNode) -> None:

@@ -383,8 +383,10 @@ def _policy(node: Node, args: argparse.Namespace) -> int:
 
 
 def _gc(node: Node, args: argparse.Namespace) -> int:
-    from .commands.gc import Collector
+    from .commands.gc import Collector, tell_findings
 
+    if not args.dry_run:
+        tell_findings(node)  # also of a node on which nothing can be collected
     collector = Collector(node.settings, node.state, node.lock)
     lines = collector.run(args.dry_run)
     if args.dry_run or not node.journal.is_unit:  # the journal has entries with fields

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -25,8 +23,7 @@ from ..config import (
 from ..core.claims.trust import address_key
 from ..core.class_table import ClassTable
 from ..core.figures import Moment, penalties
-from ..core.flow import end_text
-from ..core.flows.ends import is_loopback, unmapped
+from ..core.flows.ends import unmapped
 from ..core.health.report import Report
 from ..core.health.rules import Facts
 from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK
@@ -35,14 +32,12 @@ from ..core.owners import ACTIVE, RESTRICTED_KEY, Owner
 from ..core.policy.overrides import Override
 from ..core.settings import Settings
 from ..disabled import read_record
-from ..errors import ConfigError, KernelRefused, Refused
+from ..errors import ConfigError, Refused
+from ..host_facts import ask_connections, look_at_host, ports_text
 from ..kept import kept_settings
 from ..kernel.devices import shaping_devices
-from ..kernel.packed.addresses import local_addresses
-from ..kernel.packed.conntrack import Conntrack, decode_tuple
-from ..kernel.packed.netlink import Netlink
-from ..kernel.sysctls import read_sysctl
-from ..kernel.tcpmem import TcpMemory, read_tcp_memory
+from ..kernel.packed.conntrack import Conntrack
+from ..kernel.tcpmem import TcpMemory
 from ..name_hashing import mode_of
 from ..render import display_name
 from ..runfile import read_delivery, read_report
@@ -147,10 +142,7 @@ def look(node: Node, known: Mapping[str, Owner] | None = None) -> Seen:
         facts.delivery = read_delivery(node.paths.run_dir)
     if facts.report is None:
         facts.unit = _unit_state()
-    seen.tcp_memory = read_tcp_memory()
-    facts.tcp_memory = str(seen.tcp_memory) if seen.tcp_memory.is_short else ""
-    facts.conntrack_count = _whole("net.netfilter.nf_conntrack_count")
-    facts.conntrack_max = _whole("net.netfilter.nf_conntrack_max")
+    seen.tcp_memory = look_at_host(facts)
     _look_at_kernel(node, seen)
     return seen
 
@@ -241,17 +233,7 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
             settings.major << 16, OURS_MASK, lambda found: _sum_up(seen, found, doubted)
         )
         facts.marked_flows = sum(seen.flows.values())
-        if facts.report is not None:
-            claimed = facts.report.counts.get("flows_claimed", 0)
-            if isinstance(claimed, int) and claimed > facts.marked_flows:
-                facts.unmarked_flows = _unmarked(conntrack, settings)
-        if facts.report is not None and facts.report.recent.get("no_flow", 0):
-            facts.claimed_ports = _ports_of(conntrack, facts.report.not_found)
-            is_ours = _own_addresses()
-            facts.lost_from_here = [e for e in facts.report.not_found if is_ours(_address(e))]
-        traffic = facts.report.traffic if facts.report is not None else None
-        if traffic is not None and 0 in (traffic.up_bytes, traffic.down_bytes):
-            facts.marked_from_here = _from_here(conntrack, settings)
+        ask_connections(facts, conntrack, settings)
     finally:
         conntrack.close()
     without = [
@@ -284,66 +266,6 @@ def _sum_up(seen: Seen, found: Iterable[tuple[int, bytes]], doubted: set[int]) -
         if place[2:] in in_doubt:
             of_doubt.add(minor)
     seen.flows, seen.addresses, seen.in_doubt = flows, addresses, frozenset(of_doubt)
-
-
-def _unmarked(conntrack: Conntrack, settings: Settings) -> int:
-    """How many connections to the service ports bear no mark of ours."""
-    tag, found = settings.major << 16, 0
-    for entry in conntrack.dump():
-        flow = decode_tuple(entry.tuple_raw)
-        if flow is None or entry.mark & OURS_MASK == tag:
-            continue
-        ports = settings.service_ports
-        found += not ports or any(low <= flow.dport <= high for low, high in ports)
-    return found
-
-
-def _ports_of(conntrack: Conntrack, ends: list[str]) -> dict[int, int]:
-    """Our ports that connections from some clients' ends go to."""
-    wanted = set(ends)
-    found: dict[int, int] = {}
-    for entry in conntrack.dump():
-        flow = decode_tuple(entry.tuple_raw)
-        if flow is not None and end_text(flow.src, flow.sport) in wanted:
-            found[flow.dport] = found.get(flow.dport, 0) + 1
-    return found
-
-
-def _own_addresses() -> Callable[[bytes], bool]:
-    """Tells whether a packed address is this node's."""
-    with closing(Netlink(socket.NETLINK_ROUTE)) as netlink:
-        ours = set(local_addresses(netlink))
-    return lambda address: address in ours or is_loopback(address)
-
-
-def _address(end: str) -> bytes:
-    """The packed address of an end as `end_text` writes it."""
-    text = end.rpartition(":")[0].strip("[]")
-    return unmapped(socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text))
-
-
-def _from_here(conntrack: Conntrack, settings: Settings) -> int:
-    """How many connections that bear our mark lead from this node to itself."""
-    is_ours, found = _own_addresses(), 0
-    for entry in conntrack.dump(settings.major << 16, OURS_MASK):
-        flow = decode_tuple(entry.tuple_raw)
-        found += flow is not None and is_ours(unmapped(flow.src)) and is_ours(unmapped(flow.dst))
-    return found
-
-
-def ports_text(settings: Settings) -> str:
-    """The service ports as settings.yml has them."""
-    ranges = (f"{a}" if a == b else f"{a}-{b}" for a, b in settings.service_ports)
-    return ", ".join(ranges) or "all"
-
-
-def _whole(name: str) -> int:
-    """A number of the kernel's; 0 where it has none, or we may not see it."""
-    try:
-        value = read_sysctl(name).value
-    except KernelRefused:
-        return 0
-    return int(value) if value and value.isdigit() else 0
 
 
 def _unit_state() -> str:

@@ -23,11 +23,12 @@ from ..core.owners import ACTIVE, RESTRICTED_KEY, Owner
 from ..core.settings import Settings
 from ..core.units import format_duration
 from ..errors import Refused
+from ..host_facts import ports_text
 from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.conntrack import Conntrack, Detail, decode_tuple
 from ..kernel.packed.netlink import Netlink
 from ..render import display_name
-from .facts import Seen, look, ports_text
+from .facts import Seen, look
 from .node import Node
 from .said import as_json, look_up, why_restricted
 from .said import describe as describe_word

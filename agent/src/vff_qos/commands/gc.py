@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
 
 from ..core import events
 from ..core.gc_plan import GcPlan, plan_collection
+from ..core.health.rules import WITHOUT_FOLLOWER, judge
 from ..core.htb import (
     CEIL_MINOR,
     MINOR_MASK,
@@ -21,7 +23,7 @@ from ..core.htb import (
 from ..core.owners import PARKED, QUARANTINE, Owner
 from ..core.plan.objects import ROOT
 from ..core.settings import Settings
-from ..errors import KernelRefused
+from ..errors import KernelRefused, QosError
 from ..journal import Journal
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
@@ -35,11 +37,34 @@ from ..kernel.packed.tc import (
 )
 from ..lock import Lock
 from ..render import display_name, local_time
+from ..runfile import read_report
 from ..state import STATIC_MINORS, State
+from ..told import LEFT_TO_COLLECTION, tell
+from .facts import look
+from .node import Node
 
 #: Deleting a class walks all others under RTNL, and the follower waits meanwhile.
 DELETE_BUDGET_S = 0.2
 _CHUNK = 16
+#: A restart of the follower is no fault: so long it may take, in seconds.
+_RESTART_S = 10.0
+
+
+def tell_findings(node: Node) -> None:
+    """What ``status`` says now, in the journal: the follower tells the most of it while it runs,
+    and looks at less.
+
+    Raises KernelRefused, and QosError if it cannot be remembered.
+    """
+    until_s = time.monotonic() + _RESTART_S
+    while read_report(node.paths.run_dir) is None and time.monotonic() < until_s:
+        time.sleep(0.5)
+    seen = look(node)
+    own = WITHOUT_FOLLOWER if seen.report is None else LEFT_TO_COLLECTION
+    try:
+        tell(node.paths.run_dir, node.lock, node.journal, judge(seen.facts), own.__contains__)
+    except OSError as error:
+        raise QosError(f"{node.paths.run_dir}: {os.strerror(error.errno or 0)}") from error
 
 
 class Collector:

@@ -50,6 +50,10 @@ FIELDS = {
     "VERSION": "of the agent",
     "USERS": "how many users",
     "FLOWS": "how many connections",
+    "FINDING": "what is wrong, by the name that `vff-qos status --json` has for it: its `kind`",
+    "EVIDENCE": "what was seen, one thing on each line",
+    "REMEDY": "what to do",
+    "LASTED": "for how long",
     "RATE": "connections a second",
     "SECONDS": "for so long",
     "BEGAN_US": "when the work began, in microseconds since the epoch",
@@ -112,44 +116,6 @@ SOURCE = JournalEvent(
     "Run 'vff-qos doctor': it looks for the file, its owner and the proxy's own configuration.",
     bound=ONCE,
 )  # fmt: skip
-NO_PORT = JournalEvent(
-    0x17, "no_port", WARNING, "Claims come with addresses from a header",
-    "{source}: {count} lines name an address with port 0. It comes from X-Forwarded-For, which a "
-    "client may send itself, and no connection is known by it: these users pass without their "
-    "limits (docs/IDENTITIES.md)",
-    "The proxy believes a header that says where a client comes from. Such an address names no "
-    "connection of this node.",
-    "Take trustedXForwardedFor out of the inbound's sockopt, and update an Xray older than "
-    "26.6.22.",
-    bound=ONCE,
-)  # fmt: skip
-MASKED = JournalEvent(
-    0x06, "masked", ERROR, "The log hides addresses",
-    '{source}: addresses are masked, so nobody can be limited; remove "maskAddress" from the '
-    'proxy\'s "log" settings',
-    "Lines of the log do not say where a client comes from, so that no connection can be found for "
-    "them.",
-    'Remove "maskAddress" from the "log" section of the proxy\'s configuration and restart it.',
-    bound=ONCE,
-)  # fmt: skip
-MIXED = JournalEvent(
-    0x07, "mixed", WARNING, "Access and error log share one stream",
-    '{source}: access and error log share one stream, in which strangers can forge lines; give '
-    '"error" its own file',
-    "Text that strangers chose stands among the lines of the access log. Connections within its "
-    "reach are restricted until a line comes that can be trusted.",
-    'Give "error" in the proxy\'s "log" section a file of its own.',
-    bound=ONCE,
-)  # fmt: skip
-MEMORY = JournalEvent(
-    0x14, "memory", WARNING, "TCP is short of memory",
-    "{error}",
-    "The node's connections together hold more than TCP may, so that the kernel drops what arrives "
-    "and connections of anybody stall for seconds. It looks like a limit, and is none.",
-    "Lower the third number of net.ipv4.tcp_rmem: docs/TROUBLESHOOTING.md, 'Single connections "
-    "stand still for seconds'.",
-    bound=ONCE,
-)  # fmt: skip
 FLOWS = JournalEvent(
     0x15, "flows", WARNING, "Connections are looked up one by one",
     "{error}: flows are looked up one by one, {rate} new ones a second at most{effect}",
@@ -187,6 +153,34 @@ STOPPED = JournalEvent(
     "suspended: nothing is marked until 'vff-qos enable'",
     "The kill switch is on, and so the agent has ended in peace.",
     "'vff-qos enable' brings the limits back, after 'make qos-disable' also 'make qos'.",
+)  # fmt: skip
+
+# -- what is wrong ------------------------------------------------------------------------------
+
+DEGRADED = JournalEvent(
+    0x30, "degraded", WARNING, "Limits hold only in part",
+    "{error}; do: {remedy}",
+    "This is what 'vff-qos status' says, too; VFF_QOS_EVIDENCE is what was seen. It is told once, "
+    "and 'over' follows when it is so no more. The agent looks every 5 s, and at least every 5 min "
+    "at the marks of all connections; vff-qos-gc.timer looks at all classes, also while no agent "
+    "runs.",
+    "What the entry says. 'vff-qos doctor' looks for the cause.",
+    more=("finding", "evidence"),
+)  # fmt: skip
+TROUBLE = JournalEvent(
+    0x31, "trouble", ERROR, "Limits do not hold",
+    "{error}; do: {remedy}",
+    "Nobody is limited. 'vff-qos status' says the same; VFF_QOS_EVIDENCE is what was seen. It is "
+    "told once, and 'over' follows when it is so no more.",
+    "What the entry says. 'vff-qos doctor' looks for the cause.",
+    more=("finding", "evidence"),
+)  # fmt: skip
+OVER = JournalEvent(
+    0x32, "over", NOTICE, "What was wrong is over",
+    "over after {lasted}: {error}",
+    "What an entry of the same VFF_QOS_FINDING has told is so no more. What comes and goes is told "
+    "to be over only when it has kept away for some time.",
+    more=("finding",),
 )  # fmt: skip
 
 # -- users ---------------------------------------------------------------------------------------

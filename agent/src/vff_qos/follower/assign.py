@@ -590,6 +590,7 @@ class Assigner:
             "flows_known": flows.mirror.size,
             "flows_born": flows.mirror.born,
             "flows_claimed": flows.mirror.claimed,
+            "flows_robbed": flows.mirror.robbed,
             "flows_lost_events": flows.losses,
             "flows_looked_up": flows.look_ups,
             "flows_not_looked_up": flows.skipped,

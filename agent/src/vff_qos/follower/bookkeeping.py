@@ -20,7 +20,7 @@ from .registry import Registry
 #: at most what has passed since the last one.
 MIN_S, MAX_S = 30.0, 300.0
 #: Within these bounds reading and booking take at most this share of a core.
-_SHARE = 1 / 5_000
+SHARE = 1 / 5_000
 
 
 class Bookkeeping:
@@ -84,7 +84,7 @@ class Bookkeeping:
         left.clear()
         self._over[direction], self._booked_s[direction] = False, now_s
         self._cost_s[direction] = time.thread_time() - began_s
-        self._gap_s = min(max(MIN_S, sum(self._cost_s) / _SHARE), MAX_S)
+        self._gap_s = min(max(MIN_S, sum(self._cost_s) / SHARE), MAX_S)
         self._next_look[direction] = now_s + self._gap_s
 
     def put_off(self, direction: int, now_s: float) -> None:

@@ -33,6 +33,8 @@ _MAX_GAP_S = 5.0
 #: How often a repair runs although no notification asked for it: rarely, because the start of a
 #: child costs 0.15 s of CPU.
 _RECONCILE_S = 300.0
+#: What broke while no agent ran is nobody's news: it is looked for so long after the start.
+_FIRST_CHECK_S = 2.0
 _MAX_BACKOFF_S = 60.0
 #: A repair takes some tenths of a second; one that hangs must not be the last.
 _MAX_REPAIR_S = 60.0
@@ -71,6 +73,7 @@ class Healer:
         self.set_devices(devices)
         self._child: subprocess.Popen[str] | None = None
         self._child_fd = -1
+        self._repairs_pid = -1  # also of one that has ended: its changes are heard later
         self._due: float | None = None
         # Whether something happened since the last repair was started, and before that.
         self._cause = self._repairs_cause = False
@@ -88,10 +91,14 @@ class Healer:
         self._devices = devices
         self._monitor.watch(devices)
 
+    def check_soon(self) -> None:
+        """Repair what was broken while nobody listened."""
+        self._next_check = time.monotonic() + _FIRST_CHECK_S
+
     def listen(self, now_s: float) -> bool:
         """Read what was heard; returns whether our addresses have changed."""
         heard = self._monitor.listen()
-        if heard.nft_author is not None and heard.nft_author[1] != self._own_name:
+        if heard.nft_author is not None and not self._is_ours(*heard.nft_author):
             pid, name = heard.nft_author
             self.health = replace(self.health, culprit=name, culprit_pid=pid)
         if heard.ifb_lost:
@@ -99,6 +106,10 @@ class Healer:
         if heard.kernel or (heard.routes and self._wan_moved()):
             self._want(now_s)
         return heard.addresses
+
+    def _is_ours(self, pid: int, name: str) -> bool:
+        """Whether a process is a repair, which is called as the interpreter is, or a command."""
+        return pid == self._repairs_pid or name == self._own_name
 
     def due(self) -> float | None:
         """When ``turn`` has something to do; None: not before the next message."""
@@ -143,6 +154,7 @@ class Healer:
         self._child = subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        self._repairs_pid = self._child.pid
         self._child_fd = os.pidfd_open(self._child.pid)
         self._poll.register(self._child_fd, select.EPOLLIN)
 

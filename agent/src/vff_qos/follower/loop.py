@@ -26,18 +26,18 @@ from ..kept import keep_settings, kept_settings, rename_all
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.netlink import Netlink
-from ..kernel.tcpmem import read_tcp_memory
 from ..lock import Lock
 from ..name_hashing import names_wanted
 from ..runfile import WRITE_S, write_last_named, write_report
 from ..sources import open_source
-from ..state import State, StateError
+from ..state import KERNEL_RECORD, State, StateError
 from .assign import Assigner, Suspended
 from .fair_use import FairUse
 from .heal import Healer, repair_command
 from .identity_file import IdentityFile
 from .memory import give_memory_back, spare_collector
 from .policy_files import PolicyFiles
+from .self_check import SelfCheck
 from .vitals import Vitals
 
 _TICK_S = 1.0
@@ -84,6 +84,9 @@ class Follower:
         self._policy = policy
         self._fair_use = FairUse(policy, self._state, self._assigner, journal)
         self._healer = Healer(paths, self._settings, journal, self._assigner.port_ids, devices)
+        if self._state.get_value(KERNEL_RECORD):  # without one nobody has set this node up
+            self._healer.check_soon()
+        self._self_check = SelfCheck(paths.run_dir, self._settings, self._lock, journal)
         self._poll = select.epoll()
         self._signals: set[int] = set()
         self._flow_fd = -1
@@ -256,7 +259,6 @@ class Follower:
             self._read()
         # Marks of what was written meanwhile do not wait for dumps of all classes.
         hurry, self._is_new = self._is_new and self._source.more, False
-        self._complain()
         told = signal.SIGHUP in self._signals
         self._use(self._policy_files.look(told))
         self._use_identities(self._identity_file.look(told))
@@ -284,7 +286,6 @@ class Follower:
             self._settle()
             if self._assigner.returned:
                 self._take_names_back()
-            self._look_at_memory()
             if not hurry:
                 self._vitals.look_at_traffic(self._assigner.counters)
             self._write_report()
@@ -292,26 +293,6 @@ class Follower:
             self._assigner.change_outdated()
             # Last: what others have read of the counters is booked by now.
             self._assigner.tend_accounts()
-
-    def _complain(self) -> None:
-        """Tell of streams that cannot be trusted."""
-        counters = self._source.counters
-        if counters.masked:
-            self._journal.tell(events.MASKED, source=self._settings.origin)
-        if counters.error_log:
-            self._journal.tell(events.MIXED, source=self._settings.origin)
-        if counters.no_port:
-            self._journal.tell(events.NO_PORT, source=self._settings.origin, count=counters.no_port)
-
-    def _look_at_memory(self) -> None:
-        """Tell of stalls that look like ours and are not."""
-        try:
-            memory = read_tcp_memory()
-        except KernelRefused as error:
-            self._journal.tell(events.MEMORY, error=f"TCP's memory is not watched: {error}")
-            return
-        if memory.is_short:
-            self._journal.tell(events.MEMORY, error=str(memory))
 
     def _use(self, policy: Policy | None) -> None:
         """Put a new policy in force, if there is one."""
@@ -383,6 +364,7 @@ class Follower:
         try:
             write_report(self._paths.run_dir, report)
             write_last_named(self._paths.run_dir, self._assigner.named)
+            self._self_check.look(report)
         except OSError as error:
             sentence = f"{self._paths.run_dir}: {os.strerror(error.errno or 0)}"
             effect = "'status' sees old counters"

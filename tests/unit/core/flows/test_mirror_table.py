@@ -375,3 +375,23 @@ def test_a_comparison_in_a_flood_of_syns_keeps_connections_that_wait_for_their_w
     assert all(map(kernel.mirror.find, waiting))
     assert kernel.mirror.size <= 2 * 100 + 1
     assert kernel.mirror.evicted == 1_051 - kernel.mirror.size
+
+
+def test_flows_whose_mark_others_have_overwritten_are_counted_while_they_live(
+    kernel: Kernel,
+) -> None:
+    for number in (1, 2, 3, 4):
+        kernel.new(client(number))
+    for number in (1, 2, 3):
+        kernel.give(client(number), ALICE)
+    assert kernel.mirror.robbed == 0
+    # The third is as it was; the fourth was nobody's and is not ours to miss.
+    others = [seen(client(number), mark=23) for number in (1, 2, 4)]
+    kernel.dump(*others, seen(client(3), mark=TAG | ALICE))
+    assert kernel.mirror.robbed == 2
+    kernel.dump(*others)
+    assert kernel.mirror.robbed == 2
+    kernel.destroy(client(1))
+    assert kernel.mirror.robbed == 1
+    kernel.give(client(2), BOB)
+    assert kernel.mirror.robbed == 0

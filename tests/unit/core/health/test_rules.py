@@ -10,7 +10,7 @@ import pytest
 from vff_qos.core.health.delivery import Delivery
 from vff_qos.core.health.findings import DEGRADED, OK, TROUBLE, Finding, verdict, worst_first
 from vff_qos.core.health.report import RepairHealth, Report, SourceHealth, TrafficHealth
-from vff_qos.core.health.rules import Facts, judge
+from vff_qos.core.health.rules import WITHOUT_FOLLOWER, Facts, judge
 
 NOW = 1_800_000_000.0
 
@@ -115,7 +115,7 @@ def test_without_a_follower_that_is_what_is_told() -> None:
         report(recent={"no_flow": 4}),
         report(recent={"no_flow": 10, "marked": 11}, last={"no_flow": NOW}),
         report(recent={"no_flow": 10}, last={"no_flow": NOW - 9}),  # a claim found its flow since
-        report(recent={"repairs": 9}, repair=RepairHealth(healed_s=NOW - 16)),
+        report(recent={"repairs": 9}, repair=RepairHealth(healed_s=NOW - 31)),
         report(recent={"repairs": 2}, repair=RepairHealth(healed_s=NOW - 1)),
         report(traffic=TrafficHealth(NOW - 60, NOW, 9, 1, 1)),
         # Scanners: no connection stays; few; a claim has just come.
@@ -126,6 +126,8 @@ def test_without_a_follower_that_is_what_is_told() -> None:
         ),
         report(source={"flows_since_claim": 99}, counts={"flows_known": 60, "flows_claimed": 50}),
         report(counts={"flows_known": 19, "flows_claimed": 0}),
+        # Silent for some seconds: whether it stays so is not known yet.
+        report(source={"flows_since_claim": 50}, counts={"flows_known": 60, "flows_claimed": 10}),
         report(counts={"flows_known": 100, "flows_claimed": 50}),
         report(counts={"flows_claimed": 62, "flows_known": 62}),  # a fifth of the marks
     ],
@@ -186,3 +188,23 @@ def test_a_report_survives_json_and_other_versions() -> None:
     newer = whole.to_json()
     newer["source"]["later"] = 1
     assert Report.from_json(newer).source == whole.source
+
+
+def test_which_findings_need_no_follower_is_known() -> None:
+    bad = Facts(
+        NOW, disabled="by hand", policy_problem="p", settings_problem="s", state="full",
+        tcp_memory="short", conntrack_count=10, conntrack_max=10, not_set_up="no tree",
+        delivery=Delivery(NOW - 7_200, "500", 1),
+    )  # fmt: skip
+    free = dataclasses.replace(bad, disabled="", busy_without_class=["alice@x"])
+    suspended = dataclasses.replace(bad, disabled="", suspended=True)
+    found = {kind for given in (bad, free, suspended) for kind in kinds(given)}
+    assert found == WITHOUT_FOLLOWER
+
+
+def test_marks_that_were_overwritten_before_the_table_was_compared_are_told() -> None:
+    given = facts(report(counts={"flows_claimed": 5, "flows_robbed": 45}))
+    given.marked_flows, given.unmarked_flows = 5, 45
+    (finding,) = judge(given)
+    assert finding.kind == "marks_overwritten"
+    assert finding.sentence.startswith("45 of 50 connections have lost the mark")

@@ -57,6 +57,8 @@ _GRAVES, _GRAVE_S = 8_192, 30.0
 _FALLEN, _FALLEN_S = 65_536, 120.0
 #: Ends that a scan of our ports can make us remember.
 _MAX_ENDS = 65_536
+#: More flows whose marks others overwrite are not counted.
+_MAX_ROBBED = 1_024
 #: Between the birth of a flow and the event lie some ms when much happens at once.
 _SLACK_MS = 50
 #: So far two times of one birth may be apart: the kernel's own, and when its event was read or a
@@ -134,6 +136,8 @@ class Mirror:
         self._undecided: list[Held] = []
         #: Minors of static identities: their flows are theirs, whatever is said.
         self.fixed: frozenset[int] = frozenset()
+        # Flows of users whose mark others have overwritten, as comparisons have found.
+        self._robbed: set[Held] = set()
         #: Flows that were forgotten because of their number since the table was last compared.
         self.evicted = 0
         #: New flows seen, and ended ones.
@@ -403,7 +407,10 @@ class Mirror:
                     new.append((client, record))
             elif not seen.mark and record & MINOR:
                 heard.restore.append((client, record))
-            heard.foreign |= bool(record & FOREIGN)
+            if record & FOREIGN:
+                heard.foreign = True
+                if _is_claimed(before) and len(self._robbed) < _MAX_ROBBED:
+                    self._robbed.add((client, end))
             if seen.tcp_state in _BEGINNING and not record & (UDP | MINOR):
                 self._enter_old(client, record)
             else:
@@ -419,6 +426,17 @@ class Mirror:
             there = next((r for r in self.find(client) if r & END == record & END), 0)
             if there and not there & (MINOR | FOREIGN):
                 self.put(client, self._hand_over(client, there, heard))
+
+    @property
+    def robbed(self) -> int:
+        """How many live flows were a user's and bear a mark of other software now."""
+        if self._robbed:
+            self._robbed = {
+                (client, end)
+                for client, end in self._robbed
+                if any(r & END == end and r & FOREIGN and not r & MINOR for r in self.find(client))
+            }
+        return len(self._robbed)
 
     # -- one event --------------------------------------------------------------------------------
 

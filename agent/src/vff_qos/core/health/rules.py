@@ -20,7 +20,7 @@ UNOWNED_SHARE, UNOWNED_MIN = 0.5, 20
 #: What is seen now and then is told for so long afterwards.
 LATELY_S = 600.0
 #: Repairs within a minute that are no chance, and for how long after the last one.
-FIGHT_REPAIRS, FIGHT_S = 3, 15.0
+FIGHT_REPAIRS, FIGHT_S = 3, 30.0
 #: Claims within a minute that named no flow: so many, and so great a share.
 LOST_MIN, LOST_SHARE = 5, 0.5
 #: Behind the source by so much is worth a look, in seconds.
@@ -30,6 +30,13 @@ FULL = 0.9
 #: Marks that should be there and are not: so many, and so great a share.
 MISSING_MIN, MISSING_SHARE = 3, 0.2
 _NAMED = 3
+#: Kinds of findings that need no follower that tells of itself.
+WITHOUT_FOLLOWER = frozenset(
+    {
+        "disabled", "suspended", "not_set_up", "follower", "policy", "settings", "state",
+        "tcp_memory", "conntrack_full", "no_class", "reports",
+    }
+)  # fmt: skip
 
 
 @dataclass
@@ -215,18 +222,18 @@ def _source(facts: Facts, report: Report) -> Iterator[Finding]:
             f"until {LATELY_S / 60:.0f} min after the last such line",
             [f"{report.log.get('error_log', 0)} lines of an error log"],
         )  # fmt: skip
-    known, claimed = _number(report, "flows_known"), _number(report, "flows_claimed")
+    known, nobodys = _number(report, "flows_known"), _nobodys(report)
     since = max(source.last_claim_s or 0.0, report.started)
     if (
         not source.waiting
         and not (masked is not None and masked >= claim)
         and facts.now_s - since >= SILENT_S
         and source.flows_since_claim >= SILENT_BORN
-        and known - claimed >= SILENT_LIVE
+        and nobodys >= SILENT_LIVE
     ):
         evidence = [
             f"{source.flows_since_claim} new connections since the last claim, "
-            f"{facts.now_s - since:.0f} s ago; {known - claimed} of {known} open ones are nobody's",
+            f"{facts.now_s - since:.0f} s ago; {nobodys} of {known} open ones are nobody's",
             f"lines read: {report.log.get('lines', 0)}",
         ]
         if "connections" in report.log:
@@ -239,13 +246,19 @@ def _source(facts: Facts, report: Report) -> Iterator[Finding]:
             "whether its users have an email; 'vff-qos doctor' looks into its configuration",
             evidence,
         )  # fmt: skip
-    elif known >= UNOWNED_MIN and known - claimed > UNOWNED_SHARE * known and not source.waiting:
+    elif (
+        not source.waiting
+        and known >= UNOWNED_MIN
+        and nobodys > UNOWNED_SHARE * known
+        # Else the source is silent, or was a moment ago: another finding.
+        and source.flows_since_claim < SILENT_BORN
+    ):
         yield Finding(
             DEGRADED, "unowned",
-            f"{(known - claimed) / known:.0%} of the connections to the service ports are nobody's",
+            f"{nobodys / known:.0%} of the connections to the service ports are nobody's",
             "look for inbounds whose users have no email; 'vff-qos doctor' does, and "
             "'vff-qos explain IP:PORT' says of one why it is nobody's",
-            [f"{known - claimed} of {known}"],
+            [f"{nobodys} of {known}"],
         )  # fmt: skip
     if source.lag_s >= LAG_S:
         yield Finding(
@@ -312,7 +325,9 @@ _LATELY = (
 
 
 def _marks(facts: Facts, report: Report) -> Iterator[Finding]:
-    claimed, there = _number(report, "flows_claimed"), facts.marked_flows
+    # What a comparison has found to be overwritten is nobody's since.
+    claimed = _number(report, "flows_claimed") + _number(report, "flows_robbed")
+    there = facts.marked_flows
     missing = claimed - there
     if facts.unmarked_flows is not None:
         # The report is some seconds old: what has ended since has lost no mark.
@@ -407,6 +422,12 @@ def _follower(facts: Facts, report: Report) -> Iterator[Finding]:
             "ones a second at most",
             "'sysctl -w net.netfilter.nf_conntrack_events=2'; after a flood it passes by itself",
         )  # fmt: skip
+
+
+def _nobodys(report: Report) -> int:
+    """Connections that are nobody's, but for those that were somebody's and have lost the mark."""
+    somebodys = _number(report, "flows_claimed") + _number(report, "flows_robbed")
+    return _number(report, "flows_known") - somebodys
 
 
 def _lately(facts: Facts, last: dict[str, float], name: str, for_s: float = LATELY_S) -> bool:

@@ -250,6 +250,10 @@ def unpack(prepared: bytes) -> tuple[Flow, int]:
     return flow, entry.mark
 
 
+def _count(found: Iterator[int]) -> int:
+    return sum(1 for _ in found)
+
+
 class Conntrack:
     """The conntrack table of this network namespace."""
 
@@ -338,6 +342,10 @@ class Conntrack:
     ) -> Collected:
         """``into`` of the marks of what `dump` gives, each with the packed source address."""
         return self._collect(mark, mask, decode_mark_and_source, into)
+
+    def count(self, mark: int, mask: int) -> int:
+        """How many entries `dump` would give; nothing of them is kept."""
+        return self._collect(mark, mask, len, _count)
 
     def _dump(self, mark: int, mask: int, made: Callable[[bytes], Decoded | None]) -> list[Decoded]:
         return self._collect(mark, mask, made, list)

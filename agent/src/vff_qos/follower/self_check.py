@@ -1,0 +1,89 @@
+"""What ``status`` would say of this node, looked at by the follower and told in the journal.
+
+A look costs 0.1 ms and comes with each report.  How many connections bear our mark only a dump of
+them says: it comes as seldom as its cost wants, and at once when something else looks wrong.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+from .. import __version__
+from ..core import events
+from ..core.health.findings import Finding
+from ..core.health.report import Report
+from ..core.health.rules import Facts, judge
+from ..core.htb import OURS_MASK
+from ..core.settings import Settings
+from ..errors import KernelRefused
+from ..host_facts import ask_connections, look_at_host, ports_text
+from ..journal import Journal
+from ..kernel.packed.conntrack import Conntrack
+from ..lock import Lock
+from ..runfile import read_delivery
+from ..told import LEFT_TO_COLLECTION, tell
+
+#: Seen for so long a finding is told, gone for so long it is over; in seconds.
+_SURE_S, _HOLD_S = 4.0, 30.0
+#: A dump of the connections takes this share of a core at most, and is no older than that.
+SHARE, SOONEST_S, LATEST_S = 1 / 5_000, 30.0, 300.0
+#: What needs one.
+_OF_CONNECTIONS = frozenset({"classes_idle", "front", "marks_overwritten", "no_flow"})
+
+
+class SelfCheck:
+    """Looks when it is told to; all that it needs of the follower is in its report."""
+
+    def __init__(self, run_dir: str, settings: Settings, lock: Lock, journal: Journal) -> None:
+        self._run_dir, self._settings, self._lock, self._journal = run_dir, settings, lock, journal
+        self._next_dump = time.monotonic() + SOONEST_S
+        # Whether something of the connections was told and is not over, or waits for another look.
+        self._is_told = self._is_open = False
+
+    def look(self, report: Report) -> None:
+        """Judge what is seen now, and tell what is new.  Raises OSError if it cannot be remembered.
+
+        A look that the kernel refuses is told, and the next one tries again.
+        """
+        facts = Facts(report.written, report, __version__)
+        facts.service_ports = ports_text(self._settings)
+        if self._settings.report_url:
+            facts.delivery = read_delivery(self._run_dir)
+        claimed = report.counts.get("flows_claimed", 0)
+        # As if no mark was lost, until they are counted.
+        facts.marked_flows = claimed if isinstance(claimed, int) else 0
+        try:
+            look_at_host(facts)
+            findings, unseen = judge(facts), LEFT_TO_COLLECTION | _OF_CONNECTIONS
+            is_due = time.monotonic() >= self._next_dump or self._is_open
+            if is_due or _is_of_connections(findings) != self._is_told:
+                findings, unseen = self._look_at_connections(facts), LEFT_TO_COLLECTION
+        except KernelRefused as error:
+            self._journal.tell(events.KERNEL, error=str(error), effect="the node is not looked at")
+            return
+        news = tell(
+            self._run_dir, self._lock, self._journal, findings, lambda kind: kind not in unseen,
+            _SURE_S, _HOLD_S,
+        )  # fmt: skip
+        known = [one for kind, one in news.known.items() if kind in _OF_CONNECTIONS]
+        self._is_told = any(one.is_told for one in known)
+        self._is_open = any(one.is_told == (one.gone_s is not None) for one in known)
+
+    def _look_at_connections(self, facts: Facts) -> list[Finding]:
+        """What is found when marks are counted.  Raises KernelRefused."""
+        began_s = time.thread_time()
+        with closing(Conntrack()) as conntrack:
+            facts.marked_flows = conntrack.count(self._settings.major << 16, OURS_MASK)
+            findings = judge(facts)
+            if _is_of_connections(findings):
+                # It takes five times as long, and says more.
+                ask_connections(facts, conntrack, self._settings)
+                findings = judge(facts)
+        wait_s = (time.thread_time() - began_s) / SHARE
+        self._next_dump = time.monotonic() + min(max(wait_s, SOONEST_S), LATEST_S)
+        return findings
+
+
+def _is_of_connections(findings: list[Finding]) -> bool:
+    return any(finding.kind in _OF_CONNECTIONS for finding in findings)

@@ -3,6 +3,8 @@
 /run has room where /var has none, and lives as long as the kernel objects that the state is about.
 All processes use the same of the two at any time: whoever writes holds a shared lock on the spare
 directory, whoever moves the state an exclusive one, and each looks before it uses its connection.
+
+Longer than 400 lines: opening, moving and upgrading are one protocol of all processes.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from checkout import ROLE, ROOT
 
 #: systemd-analyze(1): ten times the exposure.
 THRESHOLD = 15
+#: Doctor reads logs that may be in home directories, and into the engine's process.
+OPENER = {"vff-qos-doctor.service": 16}
 TEMPLATES = sorted(path.name for path in (ROLE / "templates").glob("vff-qos-*.j2"))
 SOURCES: dict[str, dict[str, Any]] = {
     "file": {},
@@ -75,11 +77,11 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("source", SOURCES)
 def test_at_most_1_5_is_left_open(rendered: Path, source: str) -> None:
     units = sorted((rendered / source).glob("*.service"))
-    assert len(units) == 4
+    assert len(units) == sum(name.endswith(".service.j2") for name in TEMPLATES)
     for unit in units:
         done = subprocess.run(
             ["systemd-analyze", "security", "--offline=true", "--no-pager",
-             f"--threshold={THRESHOLD}", unit.name],
+             f"--threshold={OPENER.get(unit.name, THRESHOLD)}", unit.name],
             cwd=unit.parent,
             capture_output=True,
             text=True,

@@ -311,12 +311,12 @@ SETTINGS_REFUSED = JournalEvent(
     "Mend the variable of the role and run 'make qos'; 'vff-qos check-config' looks at the file.",
 )  # fmt: skip
 IDENTITIES = JournalEvent(
-    0x30, "identities", INFO, "Services and networks are in force",
+    0x33, "identities", INFO, "Services and networks are in force",
     "{count} services and networks in force",
     "The file of identities was read again. What they may use, the policy says.",
 )  # fmt: skip
 IDENTITIES_REFUSED = JournalEvent(
-    0x31, "identities_refused", ERROR, "The services and networks hold a mistake",
+    0x34, "identities_refused", ERROR, "The services and networks hold a mistake",
     "{error}; {effect}",
     "The line names line and key of /etc/vff-qos/identities.yml, which the role writes. Nothing of "
     "the new file is in force; what was in force before stays.",

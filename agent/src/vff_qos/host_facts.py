@@ -5,6 +5,7 @@ follower, which looks every few seconds.
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 
@@ -15,7 +16,7 @@ from .core.htb import OURS_MASK
 from .core.settings import Settings
 from .errors import KernelRefused
 from .kernel.packed.addresses import local_addresses
-from .kernel.packed.conntrack import Conntrack, decode_tuple
+from .kernel.packed.conntrack import Conntrack, Entry, decode_tuple
 from .kernel.packed.netlink import Netlink
 from .kernel.sysctls import read_sysctl
 from .kernel.tcpmem import TcpMemory, read_tcp_memory
@@ -52,25 +53,28 @@ def ask_connections(facts: Facts, conntrack: Conntrack, settings: Settings) -> N
 
 def _unmarked(conntrack: Conntrack, settings: Settings) -> int:
     """How many connections to the service ports bear no mark of ours."""
-    tag, found = settings.major << 16, 0
-    for entry in conntrack.dump():
-        flow = decode_tuple(entry.tuple_raw)
-        if flow is None or entry.mark & OURS_MASK == tag:
-            continue
-        ports = settings.service_ports
-        found += not ports or any(low <= flow.dport <= high for low, high in ports)
-    return found
+    tag, ports = settings.major << 16, settings.service_ports
+
+    def is_unmarked(entry: Entry) -> bool:
+        if entry.mark & OURS_MASK == tag or (flow := decode_tuple(entry.tuple_raw)) is None:
+            return False
+        return not ports or any(low <= flow.dport <= high for low, high in ports)
+
+    return conntrack.read(0, 0, lambda entries: sum(map(is_unmarked, entries)))
 
 
 def _ports_of(conntrack: Conntrack, ends: list[str]) -> dict[int, int]:
     """Our ports that connections from some clients' ends go to."""
     wanted = set(ends)
-    found: dict[int, int] = {}
-    for entry in conntrack.dump():
+
+    def port_of(entry: Entry) -> int:
         flow = decode_tuple(entry.tuple_raw)
-        if flow is not None and end_text(flow.src, flow.sport) in wanted:
-            found[flow.dport] = found.get(flow.dport, 0) + 1
-    return found
+        is_wanted = flow is not None and end_text(flow.src, flow.sport) in wanted
+        return flow.dport if flow is not None and is_wanted else 0
+
+    found = conntrack.read(0, 0, lambda entries: Counter(map(port_of, entries)))
+    del found[0]
+    return dict(found)
 
 
 def _own_addresses() -> Callable[[bytes], bool]:
@@ -88,11 +92,14 @@ def _address(end: str) -> bytes:
 
 def _from_here(conntrack: Conntrack, settings: Settings) -> int:
     """How many connections that bear our mark lead from this node to itself."""
-    is_ours, found = _own_addresses(), 0
-    for entry in conntrack.dump(settings.major << 16, OURS_MASK):
+    is_ours = _own_addresses()
+
+    def is_from_here(entry: Entry) -> bool:
         flow = decode_tuple(entry.tuple_raw)
-        found += flow is not None and is_ours(unmapped(flow.src)) and is_ours(unmapped(flow.dst))
-    return found
+        return flow is not None and is_ours(unmapped(flow.src)) and is_ours(unmapped(flow.dst))
+
+    tag = settings.major << 16
+    return conntrack.read(tag, OURS_MASK, lambda entries: sum(map(is_from_here, entries)))
 
 
 def ports_text(settings: Settings) -> str:

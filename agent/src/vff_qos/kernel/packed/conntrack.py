@@ -347,6 +347,11 @@ class Conntrack:
         """How many entries `dump` would give; nothing of them is kept."""
         return self._collect(mark, mask, len, _count)
 
+    def read(self, mark: int, mask: int, into: Callable[[Iterator[Entry]], Collected]) -> Collected:
+        """``into`` of the entries of `dump` while they are read, see `Netlink.collect`: a list of
+        50,000 has 10 MiB."""
+        return self._collect(mark, mask, decode, into)
+
     def _dump(self, mark: int, mask: int, made: Callable[[bytes], Decoded | None]) -> list[Decoded]:
         return self._collect(mark, mask, made, list)
 

@@ -97,7 +97,7 @@ def test_a_class_that_goes_to_another_user_takes_no_bytes_along(node: Node) -> N
     def collected() -> bool:
         return "park alice@x" in node.run("gc")
 
-    eventually(collected, 10)
+    eventually(collected, 60)  # each look waits for an agent that may be starting
     node.start()
     bob = minor_of(node, user(node, "bob@x"))
     assert bob == alice

@@ -19,6 +19,7 @@ from vff_qos.kernel.packed.flow_events import FlowEvents
 from vff_qos.kernel.packed.nft_elements import StaticMaps
 
 from .containers import Host
+from .customers import Site
 from .harness import (
     CLONE_NEWNET,
     LIBC,
@@ -68,6 +69,16 @@ def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Node]:
     made = Node(tmp_path)
     yield made
     made.stop()
+
+
+@pytest.fixture
+def site(node: Node) -> Iterator[Site]:
+    """Customers of a node whose agent runs and whose nft table is there."""
+    made = Site(node)
+    node.make_table()
+    node.start()
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -6,26 +6,14 @@ import fcntl
 import socket
 import sys
 import termios
-from collections.abc import Iterator
-
-import pytest
 
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.sockets import end_connections
 
 from .customers import CUSTOMERS, NODE, TCP, UDP, Connection, Site
-from .harness import Node, cut_marks, eventually, run
+from .harness import cut_marks, eventually, run
 
 ALICE, BOB = "alice@x", "bob@x"
-
-
-@pytest.fixture
-def site(node: Node) -> Iterator[Site]:
-    made = Site(node)
-    node.make_table()
-    node.start()
-    yield made
-    made.close()
 
 
 def given(site: Site, *emails: str, proto: int = TCP) -> list[Connection]:

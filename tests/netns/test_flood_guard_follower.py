@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
-
-import pytest
 
 from vff_qos.kernel.packed.conntrack import prepare
 
 from .customers import CUSTOMERS, NODE, STRANGER, Site, stamp
-from .harness import Node, eventually, run
-
-
-@pytest.fixture
-def site(node: Node) -> Iterator[Site]:
-    made = Site(node)
-    node.make_table()
-    node.start()
-    yield made
-    made.close()
+from .harness import eventually, run
 
 
 def paced() -> set[str]:

@@ -7,9 +7,9 @@ has its socket on this host ends without waiting for a packet.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Set
 
-from .core.flow import Flow
+from .core.htb import OURS_MASK
 from .errors import KernelRefused
 from .kernel.packed.conntrack import Conntrack, decode_tuple
 from .kernel.packed.nft_elements import CutSet
@@ -51,7 +51,7 @@ class Cuts:
         if not fresh and not gone:
             return
         # First the sockets: nft would keep their last word, the reset, from leaving.
-        self.end(minor for minor in fresh)
+        self._end(fresh)
         elements = CutSet()
         try:
             elements.change([self._tag | m for m in fresh], [self._tag | m for m in gone])
@@ -61,20 +61,15 @@ class Cuts:
         finally:
             elements.close()
         self._minors = known - gone | fresh
-        self.end(minor for minor in fresh)
+        self._end(fresh)
 
-    def end(self, minors: Iterable[int]) -> None:
+    def _end(self, minors: Set[int]) -> None:
         """End all live TCP connections of these users whose sockets are on this host."""
+        marks = {self._tag | minor for minor in minors}
         conntrack = Conntrack()
         try:
-            for minor in minors:
-                entries = conntrack.dump(self._tag | minor, 0xFFFFFFFF)
-                flows = [decode_tuple(entry.tuple_raw) for entry in entries]
-                end_connections(flow for flow in flows if flow is not None)
+            entries = conntrack.dump_of(self._tag, OURS_MASK, marks)
         finally:
             conntrack.close()
-
-    def end_those(self, flows: Iterable[tuple[int, Flow]]) -> None:
-        """End those of ``flows``, just marked, whose users (their minors) are cut off."""
-        minors = self.minors
-        end_connections(flow for minor, flow in flows if minor in minors)
+        flows = (decode_tuple(entry.tuple_raw) for entry in entries)
+        end_connections(flow for flow in flows if flow is not None)

@@ -370,7 +370,7 @@ class Assigner:
                     and claim[6] is None
                 ):
                     repeated[source] = claim
-                elif claim.email and claim.email != (email := qualified(claim.email)):
+                elif (name := claim[2]) and (email := qualified(name)) is not name:
                     others.append(claim._replace(email=email))
                 else:
                     others.append(claim)

@@ -19,6 +19,7 @@ from ..core.policy.model import Limits
 from ..errors import Exhausted, KernelRefused
 from ..journal import Journal
 from ..kernel.packed.conntrack import mark_part
+from ..kernel.packed.sockets import end_connections
 from ..lock import Lock
 from ..shaping import Classes, Listed
 from ..state import State, StateError
@@ -360,9 +361,7 @@ class Registry:
         """End those connections, just marked, whose users are cut off."""
         try:
             if minors := self.classes.cuts.minors:
-                self.classes.cuts.end_those(
-                    [(r & MINOR, name(c, r)) for c, r in marked if r & MINOR in minors]
-                )
+                end_connections(name(c, r) for c, r in marked if r & MINOR in minors)
         except KernelRefused as error:
             self.refused(error)
 

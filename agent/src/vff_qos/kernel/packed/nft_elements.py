@@ -89,13 +89,23 @@ def encode_elements(
 ) -> bytes:
     """Request to add elements to ``name``, or to delete them (None: all there are); values are
     what `mark_of` or `limit_of` gave."""
+    if values is None:
+        return _encode(seq, name, None, delete)
+    elements = [
+        _element(key if len(key) == 4 else key + bytes(8), b"" if delete else value)
+        for key, value in values.items()
+    ]
+    return _encode(seq, name, elements, delete)
+
+
+def _element(key: bytes, value: bytes) -> bytes:
+    return nest(_LIST_ELEM, nest(_ELEM_KEY, attr(_DATA_VALUE, key)) + value)
+
+
+def _encode(seq: int, name: str, elements: list[bytes] | None, delete: bool = False) -> bytes:
+    """Request about packed elements; None: all there are."""
     body = set_name(name)
-    if values is not None:
-        elements = []
-        for key, value in values.items():
-            padded = key if len(key) == 4 else key + bytes(8)
-            element = nest(_ELEM_KEY, attr(_DATA_VALUE, padded))
-            elements.append(nest(_LIST_ELEM, element + (b"" if delete else value)))
+    if elements is not None:
         body += nest(_LIST_ELEMENTS, *elements)
     kind, flags = (_DELSETELEM, 0) if delete else (_NEWSETELEM, NLM_F_CREATE)
     return encode(seq, kind, flags | NLM_F_ACK, body)
@@ -238,7 +248,7 @@ class StaticMaps:
             for name, size in ((ENDS4, 4), (ENDS6, 16))
         ]
         requests: list[Encoder] = [
-            lambda seq, n=name: encode_elements(seq, n, None, True)  # type: ignore[misc]
+            lambda seq, n=name: _encode(seq, n, None, True)  # type: ignore[misc]
             for name in STATIC_MAPS
         ]
         for name, packed in parts:
@@ -269,15 +279,6 @@ def _interval_elements(intervals: Iterable[Interval], size: int) -> list[bytes]:
             end = attr(_ELEM_FLAGS, _BE32.pack(_INTERVAL_END))
             found.append(_element((high + 1).to_bytes(size, "big"), end))
     return found
-
-
-def _element(key: bytes, value: bytes) -> bytes:
-    return nest(_LIST_ELEM, nest(_ELEM_KEY, attr(_DATA_VALUE, key)) + value)
-
-
-def _encode(seq: int, name: str, elements: list[bytes]) -> bytes:
-    body = set_name(name) + nest(_LIST_ELEMENTS, *elements)
-    return encode(seq, _NEWSETELEM, NLM_F_CREATE | NLM_F_ACK, body)
 
 
 def clear_elements(*kinds: type[Elements] | type[StaticMaps]) -> None:

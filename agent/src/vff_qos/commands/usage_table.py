@@ -88,14 +88,7 @@ def read_usage(
         (others if key in _NOBODYS else users).append(one)
     for group in (users, others):
         group.sort(key=lambda one: natural(one["email"]))
-    return {
-        "since": query.since_s,
-        "until": min(query.until_s, now_s),
-        "by": by,
-        "read": accounts.read_until(),
-        "users": users,
-        "others": others,
-    }
+    return {**_head(node, query, by, now_s), "users": users, "others": others}
 
 
 def read_totals(
@@ -107,17 +100,21 @@ def read_totals(
     """
     now_s = time.time()
     query = _query(node, since, until, by, now_s)
-    accounts = node.state.accounts
-    found: dict[str, Any] = {
+    found = _head(node, query, by, now_s)
+    for name in ("users", "others"):
+        rows = node.state.accounts.totals(query.unit, query.first, query.end, users=name == "users")
+        found[name] = _amount(summed_up(rows, query), by)
+    return found
+
+
+def _head(node: Node, query: Query, by: str | None, now_s: float) -> dict[str, Any]:
+    """What a table is of."""
+    return {
         "since": query.since_s,
         "until": min(query.until_s, now_s),
         "by": by,
-        "read": accounts.read_until(),
+        "read": node.state.accounts.read_until(),
     }
-    for name in ("users", "others"):
-        rows = accounts.totals(query.unit, query.first, query.end, users=name == "users")
-        found[name] = _amount(summed_up(rows, query), by)
-    return found
 
 
 def _amount(spans: list[Span], by: str | None) -> dict[str, Any]:

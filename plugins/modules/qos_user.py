@@ -54,6 +54,9 @@ options:
   download:
     description: Download limit, such as V(50mbit).
     type: str
+  connections:
+    description: So many connections at most, such as V(200); what becomes of more, the plan says.
+    type: int
   unlimited:
     description: No limit but that of the node.
     type: bool
@@ -159,7 +162,7 @@ FILE = "users.yml"
 HEADER = (
     "# Written by the Ansible module vff.qos.qos_user; edits of what it does not manage are lost.\n"
 )
-LIMITS = ("plan", "upload", "download", "unlimited", "blocked", "cut")
+LIMITS = ("plan", "upload", "download", "connections", "unlimited", "blocked", "cut")
 #: What the policy calls it.
 CUT = {"blocked": "cut"}
 #: An override that ends this close to the wanted time is the wanted one.
@@ -414,7 +417,7 @@ def order_words(module: AnsibleModule, email: str, entry: Entry) -> list[str]:
             return [verb, email]
     if not entry:
         module.fail_json(msg="state limit needs one of: " + ", ".join(LIMITS))
-    return ["limit", email, *(word for key in entry for word in (f"--{key}", entry[key]))]
+    return ["limit", email, *(word for key in entry for word in (f"--{key}", str(entry[key])))]
 
 
 def main() -> None:
@@ -429,6 +432,7 @@ def main() -> None:
             "plan": {"type": "raw"},
             "upload": {"type": "str"},
             "download": {"type": "str"},
+            "connections": {"type": "int"},
             "unlimited": {"type": "bool"},
             "blocked": {"type": "bool"},
             "cut": {"type": "bool"},

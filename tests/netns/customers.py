@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 import struct
 import subprocess
+import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +61,30 @@ class Connection:
         """End it so that the same ends may be used again at once."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.sock.close()
+
+
+def is_reset(connection: Connection) -> bool:
+    """Whether it was ended: the peer may not have sent anything."""
+    connection.sock.setblocking(False)
+    try:
+        return connection.sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def lives(connection: Connection) -> bool:
+    """Whether what is sent reaches the node, which acknowledges it."""
+    connection.sock.send(b"alive")
+    eventually(lambda: is_reset(connection) or not unacknowledged(connection))
+    return not is_reset(connection)
+
+
+def unacknowledged(connection: Connection) -> int:
+    """Bytes that have been sent and not acknowledged (SIOCOUTQ of tcp(7))."""
+    found = fcntl.ioctl(connection.sock, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(found, sys.byteorder)
 
 
 class Site:

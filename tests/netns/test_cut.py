@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import socket
-import sys
-import termios
 
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.sockets import end_connections
 
-from .customers import CUSTOMERS, NODE, TCP, UDP, Connection, Site
+from .customers import CUSTOMERS, NODE, TCP, UDP, Connection, Site, is_reset, lives
 from .harness import cut_marks, eventually, run
 
 ALICE, BOB = "alice@x", "bob@x"
@@ -22,30 +19,6 @@ def given(site: Site, *emails: str, proto: int = TCP) -> list[Connection]:
     site.node.write(*(c.line(email) for c, email in zip(found, emails, strict=True)))
     eventually(lambda: site.holders(*found) == list(emails))
     return found
-
-
-def is_reset(connection: Connection) -> bool:
-    """Whether it was ended: the peer may not have sent anything."""
-    connection.sock.setblocking(False)
-    try:
-        return connection.sock.recv(1) == b""
-    except BlockingIOError:
-        return False
-    except ConnectionResetError:
-        return True
-
-
-def lives(connection: Connection) -> bool:
-    """Whether what is sent reaches the node, which acknowledges it."""
-    connection.sock.send(b"alive")
-    eventually(lambda: is_reset(connection) or not unacknowledged(connection))
-    return not is_reset(connection)
-
-
-def unacknowledged(connection: Connection) -> int:
-    """Bytes that have been sent and not acknowledged (SIOCOUTQ of tcp(7))."""
-    found = fcntl.ioctl(connection.sock, termios.TIOCOUTQ, bytes(4))
-    return int.from_bytes(found, sys.byteorder)
 
 
 def test_open_connections_end_at_once_and_the_neighbours_go_on(site: Site) -> None:

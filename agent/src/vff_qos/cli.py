@@ -164,6 +164,7 @@ def _order_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
             order.add_argument("--download", metavar="RATE", help="such as 5mbit")
             order.add_argument("--upload", metavar="RATE")
             order.add_argument("--plan", metavar="NAME", help="a plan of the policy")
+            order.add_argument("--connections", type=int, metavar="N", help="so many at most")
 
 
 def _policy_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -343,10 +344,11 @@ def _order(node: Node, args: argparse.Namespace) -> int:
     }
     entry = entries.get(args.command)
     if args.command == "limit":
-        given = {key: getattr(args, key) for key in ("plan", "upload", "download")}
+        keys = ("plan", "upload", "download", "connections")
+        given = {key: getattr(args, key) for key in keys}
         entry = {key: value for key, value in given.items() if value is not None}
         if not entry:
-            raise Refused("say what: --download RATE, --upload RATE or --plan NAME")
+            raise Refused("say what: --download RATE, --upload RATE, --plan NAME, --connections N")
     for_time = getattr(args, "for_time", None)
     try:
         for_s = None if for_time is None else parse_duration(for_time)

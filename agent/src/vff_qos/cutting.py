@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Set
 
-from .core.htb import OURS_MASK
+from .core.htb import ENDED_MINOR, OURS_MASK
 from .errors import KernelRefused
 from .kernel.packed.conntrack import Conntrack, decode_tuple
 from .kernel.packed.nft_elements import CutSet
@@ -22,6 +22,7 @@ class Cuts:
     def __init__(self, major: int) -> None:
         self._tag = major << 16
         self._minors: frozenset[int] | None = None
+        self._ends_marked = False
 
     @property
     def minors(self) -> frozenset[int]:
@@ -37,12 +38,21 @@ class Cuts:
             finally:
                 elements.close()
             tag = self._tag
-            self._minors = frozenset(mark & 0xFFFF for mark in marks if mark & ~0xFFFF == tag)
+            minors = {mark & 0xFFFF for mark in marks if mark & ~0xFFFF == tag}
+            self._ends_marked = ENDED_MINOR in minors
+            self._minors = frozenset(minors - {ENDED_MINOR})
         return self._minors
 
     def forget(self) -> None:
         """The kernel's set may be another by now."""
         self._minors = None
+
+    def end_marked(self) -> None:
+        """Have the table end what bears the mark of ended connections.  Raises KernelRefused."""
+        self.minors  # noqa: B018 - what the kernel has is read
+        if not self._ends_marked:
+            self._put([self._tag | ENDED_MINOR], [])
+            self._ends_marked = True
 
     def change(self, cut: set[int], others: set[int]) -> None:
         """Cut off the users of ``cut``, and nobody of ``others``.  Raises KernelRefused."""
@@ -52,16 +62,19 @@ class Cuts:
             return
         # First the sockets: nft would keep their last word, the reset, from leaving.
         self._end(fresh)
+        self._put([self._tag | m for m in fresh], [self._tag | m for m in gone])
+        self._minors = known - gone | fresh
+        self._end(fresh)
+
+    def _put(self, marks: list[int], gone: list[int]) -> None:
         elements = CutSet()
         try:
-            elements.change([self._tag | m for m in fresh], [self._tag | m for m in gone])
+            elements.change(marks, gone)
         except KernelRefused:
             self.forget()
             raise
         finally:
             elements.close()
-        self._minors = known - gone | fresh
-        self._end(fresh)
 
     def _end(self, minors: Set[int]) -> None:
         """End all live TCP connections of these users whose sockets are on this host."""

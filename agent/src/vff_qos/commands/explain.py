@@ -23,6 +23,7 @@ from ..core.htb import (
 from ..core.owners import Owner
 from ..core.policy.model import Limits, Policy
 from ..core.policy.overrides import Override
+from ..core.policy.terms import EVICT
 from ..core.policy.usage import Level, Usage, levels
 from ..core.settings import Settings
 from ..core.units import format_duration, format_rate, format_size
@@ -213,6 +214,7 @@ def render(found: dict[str, Any]) -> str:
     if found["suspended"]:
         lines.append("SUSPENDED: nobody is limited ('vff-qos enable' ends it)")
     lines.append(f"decided by: {_decision(found)}")
+    lines += _render_connections(found)
     lines.append("strongest first:")
     for override in found["overrides"]:
         data = {key: value for key, value in override.items() if key != "in_force"}
@@ -234,6 +236,19 @@ def render(found: dict[str, Any]) -> str:
             f"{holding['delay_ms']:g} ms in the queue, held by {holding['by']}"
         )
     return "\n".join([*lines, *_render_flows(found["flows"])])
+
+
+def _render_connections(found: dict[str, Any]) -> list[str]:
+    """How many connections there may be; what the kernel lists also counts those just closed."""
+    limits = Limits(**found["limits"])
+    if limits.connections is None:
+        return []
+    ends = "those silent for longest end" if limits.over_connections == EVICT else "new ones end"
+    have = found["class"]["flows"] if found["class"] else 0
+    return [
+        f"connections: {limits.connections} at most, of more {ends}; the kernel lists {have}, "
+        "those just closed included"
+    ]
 
 
 def _render_flows(flows: list[dict[str, Any]]) -> list[str]:

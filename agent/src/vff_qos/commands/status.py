@@ -215,6 +215,11 @@ def _render_follower(status: dict[str, Any]) -> list[str]:
             f"services and networks: {follower['static_in_force']} of "
             f"{follower['static_identities']} in force"
         )
+    if "connections_evicted" in follower:
+        lines.append(
+            f"too many connections: {follower['connections_evicted']} evicted, "
+            f"{follower['connections_refused']} refused"
+        )
     if "early_addresses" in follower:
         lines.append(
             f"early shaping: {follower['early_addresses']} addresses, "

@@ -42,6 +42,7 @@ FIELDS = {
     "ACTIONS": "how many things were done",
     "CHANGES": "what was done, one thing or one on each line",
     "COUNT": "how many",
+    "LIMIT": "how many there may be",
     "KIND": "the name of an event",
     "ERROR": "what has failed, in the words of whoever refused it",
     "EFFECT": "what follows from it",
@@ -287,6 +288,16 @@ UNTOLD = JournalEvent(
     "{count} more entries of the kind {kind} within a minute were left out",
     "The same thing has happened again and again, or to very many users at once. The journal has "
     "the first entries of each minute; 'vff-qos status' and 'vff-qos explain' know the rest.",
+)  # fmt: skip
+
+CONNECTIONS = JournalEvent(
+    0x70, "connections", NOTICE, "{email} has too many connections",
+    "{email} has more than {limit} connections: {effect}",
+    "The user's plan says how many connections they may have (connections), and what becomes of "
+    "more (over_connections). It is told once a minute for each of them.",
+    "Nothing, if that is what you want. One that is hit again and again may need a higher number: "
+    "a browser or a phone has 50 to 150.",
+    more=("mark",), bound=ONCE,
 )  # fmt: skip
 
 # -- policy and settings -------------------------------------------------------------------------

@@ -18,6 +18,8 @@ LAST_USER_MINOR = 0xFFFB
 #: Classes that many share: restricted flows, newcomers when all minors are taken.
 RESTRICTED_MINOR, SHARED_MINOR = 0xFFFC, 0xFFFD
 UNCLASSIFIED_MINOR = 0xFFFE
+#: In the marks of connections that were ended; no class has it.
+ENDED_MINOR = 0xFFFF
 
 TAG_MASK = 0xFFFF0000
 MINOR_MASK = 0x0000FFFF

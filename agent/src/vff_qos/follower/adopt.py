@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from ..core.flows.mirror import Heard
-from ..core.htb import MINOR_MASK, OURS_MASK, PROVISIONAL
+from ..core.htb import ENDED_MINOR, MINOR_MASK, OURS_MASK, PROVISIONAL
 from ..core.owners import ACTIVE
 from ..kernel.packed.conntrack import Conntrack, Entry, decode_tuple
 from .flow_table import FlowTable
@@ -31,6 +31,8 @@ def adopt(
     marked: dict[int, int] = {}
     unowned, provisional = set(), set()
     for mark, count in Counter(conntrack.dump_marks(tag, OURS_MASK)).items():
+        if mark & MINOR_MASK == ENDED_MINOR:
+            continue
         owner = registry.owner(mark & MINOR_MASK)
         if owner is None:
             unowned.add(mark)

@@ -32,6 +32,7 @@ from ..core.flows.record import (
     RESTRICTED,
     rank,
 )
+from ..core.htb import ENDED_MINOR
 from ..core.identities import Identities
 from ..core.minor_table import MinorTable
 from ..core.names import Names
@@ -53,6 +54,7 @@ from .adopt import adopt
 from .bookkeeping import Bookkeeping
 from .early import EarlyShaping
 from .flood_guard import FloodGuard
+from .flow_limits import FlowLimits
 from .flow_table import FlowTable
 from .judging import Judging
 from .known import EMAIL, KnownWords
@@ -125,6 +127,10 @@ class Assigner:
         self._marking = Marking(
             settings, self._registry, self._flows, self._known, self._vouchers, self._conntrack,
             self.counts, self._judging.shared, steady_clock,
+        )  # fmt: skip
+        self._limits = FlowLimits(
+            settings.major, self._registry, self._flows, self._marking, self._conntrack, journal,
+            steady_clock,
         )  # fmt: skip
         self._plain_words = PlainWords(
             self._judging.plain, self._registry, self._flows, self._known, self._vouchers,
@@ -216,6 +222,7 @@ class Assigner:
                 now,
             )
             self._marking.carry_out(heard)
+            self._renew_limits()
             wanted = marked.keys() | mirror.wanted_minors()
             if later:
                 self._may_be_outdated = True
@@ -269,7 +276,7 @@ class Assigner:
         statics.give()
         if statics.identities:
             self._pool.look_again()
-        self._flows.mirror.fixed = statics.minors
+        self._flows.mirror.fixed = statics.minors | {ENDED_MINOR}
         return statics.write(self._flows.ends)
 
     def tend_statics(self) -> None:
@@ -307,6 +314,7 @@ class Assigner:
             self._load()
             if self._registry.is_suspended():
                 raise Suspended
+            self._limits.renew()
         self._lock.changed_hands = False
 
     # -- what the kernel says ---------------------------------------------------------------------
@@ -318,6 +326,11 @@ class Assigner:
             with self._lock:
                 self._refresh()
                 self._marking.carry_out(heard)
+                self._limits.settle()
+        elif self._limits.has_work:
+            with self._lock:
+                self._refresh()
+                self._limits.settle()
 
     def saw_strangers(self, strangers: list[Stranger]) -> None:
         """Lines that bear strangers' text were read.  Raises Suspended."""
@@ -393,6 +406,7 @@ class Assigner:
         for claim, client in ends:
             self._judging.judge(claim, client, round_)
         self._marking.finish(round_)
+        self._limits.settle()
         if self._early is not None and self._early.users.removed:
             self._write_early()  # the next connection from there may already be on its way
 
@@ -412,6 +426,16 @@ class Assigner:
         wanted = [(c, tag(claim.detour)) for claim, c in ends if c is not None and not find(c)]
         if wanted:
             self._flows.look_up(wanted)
+
+    # -- how many flows one user may have ---------------------------------------------------------
+
+    def _renew_limits(self) -> None:
+        """The policy, orders or identities may say something else."""
+        ports = self._statics.counted_ports()
+        if ports != self._flows.static_ports:
+            self._marking.carry_out(self._flows.hear_static(ports))
+        self._limits.renew()
+        self._limits.settle()
 
     # -- classes in advance -----------------------------------------------------------------------
 
@@ -454,10 +478,11 @@ class Assigner:
     def tend_flows(self) -> None:
         """Once a second: what keeps the mirror true.  Raises Suspended."""
         heard = self._flows.tend()
-        if heard:
+        if heard or self._limits.has_work:
             with self._lock:
                 self._refresh()
                 self._marking.carry_out(heard)
+                self._limits.settle()
 
     def keep_time(self) -> None:
         """Once a second: take over what other processes ordered, end overrides in time."""
@@ -468,6 +493,7 @@ class Assigner:
             with self._lock:
                 self._refresh()
                 self._orders.end_due()
+                self._renew_limits()
 
     def tell_users(self) -> None:
         """Once a second: tell of users who came since, when no claim waits for it."""
@@ -512,6 +538,7 @@ class Assigner:
             registry.classes.recount(owners)
             changed = registry.classes.outdated(filter(registry.is_shaped, owners))
             registry.ensure(changed)
+            self._renew_limits()
         tell_limits(self._journal, events.LIMITS_CHANGED, registry.classes, changed)
         return len(changed)
 
@@ -575,6 +602,7 @@ class Assigner:
         with self._lock:
             self._refresh()
             self._orders.order(begin, end)
+            self._renew_limits()
 
     @property
     def named(self) -> array[int]:
@@ -599,6 +627,8 @@ class Assigner:
             counts["static_identities"] = len(self._statics.identities.keys)
             counts["static_in_force"] = self._statics.in_force
             counts["static_moved"] = self._statics.moved
+        if flows.mirror.changes is not None:
+            counts.update(vars(self._limits.counts))
         if self._guard is not None:
             counts["floods_paced"], counts["floods_held"] = self._guard.paced, self._guard.held
         if self._early is not None:

@@ -13,7 +13,8 @@ from ..core.flows.ends import FlowSeen, ServiceEnds
 from ..core.flows.meeting import Tags, Written
 from ..core.flows.mirror import TCP_PROTO, UDP_PROTO, Heard, Held, Mirror
 from ..core.flows.record import PORT_SHIFT, UDP
-from ..core.settings import Settings
+from ..core.htb import OURS_MASK
+from ..core.settings import PortRange, Settings
 from ..errors import KernelRefused
 from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack, pack_mark, surround
@@ -50,11 +51,15 @@ class FlowTable:
         """``clock`` never goes back; ``is_restricted`` knows minors that flows in doubt share."""
         # Births are counted since the clock began: flows are older than we are.
         self.mirror = Mirror(settings.major)
+        self._tag = settings.major << 16
         self.tags = Tags()
         self.look_ups = self.skipped = self.losses = 0
         self._settings, self._conntrack, self._journal = settings, conntrack, journal
         self._is_restricted, self._clock = is_restricted, clock
         self._ends = ServiceEnds(settings.service_ports, addresses)
+        #: Ports of services whose flows are counted: of these only what bears a mark is heard.
+        self.static_ports: tuple[PortRange, ...] = ()
+        self._heard_ends = self._ends
         self._events: FlowEvents | None = None
         self._recent_losses: list[float] = []
         self._without_until = 0.0
@@ -91,7 +96,7 @@ class FlowTable:
             self._tell("net.netfilter.nf_conntrack_events is 0", ". Set it to 2")
             return
         try:
-            self._events = FlowEvents(self._ends)
+            self._events = FlowEvents(self._heard_ends)
         except KernelRefused as error:
             self._tell(str(error))
 
@@ -107,9 +112,29 @@ class FlowTable:
         if ends == self._ends:
             return Heard()
         self._ends = ends
+        return self._hear()
+
+    def hear_static(self, ports: tuple[PortRange, ...]) -> Heard:
+        """Hear of the flows to these ports of services, too."""
+        self.static_ports = ports
+        return self._hear()
+
+    def _hear(self) -> Heard:
+        self._heard_ends = self._ends
+        if self.static_ports and self._ends.ports:  # else all ports are heard of
+            ports = (*self._ends.ports, *self.static_ports)
+            self._heard_ends = ServiceEnds(ports, self._ends.addresses)
         if self._events is not None:
-            self._events.set_ends(ends)
+            self._events.set_ends(self._heard_ends)
         return self.compare(lossy=True)
+
+    def _of_table(self, seen: FlowSeen) -> bool:
+        """Whether a flow belongs here: a line of text must name no flow of other ports."""
+        if self._heard_ends is self._ends:
+            return True
+        return seen.mark & OURS_MASK == self._tag or self._ends.serves(
+            int.from_bytes(seen.ours[-2:], "big")
+        )
 
     def drain(self) -> Heard:
         """Take over all events that have been sent until now."""
@@ -124,7 +149,10 @@ class FlowTable:
             except KernelRefused as error:
                 self._do_without(str(error))
                 return heard
-            heard.add(self.mirror.apply(drained.events, self._clock(), since_s=self._empty_s))
+            told: Iterable[tuple[bool, FlowSeen]] = drained.events
+            if self._heard_ends is not self._ends:
+                told = [event for event in told if self._of_table(event[1])]
+            heard.add(self.mirror.apply(told, self._clock(), since_s=self._empty_s))
             lost |= drained.lost
             if not drained.more:
                 self._empty_s = began
@@ -177,7 +205,11 @@ class FlowTable:
         lossy |= self._is_incomplete
         try:
             heard = self.mirror.resync(
-                dump_flows(self._ends), self._clock(), self._is_restricted, lossy, offset_s
+                filter(self._of_table, dump_flows(self._heard_ends)),
+                self._clock(),
+                self._is_restricted,
+                lossy,
+                offset_s,
             )
         except KernelRefused as error:
             self._is_incomplete = lossy
@@ -189,9 +221,8 @@ class FlowTable:
             began = self._clock()
             drained = self._events.drain()
             now = self._clock()
-            heard.add(
-                self.mirror.apply(drained.events, now, after_dump=True, since_s=self._empty_s)
-            )
+            told = (event for event in drained.events if self._of_table(event[1]))
+            heard.add(self.mirror.apply(told, now, after_dump=True, since_s=self._empty_s))
             if not drained.more:
                 self._empty_s = began
             # Until then flows may be missing that nobody will tell of again.

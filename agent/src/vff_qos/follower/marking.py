@@ -53,7 +53,7 @@ class Marking:
     def carry_out(self, heard: Heard) -> None:
         """Set marks that are missing, hand on those of flows that continue others."""
         for client in heard.forgotten:
-            self._forget(client)
+            self.forget(client)
         if heard.foreign:
             self._careful_until = self._clock() + _CAREFUL_S
         mirror, counts = self._flows.mirror, self._counts
@@ -85,14 +85,14 @@ class Marking:
 
     def failed(self, client: bytes, record: int, code: int) -> None:
         self._flows.mirror.remove(client, record)
-        self._forget(client)
+        self.forget(client)
         if code == errno.ENOENT:
             self._counts.no_flow += 1
             return
         name = self._flows.mirror.flow(client, record)
         self._registry.refused(KernelRefused(code, f"setting the mark of {name}"))
 
-    def _forget(self, client: bytes) -> None:
+    def forget(self, client: bytes) -> None:
         """No repetition of words on flows from this end is known any more."""
         self._known.forget((client, *spellings_of(client)))
 
@@ -109,7 +109,7 @@ class Marking:
             client = words[index][CLIENT]
             for record in self._flows.mirror.find(client):
                 self._flows.mirror.remove(client, record)
-            self._forget(client)
+            self.forget(client)
             if code != errno.ENOENT:
                 what = f"setting the mark of {spellings_of(client)[0].decode()}"
                 self._registry.refused(KernelRefused(code, what))
@@ -167,6 +167,6 @@ class Marking:
                 mirror.put(client, after | remembered)
             else:
                 if before & REMEMBERED:
-                    self._forget(client)
+                    self.forget(client)
                 mirror.put(client, after)
         registry.end_cut(mirror.flow, [(g.client, g.after) for g in given])

@@ -13,6 +13,7 @@ from ..core.claims.email import decode_email
 from ..core.flow import Flow
 from ..core.flows.mirror import Held
 from ..core.flows.record import MINOR
+from ..core.htb import ENDED_MINOR
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.owners import ACTIVE, QUARANTINE, RESTRICTED_KEY, Minors, Owner
 from ..core.policy.model import Limits
@@ -251,7 +252,7 @@ class Registry:
     def is_restricted(self, minor: int) -> bool:
         """Whether a class is none of a user: any word frees its flows."""
         owner = self.owner(minor)
-        return owner is None or not owner.is_user
+        return minor != ENDED_MINOR and (owner is None or not owner.is_user)
 
     def freed(self, minor: int, owner: Owner) -> None:
         """A flow has left the restricted class ``minor``, because it is ``owner``'s."""

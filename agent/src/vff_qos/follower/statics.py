@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from ..core import events
 from ..core.flows.ends import ServiceEnds
-from ..core.htb import OURS_MASK
+from ..core.htb import ENDED_MINOR, MINOR_MASK, OURS_MASK
 from ..core.identities import Identities, StaticFlows
-from ..core.settings import Settings
+from ..core.settings import PortRange, Settings, merge_ranges
 from ..errors import Exhausted, KernelRefused
 from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack, decode_tuple
@@ -62,6 +62,17 @@ class Statics:
         """Minors of all that have one."""
         owners = (self._registry.of_email(key.encode()) for key in self.identities.keys)
         return frozenset(owner.minor for owner in owners if owner is not None)
+
+    def counted_ports(self) -> tuple[PortRange, ...]:
+        """Ports of services the number of whose connections is limited."""
+        classes = self._registry.classes
+        if not (classes.policy.counts_flows or classes.overrides.counts_flows):
+            return ()
+        ports: list[PortRange] = []
+        for service in self.identities.services:
+            if self._registry.limits_of(service.key.encode()).counts_flows:
+                ports += service.ports
+        return merge_ranges(ports)
 
     def give(self) -> None:
         """Minors for all of them, and classes for the first that have none."""
@@ -123,7 +134,8 @@ class Statics:
         tag = self._settings.major << 16
         wrong = []
         for entry in self._conntrack.dump():
-            if entry.mark and entry.mark & OURS_MASK != tag:
+            ended = entry.mark & MINOR_MASK == ENDED_MINOR
+            if ended or (entry.mark and entry.mark & OURS_MASK != tag):
                 continue
             flow = decode_tuple(entry.tuple_raw)
             mark = static_flows.mark(flow, ends) if flow is not None else 0

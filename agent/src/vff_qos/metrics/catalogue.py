@@ -191,6 +191,11 @@ NODE = (
              "status: connections", _status("follower", "flows_known")),
     MetricOf("connections_claimed", GAUGE, "Those of them that are somebody's.",
              "status: connections", _status("follower", "flows_claimed")),
+    MetricOf("connections_ended_total", COUNTER,
+             "Connections that were ended because their user had too many: the silent ones "
+             "(evicted) or the new ones (refused).", "status: too many connections",
+             _counts({"evicted": "connections_evicted", "refused": "connections_refused"}),
+             ("reason",)),
     MetricOf("event_losses_total", COUNTER, "How often the kernel's events were lost.",
              "status: connections", _status("follower", "flows_lost_events")),
     MetricOf("repairs_total", COUNTER, "How often the agent made whole what others broke.",

@@ -18,7 +18,7 @@ from sys import getsizeof
 
 from ..claims.trust import ADOPTED, DOUBTED, FIXED, WEAK, address_key
 from ..flow import Flow
-from ..htb import MINOR_MASK, TAG_MASK
+from ..htb import ENDED_MINOR, MINOR_MASK, TAG_MASK
 from ..htb import PROVISIONAL as PROVISIONAL_MARK
 from .ends import FlowSeen
 from .record import (
@@ -134,12 +134,16 @@ class Mirror:
         # What a comparison that failed would have said, and handed on.
         self._unsaid: list[bytes] = []
         self._undecided: list[Held] = []
-        #: Minors of static identities: their flows are theirs, whatever is said.
-        self.fixed: frozenset[int] = frozenset()
+        #: Minors of static identities, and that of ended flows: theirs they are, whatever is said.
+        self.fixed: frozenset[int] = frozenset((ENDED_MINOR,))
         # Flows of users whose mark others have overwritten, as comparisons have found.
         self._robbed: set[Held] = set()
         #: Flows that were forgotten because of their number since the table was last compared.
         self.evicted = 0
+        #: What became somebody's or nobody's: the client's end, the record before and now (0: no
+        #: flow).  None while nobody asks; `anew` says that all may be different.
+        self.changes: list[tuple[bytes, int, int]] | None = None
+        self.anew = False
         #: New flows seen, and ended ones.
         self.born = self.ended = 0
 
@@ -171,6 +175,8 @@ class Mirror:
         if self._young.pop(client, None) is None:
             self._old.pop(client, None)
         self._claimed[client] = record
+        if self.changes is not None:
+            self.changes.append((client, 0, record))
         if record & UDP:
             self._move(client, 0, record)
 
@@ -217,6 +223,12 @@ class Mirror:
                     if record & MINOR:
                         yield client, record
 
+    def watch(self, on: bool) -> None:
+        """Keep `changes`, or do not."""
+        if on != (self.changes is not None):
+            self.changes = [] if on else None
+            self.anew = on
+
     def wanted_minors(self) -> set[int]:
         """Minors whose marks flows bear, or will get back when they wake up."""
         wanted = {record & MINOR for _client, record in self.claimed_flows()}
@@ -247,6 +259,8 @@ class Mirror:
             del flows[client]
             flows = self._claimed
         flows[client] = new
+        if self.changes is not None and (was ^ record) & (MINOR | PROVISIONAL):
+            self.changes.append((client, was, record))
         if end & UDP:
             self._move(client, was, record)
 
@@ -346,6 +360,7 @@ class Mirror:
         """
         # Records move from the old tables to new ones, so that they are never there twice.
         left = self._all()
+        asked, self.changes = self.changes is not None, None
         self.evicted = 0
         self._claimed, self._young, self._old = {}, {}, {}
         self._neighbours = {}
@@ -360,6 +375,9 @@ class Mirror:
                     for record in _records(entry):
                         self._enter(client, record)
             raise
+        finally:
+            # Not each of them: whoever asks counts anew.
+            self.anew, self.changes = True, [] if asked else None
         heard.forgotten += [
             client
             for flows in left
@@ -548,6 +566,8 @@ class Mirror:
                     self._next_generation()
                 flows = self._young
         flows[client] = entry
+        if self.changes is not None and record & MINOR:
+            self.changes.append((client, 0, record))
         if record & UDP:
             self._move(client, 0, record)
 
@@ -572,6 +592,8 @@ class Mirror:
                 left = tuple(r for r in entry if r & END != end)  # type: ignore[union-attr]
                 flows[client] = left[0] if len(left) == 1 else left
             break
+        if self.changes is not None and record & MINOR:
+            self.changes.append((client, record, 0))
         if record & UDP:
             self._move(client, record, 0)
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..names import Names, is_hash
-from .terms import CUT, Terms
+from .terms import CUT, EVICT, Terms
 
 #: Both directions of a blocked user: connections live, and nothing can be done with them.
 BLOCKED_BPS = 8_000
@@ -27,6 +27,9 @@ class Limits(NamedTuple):
 
     ``guaranteed_bps`` and ``burst_bytes``: None for what the class's other numbers give;
     ``leaf``: empty for the node's; ``cut``: blocked, and connections end at once.
+
+    ``connections``: so many live ones at most (None: any number), and what `over_connections` does
+    with more: EVICT or REFUSE.
     """
 
     upload_bps: int | None
@@ -37,6 +40,13 @@ class Limits(NamedTuple):
     leaf: str = ""
     blocked: bool = False
     cut: bool = False
+    connections: int | None = None
+    over_connections: str = EVICT
+
+    @property
+    def counts_flows(self) -> bool:
+        """Whether the user's flows must be counted."""
+        return self.connections is not None
 
 
 def lowest_of(limits: Iterable[Limits]) -> Limits:
@@ -194,6 +204,13 @@ class Policy:
         return any(limits.cut for limits in rules)
 
     @cached_property
+    def counts_flows(self) -> bool:
+        """Whether anybody's number of connections is limited."""
+        rules = [self.default, *self.users.values(), *(p.limits for p in self.patterns)]
+        plans = any(names_flow_limits(layer) for layer in self.plans.values())
+        return plans or any(limits.counts_flows for limits in rules)
+
+    @cached_property
     def max_weight(self) -> int:
         """The largest weight that anybody may have."""
         rules = [self.default, *self.users.values(), *(p.limits for p in self.patterns)]
@@ -235,6 +252,8 @@ _FIELDS = {
     "burst": "burst_bytes",
     "leaf": "leaf",
     "blocked": "blocked",
+    "connections": "connections",
+    "over_connections": "over_connections",
 }
 
 
@@ -251,6 +270,11 @@ def merge(base: Limits, layers: Iterable[Layer]) -> Limits:
         leaf, cut = values["leaf"], blocked == CUT
         return Limits(BLOCKED_BPS, BLOCKED_BPS, leaf=leaf, blocked=True, cut=cut)
     return Limits(**values)
+
+
+def names_flow_limits(layer: Layer) -> bool:
+    """Whether a layer limits how many flows somebody has."""
+    return "connections" in layer
 
 
 def unblocked(layer: Layer) -> Layer:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from .model import Layer, Limits, Policy, lowest_of
+from .model import Layer, Limits, Policy, lowest_of, names_flow_limits
 from .parse import parse_layer
 from .terms import CUT
 
@@ -67,6 +67,12 @@ class Overrides:
     def name_guarantees(self) -> bool:
         """Whether one of them names a guaranteed rate itself."""
         return any("guaranteed" in layer for p in self.by_email.values() for _o, layer in p)
+
+    @cached_property
+    def counts_flows(self) -> bool:
+        """Whether one of them itself limits how many connections somebody has."""
+        layers = [layer for pairs in self.by_email.values() for _order, layer in pairs]
+        return any(map(names_flow_limits, layers))
 
     @cached_property
     def cut(self) -> bool:

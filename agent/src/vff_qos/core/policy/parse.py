@@ -18,25 +18,33 @@ from ..htb import MAX_WEIGHT
 from ..settings import LEAVES
 from ..units import format_rate, parse_rate, parse_size
 from .model import DEFAULT_LIMITS, Layer, Limits, Pattern, Policy, base_limits, merge
-from .terms import CUT, Terms, parse_terms
+from .terms import CUT, EVICT, REFUSE, Terms, parse_terms
 from .terms import KEYS as TERMS_KEYS
 
 MAX_PATTERNS = 1_000
+#: As many as one address has ports.
+MAX_CONNECTIONS = 65_536
 
 _PLAN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _YAML_WORDS = ("y", "yes", "n", "no", "on", "off", "true", "false", "null")
 
 
-def _weight(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_WEIGHT:
-        raise ValueError(f"{value!r} is not a whole number from 1 to {MAX_WEIGHT}")
-    return value
+def _number(low: int, high: int) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"{value!r} is not a whole number from {low} to {high}")
+        return value
+
+    return read
 
 
-def _leaf(value: object) -> str:
-    if value not in LEAVES:
-        raise ValueError(f"{value!r} is not one of {', '.join(LEAVES)}")
-    return str(value)
+def _one_of(*allowed: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
+        return str(value)
+
+    return read
 
 
 def _flag(value: object) -> bool:
@@ -58,11 +66,13 @@ _KEYS: dict[str, Callable[[object], Any]] = {
     "upload": parse_rate,
     "download": parse_rate,
     "guaranteed": parse_rate,
-    "weight": _weight,
+    "weight": _number(1, MAX_WEIGHT),
     "burst": parse_size,
-    "leaf": _leaf,
+    "leaf": _one_of(*LEAVES),
     "unlimited": _flag,
     "blocked": _blocked,
+    "connections": _number(1, MAX_CONNECTIONS),
+    "over_connections": _one_of(EVICT, REFUSE),
 }
 #: What a plan may say.
 PLAN_KEYS = (*_KEYS, *TERMS_KEYS)

@@ -14,6 +14,8 @@ BOTH, UPLOAD, DOWNLOAD = "both", "upload", "download"
 DAY, MONTH = "day", "month"
 #: Where a penalty leads that is no plan.
 BLOCKED, CUT = "blocked", "cut"
+#: What becomes of connections above their number: those idle for longest end, or the new ones do.
+EVICT, REFUSE = "evict", "refuse"
 
 #: What a plan may say of this.
 KEYS = ("fair_use", "quota")

@@ -266,16 +266,23 @@ class Conntrack:
 
     def get_marks(self, prepared: list[bytes]) -> list[int | None]:
         """The mark that each request's flow has now; None where the table has no such flow."""
+        return self.get(prepared, decode_mark)
+
+    def get(self, prepared: list[bytes], made: Callable[[bytes], Decoded]) -> list[Decoded | None]:
+        """``made`` of the entry of each request's flow; None where the table has no such flow.
+
+        Raises KernelRefused.
+        """
         errors, answers = self._send(prepared, _CT_GET)
         for index, code in errors.items():
             if code != errno.ENOENT:
                 raise KernelRefused(
                     code, f"reading the conntrack entry of {unpack(prepared[index])[0]}"
                 )
-        marks: list[int | None] = [None] * len(prepared)
+        found: list[Decoded | None] = [None] * len(prepared)
         for index, _kind, payload in answers:
-            marks[index] = decode_mark(payload)
-        return marks
+            found[index] = made(payload)
+        return found
 
     def set_marks(self, prepared: list[bytes]) -> dict[int, int]:
         """Set marks; {index: errno} of those that failed (ENOENT: the flow is gone)."""

@@ -1,0 +1,232 @@
+"""How many flows one user may have: counted as they come and go, and brought down to the plan.
+
+Flows of users whose plan says nothing of it cost nothing here; without such a plan nothing at all
+is kept.  A decision looks at the flows that have been silent for longest (core/flows/quietest.py),
+never at all of them.  An ended flow bears a mark of its own as long as it lives, so that the
+kernel's table remembers what was decided, whatever becomes of the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..core import events
+from ..core.claims.trust import FIXED
+from ..core.flows.mirror import Held
+from ..core.flows.quietest import Life, Quietest, Timeouts, name
+from ..core.flows.record import MINOR, PROVISIONAL, REMEMBERED, owned
+from ..core.htb import ENDED_MINOR, classid
+from ..core.owners import Owner
+from ..core.policy.model import Limits
+from ..core.policy.terms import EVICT
+from ..errors import KernelRefused
+from ..journal import Journal
+from ..kernel.packed.conntrack import Conntrack
+from ..kernel.packed.flow_life import decode_life, read_timeouts
+from ..kernel.packed.sockets import end_connections
+from .flow_table import FlowTable
+from .marking import Marking
+from .registry import Registry
+
+#: A queue has room for so many flows that are gone, beside as many as live.
+_ROOM = 64
+
+
+@dataclass
+class FlowCounts:
+    """What was done, for ``status``."""
+
+    connections_evicted: int = 0
+    connections_refused: int = 0
+
+
+class FlowLimits:
+    """Keeps users to their number of flows.  The caller holds the lock."""
+
+    def __init__(
+        self,
+        major: int,
+        registry: Registry,
+        flows: FlowTable,
+        marking: Marking,
+        conntrack: Conntrack,
+        journal: Journal,
+        clock: Callable[[], float],
+    ) -> None:
+        """``clock`` never goes back."""
+        self.counts = FlowCounts()
+        self._mark = classid(major, ENDED_MINOR)
+        self._registry, self._flows, self._marking = registry, flows, marking
+        self._conntrack, self._journal, self._clock = conntrack, journal, clock
+        self._timeouts = Timeouts()
+        # By minor: whose it is and what they may have; how many flows live; those at their limit.
+        self._known: dict[int, tuple[Owner | None, Limits | None]] = {}
+        self._living: dict[int, int] = {}
+        self._queues: dict[int, Quietest] = {}
+        # Flows that the table still has, and through which nothing passes any more.
+        self._over: set[Held] = set()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `settle` has something to do."""
+        mirror = self._flows.mirror
+        return bool(mirror.changes) or (mirror.anew and mirror.changes is not None)
+
+    def renew(self) -> None:
+        """The policy, orders or the kernel's table may be others: count anew with `settle`."""
+        classes, mirror = self._registry.classes, self._flows.mirror
+        is_wanted = classes.policy.counts_flows or classes.overrides.counts_flows
+        if not is_wanted and mirror.changes is None:
+            return
+        mirror.watch(is_wanted)
+        mirror.anew = True
+        if not is_wanted:
+            self._forget()
+            return
+        try:
+            self._timeouts = read_timeouts()
+            classes.cuts.end_marked()
+        except KernelRefused as error:
+            self._registry.refused(error)
+
+    def _forget(self) -> None:
+        self._known, self._living, self._queues, self._over = {}, {}, {}, set()
+
+    # -- counting ---------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Take over what became whose, and end what is too much."""
+        mirror = self._flows.mirror
+        changes = mirror.changes
+        if changes is None or not self.has_work:
+            return
+        mirror.changes = []
+        new: dict[int, list[Held]] = {}
+        if mirror.anew:
+            mirror.anew = False
+            self._recount()
+            new = {minor: [] for minor in self._living}
+        else:
+            for client, was, now in changes:
+                before, after = _holder(was), _holder(now)
+                if before == after:
+                    continue
+                if before and self._limits(before) is not None:
+                    self._lose(before, client, was)
+                if after and self._limits(after) is not None:
+                    self._gain(after, client, now)
+                    new.setdefault(after, []).append((client, now))
+        for minor, held in new.items():
+            limits = self._limits(minor)
+            if limits is not None and limits.connections is not None:
+                self._keep_to(minor, limits, limits.connections, held)
+
+    def _recount(self) -> None:
+        self._forget()
+        for _client, record in self._flows.mirror.claimed_flows():
+            minor = _holder(record)
+            if minor and self._limits(minor) is not None:
+                self._living[minor] = self._living.get(minor, 0) + 1
+
+    def _limits(self, minor: int) -> Limits | None:
+        """What the user of a minor may have; None without a word on flows."""
+        owner = self._registry.owner(minor)
+        known = self._known.get(minor)
+        if known is not None and known[0] is owner:
+            return known[1]
+        limits = self._registry.classes.limits(owner) if owner is not None else None
+        if owner is None or not owner.is_user or limits is None or not limits.counts_flows:
+            limits = None
+        self._known[minor] = owner, limits
+        return limits
+
+    def _gain(self, minor: int, client: bytes, record: int) -> None:
+        self._living[minor] = self._living.get(minor, 0) + 1
+        self._over.discard(name(client, record))
+        queue = self._queues.get(minor)
+        if queue is not None:
+            queue.add(client, record)
+            if len(queue) > 2 * self._living[minor] + _ROOM:
+                queue.prune(self._flows.mirror.still)
+
+    def _lose(self, minor: int, client: bytes, record: int) -> None:
+        flow = name(client, record)
+        if flow in self._over:
+            self._over.remove(flow)
+            return
+        left = self._living.get(minor, 0) - 1
+        if left > 0:
+            self._living[minor] = left
+        else:
+            self._living.pop(minor, None)
+        limits = self._limits(minor)
+        if limits is None or left < (limits.connections or 0) // 2:
+            self._queues.pop(minor, None)
+
+    # -- deciding ---------------------------------------------------------------------------------
+
+    def _keep_to(self, minor: int, limits: Limits, most: int, new: list[Held]) -> None:
+        """``new``: flows that have come since the last look, the latest last."""
+        excess = self._living.get(minor, 0) - most
+        if excess <= 0:
+            return
+        evict = limits.over_connections == EVICT
+        if minor not in self._queues:
+            held = self._flows.mirror.claimed_flows()
+            self._queues[minor] = Quietest((c, r) for c, r in held if _holder(r) == minor)
+        now_ms = round((self._clock() - self._flows.mirror.epoch_s) * 1e3)
+        try:
+            chosen = self._queues[minor].choose(
+                excess, now_ms, self._flows.mirror.still, self._ask, self._timeouts, evict
+            )
+            for client, record in chosen.ended:
+                self._lose(minor, client, record)
+                self._over.add(name(client, record))
+            victims = chosen.quietest
+            excess -= len(chosen.ended)
+            if not evict and excess > 0:
+                victims = new[-excess:]
+            if victims:
+                self._end(victims)
+                self._tell(minor, most, evict, len(victims))
+        except KernelRefused as error:
+            self._registry.refused(error)
+
+    def _ask(self, flows: list[Held]) -> list[Life | None]:
+        return self._conntrack.get([self._flows.request(c, r, 0) for c, r in flows], decode_life)
+
+    def _end(self, flows: list[Held]) -> None:
+        """End flows for good.  Raises KernelRefused."""
+        mirror = self._flows.mirror
+        # First the sockets: nft would keep their last word, the reset, from leaving.
+        end_connections(mirror.flow(client, record) for client, record in flows)
+        self._registry.classes.cuts.end_marked()
+        requests = [self._flows.request(client, record, self._mark) for client, record in flows]
+        errors = self._conntrack.set_marks(requests)
+        for index, (client, record) in enumerate(flows):
+            if index in errors:
+                self._marking.failed(client, record, errors[index])
+                continue
+            if record & REMEMBERED:
+                self._marking.forget(client)
+            mirror.put(client, owned(record, ENDED_MINOR, FIXED))
+
+    def _tell(self, minor: int, most: int, evict: bool, count: int) -> None:
+        if evict:
+            self.counts.connections_evicted += count
+            effect = f"{count} ended, those that were silent for longest"
+        else:
+            self.counts.connections_refused += count
+            effect = f"{count} new ones refused"
+        owner = self._registry.owner(minor)
+        if owner is not None:
+            self._journal.tell(
+                events.CONNECTIONS, self._registry.classes.mark(owner), email=owner.key,
+                limit=most, effect=effect,
+            )  # fmt: skip
+
+
+def _holder(record: int) -> int:
+    """The minor of whoever has a flow for certain; 0 for nobody."""
+    return 0 if record & PROVISIONAL else record & MINOR

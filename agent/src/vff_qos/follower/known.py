@@ -6,7 +6,7 @@ that mends what other software has overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 
 #: Twice a second's worth of new connections on a busy node; 300 bytes each.
@@ -22,15 +22,21 @@ class KnownWords:
     """By the text of the source (or the packed end, where the source of claims has that)."""
 
     def __init__(self) -> None:
+        #: Who adds words calls `added`.
         self.words: dict[bytes, Word] = {}
+        self._places = 0
 
-    def learn(self, learned: Iterable[tuple[bytes, Word]]) -> None:
-        """The next claims of these sources, by these emails, mean the same flows."""
-        words = self.words
-        words.update(learned)
-        if len(words) > MAX_WORDS:
-            for old in list(islice(words, len(words) - MAX_WORDS * 3 // 4)):
-                del words[old]
+    def added(self, count: int) -> None:
+        """So many words are new: the next claims of these sources, by these emails, mean the same.
+
+        The oldest are forgotten.  Words that have gone keep their place in a dict, which would
+        double before it uses them again; a new one does not.
+        """
+        self._places += count
+        if self._places > MAX_WORDS:
+            newest = islice(self.words.items(), max(0, len(self.words) - MAX_WORDS * 3 // 4), None)
+            self.words = dict(newest)
+            self._places = len(self.words)
 
     def forget(self, sources: tuple[bytes, ...]) -> None:
         """The flow of these sources has ended, or is in doubt."""
@@ -42,3 +48,4 @@ class KnownWords:
         self.words = {
             source: word for source, word in self.words.items() if holds(word[EMAIL], word[CLIENT])
         }
+        self._places = len(self.words)

@@ -162,7 +162,8 @@ class Marking:
                 remembered = 0
                 if claim.local is None:
                     word = (claim.email or b"", requests[index], client)
-                    self._known.learn([(claim.source, word)])
+                    self._known.words[claim.source] = word
+                    self._known.added(1)
                     remembered = REMEMBERED
                 mirror.put(client, after | remembered)
             else:

@@ -16,7 +16,7 @@ from ..core.flows.record import END, RANK_SHIFT, REMEMBERED, port
 from ..core.owners import ACTIVE
 from ..kernel.packed.conntrack import Conntrack
 from .flow_table import FlowTable
-from .known import KnownWords, Word
+from .known import KnownWords
 from .registry import Registry
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class PlainWords:
         early, fits, around = self._early, self._flows.tags.fits, self._flows.around
         held: list[Held] = []
         requests: list[bytes] = []
-        learned: list[tuple[bytes, Word]] = []
+        words, learned = self._known.words, 0
         # Most lines are of the same inbound as the one before.
         known_end, known_detour = -1, None
         first = second = third = b""
@@ -93,7 +93,8 @@ class PlainWords:
             request = b"".join((first, client[:-2], second, client[-2:], third, tag(minor)))
             record |= minor | self._flags
             if local is None:
-                learned.append((source, (email, request, client)))
+                words[source] = email, request, client
+                learned += 1
                 record |= REMEMBERED
             claim_flow(client, record)
             requests.append(request)
@@ -101,7 +102,7 @@ class PlainWords:
             if early is not None:
                 early.users.saw(client[:-2], owner.key, now_s)
         if requests:
-            self._known.learn(learned)
+            self._known.added(learned)
             self._vouchers.saw(held, now_s)
             errors = self._conntrack.set_marks(requests)
             for index, code in errors.items():

@@ -26,6 +26,8 @@ def decode_email(raw: bytes) -> str:
     UTF-8 without U+FFFD is itself.  A byte that is part of no character, and each byte of a
     U+FFFD, becomes U+FFFD and two hex digits, so that names in other encodings share no class.
     """
+    if raw.isascii():
+        return raw.decode()
     if _MARK_BYTES not in raw:
         try:
             return raw.decode("utf-8")

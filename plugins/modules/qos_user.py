@@ -57,6 +57,9 @@ options:
   connections:
     description: So many connections at most, such as V(200); what becomes of more, the plan says.
     type: int
+  devices:
+    description: So many devices (addresses) at once at most; what becomes of more, the plan says.
+    type: int
   unlimited:
     description: No limit but that of the node.
     type: bool
@@ -162,7 +165,7 @@ FILE = "users.yml"
 HEADER = (
     "# Written by the Ansible module vff.qos.qos_user; edits of what it does not manage are lost.\n"
 )
-LIMITS = ("plan", "upload", "download", "connections", "unlimited", "blocked", "cut")
+LIMITS = ("plan", "upload", "download", "connections", "devices", "unlimited", "blocked", "cut")
 #: What the policy calls it.
 CUT = {"blocked": "cut"}
 #: An override that ends this close to the wanted time is the wanted one.
@@ -433,6 +436,7 @@ def main() -> None:
             "upload": {"type": "str"},
             "download": {"type": "str"},
             "connections": {"type": "int"},
+            "devices": {"type": "int"},
             "unlimited": {"type": "bool"},
             "blocked": {"type": "bool"},
             "cut": {"type": "bool"},

@@ -38,6 +38,10 @@ def stamp(ago_s: float = 0.0) -> str:
     return f"{whole}.{int(at_s % 1 * 1e6):06d}"
 
 
+def packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+
+
 class Connection:
     """A flow of a customer, and what the engine says of it."""
 
@@ -45,13 +49,13 @@ class Connection:
         self.sock = sock
         self.source = sock.getsockname()[:2]
         self.flow = Flow(
-            proto, socket.inet_aton(self.source[0]), self.source[1], socket.inet_aton(ours[0]),
-            ours[1],
+            proto, packed(self.source[0]), self.source[1], packed(ours[0]), ours[1],
         )  # fmt: skip
 
     def line(self, email: str, tag: str = "in", ago_s: float = 0.0) -> bytes:
         """The line that gives the flow to a user."""
         address, port = self.source
+        address = f"[{address}]" if ":" in address else address
         return (
             f"{stamp(ago_s)} from {address}:{port} accepted tcp:example.com:443 "
             f"[{tag} >> direct] email: {email}\n"
@@ -127,6 +131,15 @@ class Site:
         finally:
             assert LIBC.setns(self._home, CLONE_NEWNET) == 0
 
+    def join_ipv6(self, ours: str, *theirs: str, port: int = 443) -> None:
+        """Give the node an IPv6 address, and the customers some."""
+        run("ip", "address", "add", f"{ours}/32", "dev", "wan0", "nodad")
+        with self._entered():
+            for address in theirs:
+                run("ip", "address", "add", f"{address}/32", "dev", "wan1", "nodad")
+        listener = socket.create_server((ours, port), family=socket.AF_INET6)
+        self._sockets.append(listener)
+
     def connect(
         self,
         address: str = CUSTOMERS[0],
@@ -136,7 +149,8 @@ class Site:
     ) -> Connection:
         """A connection, or a first datagram, from ``address``."""
         with self._entered():
-            sock = socket.socket(type=socket.SOCK_STREAM if proto == TCP else socket.SOCK_DGRAM)
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM if proto == TCP else socket.SOCK_DGRAM)
         self._sockets.append(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))

@@ -165,6 +165,7 @@ def _order_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
             order.add_argument("--upload", metavar="RATE")
             order.add_argument("--plan", metavar="NAME", help="a plan of the policy")
             order.add_argument("--connections", type=int, metavar="N", help="so many at most")
+            order.add_argument("--devices", type=int, metavar="N", help="so many at most")
 
 
 def _policy_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -344,11 +345,13 @@ def _order(node: Node, args: argparse.Namespace) -> int:
     }
     entry = entries.get(args.command)
     if args.command == "limit":
-        keys = ("plan", "upload", "download", "connections")
+        keys = ("plan", "upload", "download", "connections", "devices")
         given = {key: getattr(args, key) for key in keys}
         entry = {key: value for key, value in given.items() if value is not None}
         if not entry:
-            raise Refused("say what: --download RATE, --upload RATE, --plan NAME, --connections N")
+            raise Refused(
+                "say what: --download RATE, --upload RATE, --plan, --connections or --devices"
+            )
     for_time = getattr(args, "for_time", None)
     try:
         for_s = None if for_time is None else parse_duration(for_time)

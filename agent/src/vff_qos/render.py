@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .core.owners import DEFAULT_SHARED, RESTRICTED_KEY, SPARE
+from .core.owners import DEFAULT_SHARED, DEVICE, RESTRICTED_KEY, SPARE
 from .core.policy.model import Limits
 from .core.policy.overrides import OPERATOR, Override
 from .core.units import format_duration, format_rate, format_size
@@ -26,14 +26,20 @@ def display_name(key: str) -> str:
         return "(restricted) all further addresses"
     if key.startswith(RESTRICTED_KEY):
         # What stands after the address are the limits.
-        raw = bytes.fromhex(key[1:].partition("/")[0])
-        text = ".".join(map(str, raw)) if len(raw) == 4 else _ipv6_net(raw)
-        return f"(restricted) {text}"
+        place, _, user = key[1:].partition("/")
+        text = f"(restricted) {place_name(bytes.fromhex(place))}"
+        device = f"/{user}".removeprefix(DEVICE)
+        return f"{text}, a device too many of {device}" if device != f"/{user}" else text
     if key.startswith(SPARE):
         return "(spare)"
     if key == DEFAULT_SHARED:
         return "(newcomers without a class of their own)"
     return "(unknown)" if key[:1] < " " else key
+
+
+def place_name(raw: bytes) -> str:
+    """An address as people read it, or an IPv6 network of 64 bits."""
+    return ".".join(map(str, raw)) if len(raw) == 4 else _ipv6_net(raw)
 
 
 def _ipv6_net(raw: bytes) -> str:
@@ -66,6 +72,8 @@ def value(key: str, given: object) -> str:
         return str(given).lower()
     if isinstance(given, int) and key in ("upload", "download", "guaranteed"):
         return format_rate(given)
+    if key == "grace" and isinstance(given, int):
+        return format_duration(given)
     return format_size(given) if isinstance(given, int) and key == "burst" else str(given)
 
 

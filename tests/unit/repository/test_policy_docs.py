@@ -52,7 +52,7 @@ def _examples() -> list[Example]:
 
 
 def test_every_example_has_its_table() -> None:
-    assert len(_examples()) == TEXT.count("```yaml") == 7
+    assert len(_examples()) == TEXT.count("```yaml") == 8
 
 
 @pytest.mark.parametrize(

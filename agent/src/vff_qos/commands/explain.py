@@ -23,7 +23,7 @@ from ..core.htb import (
 from ..core.owners import Owner
 from ..core.policy.model import Limits, Policy
 from ..core.policy.overrides import Override
-from ..core.policy.terms import EVICT
+from ..core.policy.terms import EVICT, REFUSE
 from ..core.policy.usage import Level, Usage, levels
 from ..core.settings import Settings
 from ..core.units import format_duration, format_rate, format_size
@@ -93,6 +93,7 @@ def read_explanation(node: Node, email: str, deep: bool = True) -> dict[str, Any
         "class": _class(settings, classes, owner, have) if owner else None,
         "named_s": read_last_named(node.paths.run_dir, owner.minor) if owner else None,
         "flows": flows,
+        "devices": sorted({flow["place"] for flow in flows if not flow["restricted"]}),
         "holding": _holding(node, settings, owner, devices, deciding, restricted),
         "wanted": _both(classes.params_of(limits)),
     }
@@ -214,7 +215,7 @@ def render(found: dict[str, Any]) -> str:
     if found["suspended"]:
         lines.append("SUSPENDED: nobody is limited ('vff-qos enable' ends it)")
     lines.append(f"decided by: {_decision(found)}")
-    lines += _render_connections(found)
+    lines += [*_render_connections(found), *_render_devices(found)]
     lines.append("strongest first:")
     for override in found["overrides"]:
         data = {key: value for key, value in override.items() if key != "in_force"}
@@ -251,9 +252,21 @@ def _render_connections(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def _render_devices(found: dict[str, Any]) -> list[str]:
+    limits = Limits(**found["limits"])
+    if limits.devices is None:
+        return []
+    over = "refused" if limits.over == REFUSE else "restricted"
+    return [
+        f"devices: {limits.devices} at most, now {len(found['devices'])}; another one is {over}"
+        + (f"; from {', '.join(found['devices'][:_FLOWS])}" if found["devices"] else "")
+    ]
+
+
 def _render_flows(flows: list[dict[str, Any]]) -> list[str]:
     own = [flow for flow in flows if not flow["restricted"]]
-    restricted = [flow for flow in flows if flow["restricted"]]
+    restricted = [flow for flow in flows if flow["restricted"] and not flow["device"]]
+    slow = [flow for flow in flows if flow["restricted"] and flow["device"]]
     lines = [f"  {render_flow(flow)}" for flow in own[:_FLOWS]]
     if len(own) > _FLOWS:
         lines.append(f"  and {len(own) - _FLOWS} more (--json has all)")
@@ -262,6 +275,9 @@ def _render_flows(flows: list[dict[str, Any]]) -> list[str]:
         lines.append(f"{more}, each {RESTRICTED_UNTIL}:")
         for flow in restricted[:_FLOWS]:
             lines += [f"  {render_flow(flow)}", f"    {restricted_why(flow)}"]
+    if slow:
+        lines.append(f"{len(slow)} more are restricted, of a device too many:")
+        lines += [f"  {render_flow(flow)}" for flow in slow[:_FLOWS]]
     return lines + render_unsaid(flows)
 
 

@@ -19,7 +19,7 @@ from ..core.htb import (
     OURS_MASK,
     PROVISIONAL,
 )
-from ..core.owners import ACTIVE, RESTRICTED_KEY, Owner
+from ..core.owners import ACTIVE, DEVICE, RESTRICTED_KEY, Owner
 from ..core.settings import Settings
 from ..core.units import format_duration
 from ..errors import Refused
@@ -27,7 +27,7 @@ from ..host_facts import ports_text
 from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.conntrack import Conntrack, Detail, decode_tuple
 from ..kernel.packed.netlink import Netlink
-from ..render import display_name
+from ..render import display_name, place_name
 from .facts import Seen, look
 from .node import Node
 from .said import as_json, look_up, why_restricted
@@ -119,6 +119,7 @@ def read_place(node: Node, place: SeenFrom, deep: bool = True) -> dict[str, Any]
         shown["user"] = display_name(owner.key) if owner else None
         shown["why"] = "" if owner else _why(flow, entry.mark, ends, seen, causes)
         shown["restricted"] = owner is not None and owner.key.startswith(RESTRICTED_KEY)
+        shown["device"] = owner is not None and _is_device(owner)
         flows.append(shown)
         clients.append(pack(*client))
     _add_words(settings, flows, clients, deep)
@@ -145,12 +146,15 @@ _RESTRICTED_WHY = (
 )
 #: Why there is no line for a flow.
 _UNSAID = "none names them in what was read of the source, from its end backwards"
+_DEVICE_WHY = "restricted until another of the user's devices is silent: a device too many"
 #: When that ends.
 RESTRICTED_UNTIL = "until a line that can be trusted names it, or it ends"
 
 
 def restricted_why(flow: dict[str, Any]) -> str:
     """Why a flow is restricted, and until when."""
+    if flow.get("device"):
+        return _DEVICE_WHY
     why = why_restricted(flow["said"]) or _RESTRICTED_WHY
     return f"restricted {RESTRICTED_UNTIL}: {why}"
 
@@ -227,6 +231,7 @@ def describe(flow: Flow, entry: Detail, now_s: float) -> dict[str, Any]:
     """A flow as JSON; bytes and age are None where the kernel does not count them."""
     return {
         "flow": str(flow),
+        "place": place_name(address_key(unmapped(flow.src))),
         "mark": f"{entry.mark:#x}",
         "provisional": bool(entry.mark & PROVISIONAL),
         "up_bytes": entry.orig_bytes,
@@ -268,13 +273,22 @@ def flows_of(
         ]
     keys = {address_key(unmapped(flow.src)) for _entry, flow in own}
     minors = {o.minor for o in _restricted_of(owners, keys)}
+    slow = {o.minor for o in owners if o.state == ACTIVE and o.key.endswith(DEVICE + owner.key)}
     restricted = [
         (entry, flow)
         for entry, flow in entries
-        if entry.mark & MINOR_MASK in minors and address_key(unmapped(flow.src)) in keys
+        if (entry.mark & MINOR_MASK in minors and address_key(unmapped(flow.src)) in keys)
+        or entry.mark & MINOR_MASK in slow
     ]
     found = [{**describe(flow, entry, now), "restricted": False} for entry, flow in own]
-    found += [{**describe(flow, entry, now), "restricted": True} for entry, flow in restricted]
+    found += [
+        {
+            **describe(flow, entry, now),
+            "restricted": True,
+            "device": entry.mark & MINOR_MASK in slow,
+        }
+        for entry, flow in restricted
+    ]
     clients = [pack(unmapped(flow.src), flow.sport) for _entry, flow in (*own, *restricted)]
     _add_words(settings, found, clients, deep)
     return found
@@ -292,11 +306,14 @@ def read_restricted(node: Node, deep: bool = False) -> list[dict[str, Any]]:
         if owner.state == ACTIVE and owner.key.startswith(RESTRICTED_KEY)
     ]
     of_class: dict[int, list[dict[str, Any]]] = {owner.minor: [] for owner in owners}
+    slow = {owner.minor for owner in owners if _is_device(owner)}
     flows, clients = [], []
     for entry in _dump(settings.major << 16, OURS_MASK) if owners else []:
         flow = decode_tuple(entry.tuple_raw)
         if flow is not None and entry.mark & MINOR_MASK in of_class:
-            flows.append(describe(flow, entry, now_s))
+            shown = describe(flow, entry, now_s)
+            shown["device"] = entry.mark & MINOR_MASK in slow
+            flows.append(shown)
             clients.append(pack(unmapped(flow.src), flow.sport))
             of_class[entry.mark & MINOR_MASK].append(flows[-1])
     _add_words(settings, flows, clients, deep)
@@ -306,6 +323,11 @@ def read_restricted(node: Node, deep: bool = False) -> list[dict[str, Any]]:
         {"who": display_name(o.key), "since": o.since, "flows": of_class[o.minor]}
         for o in sorted(owners, key=lambda o: -len(of_class[o.minor]))
     ]
+
+
+def _is_device(owner: Owner) -> bool:
+    """Whether an owner's class is that of a device too many."""
+    return owner.key.startswith(RESTRICTED_KEY) and DEVICE in owner.key
 
 
 def _restricted_of(owners: Iterable[Owner], keys: Iterable[bytes]) -> list[Owner]:

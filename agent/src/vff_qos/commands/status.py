@@ -218,7 +218,9 @@ def _render_follower(status: dict[str, Any]) -> list[str]:
     if "connections_evicted" in follower:
         lines.append(
             f"too many connections: {follower['connections_evicted']} evicted, "
-            f"{follower['connections_refused']} refused"
+            f"{follower['connections_refused']} refused; too many devices: "
+            f"{follower['devices_restricted']} times restricted, "
+            f"{follower['devices_refused']} refused"
         )
     if "early_addresses" in follower:
         lines.append(

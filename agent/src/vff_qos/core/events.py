@@ -300,6 +300,17 @@ CONNECTIONS = JournalEvent(
     more=("mark",), bound=ONCE,
 )  # fmt: skip
 
+DEVICES = JournalEvent(
+    0x71, "devices", NOTICE, "{email} has too many devices",
+    "{email} comes from more than {limit} addresses at once: {address} is {effect}",
+    "The user's plan says how many devices they may use at once (devices); the address is the last "
+    "that has come, an IPv6 network of 64 bits counts as one. It is told once a minute for each "
+    "user.",
+    "Nothing, if that is what you want. Behind a carrier's NAT one phone may show several "
+    "addresses: docs/POLICY.md, 'How many devices'.",
+    more=("mark",), bound=ONCE,
+)  # fmt: skip
+
 # -- policy and settings -------------------------------------------------------------------------
 
 POLICY = JournalEvent(

@@ -22,6 +22,9 @@ from .htb import (
 #: one that all further addresses share.  An email has no control characters, so that these kinds
 #: of owner and users never meet.
 RESTRICTED_KEY = "\x01"
+#: Stands after the address in the key of a slow class of one user's device too many, and before
+#: the user's key.
+DEVICE = "/device-"
 #: Owner of a class that was made in advance for the next new user.
 SPARE = "\x03"
 #: Owner of the class that newcomers share when all minors are taken.

@@ -276,8 +276,13 @@ class Assigner:
         statics.give()
         if statics.identities:
             self._pool.look_again()
-        self._flows.mirror.fixed = statics.minors | {ENDED_MINOR}
+        self._fix()
         return statics.write(self._flows.ends)
+
+    def _fix(self) -> None:
+        """Whose flows are theirs whatever is said."""
+        devices = self._registry.devices() if self._limits.is_wanted else ()
+        self._flows.mirror.fixed = self._statics.minors.union((ENDED_MINOR,), devices)
 
     def tend_statics(self) -> None:
         """Once a second: those whose classes have been made since.  Raises Suspended."""
@@ -478,11 +483,11 @@ class Assigner:
     def tend_flows(self) -> None:
         """Once a second: what keeps the mirror true.  Raises Suspended."""
         heard = self._flows.tend()
-        if heard or self._limits.has_work:
+        if heard or self._limits.is_on:
             with self._lock:
                 self._refresh()
                 self._marking.carry_out(heard)
-                self._limits.settle()
+                self._limits.tend()
 
     def keep_time(self) -> None:
         """Once a second: take over what other processes ordered, end overrides in time."""
@@ -628,7 +633,7 @@ class Assigner:
             counts["static_in_force"] = self._statics.in_force
             counts["static_moved"] = self._statics.moved
         if flows.mirror.changes is not None:
-            counts.update(vars(self._limits.counts))
+            counts.update(self._limits.counts)
         if self._guard is not None:
             counts["floods_paced"], counts["floods_held"] = self._guard.paced, self._guard.held
         if self._early is not None:

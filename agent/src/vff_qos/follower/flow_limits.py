@@ -12,11 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core import events
-from ..core.claims.trust import FIXED
 from ..core.flows.mirror import Held
 from ..core.flows.quietest import Life, Quietest, Timeouts, name
-from ..core.flows.record import MINOR, PROVISIONAL, REMEMBERED, owned
-from ..core.htb import ENDED_MINOR, classid
 from ..core.owners import Owner
 from ..core.policy.model import Limits
 from ..core.policy.terms import EVICT
@@ -24,7 +21,8 @@ from ..errors import KernelRefused
 from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.flow_life import decode_life, read_timeouts
-from ..kernel.packed.sockets import end_connections
+from .device_limits import DeviceLimits, holder
+from .ending import Ending
 from .flow_table import FlowTable
 from .marking import Marking
 from .registry import Registry
@@ -39,6 +37,8 @@ class FlowCounts:
 
     connections_evicted: int = 0
     connections_refused: int = 0
+    devices_restricted: int = 0
+    devices_refused: int = 0
 
 
 class FlowLimits:
@@ -55,9 +55,12 @@ class FlowLimits:
         clock: Callable[[], float],
     ) -> None:
         """``clock`` never goes back."""
-        self.counts = FlowCounts()
-        self._mark = classid(major, ENDED_MINOR)
-        self._registry, self._flows, self._marking = registry, flows, marking
+        self._counts = FlowCounts()
+        self._registry, self._flows = registry, flows
+        self._ending = Ending(flows, marking, registry.classes.cuts)
+        self._devices = DeviceLimits(
+            major, registry, flows, marking, self._ending, conntrack, journal, clock
+        )
         self._conntrack, self._journal, self._clock = conntrack, journal, clock
         self._timeouts = Timeouts()
         # By minor: whose it is and what they may have; how many flows live; those at their limit.
@@ -68,6 +71,24 @@ class FlowLimits:
         self._over: set[Held] = set()
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether anybody's flows are to be counted."""
+        classes = self._registry.classes
+        return classes.policy.counts_flows or classes.overrides.counts_flows
+
+    @property
+    def is_on(self) -> bool:
+        """Whether they are."""
+        return self._flows.mirror.changes is not None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was done, for ``status``."""
+        self._counts.devices_restricted = self._devices.restricted
+        self._counts.devices_refused = self._devices.refused
+        return dict(vars(self._counts))
+
+    @property
     def has_work(self) -> bool:
         """Whether `settle` has something to do."""
         mirror = self._flows.mirror
@@ -76,9 +97,14 @@ class FlowLimits:
     def renew(self) -> None:
         """The policy, orders or the kernel's table may be others: count anew with `settle`."""
         classes, mirror = self._registry.classes, self._flows.mirror
-        is_wanted = classes.policy.counts_flows or classes.overrides.counts_flows
+        is_wanted = self.is_wanted
         if not is_wanted and mirror.changes is None:
             return
+        try:
+            if not is_wanted:
+                self._devices.free_all()
+        except KernelRefused as error:
+            self._registry.refused(error)
         mirror.watch(is_wanted)
         mirror.anew = True
         if not is_wanted:
@@ -109,23 +135,38 @@ class FlowLimits:
             new = {minor: [] for minor in self._living}
         else:
             for client, was, now in changes:
-                before, after = _holder(was), _holder(now)
+                before, after = holder(was), holder(now)
                 if before == after:
                     continue
-                if before and self._limits(before) is not None:
-                    self._lose(before, client, was)
-                if after and self._limits(after) is not None:
-                    self._gain(after, client, now)
-                    new.setdefault(after, []).append((client, now))
+                if before:
+                    self._devices.lose(before, client)
+                    if self._limits(before) is not None:
+                        self._lose(before, client, was)
+                if after:
+                    limits = self._limits(after)
+                    self._devices.gain(after, limits, client)
+                    if limits is not None:
+                        self._gain(after, client, now)
+                        new.setdefault(after, []).append((client, now))
         for minor, held in new.items():
             limits = self._limits(minor)
-            if limits is not None and limits.connections is not None:
-                self._keep_to(minor, limits, limits.connections, held)
+            if limits is not None:
+                self._keep_to(minor, limits, held)
+
+    def tend(self) -> None:
+        """Once a second: `settle`, and what only time brings."""
+        self.settle()
+        if self.is_on:
+            try:
+                self._devices.tend(self._limits, self._timeouts)
+            except KernelRefused as error:
+                self._registry.refused(error)
 
     def _recount(self) -> None:
         self._forget()
+        self._devices.recount(self._limits)
         for _client, record in self._flows.mirror.claimed_flows():
-            minor = _holder(record)
+            minor = holder(record)
             if minor and self._limits(minor) is not None:
                 self._living[minor] = self._living.get(minor, 0) + 1
 
@@ -166,58 +207,49 @@ class FlowLimits:
 
     # -- deciding ---------------------------------------------------------------------------------
 
-    def _keep_to(self, minor: int, limits: Limits, most: int, new: list[Held]) -> None:
+    def _keep_to(self, minor: int, limits: Limits, new: list[Held]) -> None:
         """``new``: flows that have come since the last look, the latest last."""
+        try:
+            if limits.devices is not None:
+                self._devices.keep_to(minor, limits, new, self._timeouts)
+                new = [held for held in new if self._flows.mirror.still(*held)]
+            most = limits.connections
+            if most is not None and self._living.get(minor, 0) > most:
+                self._thin_out(minor, limits, most, new)
+        except KernelRefused as error:
+            self._registry.refused(error)
+
+    def _thin_out(self, minor: int, limits: Limits, most: int, new: list[Held]) -> None:
+        """Raises KernelRefused."""
         excess = self._living.get(minor, 0) - most
-        if excess <= 0:
-            return
         evict = limits.over_connections == EVICT
         if minor not in self._queues:
             held = self._flows.mirror.claimed_flows()
-            self._queues[minor] = Quietest((c, r) for c, r in held if _holder(r) == minor)
+            self._queues[minor] = Quietest((c, r) for c, r in held if holder(r) == minor)
         now_ms = round((self._clock() - self._flows.mirror.epoch_s) * 1e3)
-        try:
-            chosen = self._queues[minor].choose(
-                excess, now_ms, self._flows.mirror.still, self._ask, self._timeouts, evict
-            )
-            for client, record in chosen.ended:
-                self._lose(minor, client, record)
-                self._over.add(name(client, record))
-            victims = chosen.quietest
-            excess -= len(chosen.ended)
-            if not evict and excess > 0:
-                victims = new[-excess:]
-            if victims:
-                self._end(victims)
-                self._tell(minor, most, evict, len(victims))
-        except KernelRefused as error:
-            self._registry.refused(error)
+        chosen = self._queues[minor].choose(
+            excess, now_ms, self._flows.mirror.still, self._ask, self._timeouts, evict
+        )
+        for client, record in chosen.ended:
+            self._lose(minor, client, record)
+            self._over.add(name(client, record))
+        victims = chosen.quietest
+        excess -= len(chosen.ended)
+        if not evict and excess > 0:
+            victims = new[-excess:]
+        if victims:
+            self._ending.end(victims)
+            self._tell(minor, most, evict, len(victims))
 
     def _ask(self, flows: list[Held]) -> list[Life | None]:
         return self._conntrack.get([self._flows.request(c, r, 0) for c, r in flows], decode_life)
 
-    def _end(self, flows: list[Held]) -> None:
-        """End flows for good.  Raises KernelRefused."""
-        mirror = self._flows.mirror
-        # First the sockets: nft would keep their last word, the reset, from leaving.
-        end_connections(mirror.flow(client, record) for client, record in flows)
-        self._registry.classes.cuts.end_marked()
-        requests = [self._flows.request(client, record, self._mark) for client, record in flows]
-        errors = self._conntrack.set_marks(requests)
-        for index, (client, record) in enumerate(flows):
-            if index in errors:
-                self._marking.failed(client, record, errors[index])
-                continue
-            if record & REMEMBERED:
-                self._marking.forget(client)
-            mirror.put(client, owned(record, ENDED_MINOR, FIXED))
-
     def _tell(self, minor: int, most: int, evict: bool, count: int) -> None:
         if evict:
-            self.counts.connections_evicted += count
+            self._counts.connections_evicted += count
             effect = f"{count} ended, those that were silent for longest"
         else:
-            self.counts.connections_refused += count
+            self._counts.connections_refused += count
             effect = f"{count} new ones refused"
         owner = self._registry.owner(minor)
         if owner is not None:
@@ -225,8 +257,3 @@ class FlowLimits:
                 events.CONNECTIONS, self._registry.classes.mark(owner), email=owner.key,
                 limit=most, effect=effect,
             )  # fmt: skip
-
-
-def _holder(record: int) -> int:
-    """The minor of whoever has a flow for certain; 0 for nobody."""
-    return 0 if record & PROVISIONAL else record & MINOR

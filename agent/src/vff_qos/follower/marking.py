@@ -6,7 +6,7 @@ The mirror and the known words are brought to what the kernel has then.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..core.claims.accesslog import Claim, spellings_of
 from ..core.claims.trust import DOUBTED, Vouchers
@@ -142,6 +142,20 @@ class Marking:
             self._careful_until = now + _CAREFUL_S
             if not careful:
                 self.look_at(ends)
+
+    def give(self, given: Iterable[tuple[bytes, int, int]]) -> None:
+        """Set the marks of flows: the client's end, the record as it is and as it shall be."""
+        flows, mirror = list(given), self._flows.mirror
+        errors = self._conntrack.set_marks(
+            [self._flows.request(c, after, mirror.mark(after)) for c, _before, after in flows]
+        )
+        for index, (client, before, after) in enumerate(flows):
+            if index in errors:
+                self.failed(client, before, errors[index])
+                continue
+            if before & REMEMBERED:
+                self.forget(client)
+            mirror.put(client, after)
 
     def finish(self, round_: Round) -> None:
         """Save, make classes, set marks, remember."""

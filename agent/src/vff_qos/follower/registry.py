@@ -15,8 +15,8 @@ from ..core.flows.mirror import Held
 from ..core.flows.record import MINOR
 from ..core.htb import ENDED_MINOR
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
-from ..core.owners import ACTIVE, QUARANTINE, RESTRICTED_KEY, Minors, Owner
-from ..core.policy.model import Limits
+from ..core.owners import ACTIVE, DEVICE, QUARANTINE, RESTRICTED_KEY, Minors, Owner
+from ..core.policy.model import DEVICE_BPS, Limits
 from ..errors import Exhausted, KernelRefused
 from ..journal import Journal
 from ..kernel.packed.conntrack import mark_part
@@ -214,6 +214,22 @@ class Registry:
         limits = self.classes.limits_of(name)
         self._names.note(name, before)
         return limits
+
+    def own_device(self, user: str, place: bytes) -> Owner:
+        """The owner of the slow class of a user's device too many, active; ``place`` as for
+        `address_key`."""
+        key = f"{place.hex()}{DEVICE}{user}"
+        return self.own_restricted(key, DEVICE_BPS, DEVICE_BPS, bounded=True)
+
+    def devices(self) -> dict[int, tuple[str, bytes]]:
+        """Slow classes of devices too many: {minor: (the user's key, the place)}."""
+        found = {}
+        for owner in self.minors.by_minor.values():
+            if owner.key.startswith(RESTRICTED_KEY) and DEVICE in owner.key:
+                place, _, user = owner.key[1:].partition(DEVICE)
+                if owner.state == ACTIVE:
+                    found[owner.minor] = user, bytes.fromhex(place)
+        return found
 
     def own_restricted(
         self, address: str, up_bps: int | None, down_bps: int | None, bounded: bool

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from vff_qos.core.flows.quietest import Life, Quietest, Timeouts
-from vff_qos.core.flows.record import BIRTH_SHIFT, UDP
+from vff_qos.core.flows.record import BIRTH_SHIFT
 
 _TIMES = Timeouts()
 _ESTABLISHED, _FIN_WAIT, _CLOSE_WAIT, _TIME_WAIT = 3, 4, 5, 7
@@ -104,17 +104,17 @@ def test_flows_that_are_somebody_elses_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("life", "record", "idle_s"),
+    ("life", "idle_s"),
     [
-        (Life(432_000, _ESTABLISHED, False), 0, 0),
-        (Life(431_970, _ESTABLISHED, False), 0, 30),
-        (Life(290, _ESTABLISHED, False), 0, 10),  # data is on its way
-        (Life(110, _FIN_WAIT, False), 0, 10),
-        (Life(50, _CLOSE_WAIT, False), 0, 10),
-        (Life(25, 0, False), UDP, 5),
-        (Life(25, 0, True), UDP, 95),
-        (Life(600, 0, True), UDP, 0),  # somebody gives it longer than the sysctl says
+        (Life(432_000, _ESTABLISHED, False), 0),
+        (Life(431_970, _ESTABLISHED, False), 30),
+        (Life(290, _ESTABLISHED, False), 10),  # data is on its way
+        (Life(110, _FIN_WAIT, False), 10),
+        (Life(50, _CLOSE_WAIT, False), 10),
+        (Life(25, 0, False), 5),
+        (Life(25, 0, True), 95),
+        (Life(600, 0, True), 0),  # somebody gives it longer than the sysctl says
     ],
 )
-def test_for_how_long_a_flow_was_silent(life: Life, record: int, idle_s: int) -> None:
-    assert _TIMES.idle_s(life, record) == idle_s
+def test_for_how_long_a_flow_was_silent(life: Life, idle_s: int) -> None:
+    assert _TIMES.idle_s(life) == idle_s

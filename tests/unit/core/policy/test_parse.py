@@ -37,6 +37,13 @@ from .examples import POLICY
         (b"plans: {a: {connections: 0}}", "connections: 0 is not a whole number from 1 to 65536"),
         (b"users: {a: {connections: many}}", "p:1: users.a.connections: 'many' is not a whole"),
         (b"plans: {a: {over_connections: end}}", "'end' is not one of evict, refuse"),
+        (
+            b"plans: {a: {devices: 65}}",
+            "p:1: plans.a.devices: 65 is not a whole number from 1 to 64",
+        ),
+        (b"plans: {a: {over: evict}}", "plans.a.over: 'evict' is not one of restrict, refuse"),
+        (b"plans: {a: {grace: 2d}}", "plans.a.grace: '2d' is out of range; allowed: 10s to 1d"),
+        (b"plans: {a: {grace: soon}}", "plans.a.grace: 'soon'"),
         (b"plans: {a: {burst: 64kbit}}", "plans.a.burst: '64kbit' is not a size; allowed: 2kb"),
         (b"plans: {a: {leaf: red}}", "plans.a.leaf: 'red' is not one of fq_codel, pfifo, cake"),
         (b"plans: {a: {blocked: 1}}", "plans.a.blocked: 1 is not true, false or cut"),

@@ -414,7 +414,7 @@ class Mirror:
             record = self._compared(before, seen, lossy, born_ms)
             if not record:
                 given = self._of_mark(seen.mark)
-                if given & MINOR and is_restricted(given & MINOR):
+                if given & MINOR and rank(given) != FIXED and is_restricted(given & MINOR):
                     given = owned(0, given & MINOR, DOUBTED, RESTRICTED)
                 record = now | end | REUSED | given
                 if born_ms is None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from .record import END, UDP, birth_ms
+from .record import END, birth_ms
 
 #: The client's end and the flow's record.
 _Held = tuple[bytes, int]
@@ -38,6 +38,11 @@ class Life(NamedTuple):
     tcp_state: int
     is_stream: bool
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing passes any more, although the table still has the flow."""
+        return self.tcp_state in _ENDING
+
 
 class Timeouts(NamedTuple):
     """How long the kernel keeps a flow after its last packet, in seconds: sysctls
@@ -52,10 +57,10 @@ class Timeouts(NamedTuple):
     udp: int = 30
     udp_stream: int = 120
 
-    def idle_s(self, life: Life, record: int) -> int:
+    def idle_s(self, life: Life) -> int:
         """For how long a flow has been silent."""
         left = life.left_s
-        if record & UDP:
+        if not life.tcp_state:
             of_kind = [self.udp_stream if life.is_stream else self.udp]
         elif life.tcp_state == _ESTABLISHED:
             of_kind = [self.unacknowledged, self.retransmitted, self.established]
@@ -133,10 +138,10 @@ class Quietest:
                 continue
             budget -= len(batch)
             for (client, record), life in zip(batch, ask(batch), strict=True):
-                if life is None or life.tcp_state in _ENDING:
+                if life is None or life.is_over:
                     chosen.ended.append((client, record))
                 else:
-                    moved = now_ms - 1_000 * timeouts.idle_s(life, record)
+                    moved = now_ms - 1_000 * timeouts.idle_s(life)
                     heappush(seen, (moved, birth_ms(record), client, record))
         for one in seen:
             heappush(waiting, one)

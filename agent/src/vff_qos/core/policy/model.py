@@ -13,7 +13,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..names import Names, is_hash
-from .terms import CUT, EVICT, Terms
+from .terms import CUT, EVICT, RESTRICT, Terms
+
+#: Both directions of a device too many: enough to see that there is a limit.
+DEVICE_BPS = 128_000
 
 #: Both directions of a blocked user: connections live, and nothing can be done with them.
 BLOCKED_BPS = 8_000
@@ -29,7 +32,8 @@ class Limits(NamedTuple):
     ``leaf``: empty for the node's; ``cut``: blocked, and connections end at once.
 
     ``connections``: so many live ones at most (None: any number), and what `over_connections` does
-    with more: EVICT or REFUSE.
+    with more: EVICT or REFUSE.  ``devices``: so many addresses at once at most, ``grace_s``: how
+    long a silent one keeps its place among them, ``over``: RESTRICT or REFUSE.
     """
 
     upload_bps: int | None
@@ -42,11 +46,14 @@ class Limits(NamedTuple):
     cut: bool = False
     connections: int | None = None
     over_connections: str = EVICT
+    devices: int | None = None
+    grace_s: int = 120
+    over: str = RESTRICT
 
     @property
     def counts_flows(self) -> bool:
         """Whether the user's flows must be counted."""
-        return self.connections is not None
+        return self.connections is not None or self.devices is not None
 
 
 def lowest_of(limits: Iterable[Limits]) -> Limits:
@@ -205,7 +212,7 @@ class Policy:
 
     @cached_property
     def counts_flows(self) -> bool:
-        """Whether anybody's number of connections is limited."""
+        """Whether anybody's number of connections or devices is limited."""
         rules = [self.default, *self.users.values(), *(p.limits for p in self.patterns)]
         plans = any(names_flow_limits(layer) for layer in self.plans.values())
         return plans or any(limits.counts_flows for limits in rules)
@@ -254,6 +261,9 @@ _FIELDS = {
     "blocked": "blocked",
     "connections": "connections",
     "over_connections": "over_connections",
+    "devices": "devices",
+    "grace": "grace_s",
+    "over": "over",
 }
 
 
@@ -274,7 +284,7 @@ def merge(base: Limits, layers: Iterable[Layer]) -> Limits:
 
 def names_flow_limits(layer: Layer) -> bool:
     """Whether a layer limits how many flows somebody has."""
-    return "connections" in layer
+    return "connections" in layer or "devices" in layer
 
 
 def unblocked(layer: Layer) -> Layer:

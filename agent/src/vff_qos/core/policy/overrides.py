@@ -70,7 +70,7 @@ class Overrides:
 
     @cached_property
     def counts_flows(self) -> bool:
-        """Whether one of them itself limits how many connections somebody has."""
+        """Whether one of them itself limits how many flows or devices somebody has."""
         layers = [layer for pairs in self.by_email.values() for _order, layer in pairs]
         return any(map(names_flow_limits, layers))
 

@@ -16,14 +16,16 @@ from ..claims.email import MAX_EMAIL_BYTES
 from ..document import Document
 from ..htb import MAX_WEIGHT
 from ..settings import LEAVES
-from ..units import format_rate, parse_rate, parse_size
+from ..units import format_rate, parse_duration, parse_rate, parse_size
 from .model import DEFAULT_LIMITS, Layer, Limits, Pattern, Policy, base_limits, merge
-from .terms import CUT, EVICT, REFUSE, Terms, parse_terms
+from .terms import CUT, EVICT, REFUSE, RESTRICT, Terms, parse_terms
 from .terms import KEYS as TERMS_KEYS
 
 MAX_PATTERNS = 1_000
 #: As many as one address has ports.
 MAX_CONNECTIONS = 65_536
+MAX_DEVICES = 64
+_MIN_GRACE_S, _MAX_GRACE_S = 10, 86_400
 
 _PLAN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _YAML_WORDS = ("y", "yes", "n", "no", "on", "off", "true", "false", "null")
@@ -45,6 +47,13 @@ def _one_of(*allowed: str) -> Callable[[object], str]:
         return str(value)
 
     return read
+
+
+def _grace(value: object) -> int:
+    seconds = parse_duration(str(value))
+    if not _MIN_GRACE_S <= seconds <= _MAX_GRACE_S:
+        raise ValueError(f"{value!r} is out of range; allowed: 10s to 1d")
+    return seconds
 
 
 def _flag(value: object) -> bool:
@@ -73,6 +82,9 @@ _KEYS: dict[str, Callable[[object], Any]] = {
     "blocked": _blocked,
     "connections": _number(1, MAX_CONNECTIONS),
     "over_connections": _one_of(EVICT, REFUSE),
+    "devices": _number(1, MAX_DEVICES),
+    "grace": _grace,
+    "over": _one_of(RESTRICT, REFUSE),
 }
 #: What a plan may say.
 PLAN_KEYS = (*_KEYS, *TERMS_KEYS)

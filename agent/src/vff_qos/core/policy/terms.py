@@ -16,6 +16,8 @@ DAY, MONTH = "day", "month"
 BLOCKED, CUT = "blocked", "cut"
 #: What becomes of connections above their number: those idle for longest end, or the new ones do.
 EVICT, REFUSE = "evict", "refuse"
+#: What becomes of a device too many, beside REFUSE: its connections share a slow class.
+RESTRICT = "restrict"
 
 #: What a plan may say of this.
 KEYS = ("fair_use", "quota")

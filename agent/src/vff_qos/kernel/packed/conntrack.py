@@ -348,27 +348,28 @@ class Conntrack:
         self, mark: int, mask: int, into: Callable[[Iterator[tuple[int, bytes]]], Collected]
     ) -> Collected:
         """``into`` of the marks of what `dump` gives, each with the packed source address."""
-        return self._collect(mark, mask, decode_mark_and_source, into)
+        return self.collect(mark, mask, decode_mark_and_source, into)
 
     def count(self, mark: int, mask: int) -> int:
         """How many entries `dump` would give; nothing of them is kept."""
-        return self._collect(mark, mask, len, _count)
+        return self.collect(mark, mask, len, _count)
 
     def read(self, mark: int, mask: int, into: Callable[[Iterator[Entry]], Collected]) -> Collected:
         """``into`` of the entries of `dump` while they are read, see `Netlink.collect`: a list of
         50,000 has 10 MiB."""
-        return self._collect(mark, mask, decode, into)
+        return self.collect(mark, mask, decode, into)
 
     def _dump(self, mark: int, mask: int, made: Callable[[bytes], Decoded | None]) -> list[Decoded]:
-        return self._collect(mark, mask, made, list)
+        return self.collect(mark, mask, made, list)
 
-    def _collect(
+    def collect(
         self,
         mark: int,
         mask: int,
         made: Callable[[bytes], Decoded | None],
         into: Callable[[Iterator[Decoded]], Collected],
     ) -> Collected:
+        """``into`` of what ``made`` makes of each message of `dump`."""
         payload = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
         if mask:
             payload += attr(_MARK, _U32.pack(mark)) + attr(_MARK_MASK, _U32.pack(mask))

@@ -5,6 +5,8 @@ Source of the numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 
 from __future__ import annotations
 
+import socket
+
 from ...core.flows.quietest import Life, Timeouts
 from ..sysctls import read_sysctl
 from .netlink import attrs
@@ -35,6 +37,12 @@ def decode_life(payload: bytes) -> Life:
             for _tcp, at, stop in attrs(payload, start, end):
                 state = _byte(payload, at, stop, _TCP_STATE)
     return Life(left_s, state, bool(status & _ASSURED))
+
+
+def decode_source_and_life(payload: bytes) -> tuple[bytes, Life]:
+    """As `decode_life`, with the source address, which stands first (`decode_mark_and_source`)."""
+    end = 20 if payload[0] == socket.AF_INET else 32
+    return payload[16:end], decode_life(payload)
 
 
 def _byte(payload: bytes, start: int, end: int, wanted: int) -> int:

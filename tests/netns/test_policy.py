@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from vff_qos.core.owners import Owner
+from vff_qos.core.policy import parse
 from vff_qos.core.policy.parse import parse_policy
 from vff_qos.core.settings import Settings
 from vff_qos.kernel.packed.tc import Tc
@@ -408,7 +409,7 @@ def test_a_leaf_changes_with_the_plan(
     trees: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # bfifo stands for the leaves that not every kernel has; the way is the same.
-    monkeypatch.setattr("vff_qos.core.policy.parse.LEAVES", ("pfifo", "bfifo"))
+    monkeypatch.setitem(parse._KEYS, "leaf", parse._one_of("pfifo", "bfifo"))
     plans = "plans: {a: {}, b: {leaf: bfifo}}\ndefault: {plan: a}\n"
     bare = Bare(plans, 3)
     changed = bare.change(f"{plans}users: {{u1@x: {{plan: b}}}}")

@@ -342,9 +342,14 @@ def test_explain_and_diff_see_a_class_that_somebody_changed(node: Node) -> None:
     node.start()
     alice = user(node, "alice@x")
     minor = f"{(node.mark(alice) or 0) & 0xFFFF:x}"
-    run("tc", "class", "change", "dev", "wan0", "parent", "5100:1", "classid", f"5100:{minor}",
-        "htb", "rate", "99mbit", "quantum", "3000")  # fmt: skip
-    assert "DIFFERS" in node.run("explain", "alice@x")
+
+    def is_seen() -> bool:
+        run("tc", "class", "change", "dev", "wan0", "parent", "5100:1", "classid", f"5100:{minor}",
+            "htb", "rate", "99mbit", "quantum", "3000")  # fmt: skip
+        return "DIFFERS" in node.run("explain", "alice@x")
+
+    # Once after its start the agent puts right what had changed before.
+    eventually(is_seen, 15)
     assert "alice@x: download 99mbit -> 10mbit" in node.run("policy", "diff")
     assert node.run("policy", "apply").startswith("1 of 1 users' classes changed")
     assert ceils(node, alice) == (5_000_000, 10_000_000)

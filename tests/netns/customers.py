@@ -146,8 +146,9 @@ class Site:
         port: int = 0,
         ours: tuple[str, int] = (NODE[0], 443),
         proto: int = TCP,
+        first: bytes = b"hello",
     ) -> Connection:
-        """A connection, or a first datagram, from ``address``."""
+        """A connection, or a first datagram (``first``), from ``address``."""
         with self._entered():
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             sock = socket.socket(family, socket.SOCK_STREAM if proto == TCP else socket.SOCK_DGRAM)
@@ -156,12 +157,16 @@ class Site:
         sock.bind((address, port))
         sock.connect(ours)
         if proto == UDP:
-            sock.send(b"hello")
+            sock.send(first)
         return Connection(sock, proto, ours)
 
     def mark(self, connection: Connection) -> int:
         """The flow's mark in the kernel."""
         return self.node.conntrack.get_marks([prepare(connection.flow)])[0] or 0
+
+    def knows(self, connection: Connection) -> bool:
+        """Whether the kernel has the flow."""
+        return self.node.conntrack.get_marks([prepare(connection.flow)])[0] is not None
 
     def holders(self, *connections: Connection) -> list[str]:
         """Whose class each flow is in: a key of the state, empty for nobody's."""

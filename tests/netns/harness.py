@@ -24,9 +24,8 @@ from pyroute2 import IPRoute
 
 from vff_qos.core.flow import Flow
 from vff_qos.core.htb import user_class
-from vff_qos.core.plan.desired import desired
-from vff_qos.core.plan.nft_table import table
-from vff_qos.core.plan.objects import Filter, NftTable
+from vff_qos.core.plan.desired import desired, our_table
+from vff_qos.core.plan.objects import Filter
 from vff_qos.core.settings import Settings, parse_settings
 from vff_qos.errors import KernelRefused
 from vff_qos.kernel import filters, nft, route
@@ -128,7 +127,7 @@ class Node:
     def make_table(self) -> None:
         """The nft table, as bootstrap makes it from the settings."""
         settings = parse_settings((self.directory / "settings.yml").read_bytes(), "settings.yml")
-        nft.replace_table(NftTable(table(settings)))
+        nft.replace_table(our_table(settings))
 
     def start(self) -> None:
         """Start the agent and wait until it says that it follows."""

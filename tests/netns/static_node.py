@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from vff_qos.core.identities import parse_identities, with_identities
-from vff_qos.core.plan.nft_table import table
-from vff_qos.core.plan.objects import NftTable
+from vff_qos.core.plan.desired import our_table
 from vff_qos.core.settings import Settings
 from vff_qos.kernel import nft
 from vff_qos.kernel.packed.nft_elements import StaticMaps
@@ -19,6 +18,6 @@ def put(maps: StaticMaps, text: str, settings: Settings = SETTINGS) -> dict[str,
     """Have the identities of a file in the kernel; returns their marks."""
     found = parse_identities(text.encode(), "identities.yml", settings.service_ports)
     marks = {key: TAG | 0x10 + number for number, key in enumerate(found.keys)}
-    nft.replace_table(NftTable(table(with_identities(settings, found))))
+    nft.replace_table(our_table(with_identities(settings, found)))
     maps.replace(found.elements(marks))
     return marks

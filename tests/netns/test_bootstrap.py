@@ -153,7 +153,8 @@ def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
     state.set_value("suspended", None)
     with monkeypatch.context() as patch:
         patch.setattr(bootstrap, "reconcile", meanwhile)
-        assert len(bootstrap.repair(low, state)) == 8
+        # Four classes and the table's rule by which connections are followed, twice.
+        assert len(bootstrap.repair(low, state)) == 10
     assert ceils() == [free] * 4
     ceil = "wan_ceil: 500mbit\n" if settings.split else ""
     files = [
@@ -166,7 +167,7 @@ def test_the_kill_switch_lifts_what_is_shared_and_bootstrap_puts_it_back(
         options.append(f"--{what}={tmp_path / what}")
     assert main(["bootstrap", "--repair", *options]) == 0
     assert ceils() == [free] * 4
-    assert len(bootstrap.reconcile(low, state)) == 4
+    assert len(bootstrap.reconcile(low, state)) == 5
     assert resume(state, lock, journal) == 0
     assert ceils() == limited
 

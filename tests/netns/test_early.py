@@ -21,7 +21,7 @@ from vff_qos.core.flow import Flow
 from vff_qos.core.htb import PROVISIONAL
 from vff_qos.core.owners import RESTRICTED_KEY
 from vff_qos.core.plan import nft_table
-from vff_qos.core.plan.objects import NftTable
+from vff_qos.core.plan.desired import our_table
 from vff_qos.core.policy.model import Limits, Policy
 from vff_qos.core.settings import GcSettings, Settings
 from vff_qos.core.sole_users import BAR_S, KEEP_S, PROVE_S
@@ -57,7 +57,7 @@ class Scene:
     """A node with listeners, nft table and trees; its steady clock is ours."""
 
     def __init__(self, directory: Path) -> None:
-        nft.replace_table(NftTable(nft_table.table(SETTINGS)))
+        nft.replace_table(our_table(SETTINGS))
         self.listeners = []
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             for port in (4430, 6000):
@@ -230,7 +230,7 @@ def test_elements_expire_and_are_renewed_while_in_use(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nft_table, "EARLY_TIMEOUT_S", 1)
-    nft.replace_table(NftTable(nft_table.table(SETTINGS)))
+    nft.replace_table(our_table(SETTINGS))
     mark = scene.learn("alice@x")
     for _ in range(4):
         time.sleep(0.5)
@@ -263,7 +263,7 @@ def test_the_table_lost_and_made_again_is_filled_again(scene: Scene) -> None:
     run("nft", "delete", "table", "inet", "vff_qos")
     scene.wait(100)
     assert scene.assigner.wants_repair
-    nft.replace_table(NftTable(nft_table.table(SETTINGS)))
+    nft.replace_table(our_table(SETTINGS))
     scene.assigner.adopt()
     scene.wait(30)
     assert elements() == {"127.0.0.1": mark | PROVISIONAL}
@@ -315,7 +315,7 @@ def test_the_agent_empties_the_maps_of_its_predecessor_and_tells_its_counts(
 ) -> None:
     path = node.directory / "settings.yml"
     path.write_text(path.read_text() + "early_shaping: true\n")
-    nft.replace_table(NftTable(nft_table.table(SETTINGS)))
+    nft.replace_table(our_table(SETTINGS))
     run("nft", "add", "element", "inet", "vff_qos", "early4", "{ 127.0.0.1 : 0xd1000777 }")
     stray = Client("127.0.0.1", 4430)
     assert node.mark(stray) == 0xD1000777

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from lab.counters import inside
-from vff_qos.core.plan import nft_table
-from vff_qos.core.plan.objects import NftTable
+from vff_qos.core.plan.desired import our_table
 from vff_qos.kernel import nft
 
 from .harness import (
@@ -78,7 +77,7 @@ def quiet(node: Node, within_s: float = 12.0) -> None:
 
 def set_up(node: Node) -> Client:
     """A whole node with one user, whose traffic passes the classes."""
-    nft.replace_table(NftTable(nft_table.table(SETTINGS)))
+    nft.replace_table(our_table(SETTINGS))
     node.start()
     return user(node, "alice@x")
 
@@ -187,7 +186,7 @@ def elsewhere(listener: socket.socket) -> Iterator[str]:
 def test_a_wrong_service_port(node: Node) -> None:
     """Of clients elsewhere: what comes from this node itself would be a front."""
     setting(node, "service_ports", "[443]")
-    nft.replace_table(NftTable(nft_table.table(SETTINGS)))
+    nft.replace_table(our_table(SETTINGS))
     node.start()
     with socket.socket() as listener, elsewhere(listener) as there:
         with inside(there):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vff_qos.core.plan import nft_table
-from vff_qos.core.plan.objects import NftTable
+from vff_qos.core.plan.desired import our_table
 from vff_qos.kernel import nft
 
 from .harness import SETTINGS, Client, eventually, run, send_through, status, user
@@ -21,7 +20,7 @@ WITHIN_S = 90.0
 
 @pytest.fixture
 def told(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Told]:
-    nft.replace_table(NftTable(nft_table.table(SETTINGS)))
+    nft.replace_table(our_table(SETTINGS))
     made = Told(tmp_path)
     made.start()
     yield made

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from vff_qos.core.settings import merge_ranges, parse_settings, salvage_settings
+from vff_qos.core.settings import Hop, merge_ranges, parse_settings, salvage_settings
 from vff_qos.errors import ConfigError
 
 
@@ -132,3 +134,37 @@ def test_what_lifts_limits_finds_the_names_of_our_objects_in_a_file_with_mistake
 @pytest.mark.parametrize("text", [b"", b"\0\xff\xfe", b"[[[[", b"- a\n- b\n", b"handle: zz\n"])
 def test_what_cannot_be_read_at_all_gives_the_defaults(text: bytes) -> None:
     assert salvage_settings(text) == parse_settings(b"", "s")
+
+
+def test_ports_among_which_clients_hop_are_service_ports() -> None:
+    text = b"service_ports: [443]\nhop: {20000-50000: 20000, 1000-1100: engine, 700: 8443}\n"
+    settings = parse_settings(text, "settings.yml")
+    assert settings.hops == (
+        Hop(700, 700, 8443), Hop(1000, 1100, 0), Hop(20_000, 50_000, 20_000),
+    )  # fmt: skip
+    assert settings.service_ports == (
+        (443, 443), (700, 700), (1000, 1100), (8443, 8443), (20_000, 50_000),
+    )  # fmt: skip
+    every = parse_settings(b"service_ports: all\nhop: {20000-50000: 20000}\n", "settings.yml")
+    assert every.service_ports == ()
+
+
+@pytest.mark.parametrize(
+    ("hop", "why"),
+    [
+        ("[20000]", "must be a mapping"),
+        ("{50000-20000: 443}", "'50000-20000' is not a range"),
+        ("{0-5: 443}", "is not a range"),
+        ("{20000-70000: 443}", "is not a range"),
+        ("{20000-20100: 0}", "0 is neither a port"),
+        ("{20000-20100: true}", "True is neither a port"),
+        ("{20000-20100: 20000-20001}", "nor 'engine'"),
+        ("{20000-20100: []}", "nor 'engine'"),
+        ("{20000-20100: 1, 20100: 2}", "port 20100 is in two ranges"),
+        ("{100-200: 300, 300-400: 500}", "port 300, to which 100-200 are redirected"),
+        ("{100-200: 300, 300-400: engine}", "port 300, to which 100-200 are redirected"),
+    ],
+)
+def test_a_hop_that_leads_nowhere_is_refused(hop: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        parse_settings(f"hop: {hop}\n".encode(), "settings.yml")

@@ -28,7 +28,7 @@ from ..journal import Journal
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.filter_list import TcFilter, read_filters
-from ..kernel.packed.nft_elements import EarlyMaps, clear_elements
+from ..kernel.packed.nft_elements import EarlyMaps, QuicIds, clear_elements
 from ..kernel.packed.tc import (
     ClassKey,
     Tc,
@@ -181,6 +181,9 @@ class Collector:
             # Nobody's next connection may go into a class that waits for another owner; the
             # follower sees the new state and fills the maps again.
             clear_elements(EarlyMaps)
+        if plan.park or plan.release or plan.delete:
+            # The same of a connection that moves; who lives is learned again within some packets.
+            clear_elements(QuicIds)
         # First the state: if we die now, the follower revives whom it meets.
         self._state.save_owners([*plan.moved, *plan.park, *plan.release])
         requests = []

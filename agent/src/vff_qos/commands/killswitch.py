@@ -31,6 +31,7 @@ from ..kernel.packed.nft_elements import (
     CutSet,
     EarlyMaps,
     FloodSets,
+    QuicIds,
     StaticMaps,
     clear_elements,
 )
@@ -53,6 +54,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         # Before anything that may fail: a follower that still runs must see it and stop.
         state.set_value("suspended", saved)
         clear_elements(CutSet, EarlyMaps, FloodSets, StaticMaps)
+        _stop_following()
         entries = conntrack.dump(settings.major << 16, OURS_MASK)
         if entries:
             saved["flows"] += [
@@ -67,6 +69,15 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
     conntrack.close()
     _tell(journal, events.SUSPENDED, len(entries), began)
     return len(entries)
+
+
+def _stop_following() -> None:
+    """Before marks go, or the kernel gives them back to whoever moves."""
+    ids = QuicIds()
+    try:
+        ids.stop()
+    finally:
+        ids.close()
 
 
 def _lift(settings: Settings) -> int:

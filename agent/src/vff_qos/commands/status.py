@@ -206,6 +206,8 @@ def _render_follower(status: dict[str, Any]) -> list[str]:
         f"connections: {follower['flows_known']} known by {follower['flows_known_by']}, "
         f"{follower['flows_claimed']} are somebody's, {follower['flows_lost_events']} losses of "
         "events",
+        f"UDP that moved: {follower['followed']} followed by QUIC ID, {follower['handed_on']} by "
+        f"address, {follower['ambiguous_udp']} not: several users there",
         f"trust: {follower['restricted']} restricted, {follower['conflicts']} conflicts, "
         f"{follower['ignored_tainted']} distrusted claims ignored; {follower['repairs']} repairs"
         + _healed(follower["repair"]),

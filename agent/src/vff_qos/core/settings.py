@@ -8,7 +8,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from .document import Document
@@ -17,6 +18,8 @@ from .units import parse_rate
 
 LEAVES = ("fq_codel", "pfifo", "cake")
 UNKNOWN_UDP = ("pass", "restrict")
+#: In place of a port in `hop`.
+HOP_BY_ENGINE = "engine"
 #: The ceiling of a node that names none: no line of today is faster.
 UNLIMITED_BPS = 100_000_000_000
 SOURCES = ("file", "container", "journal", "webhook")
@@ -55,6 +58,15 @@ _FILE = re.compile(r"/[^\0\n]{1,4095}")
 _GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 PortRange = tuple[int, int]
+
+
+class Hop(NamedTuple):
+    """A closed range of UDP ports that are one to whoever comes; ``port`` is where the engine
+    listens, 0: the engine redirects them by itself."""
+
+    low: int
+    high: int
+    port: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,10 @@ class Settings:
     #: What becomes of a new UDP flow of an address where several users live: ``pass`` or
     #: ``restrict``, until a word on it comes.
     unknown_udp: str = "pass"
+    #: Follow QUIC connections that move, by their connection IDs (`plan.quic_rules`).
+    follow_quic: bool = True
+    #: Ranges of UDP ports among which clients move; they are service ports.
+    hops: tuple[Hop, ...] = ()
     #: Keep keyed hashes of users' emails instead of the emails (`core.names`).
     hash_emails: bool = False
     #: Inbounds whose log lines hold names that the engine did not check.
@@ -149,6 +165,8 @@ class Settings:
             node_ceil_bps=UNLIMITED_BPS,
             unclassified_upload_bps=UNLIMITED_BPS,
             unclassified_download_bps=UNLIMITED_BPS,
+            # Nobody has a mark then.
+            follow_quic=False,
         )
 
 
@@ -168,6 +186,8 @@ KEYS = (
     "early_shaping",
     "flood_guard",
     "unknown_udp",
+    "follow_quic",
+    "hop",
     "identity_source",
     "xray_access_log_path",
     "container",
@@ -234,6 +254,7 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
     pool_max = _whole(doc, "gc_pool_max", data, base.gc.pool_max, 0, 65_000)
     pool_min = _whole(doc, "gc_pool_min", data, base.gc.pool_min, 0, 65_000)
     ceil_bps = _rate(doc, "wan_ceil", data, base.node_ceil_bps)
+    hops = _hops(doc, data)
     log = data.get("xray_access_log_path", base.access_log)
     if not isinstance(log, str) or not log.startswith("/"):
         raise doc.fail(("xray_access_log_path",), f"{log!r} is not an absolute path")
@@ -241,7 +262,7 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         wan=_ifname(doc, "if_wan", data, base.wan, _ALTNAME_BYTES),
         ifb=_ifname(doc, "if_ifb", data, base.ifb, _IFNAME_BYTES),
         major=_major(doc, data, base.major),
-        service_ports=_ports(doc, "service_ports", data, base.service_ports),
+        service_ports=_with_hops(_ports(doc, "service_ports", data, base.service_ports), hops),
         free_text_ports=_ports(doc, "free_text_ports", data, ()),
         hash_emails=_flag(doc, "hash_emails", data, base.hash_emails),
         node_ceil_bps=ceil_bps,
@@ -253,6 +274,8 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         early_shaping=_flag(doc, "early_shaping", data, base.early_shaping),
         flood_guard=_flag(doc, "flood_guard", data, base.flood_guard),
         unknown_udp=_choice(doc, "unknown_udp", data, UNKNOWN_UDP, base.unknown_udp),
+        follow_quic=_flag(doc, "follow_quic", data, base.follow_quic),
+        hops=hops,
         source=_choice(doc, "identity_source", data, SOURCES, base.source),
         access_log=log,
         container=_text(doc, "container", data, _CONTAINER, "the name of a container"),
@@ -421,6 +444,55 @@ def _ports(
     if value == [] and key != "service_ports":
         return ()
     return parse_ports(doc, (key,), value, "'all' or ")
+
+
+def _hops(doc: Document, data: dict[str, Any]) -> tuple[Hop, ...]:
+    """``{20000-50000: 20000}``; ``engine`` in place of the port: the engine redirects them."""
+    value = data.get("hop", {})
+    if not isinstance(value, dict):
+        raise doc.fail(("hop",), "must be a mapping of UDP port ranges, {20000-50000: 20000}")
+    found: list[Hop] = []
+    for name, target in value.items():
+        low, high = _hop_range(doc, name)
+        is_port = isinstance(target, int) and not isinstance(target, bool)
+        if target != HOP_BY_ENGINE and not (is_port and 1 <= target <= 65_535):
+            raise doc.fail(
+                ("hop", name), f"{target!r} is neither a port (1 to 65535) nor '{HOP_BY_ENGINE}'"
+            )
+        found.append(Hop(low, high, 0 if target == HOP_BY_ENGINE else target))
+    found.sort()
+    for one, next_ in pairwise(found):
+        if next_.low <= one.high:
+            raise doc.fail(
+                ("hop",), f"port {next_.low} is in two ranges, of {one.low} and of {next_.low}"
+            )
+    for hop in found:
+        other = next((o for o in found if o.low <= hop.port <= o.high and o.port != hop.port), None)
+        if other is not None:
+            # What is redirected is not redirected again.
+            raise doc.fail(
+                ("hop",),
+                f"port {hop.port}, to which {hop.low}-{hop.high} are redirected, is in the range "
+                f"{other.low}-{other.high}, which goes elsewhere",
+            )
+    return tuple(found)
+
+
+def _hop_range(doc: Document, name: str) -> PortRange:
+    found = _PORTS.fullmatch(name)
+    low = int(found[1]) if found else 0
+    high = int(found[2] or low) if found else 0
+    if not 1 <= low <= high <= 65_535:
+        raise doc.fail(("hop", name), f"{name!r} is not a range of ports such as '20000-50000'")
+    return low, high
+
+
+def _with_hops(ports: tuple[PortRange, ...], hops: tuple[Hop, ...]) -> tuple[PortRange, ...]:
+    """Service ports, among them those where clients hop; none still means all."""
+    if not ports or not hops:
+        return ports
+    targets = [(hop.port, hop.port) for hop in hops if hop.port]
+    return merge_ranges([*ports, *((hop.low, hop.high) for hop in hops), *targets])
 
 
 def parse_ports(

@@ -7,11 +7,9 @@ from collections import Counter
 from ..core.flows.mirror import Heard
 from ..core.htb import ENDED_MINOR, MINOR_MASK, OURS_MASK, PROVISIONAL
 from ..core.owners import ACTIVE
-from ..kernel.packed.conntrack import Conntrack, Entry, decode_tuple
+from ..kernel.packed.conntrack import Conntrack, is_udp
 from .flow_table import FlowTable
 from .registry import ORPHAN, Registry
-
-_UDP = 17
 
 
 def adopt(
@@ -44,7 +42,7 @@ def adopt(
     strays = unowned if keep_early else unowned | provisional
     if strays:
         entries = conntrack.dump_of(tag, OURS_MASK, strays)
-        conntrack.set_entries([(e, 0) for e in entries if e.mark in unowned or not _is_udp(e)])
+        conntrack.set_entries([(e, 0) for e in entries if e.mark in unowned or not is_udp(e)])
     revived = []
     for minor in marked:
         owner = registry.minors.by_minor[minor]
@@ -53,8 +51,3 @@ def adopt(
     registry.commit()
     heard.add(flows.compare(lossy=True))
     return marked
-
-
-def _is_udp(entry: Entry) -> bool:
-    flow = decode_tuple(entry.tuple_raw)
-    return flow is not None and flow.proto == _UDP

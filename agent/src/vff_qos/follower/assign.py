@@ -277,7 +277,13 @@ class Assigner:
         if statics.identities:
             self._pool.look_again()
         self._fix()
-        return statics.write(self._flows.ends)
+        return self._write_statics()
+
+    def _write_statics(self) -> bool:
+        moved = self._statics.write(self._flows.ends)
+        if moved:
+            self._marking.quic.forget()
+        return moved
 
     def _fix(self) -> None:
         """Whose flows are theirs whatever is said."""
@@ -289,7 +295,7 @@ class Assigner:
         if self._statics.is_pending:
             with self._lock:
                 self._refresh()
-                if self._statics.write(self._flows.ends):
+                if self._write_statics():
                     self._marking.carry_out(self._flows.compare(lossy=True))
 
     def _load(self) -> Listed:
@@ -482,6 +488,7 @@ class Assigner:
 
     def tend_flows(self) -> None:
         """Once a second: what keeps the mirror true.  Raises Suspended."""
+        self._marking.quic.tend()
         heard = self._flows.tend()
         if heard or self._limits.is_on:
             with self._lock:

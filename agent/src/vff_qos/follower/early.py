@@ -15,7 +15,7 @@ from ..core.htb import PROVISIONAL, TAG_MASK
 from ..core.plan.nft_table import EARLY_TIMEOUT_S
 from ..core.sole_users import SoleUsers
 from ..errors import KernelRefused
-from ..kernel.packed.conntrack import Conntrack
+from ..kernel.packed.conntrack import Conntrack, is_udp
 from ..kernel.packed.nft_elements import EarlyMaps
 
 _RENEW_S = EARLY_TIMEOUT_S / 3
@@ -107,7 +107,8 @@ class EarlyShaping:
         """End provisional marks that were there at the last look: no line came for them."""
         if not self._may_be_there:
             return
-        entries = self._conntrack.dump(self._tag, TAG_MASK)
+        # UDP flows that continue others need no line, and are told of by none.
+        entries = [e for e in self._conntrack.dump(self._tag, TAG_MASK) if not is_udp(e)]
         old = [entry for entry in entries if entry.ident in self._unconfirmed]
         self._unconfirmed = {entry.ident for entry in entries}
         self._may_be_there = bool(entries or self.elements)

@@ -50,7 +50,7 @@ class FlowTable:
     ) -> None:
         """``clock`` never goes back; ``is_restricted`` knows minors that flows in doubt share."""
         # Births are counted since the clock began: flows are older than we are.
-        self.mirror = Mirror(settings.major)
+        self.mirror = Mirror(settings.major, hops=settings.hops, is_restricted=is_restricted)
         self._tag = settings.major << 16
         self.tags = Tags()
         self.look_ups = self.skipped = self.losses = 0

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable
 from ..core.claims.accesslog import Claim, spellings_of
 from ..core.claims.trust import DOUBTED, Vouchers
 from ..core.flows.mirror import Heard, Held
-from ..core.flows.record import FOREIGN, MINOR, REMEMBERED, RESTRICTED, owned, unowned
+from ..core.flows.record import (
+    FOREIGN,
+    MINOR,
+    PROVISIONAL,
+    REMEMBERED,
+    RESTRICTED,
+    UDP,
+    owned,
+    unowned,
+)
 from ..core.owners import Owner
 from ..core.settings import Settings
 from ..errors import KernelRefused
@@ -19,6 +28,7 @@ from ..kernel.packed.conntrack import Conntrack
 from .flow_table import FlowTable
 from .known import CLIENT, REQUEST, KnownWords
 from .plain_words import End
+from .quic_ids import QuicFollowing
 from .registry import Registry
 from .round import Counts, Round
 
@@ -48,6 +58,10 @@ class Marking:
         self._counts, self._shared, self._clock = counts, shared, clock
         # Marks that nft has set in advance are told of by no event where it does so late.
         self._is_early = settings.early_shaping
+        # The same of UDP flows that the kernel follows when their second packet comes.
+        self._in_advance = UDP if settings.follow_quic else 0
+        #: What the kernel has learned of connections that move.
+        self.quic = QuicFollowing(settings.follow_quic, registry.refused)
         self._careful_until = 0.0
 
     def carry_out(self, heard: Heard) -> None:
@@ -66,6 +80,7 @@ class Marking:
                 wanted.append(held)
             else:
                 mirror.put(held[0], unowned(held[1]))
+        self._check_followed(heard.followed)
         counts.restored += len(heard.restore)
         counts.handed_on += len(heard.handed_on)
         counts.ambiguous_udp += len(heard.ambiguous)
@@ -82,6 +97,23 @@ class Marking:
             )
             for index, code in errors.items():
                 self.failed(*wanted[index], code)
+
+    def _check_followed(self, followed: list[Held]) -> None:
+        """Whose class was taken away meanwhile has no flow."""
+        mirror, registry = self._flows.mirror, self._registry
+        self._counts.followed += len(followed)
+        wrong = []
+        for client, record in followed:
+            owner = registry.owner(record & MINOR)
+            if mirror.still(client, record) and (owner is None or not registry.is_shaped(owner)):
+                wrong.append((client, unowned(record)))
+                mirror.put(*wrong[-1])
+        if not wrong:
+            return
+        errors = self._conntrack.set_marks([self._flows.request(c, r, 0) for c, r in wrong])
+        for index, code in errors.items():
+            self.failed(*wrong[index], code)
+        self.quic.forget()
 
     def failed(self, client: bytes, record: int, code: int) -> None:
         self._flows.mirror.remove(client, record)
@@ -123,13 +155,13 @@ class Marking:
         """
         now, mirror = self._clock(), self._flows.mirror
         careful = self._is_early or now < self._careful_until
-        some = ends if careful else ends[:: len(ends) // _LOOKED_AT + 1]
+        step = 1 if careful else len(ends) // _LOOKED_AT + 1
         held = {
             (client, record): self._flows.request(client, record, 0)
-            for _claim, client in some
+            for number, (_claim, client) in enumerate(ends)
             if client is not None
             for record in mirror.find(client)
-            if not record & (MINOR | FOREIGN)
+            if not record & (MINOR | FOREIGN) and (number % step == 0 or record & self._in_advance)
         }
         if not held:
             return
@@ -149,6 +181,8 @@ class Marking:
         errors = self._conntrack.set_marks(
             [self._flows.request(c, after, mirror.mark(after)) for c, _before, after in flows]
         )
+        if any(_had_another(before, after) for _client, before, after in flows):
+            self.quic.forget()
         for index, (client, before, after) in enumerate(flows):
             if index in errors:
                 self.failed(client, before, errors[index])
@@ -169,6 +203,8 @@ class Marking:
         requests = [self._flows.request(g.client, g.after, mirror.mark(g.after)) for g in given]
         errors = self._conntrack.set_marks(requests) if requests else {}
         self._counts.marked += sum(g.before & MINOR != g.after & MINOR for g in given)
+        if any(_had_another(g.before, g.after) for g in given):
+            self.quic.forget()
         for index, (client, before, after, claim) in enumerate(given):
             if index in errors:
                 self.failed(client, after, errors[index])
@@ -185,3 +221,9 @@ class Marking:
                     self.forget(client)
                 mirror.put(client, after)
         registry.end_cut(mirror.flow, [(g.client, g.after) for g in given])
+
+
+def _had_another(before: int, after: int) -> bool:
+    """Whether packets of a flow may have taught the kernel a mark that it has not any more."""
+    minor = before & UDP and before & MINOR
+    return bool(minor) and not before & PROVISIONAL and minor != after & MINOR

@@ -25,6 +25,9 @@ class Counts:
     new_owners: int = 0
     exhausted: int = 0
     restored: int = 0
+    #: UDP flows that continue others: followed by the kernel, by address, and with several users
+    #: at the address.
+    followed: int = 0
     handed_on: int = 0
     ambiguous_udp: int = 0
     early_confirmed: int = 0

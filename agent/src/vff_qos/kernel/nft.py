@@ -5,12 +5,17 @@ Only what reads or writes rules comes here: `packed.nftables` finds and deletes 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import re
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..core.plan.nft_table import TABLE, Json, Listing
 from ..core.plan.objects import NftTable
+from ..core.plan.quic_rules import is_quic
 from ..errors import KernelRefused, Refused
 from .packed.nftables import table_flags
 
@@ -41,11 +46,15 @@ def libnftables() -> Nftables:
 
 def _run(commands: Listing, what: str) -> Listing:
     code, output, error = libnftables().json_cmd({"nftables": commands})
+    _check(code, error, what)
+    return output["nftables"] if isinstance(output, dict) else []
+
+
+def _check(code: int, error: str, what: str) -> None:
     if code:
         # libnftables tells the errno only in words.
         number = errno.EPERM if "not permitted" in error else errno.EINVAL
         raise KernelRefused(number, f"{what} ({' '.join(error.split())[:200]})")
-    return output["nftables"] if isinstance(output, dict) else []
 
 
 def version() -> tuple[int, ...]:
@@ -69,11 +78,34 @@ def read_table() -> NftTable | None:
         return None
     if flags:
         return NftTable([{"table": {"family": "inet", "name": TABLE, "flags": flags}}])
-    return NftTable(_run([{"list": {"table": _NAME}}], f"reading nft table inet {TABLE}"))
+    with _without_warnings():
+        return NftTable(_run([{"list": {"table": _NAME}}], f"reading nft table inet {TABLE}"))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """libnftables 1.0.6 writes to standard error, at each look, that it lists a map's statement as
+    text.  What fails is told in another way (`_run`)."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def replace_table(table: NftTable) -> None:
-    """Make the table anew, in one transaction: packets see the old or the new one."""
+    """Make the table anew, in one transaction: packets see the old or the new one.
+
+    What follows connections that move is added by another: without it they only are not followed.
+    """
     commands: Listing = [{"add": {"table": _NAME}}, {"delete": {"table": _NAME}}]
-    commands += [{"add": dict(item)} for item in table.objects]
-    _run(commands, f"writing nft table inet {TABLE}")
+    commands += [{"add": dict(item)} for item in table.objects if not is_quic(item)]
+    what = f"writing nft table inet {TABLE}"
+    _run(commands, what)
+    if table.text:
+        code, _output, error = libnftables().cmd(table.text)
+        _check(code, error, what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 from vff_qos.core.claims.trust import PLAIN
 from vff_qos.core.flows.ends import FlowSeen
@@ -45,7 +46,7 @@ def seen(
 class Kernel:
     """What the kernel would send, and the clock."""
 
-    def __init__(self, **options: bool) -> None:
+    def __init__(self, **options: Any) -> None:
         self.mirror = Mirror(MAJOR, 0.0, **options)
         self.now_s = 0.0
 

@@ -21,11 +21,11 @@ from unit.core.flows.kernel_events import (
     ours,
     seen,
 )
-from vff_qos.core.claims.trust import DOUBTED, WEAK
+from vff_qos.core.claims.trust import ADOPTED, DOUBTED, WEAK
 from vff_qos.core.flows import mirror as mirrors
 from vff_qos.core.flows.ends import FlowSeen
 from vff_qos.core.flows.meeting import Tags, Written, meet
-from vff_qos.core.flows.mirror import Heard, Mirror
+from vff_qos.core.flows.mirror import GENERATION, Heard, Mirror
 from vff_qos.core.flows.record import (
     FOREIGN,
     MINOR,
@@ -40,6 +40,7 @@ from vff_qos.core.flows.record import (
     port,
     rank,
 )
+from vff_qos.core.settings import Hop
 from vff_qos.errors import KernelRefused
 
 # -- UDP ------------------------------------------------------------------------------------------
@@ -85,11 +86,63 @@ def test_where_several_live_a_udp_flow_is_nobodys_and_told_of(kernel: Kernel) ->
     assert kernel.only(client(4)) & MINOR == ALICE
 
 
-@pytest.mark.parametrize("flags", [RESTRICTED, PROVISIONAL])
-def test_what_is_in_doubt_says_nothing_about_who_lives_there(flags: int, kernel: Kernel) -> None:
+def test_what_is_in_doubt_says_nothing_about_who_lives_there(kernel: Kernel) -> None:
     kernel.new(client(1), ours(UDP))
-    kernel.give(client(1), ALICE, DOUBTED, flags)
+    kernel.give(client(1), ALICE, DOUBTED, RESTRICTED)
     assert kernel.new(client(2), ours(UDP)) == Heard()
+
+
+def test_who_hops_lives_there_while_the_last_hop_does(kernel: Kernel) -> None:
+    """The flow that a word was about ends some minutes after the first hop."""
+    kernel.new(client(1), ours(UDP))
+    kernel.give(client(1), ALICE)
+    for number in range(2, 9):
+        assert kernel.new(client(number), ours(UDP)).handed_on, number
+        kernel.destroy(client(number - 1), ours(UDP))
+    # A word about one of several makes two users of them.
+    kernel.new(client(20), ours(UDP))
+    kernel.give(client(20), BOB)
+    assert kernel.new(client(21), ours(UDP)).ambiguous
+    kernel.destroy(client(8), ours(UDP))
+    assert kernel.mirror.mark(kernel.only(client(20))) == TAG | BOB
+    kernel.new(client(22), ours(UDP))
+    assert kernel.only(client(22)) & MINOR == BOB
+    for number in (20, 21, 22):
+        kernel.destroy(client(number), ours(UDP))
+    assert kernel.new(client(30), ours(UDP)) == Heard()
+
+
+def test_a_flood_from_where_somebody_lives_leaves_no_trace(kernel: Kernel) -> None:
+    """What is forgotten for its number lives nowhere any more."""
+    kernel.new(client(1), ours(UDP))
+    kernel.give(client(1), ALICE)
+    for address in ("198.51.100.7", "198.51.100.9", "198.51.100.10"):
+        for number in range(2, 2 + GENERATION):
+            kernel.new(client(number, address), ours(UDP))
+    kernel.destroy(client(1), ours(UDP))
+    assert kernel.new(client(1), ours(UDP)) == Heard()
+
+
+def test_ports_that_one_hops_among_are_one_place() -> None:
+    kernel = Kernel(hops=[Hop(20_000, 20_100, 443)])
+    kernel.new(client(1), ours(UDP, 20_001))
+    kernel.give(client(1), ALICE, our_end=ours(UDP, 20_001))
+    assert kernel.new(client(2), ours(UDP, 20_099)).handed_on
+    assert kernel.new(client(3), ours(UDP, 20_101)) == Heard()
+
+
+def test_what_the_kernel_has_followed_is_its_users_until_a_word_comes() -> None:
+    kernel = Kernel(is_restricted=lambda minor: minor == BOB)
+    heard = kernel.new(client(1), ours(UDP), TAG | ALICE)
+    assert heard.followed == [(client(1), kernel.only(client(1)))]
+    assert (rank(kernel.only(client(1))), kernel.only(client(1)) & MINOR) == (ADOPTED, ALICE)
+    # What was in doubt is so at the next port.
+    kernel.new(client(2), ours(UDP), TAG | BOB)
+    assert kernel.only(client(2)) & RESTRICTED
+    # A static identity's, or a mark that was given in advance: nobody followed anything.
+    kernel.mirror.fixed = frozenset((ALICE,))
+    assert not kernel.new(client(3), ours(UDP), TAG | ALICE).followed
+    assert not kernel.new(client(4), ours(UDP), 0x80000000 | TAG | BOB).followed
 
 
 def test_a_ipv6_customer_moves_within_a_64(kernel: Kernel) -> None:

@@ -130,7 +130,8 @@ def test_packets_are_split_above_the_tree_and_frames_follow_the_mtu() -> None:
     seen = after(split, "eth0", plain())
     assert present(split, seen).operations == []
     # The kill switch takes the limits away, and leaves the tree as it is.
-    assert {type(step.target) for step in present(split.lifted(), seen).operations} <= {SharedClass}
+    lifted = {type(step.target) for step in present(split.lifted(), seen).operations}
+    assert lifted <= {SharedClass, NftTable}
     seen.links["eth0"] = seen.links["eth0"]._replace(mtu=9000)
     assert f"change {text.format(9036)}" in texts(present(split, seen))
     assert not any(step.startswith("change") for step in texts(present(SETTINGS, seen)))
@@ -374,8 +375,12 @@ def test_a_libnftables_that_cannot_write_limits_of_sets_does_without_the_flood_g
     made = present(SETTINGS, old)
     (table,) = [step.target for step in made.operations if isinstance(step.target, NftTable)]
     assert "flood" not in json.dumps(table.objects)
-    assert made.notes == ("floods of connections are not paced: that needs libnftables 1.0.6",)
-    unguarded = replace(SETTINGS, flood_guard=False)
+    assert "quic" not in json.dumps(table.objects) + table.text
+    assert made.notes == (
+        "floods of connections are not paced: that needs libnftables 1.0.6",
+        "QUIC connections that move are not followed: that needs libnftables 1.0.6",
+    )
+    unguarded = replace(SETTINGS, flood_guard=False, follow_quic=False)
     assert present(unguarded, old).notes == ()
     seen = replace(after(unguarded, "eth0", plain()), nft_version=(1, 0, 2))
     assert present(SETTINGS, seen).operations == []

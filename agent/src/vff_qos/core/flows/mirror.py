@@ -20,6 +20,7 @@ from ..claims.trust import ADOPTED, DOUBTED, FIXED, WEAK, address_key
 from ..flow import Flow
 from ..htb import ENDED_MINOR, MINOR_MASK, TAG_MASK
 from ..htb import PROVISIONAL as PROVISIONAL_MARK
+from ..settings import Hop
 from .ends import FlowSeen
 from .record import (
     ADDRESS_SHIFT,
@@ -89,6 +90,8 @@ class Heard:
     handed_on: list[Held] = field(default_factory=list)
     #: New UDP flows of an address where several live.
     ambiguous: list[Held] = field(default_factory=list)
+    #: New UDP flows that the kernel has followed by their QUIC ID: they have a mark already.
+    followed: list[Held] = field(default_factory=list)
     #: Clients of whose words no repetition is known any more.
     forgotten: list[bytes] = field(default_factory=list)
     #: A flow bears a mark of other software.
@@ -97,7 +100,12 @@ class Heard:
     def __bool__(self) -> bool:
         """Whether anything follows at all."""
         return bool(
-            self.restore or self.handed_on or self.ambiguous or self.forgotten or self.foreign
+            self.restore
+            or self.handed_on
+            or self.ambiguous
+            or self.followed
+            or self.forgotten
+            or self.foreign
         )
 
     def add(self, later: Heard) -> None:
@@ -105,6 +113,7 @@ class Heard:
         self.restore += later.restore
         self.handed_on += later.handed_on
         self.ambiguous += later.ambiguous
+        self.followed += later.followed
         self.forgotten += later.forgotten
         self.foreign |= later.foreign
 
@@ -112,12 +121,22 @@ class Heard:
 class Mirror:
     """The live flows of this node.  ``size`` counts them."""
 
-    def __init__(self, major: int, now_s: float = 0.0, hand_on: bool = True) -> None:
-        """``hand_on``: give a new UDP flow to the only user of its address."""
+    def __init__(
+        self,
+        major: int,
+        now_s: float = 0.0,
+        hand_on: bool = True,
+        hops: Iterable[Hop] = (),
+        is_restricted: Callable[[int], bool] = lambda _minor: False,
+    ) -> None:
+        """``hand_on``: give a new UDP flow to the only user of its address; ``hops``: ranges of
+        ports that are one; ``is_restricted`` knows minors that flows in doubt share."""
         #: When births began to be counted.
         self.epoch_s = now_s
         self._tag = major << 16
         self._hand_on = hand_on
+        self._hops = tuple(hops)
+        self._is_restricted = is_restricted
         self._claimed: _Table = {}
         self._young: _Table = {}
         self._old: _Table = {}
@@ -129,8 +148,11 @@ class Mirror:
         self._late: dict[int, int] = {}
         self._addresses: list[bytes] = []
         self._ends: dict[bytes, int] = {}
-        #: Who lives where: {address and our UDP port: {minor: flows}}.
+        #: Who lives where: {address and our UDP port: {minor, with PROVISIONAL if it was handed
+        #: on: flows}}.
         self._neighbours: dict[bytes, dict[int, int]] = {}
+        # How many of them were handed on.
+        self._handed_on = 0
         # What a comparison that failed would have said, and handed on.
         self._unsaid: list[bytes] = []
         self._undecided: list[Held] = []
@@ -363,7 +385,7 @@ class Mirror:
         asked, self.changes = self.changes is not None, None
         self.evicted = 0
         self._claimed, self._young, self._old = {}, {}, {}
-        self._neighbours = {}
+        self._neighbours, self._handed_on = {}, 0
         heard = Heard(forgotten=self._unsaid)
         self._unsaid = []
         try:
@@ -497,6 +519,10 @@ class Mirror:
             heard.restore.append((client, record))
         elif end & UDP and not mark:
             record = self._hand_over(client, record, heard)
+        elif end & UDP and record & MINOR and rank(record) == ADOPTED:
+            if self._is_restricted(record & MINOR):
+                record = owned(record, record & MINOR, DOUBTED, RESTRICTED)
+            heard.followed.append((client, record))
         heard.foreign |= bool(record & FOREIGN)
         if any(other & REMEMBERED for other in self.find(client)):
             # The same text means either of them now.
@@ -505,9 +531,10 @@ class Mirror:
 
     def _hand_over(self, client: bytes, record: int, heard: Heard) -> int:
         """A new UDP flow of nobody: the only user's of its address, until a word comes."""
-        users = self._neighbours.get(self._place(client, record), {}) if self._hand_on else {}
+        counts = self._neighbours.get(self._place(client, record), {}) if self._hand_on else {}
+        users = {key & MINOR for key in counts}
         if len(users) == 1:
-            record = owned(record, next(iter(users)), DOUBTED, PROVISIONAL)
+            record = owned(record, users.pop(), DOUBTED, PROVISIONAL)
             heard.handed_on.append((client, record))
         elif users:
             heard.ambiguous.append((client, record))
@@ -603,6 +630,11 @@ class Mirror:
 
     def _next_generation(self) -> None:
         self.evicted += len(self._old)
+        if self._handed_on:
+            for client, entry in self._old.items():
+                for record in _records(entry):
+                    if record & UDP and record & PROVISIONAL:
+                        self._move(client, record, 0)
         self._old, self._young = self._young, {}
 
     def _turn(self, now_s: float) -> None:
@@ -675,21 +707,29 @@ class Mirror:
         return FOREIGN
 
     def _place(self, client: bytes, record: int) -> bytes:
-        return address_key(client[:-2]) + (record >> PORT_SHIFT & 0xFFFF).to_bytes(2, "big")
+        number = port(record)
+        for low, high, _target in self._hops:
+            if low <= number <= high:
+                number = low
+        return address_key(client[:-2]) + number.to_bytes(2, "big")
 
     def _move(self, client: bytes, was: int, now: int) -> None:
         """Count who lives at a client's address."""
         place = self._place(client, was or now)
         for record, step in ((was, -1), (now, 1)):
-            # What was only handed on says nothing new, and what is in doubt nothing at all.
-            if not record & MINOR or record & (PROVISIONAL | RESTRICTED):
+            # What is in doubt says nothing.  What was only handed on keeps its user there: who hops
+            # has no other flow after some minutes.
+            if not record & MINOR or record & RESTRICTED:
                 continue
+            key = record & (MINOR | PROVISIONAL)
+            if key & PROVISIONAL:
+                self._handed_on += step
             users = self._neighbours.setdefault(place, {})
-            count = users.get(record & MINOR, 0) + step
+            count = users.get(key, 0) + step
             if count > 0:
-                users[record & MINOR] = count
+                users[key] = count
             else:
-                users.pop(record & MINOR, None)
+                users.pop(key, None)
                 if not users:
                     del self._neighbours[place]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from ..htb import CEIL_MINOR, PROVISIONAL, TAG_MASK, UNCLASSIFIED_MINOR, classid, shared_class
 from ..settings import Settings, merge_ranges
-from .nft_table import normal_table, table
+from .nft_table import normal_table, table, table_text
 from .objects import (
     INGRESS,
     PREF_ALL,
@@ -56,11 +56,16 @@ def desired(settings: Settings, wan: str, mtu: int = 1500) -> list[KernelObject]
     return [
         Ifb(ifb),
         *_tree(settings, ifb, split_bytes, settings.unclassified_upload_bps),
-        NftTable(normal_table(table(settings))),
+        our_table(settings),
         *_tree(settings, wan, split_bytes, settings.unclassified_download_bps),
         Clsact(wan),
         *_ingress_filters(settings, wan),
     ]
+
+
+def our_table(settings: Settings) -> NftTable:
+    """Our nft table as it should be."""
+    return NftTable(normal_table(table(settings)), text=table_text(settings))
 
 
 def _tree(

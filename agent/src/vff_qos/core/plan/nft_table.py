@@ -8,13 +8,16 @@ flows to the service ports from addresses that the agent has put into its sets.
 ``static`` gives new flows to services and from networks (core/identities.py) their mark, and
 ``static_back`` those whose first packet comes from here, because somebody has emptied conntrack's
 table.  An established flow costs one look at its state, whatever the maps hold.
+``quic`` follows connections that move to another port (quic_rules.py).  ``hop`` redirects ranges of
+UDP ports to the one where the engine listens.
 """
 
 from __future__ import annotations
 
 from ..htb import OURS_MASK, PROVISIONAL, TAG_MASK, classid
-from ..settings import Settings
+from ..settings import Hop, Settings
 from ..sole_users import MAX_ADDRESSES
+from .quic_rules import is_quic, quic_rules
 
 TABLE = "vff_qos"
 #: Maps from a client's address to the provisional mark of its next connections.
@@ -63,7 +66,8 @@ def table(settings: Settings) -> Listing:
         _chain("post", "postrouting", -150),
         _mangle("pre", [_tagged("meta", TAG_MASK, tag)], "meta", 0),
     ]
-    objects += [*_static(settings), *_cut(), *_flood_guard(settings)]
+    objects += [*_static(settings), *_cut(), *_flood_guard(settings), *_hop(settings)]
+    objects += quic_rules(settings, TABLE)[0]
     if not settings.early_shaping:
         return [*objects, _mangle("post", [_tagged("ct", TAG_MASK, tag)], "meta", _CT_MARK)]
     new = [
@@ -82,6 +86,37 @@ def table(settings: Settings) -> Listing:
         _mangle("early", new, "ct", {"map": {"key": _SOURCE4, "data": f"@{EARLY4}"}}),
         _mangle("early", new, "ct", {"map": {"key": _SOURCE6, "data": f"@{EARLY6}"}}),
     ]
+
+
+def table_text(settings: Settings) -> str:
+    """What must be told to libnftables as text, after all else."""
+    return quic_rules(settings, TABLE)[1]
+
+
+def _hop(settings: Settings) -> Listing:
+    """Port ranges of which the engine has one port.  What is not for this host is another's."""
+    if not any(hop.port for hop in settings.hops):
+        return []
+    local: Json = {"fib": {"result": "type", "flags": ["daddr"]}}
+    return [
+        {"chain": {**_chain("hop", "prerouting", -100)["chain"], "type": "nat"}},  # type: ignore[dict-item]
+        *(
+            _rule(
+                "hop",
+                [
+                    _match(local, "local"),
+                    _match({"payload": {"protocol": "udp", "field": "dport"}}, _range(hop)),
+                    {"redirect": {"port": hop.port}},
+                ],
+            )
+            for hop in settings.hops
+            if hop.port
+        ),
+    ]
+
+
+def _range(hop: Hop) -> Json:
+    return hop.low if hop.low == hop.high else {"range": [hop.low, hop.high]}
 
 
 def _cut() -> Listing:
@@ -292,8 +327,14 @@ def normal_table(listing: Listing) -> Listing:
             if kind == "metainfo" or not isinstance(body, dict):
                 continue
             plain = {k: _plain(v) for k, v in body.items() if k not in _VARIES}
-            if isinstance(plain.get("flags"), str):
-                plain["flags"] = [plain["flags"]]  # so newer versions list a single one
+            if isinstance(flags := plain.get("flags"), str):
+                plain["flags"] = [flags]  # so newer versions list a single one
+            elif isinstance(flags, list):
+                plain["flags"] = [flag for flag in flags if flag != "dynamic"]  # newer ones tell
+            if kind in ("set", "map") and is_quic(item):
+                # Raw bytes have no name that is the same in all versions.
+                plain.pop("type", None)
+                plain.pop("map", None)
             items.append((kind, plain))
     rank = {"table": 0, "chain": 1, "rule": 3}
     items.sort(key=lambda i: (rank.get(i[0], 2), str(i[1].get("chain", i[1].get("name")))))
@@ -303,8 +344,14 @@ def normal_table(listing: Listing) -> Listing:
 def _plain(value: Json) -> Json:
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, str) and value.startswith("update @"):
+        # So 1.0.6 lists the statement of a map.
+        return {"update": value.split()[1]}
     if not isinstance(value, dict):
         return value
+    learned = value.get("map")
+    if isinstance(learned, dict) and "op" in learned:
+        return {"update": learned["map"]}
     right = value.get("right")
     prefix = right.get("prefix") if isinstance(right, dict) else None
     if isinstance(prefix, dict) and isinstance(length := prefix.get("len"), int):

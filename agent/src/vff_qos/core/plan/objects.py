@@ -175,10 +175,13 @@ class Ifb:
 
 @dataclass(frozen=True)
 class NftTable:
-    """A table, as `nft_table.normal_table` lists it; another ``name`` is the old role's."""
+    """A table, as `nft_table.normal_table` lists it; another ``name`` is the old role's.
+
+    ``text`` makes what cannot be said as JSON; the listing shows it, too."""
 
     objects: Listing
     name: str = TABLE
+    text: str = field(default="", compare=False)
 
     @property
     def key(self) -> Key:

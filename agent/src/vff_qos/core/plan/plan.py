@@ -225,6 +225,9 @@ def present(settings: Settings, observed: Observed, record: KernelRecord) -> Pla
     if settings.flood_guard and observed.nft_version < SETS_WITH_LIMITS:
         settings = replace(settings, flood_guard=False)
         notes.append("floods of connections are not paced: that needs libnftables 1.0.6")
+    if settings.follow_quic and observed.nft_version < SETS_WITH_LIMITS:
+        settings = replace(settings, follow_quic=False)
+        notes.append("QUIC connections that move are not followed: that needs libnftables 1.0.6")
     entry = _remember(settings, observed, record, wan)
     have = observed_objects(settings, observed, record)
     want = desired(settings, wan, observed.links[wan].mtu)

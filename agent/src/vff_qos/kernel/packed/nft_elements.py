@@ -29,6 +29,7 @@ from ...core.plan.nft_table import (
     TCP_PORTS,
     UDP_PORTS,
 )
+from ...core.plan.quic_rules import ID_SETS, QUIC
 from ...errors import KernelRefused
 from .netlink import (
     NETLINK_NETFILTER,
@@ -44,6 +45,7 @@ from .netlink import (
 from .nftables import NFGENMSG, NFPROTO_INET, encode, transact
 
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = 10 << 8 | 12, 10 << 8 | 13, 10 << 8 | 14
+_DELRULE, _RULE_CHAIN = 10 << 8 | 8, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM, _ELEM_KEY, _ELEM_DATA, _ELEM_EXPR, _DATA_VALUE = 1, 1, 2, 7, 1
 _ELEM_FLAGS, _INTERVAL_END = 3, 1
@@ -219,6 +221,37 @@ class CutSet(Elements):
         return {_MARK.unpack(key)[0] for keys in lists for key in keys}
 
 
+class QuicIds:
+    """What the kernel has learned of connections that move (core/plan/quic_rules.py)."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(NETLINK_NETFILTER)
+
+    def close(self) -> None:
+        """Release the socket."""
+        self._netlink.close()
+
+    def clear(self) -> None:
+        """Forget all of it; no error where there are no such sets.  Raises KernelRefused."""
+        self._transact([])
+
+    def stop(self) -> None:
+        """Let no packet be looked at any more, until the table is made anew."""
+        chain = attr(_LIST_TABLE, TABLE.encode() + b"\0") + attr(_RULE_CHAIN, QUIC.encode() + b"\0")
+        self._transact([lambda seq: encode(seq, _DELRULE, NLM_F_ACK, chain)])
+
+    def _transact(self, first: list[Encoder]) -> None:
+        flush: list[Encoder] = [
+            lambda seq, n=name: _encode(seq, n, None, True)  # type: ignore[misc]
+            for name in ID_SETS
+        ]
+        try:
+            transact(self._netlink, [*first, *flush], f"emptying the sets of QUIC IDs of {TABLE}")
+        except KernelRefused as error:
+            if error.code != errno.ENOENT:
+                raise
+
+
 class StaticMaps:
     """The maps of static identities, see `core.identities`.
 
@@ -281,7 +314,7 @@ def _interval_elements(intervals: Iterable[Interval], size: int) -> list[bytes]:
     return found
 
 
-def clear_elements(*kinds: type[Elements] | type[StaticMaps]) -> None:
+def clear_elements(*kinds: type[Elements] | type[QuicIds] | type[StaticMaps]) -> None:
     """Leave no element of these kinds; no error where there is no table."""
     for kind in kinds:
         elements = kind()

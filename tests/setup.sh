@@ -65,7 +65,7 @@ fi
 # The distribution's interpreter, so that its python3-nftables and python3-systemd can be imported.
 # The lab's clients run here, so the engine is installed, too.
 stamp=.venv/.requirements
-if ! cat tests/requirements.txt tests/lab/xray.txt | cmp -s - "$stamp"; then
+if ! cat tests/requirements.txt tests/lab/xray.txt tests/lab/sing-box.txt | cmp -s - "$stamp"; then
   say "installing the tools of tests/requirements.txt into .venv"
   if [ ! -x .venv/bin/python ]; then
     /usr/bin/python3 -m venv --system-site-packages .venv
@@ -73,7 +73,8 @@ if ! cat tests/requirements.txt tests/lab/xray.txt | cmp -s - "$stamp"; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt >&2
   # A call of its own: it asks for hashes.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/lab/xray.txt >&2
-  cat tests/requirements.txt tests/lab/xray.txt >"$stamp"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/lab/sing-box.txt >&2
+  cat tests/requirements.txt tests/lab/xray.txt tests/lab/sing-box.txt >"$stamp"
 fi
 
 # --- the tree in which ansible finds this checkout as vff.qos -----------------------------------

@@ -19,7 +19,15 @@ from vff_qos.kernel.packed.conntrack import decode, decode_tuple
 from vff_qos.kernel.packed.netlink import HEADER, NETLINK_NETFILTER, set_receive_buffer
 from vff_qos.state import State
 
-from . import accounts_bench, flows_bench, metrics_bench, top_bench, watch_bench, web_bench
+from . import (
+    accounts_bench,
+    flows_bench,
+    metrics_bench,
+    quic_bench,
+    top_bench,
+    watch_bench,
+    web_bench,
+)
 from .rows import Report
 from .world import (
     HERE,
@@ -80,6 +88,7 @@ def measure(report: Report, effort: Effort, base: Code | None = None) -> None:
             with report.under(code.prefix):
                 step(report, code, effort)
     baselines(report, effort.runs)
+    quic_bench.measure(report, effort.runs)
     if base:
         report.ratios(base.prefix)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 
 from ..core.flows.mirror import Heard
 from ..core.htb import ENDED_MINOR, MINOR_MASK, OURS_MASK, PROVISIONAL
 from ..core.owners import ACTIVE
-from ..kernel.packed.conntrack import Conntrack, is_udp
+from ..kernel.packed.conntrack import Conntrack, Entry, decode_tuple
 from .flow_table import FlowTable
 from .registry import ORPHAN, Registry
 
@@ -51,3 +52,9 @@ def adopt(
     registry.commit()
     heard.add(flows.compare(lossy=True))
     return marked
+
+
+def is_udp(entry: Entry) -> bool:
+    """Whether a flow is one of UDP."""
+    flow = decode_tuple(entry.tuple_raw)
+    return flow is not None and flow.proto == socket.IPPROTO_UDP

@@ -15,8 +15,9 @@ from ..core.htb import PROVISIONAL, TAG_MASK
 from ..core.plan.nft_table import EARLY_TIMEOUT_S
 from ..core.sole_users import SoleUsers
 from ..errors import KernelRefused
-from ..kernel.packed.conntrack import Conntrack, is_udp
+from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.nft_elements import EarlyMaps
+from .adopt import is_udp
 
 _RENEW_S = EARLY_TIMEOUT_S / 3
 #: A line comes with the first bytes of a connection; a flow without one is let go after one to

@@ -174,12 +174,6 @@ def decode_mark_and_source(payload: bytes) -> tuple[int, bytes]:
     return decode_mark(payload), source
 
 
-def is_udp(entry: Entry) -> bool:
-    """Whether a flow is one of UDP."""
-    flow = decode_tuple(entry.tuple_raw)
-    return flow is not None and flow.proto == socket.IPPROTO_UDP
-
-
 def decode_tuple(tuple_raw: bytes) -> Flow | None:
     """The TCP or UDP tuple within a CTA_TUPLE_ORIG; None for protocols without ports."""
     src = dst = b""

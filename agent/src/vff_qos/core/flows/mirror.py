@@ -708,9 +708,10 @@ class Mirror:
 
     def _place(self, client: bytes, record: int) -> bytes:
         number = port(record)
-        for low, high, _target in self._hops:
+        for low, high, target in self._hops:
             if low <= number <= high:
-                number = low
+                number = target or low
+                break
         return address_key(client[:-2]) + number.to_bytes(2, "big")
 
     def _move(self, client: bytes, was: int, now: int) -> None:

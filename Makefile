@@ -65,7 +65,7 @@ demo: build ## Boot a lab node, deploy, move traffic of many users, measure, dra
 
 .PHONY: test
 test: build lint ## Lint, unit tests, network namespaces, the molecule scenario on a lab node; branch coverage
-	$(PY) -m pytest tests --cov=vff_qos --cov-report=term
+	$(PY) -m pytest tests -n 2 --dist loadgroup --cov=vff_qos --cov-report=term
 
 .PHONY: molecule
 molecule: build ## Only the molecule scenario

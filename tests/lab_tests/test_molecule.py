@@ -28,6 +28,7 @@ def failure(line: str) -> str:
     return "\n".join([f"{told[1]}:", *words, ""])
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(3600)
 def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() != 0 or not shutil.which("qemu-system-x86_64"):

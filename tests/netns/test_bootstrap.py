@@ -45,6 +45,9 @@ from .harness import (
     snapshot,
 )
 
+# They look at the processes of the machine.
+pytestmark = pytest.mark.xdist_group("processes")
+
 #: As in SETTINGS.
 PORTS = "service_ports: [443, 20000-20100]\n"
 

@@ -20,6 +20,9 @@ from vff_qos.sources.container import Books, Found, find_container
 
 from .containers import ID, LOG, Host, ports, wakes
 
+# They look at the processes of the machine.
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 @pytest.mark.parametrize("runtime", ["docker", "podman"])
 def test_a_log_that_only_the_container_sees_is_followed(host: Host, runtime: str) -> None:

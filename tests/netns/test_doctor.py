@@ -16,6 +16,9 @@ from vff_qos.kernel.packed.conntrack import prepare
 from .harness import Client, Node, eventually, missing_filters, run, snapshot, user
 from .healing import HealingNode, plan_without_filters
 
+# They look at the processes of the machine.
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 def diagnose(node: Node) -> tuple[int, dict[str, list[dict[str, Any]]], str]:
     """Exit code, findings by kind, and what people see."""

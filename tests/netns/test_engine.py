@@ -37,9 +37,12 @@ from .engine_node import (
 )
 from .harness import eventually
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
-)
+pytestmark = [
+    pytest.mark.xdist_group("processes"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
+    ),
+]
 
 
 @pytest.fixture

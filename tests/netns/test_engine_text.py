@@ -25,9 +25,12 @@ from vff_qos.core.claims.accesslog import Claim, Scanner
 
 from .harness import eventually
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
-)
+pytestmark = [
+    pytest.mark.xdist_group("processes"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
+    ),
+]
 
 RUN_ENGINE = ROOT / "tests/lab/guest/engine.py"
 ALICE = uuid.UUID("b831381d-6324-4d53-ad4f-8cda48b30811")

@@ -77,9 +77,12 @@ stream {{
 """
 NGINX_MODULES = "/usr/lib/nginx/modules"
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
-)
+pytestmark = [
+    pytest.mark.xdist_group("processes"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("xray") is None, reason="needs the engine of tests/lab/xray.txt"
+    ),
+]
 
 
 class FrontNode(EngineNode):

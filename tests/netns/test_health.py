@@ -34,6 +34,9 @@ from .harness import (
 )
 from .healing import HealingNode, plan_without_filters
 
+# They look at the processes of the machine.
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 def kinds(node: Node) -> list[str]:
     """Kinds of the findings that are worth a look."""

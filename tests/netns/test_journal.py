@@ -37,6 +37,9 @@ from .harness import (
 )
 from .journal_node import Told
 
+# They look at the processes of the machine.
+pytestmark = pytest.mark.xdist_group("processes")
+
 CATALOG = ROLE / "files" / "vff-qos.catalog"
 ALICE, BOB = "alice@x", "bob.trial@x"
 

@@ -21,6 +21,9 @@ from vff_qos.sources.runtimes import Books, Finder, Found, bears_id, find_contai
 
 from .containers import ID, LOG, Host, ports
 
+# They look at the processes of the machine.
+pytestmark = pytest.mark.xdist_group("processes")
+
 OTHER = "0123456789abcdef" * 4
 NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
 

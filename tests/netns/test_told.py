@@ -14,6 +14,9 @@ from vff_qos.kernel import nft
 from .harness import SETTINGS, Client, eventually, run, send_through, status, user
 from .journal_node import Told
 
+# They look at the processes of the machine.
+pytestmark = pytest.mark.xdist_group("processes")
+
 #: From a fault to its entry, and from its end to that of the entry: a bound, not what it takes.
 WITHIN_S = 90.0
 

@@ -18,6 +18,9 @@ from vff_qos.core.health.xray import Reach
 
 from .harness import eventually
 
+# They look at the processes of the machine.
+pytestmark = pytest.mark.xdist_group("processes")
+
 #: nobody and nogroup of Debian; a group that nobody is in.
 UID, GID, OTHER = 65_534, 65_534, 4_711
 

@@ -124,18 +124,34 @@ def unquoted_names(variables: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def overruled(limits: Mapping[str, Any], plan: str, defaults: Mapping[str, Any]) -> list[str]:
-    """One sentence for each of ``limits`` that somebody has set and that ``plan`` overrules.
+def overruled(values: Mapping[str, Any], winner: str, defaults: Mapping[str, Any]) -> list[str]:
+    """One sentence for each of ``values`` that somebody has set and that ``winner``, if it is set,
+    overrules.
 
     ``defaults`` are the role's own: what is equal to them counts as not set.
     """
-    if not plan:
+    if not winner:
         return []
     return [
-        f"{name}: {value} has no effect beside qos_plan_default: {plan}; leave one of them out"
-        for name, value in limits.items()
+        # A token is nobody's to read.
+        f"{name}{'' if name.endswith('_token') else f': {value}'} has no effect beside {winner}; "
+        "leave one of them out"
+        for name, value in values.items()
         if str(value) != str(defaults[name])
     ]
+
+
+#: One source of identities in words of its own.
+_SHORT_FORM = (
+    "identity_source", "xray_access_log_path", "container", "journal_unit", "webhook_listen",
+    "webhook_group", "webhook_token",
+)  # fmt: skip
+
+
+def one_form_of_sources(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the list of sources, or with the short form of one where that is empty."""
+    left_out = _SHORT_FORM if settings.get("sources") else ("sources",)
+    return {key: value for key, value in settings.items() if key not in left_out}
 
 
 #: What says where a service or a network is; all else is what it may use.
@@ -202,7 +218,7 @@ def settings_problems(
             problems.append(f"{_variable(error.key)}: {error.problem}")
             return None
 
-    known = parse(parse_settings, settings)
+    known = parse(parse_settings, one_form_of_sources(settings))
     parse(parse_policy, policy)
     parse(parse_identities, identities, known.service_ports if known else ())
     problems += [
@@ -220,6 +236,7 @@ class FilterModule:
         return {
             "contradictions": contradictions,
             "old_variables": old_variables,
+            "one_form_of_sources": one_form_of_sources,
             "overruled": overruled,
             "settings_problems": settings_problems,
             "static_limits": static_limits,

@@ -57,10 +57,11 @@ options:
     type: list
     elements: str
     default: []
-  access_log:
-    description: File that the agent will follow.
-    type: path
-    required: true
+  access_logs:
+    description: Files that the agent will follow.
+    type: list
+    elements: path
+    default: []
   wheel_dir:
     description: Directory that may hold wheels of an earlier run.
     type: path
@@ -116,7 +117,7 @@ EXAMPLES = r"""
     handle: "5100"
     kernel_modules: [ifb, sch_htb]
     python: /usr/bin/python3
-    access_log: /var/log/xray/access.log
+    access_logs: [/var/log/xray/access.log]
     wheel_dir: /opt/vff-qos/wheels
     user: vff-qos
     disabled_file: /etc/vff-qos/disabled-by-hand
@@ -357,8 +358,9 @@ def check_old_role(
         f"{old.upload} and download {old.download} (here: qos_upload_default and "
         "qos_download_default, or plans)"
     )
-    log = module.params["access_log"]
-    if log and not os.path.exists(log):
+    logs = module.params["access_logs"]
+    log = logs[0] if logs else ""
+    if logs and not any(os.path.exists(one) for one in logs):
         problems.append(
             f"the role {old_role.NAME} reads {old.access_log} in container {old.container}, and "
             f"there is no {log} (qos_xray_access_log_path): nobody would be limited; set "
@@ -654,9 +656,10 @@ def all_run(module: AnsibleModule) -> bool:
 
 
 def listens_at(unit: str) -> str:
-    """Where a socket unit listens (systemd.socket(5)); empty if it does not say."""
-    found = re.search(r"^ListenStream=(.*)$", unit, re.M)
-    return found.group(1).strip() if found else ""
+    """Where a socket unit listens (systemd.socket(5)), separated by spaces; empty if it does not
+    say."""
+    found = re.findall(r"^ListenStream=(.*)$", unit, re.M)
+    return " ".join(path.strip() for path in found)
 
 
 def account(name: str) -> dict[str, str]:
@@ -690,7 +693,7 @@ def main() -> None:
             "kernel_modules": {"type": "list", "elements": "str", "required": True},
             "python": {"type": "path", "required": True},
             "imports": {"type": "list", "elements": "str", "default": []},
-            "access_log": {"type": "path", "required": True},
+            "access_logs": {"type": "list", "elements": "path", "default": []},
             "wheel_dir": {"type": "path", "required": True},
             "user": {"type": "str", "required": True},
             "disabled_file": {"type": "path", "required": True},
@@ -721,12 +724,12 @@ def main() -> None:
     old, old_things = check_old_role(module, notes, problems)
     wan = check_wan(module, problems, notes, old)
     check_ifb(module, wan, problems, old)
-    log = module.params["access_log"]
-    if log and not old and not os.path.exists(log):
-        notes.append(
-            f"{log} (qos_xray_access_log_path) does not exist yet: "
-            "nobody is limited until Xray writes it"
-        )
+    for log in [] if old else module.params["access_logs"]:
+        if not os.path.exists(log):
+            notes.append(
+                f"{log} (qos_xray_access_log_path) does not exist yet: "
+                "nobody is limited until Xray writes it"
+            )
     if problems:
         module.fail_json(msg=" | ".join(problems), problems=problems)
     module.exit_json(

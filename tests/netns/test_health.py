@@ -111,8 +111,8 @@ def test_a_healthy_node_has_no_finding(node: Node) -> None:
     eventually(lambda: status(node)["follower"]["traffic"], 12)
     quiet(node, 1)
     found = status(node)
-    assert found["follower"]["source"]["trust"] == "text"
-    assert found["follower"]["source"]["last_claim_s"] is not None
+    assert found["follower"]["sources"][0]["trust"] == "text"
+    assert found["follower"]["sources"][0]["last_claim_s"] is not None
 
 
 def test_status_is_one_screen_in_an_order_for_people(node: Node) -> None:

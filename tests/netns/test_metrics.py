@@ -108,7 +108,7 @@ def test_every_figure_of_the_node_is_that_of_status(busy: tuple[Node, list[Clien
     assert value("follower_start_time_seconds") == follower["started"]
     assert value("connections_known") == follower["flows_known"]
     assert value("connections_claimed") == follower["flows_claimed"] == 3
-    assert value("source_lines_total") == follower["log"]["lines"]
+    assert value("source_lines_total", source="file") == follower["log"]["lines"]
     assert value("marks_not_set_total", reason="no_port") == follower["log"]["no_port"]
     assert value("ceiling_bytes_per_second") * 8 == told["ceil_bps"]
     for direction in ("upload", "download"):
@@ -128,7 +128,7 @@ def test_there_is_every_metric_of_the_catalogue_and_no_other(
     node.run("limit", "bob@x", "--download", "1mbit", "--for", "1h")
     node.run("gc")
     node.write(b"2026/11/26 10:00:00.000000 from 192.0.2.9:5 accepted tcp:a:1 [a >> b] email: z\n")
-    eventually(lambda: status(node)["follower"]["source"]["last_claim_s"], 12)
+    eventually(lambda: status(node)["follower"]["sources"][0]["last_claim_s"], 12)
     declared = {m.full_name: m for m in (*NODE, *USER)}
     shown = metrics(node)
     # Nothing was repaired.
@@ -207,7 +207,7 @@ def page(busy: tuple[Node, list[Client]]) -> Iterator[Node]:
     settings = node.directory / "settings.yml"
     settings.write_text(settings.read_text() + f"web_bind: {PAGE}\n")
     node.write_policy("users:\n  bob@x: {upload: 5mbps}\n")
-    eventually(lambda: status(node)["follower"]["source"]["last_claim_s"], 12)
+    eventually(lambda: status(node)["follower"]["sources"][0]["last_claim_s"], 12)
     with served(node):
         yield node
 

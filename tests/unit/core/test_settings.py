@@ -100,6 +100,84 @@ def test_bad_settings_name_file_line_key_and_what_is_allowed(text: bytes, messag
     assert "\n" not in str(caught.value)
 
 
+def test_one_source_in_the_short_form_and_several_in_a_list() -> None:
+    short = parse_settings(b"identity_source: journal\njournal_unit: xray.service", "s")
+    (one,) = short.sources
+    assert (one.type, one.name, one.ports, one.trust) == ("journal", "journal", (), "text")
+    assert one.options == {"journal_unit": "xray.service", "container": ""}
+    assert parse_settings(b"sources: []", "s").sources == parse_settings(b"", "s").sources
+    several = parse_settings(
+        b"service_ports: ['443-500', 8443]\nsources: [{type: file}, {type: file, name: b, "
+        b"path: /b, ports: ['450-460', 8443]}, {type: webhook, listen: 'unix:/run/x', group: x}]",
+        "s",
+    )
+    assert [(s.name, s.origin, s.ports, s.trust) for s in several.sources] == [
+        ("file", "/var/log/xray/access.log", (), "text"),
+        ("b", "/b", ((450, 460), (8443, 8443)), "text"),
+        ("webhook", "the webhook at unix:/run/x", (), "told"),
+    ]
+    assert several.origin == "/var/log/xray/access.log, /b, the webhook at unix:/run/x"
+    assert several.reads_text
+
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("identity_source: mail", "'mail' is not one of container, file, journal, webhook"),
+        ("identity_source: container", "s: container: is needed by a source in a container"),
+        ("identity_source: journal", "s: journal_unit: a source in the journal needs either"),
+        ("identity_source: webhook", "s: webhook_listen: is needed: 'unix:/run"),
+        ("identity_source: webhook\nwebhook_listen: 127.0.0.1:9", "s: webhook_token: is needed"),
+        (
+            "identity_source: webhook\nwebhook_listen: 10.0.0.1:9",
+            "webhook_listen: '10.0.0.1:9' is ",
+        ),
+        ("identity_source: file\ncontainer: x", "s:2: container: is read by the sources container"),
+        (
+            "sources: [{type: file}]\nidentity_source: file",
+            "s:1: sources: stands beside identity_source, the short form of one source; leave one",
+        ),
+        (
+            f"sources: [{{type: file}}]\nwebhook_token: {TOKEN}",
+            "sources: stands beside webhook_token, the short form",
+        ),
+        ("sources: file", "s:1: sources: must be a list of 1 to 16 sources, each with its type"),
+        ("sources: [file]", "s:1: sources.0: its type the source is not one of"),
+        ("sources: [{name: a}]", "sources.0: its type '' is not one of container, file,"),
+        ("sources: [{type: fil}]", "sources.0: its type 'fil' is not one of container, file,"),
+        ("sources: [{type: file, pth: /a}]", "sources.0.pth: unknown key; did you mean 'path'?"),
+        ("sources: [{type: file, listen: /a}]", "sources.0.listen: unknown key;"),
+        ("sources: [{type: file, path: a}]", "sources.0.path: 'a' is not an absolute path"),
+        ("sources: [{type: file, name: service}]", "sources.0.name: 'service' is not a name"),
+        ("sources: [{type: file, name: 'a:b'}]", "sources.0.name: 'a:b' is not a name"),
+        ("sources: [{type: file, ports: [80]}]", "ports: are not all among service_ports"),
+        ("sources: [{type: file, ports: all}]", "ports: must be a list of ports and ranges"),
+        (
+            "sources:\n- {type: file}\n- {type: file, path: /b}",
+            "s:3: sources.1: sources 1 and 2 of the list are both called 'file'; give one a name",
+        ),
+        (
+            "sources:\n- {type: file}\n- {type: file, name: b}",
+            "s:3: sources.1: sources 1 and 2 of the list are both /var/log/xray/access.log",
+        ),
+        (
+            "sources: [{type: webhook, listen: 'unix:/x', token: short-secret}]",
+            "sources.0.token: the value is not 16 to 256 letters",
+        ),
+    ],
+)
+def test_wrong_sources_are_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(text.encode(), "s")
+    assert message in str(caught.value)
+    assert "short-secret" not in str(caught.value) and TOKEN not in str(caught.value)
+    # Who lifts limits is not held up by it.
+    assert salvage_settings(text.encode()) == parse_settings(b"", "s")
+
+
 def test_anchors_stand_for_their_value() -> None:
     text = b"wan_ceil: &rate 1gbit\nunclassified_upload: *rate\nunclassified_download: !!str 5mbit"
     settings = parse_settings(text, "s")

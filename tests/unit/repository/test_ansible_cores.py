@@ -165,7 +165,7 @@ PREFLIGHT = {
     "handle": "5100",
     "kernel_modules": ["sch_htb"],
     "python": "/usr/bin/python3",
-    "access_log": "",
+    "access_logs": [],
     "wheel_dir": "/nonexistent",
     "user": "nobody",
     "disabled_file": "/nonexistent",

@@ -15,7 +15,8 @@ from checkout import ROLE, ROOT
 from vff_qos.commands.disable import UNITS
 from vff_qos.config import Paths
 from vff_qos.core.policy.model import Policy
-from vff_qos.core.settings import KEYS, LEAVES, REPORT_FORMATS, SOURCES, Settings
+from vff_qos.core.settings import KEYS, LEAVES, REPORT_FORMATS, Settings
+from vff_qos.sources import types
 from vff_qos.state_file import SCHEMA_VERSION
 
 
@@ -47,7 +48,7 @@ def test_every_variable_says_what_it_is(name: str) -> None:
 
 def test_the_role_offers_what_the_agent_knows() -> None:
     assert OPTIONS["qos_leaf"]["choices"] == list(LEAVES)
-    assert OPTIONS["qos_identity_source"]["choices"] == list(SOURCES)
+    assert OPTIONS["qos_identity_source"]["choices"] == list(types())
     assert OPTIONS["qos_report_format"]["choices"] == list(REPORT_FORMATS)
 
 
@@ -63,8 +64,8 @@ def test_role_and_agent_have_the_same_defaults() -> None:
     assert DEFAULTS["qos_take_foreign_root"] == ours.take_foreign_root
     assert DEFAULTS["qos_early_shaping"] == ours.early_shaping
     assert DEFAULTS["qos_flood_guard"] == ours.flood_guard
-    assert DEFAULTS["qos_identity_source"] == ours.source
-    assert DEFAULTS["qos_xray_access_log_path"] == ours.access_log
+    assert DEFAULTS["qos_identity_source"] == ours.sources[0].type
+    assert DEFAULTS["qos_xray_access_log_path"] == ours.sources[0].origin
     assert DEFAULTS["qos_usage_hourly_days"] == ours.usage_hourly_days
     assert DEFAULTS["qos_usage_daily_days"] == ours.usage_daily_days
     assert DEFAULTS["qos_report_url"] == ours.report_url

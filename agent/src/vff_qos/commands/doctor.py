@@ -22,6 +22,7 @@ from ..core.health.rules import judge
 from ..core.plan.desired import desired
 from ..core.plan.objects import INGRESS, Filter
 from ..core.settings import Settings
+from ..core.source_settings import sources_of
 from ..errors import KernelRefused, QosError, Refused
 from ..kernel.devices import wan_link
 from ..kernel.packed.filter_list import read_filters
@@ -98,8 +99,7 @@ def render(found: dict[str, Any]) -> str:
 
 def _read_host(node: Node, settings: Settings) -> Host:
     host = Host()
-    if settings.source == "file":
-        host.log = _read_log(settings.access_log)
+    host.logs = [_read_log(one.options["path"]) for one in sources_of(settings.sources, "file")]
     for name, *_ in host_rules.SYSCTLS:
         try:
             host.sysctls[name] = read_sysctl(name).value

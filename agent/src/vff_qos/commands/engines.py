@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from ..core.health import xray
 from ..core.settings import Settings
+from ..core.source_settings import sources_of
 from ..sources.runtimes import inside
 
 #: Names of the engine's process: comm of proc(5).
@@ -25,10 +26,15 @@ def read_engines(settings: Settings) -> list[xray.Engine]:
     """All engines that run on this host, also in containers, with what their files say, and
     whether they reach the webhook's socket."""
     engines = [_read_engine(pid) for pid in _engine_pids()]
-    if settings.source != "webhook" or not settings.webhook_listen.startswith("unix:"):
-        return engines
-    path = settings.webhook_listen.removeprefix("unix:")
-    return [replace(engine, reach=try_socket(engine.pid, path)) for engine in engines]
+    listens = [source.options["listen"] for source in sources_of(settings.sources, "webhook")]
+    paths = [listen.removeprefix("unix:") for listen in listens if listen.startswith("unix:")]
+    return [
+        replace(
+            engine,
+            reaches={p: reach for p in paths if (reach := try_socket(engine.pid, p)) is not None},
+        )
+        for engine in engines
+    ]
 
 
 def try_socket(pid: int, path: str) -> xray.Reach | None:

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from ..core.claims.accesslog import TORN, Claim, spellings_of
 from ..core.claims.email import decode_email
+from ..core.health.report import TEXT
 from ..core.settings import Settings
+from ..core.source_settings import SourceSettings
 from ..errors import SourceError
 from ..sources import open_source
 
@@ -31,16 +33,30 @@ def look_up(settings: Settings, clients: Iterable[bytes], deep: bool) -> Said:
 
     That is 4 MiB of a file (64 MiB if ``deep``), or 16,384 entries of the journal (262,144).
     """
-    if settings.source == "webhook":
-        return Said({}, "the engine told it by the webhook, which leaves no line behind")
     wanted = {text: client for client in clients for text in spellings_of(client)}
     found: dict[bytes, list[Claim]] = {}
     if not wanted:
         return Said(found)
+    texts = [source for source in settings.sources if source.trust == TEXT]
+    problems = [problem for one in texts if (problem := _search(one, wanted, found, deep))]
+    told = [source for source in settings.sources if source.trust != TEXT]
+    if told:
+        types = " or ".join(dict.fromkeys(source.type for source in told))
+        problems.append(f"the engine told it by the {types}, which leaves no line behind")
+    return Said(found, "; ".join(problems))
+
+
+def _search(
+    settings: SourceSettings,
+    wanted: dict[bytes, bytes],
+    found: dict[bytes, list[Claim]],
+    deep: bool,
+) -> str:
+    """Add what one source says; returns why it says nothing, if it cannot be read."""
     try:
         source = open_source(settings, None, 0.0 if deep else None)
     except SourceError as error:
-        return Said(found, str(error))
+        return str(error)
     try:
         while True:
             claims = source.read()
@@ -48,9 +64,9 @@ def look_up(settings: Settings, clients: Iterable[bytes], deep: bool) -> Said:
                 if claim.source in wanted:
                     _remember(found.setdefault(wanted[claim.source], []), claim)
             if not claims and not source.more:
-                return Said(found, source.waiting)
+                return source.waiting
     except SourceError as error:
-        return Said(found, str(error))
+        return str(error)
     finally:
         source.close()
 

@@ -186,20 +186,14 @@ def _render_follower(status: dict[str, Any]) -> list[str]:
     follower = status["follower"]
     if follower is None:
         return ["follower: not running"]
-    source, log = follower["source"], follower["log"]
+    log = follower["log"]
     since = f" since {local_time(follower['started'])}" if follower["started"] else ""
-    told = "cannot be forged" if source["trust"] == "told" else "text, which can be forged"
     lines = [
         f"follower {follower['version']}: pid {follower['pid']}{since}",
-        f"source: {source['origin']} ({told}), {source['lines_per_s']:g} lines/s, "
-        f"{source['lag_s']:g} s behind, last claim {_ago(source['last_claim_s'], status['time'])}",
         *(
-            [
-                f"webhook: {log['connections']} connections, refused: "
-                + (", ".join(f"{n} {why}" for why, n in log["refused"].items()) or "none")
-            ]
-            if "connections" in log
-            else []
+            line
+            for source in follower["sources"]
+            for line in _render_source(source, len(follower["sources"]) > 1, status["time"])
         ),
         f"claims: {log['lines']} lines, {follower['marked']} marks set, not set: "
         f"{_not_set(follower)}",
@@ -230,6 +224,25 @@ def _render_follower(status: dict[str, Any]) -> list[str]:
             f"{follower['early_confirmed']} flows confirmed, "
             f"{follower['early_corrected']} corrected, {follower['early_expired']} expired"
         )
+    return lines
+
+
+def _render_source(source: dict[str, Any], is_named: bool, now_s: float) -> list[str]:
+    """How one source is; with its name, if there are several."""
+    log = source["log"]
+    told = "cannot be forged" if source["trust"] == "told" else "text, which can be forged"
+    called = f"source {source['name']}" if is_named else "source"
+    if source["waiting"] and is_named:
+        lines = [f"{called}: waiting: {source['waiting']}"]
+    else:
+        lines = [
+            f"{called}: {source['origin']} ({told}), {source['lines_per_s']:g} lines/s, "
+            f"{source['lag_s']:g} s behind, last claim {_ago(source['last_claim_s'], now_s)}"
+        ]
+    if "connections" in log:
+        refused = ", ".join(f"{n} {why}" for why, n in log["refused"].items()) or "none"
+        name = f"{source['name']}: " if is_named else "webhook: "
+        lines.append(f"{name}{log['connections']} connections, refused: {refused}")
     return lines
 
 

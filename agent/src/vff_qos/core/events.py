@@ -117,6 +117,12 @@ SOURCE = JournalEvent(
     "Run 'vff-qos doctor': it looks for the file, its owner and the proxy's own configuration.",
     bound=ONCE,
 )  # fmt: skip
+SOURCE_BACK = JournalEvent(
+    0x60, "source_back", NOTICE, "A source of claims can be read again",
+    "{source}: can be read again, from where reading had stopped",
+    "What it says of connections counts again. A source that cannot be read is tried every ten "
+    "seconds; the others are read meanwhile.",
+)  # fmt: skip
 FLOWS = JournalEvent(
     0x15, "flows", WARNING, "Connections are looked up one by one",
     "{error}: flows are looked up one by one, {rate} new ones a second at most{effect}",

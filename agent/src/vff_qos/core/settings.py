@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from ..sources import kind_of, types
 from .document import Document
+from .health.report import TEXT
 from .htb import splits
+from .source_settings import (
+    NAME,
+    TAKEN_NAMES,
+    Kind,
+    SourceSettings,
+    covers,
+    first_twice,
+    read_options,
+)
 from .units import parse_rate
 
 LEAVES = ("fq_codel", "pfifo", "cake")
@@ -22,7 +34,17 @@ UNKNOWN_UDP = ("pass", "restrict")
 HOP_BY_ENGINE = "engine"
 #: The ceiling of a node that names none: no line of today is faster.
 UNLIMITED_BPS = 100_000_000_000
-SOURCES = ("file", "container", "journal", "webhook")
+#: Keys of the short form, where there is one source, and what they are among its options.
+_SHORT = {
+    "xray_access_log_path": "path",
+    "container": "container",
+    "journal_unit": "journal_unit",
+    "webhook_listen": "listen",
+    "webhook_group": "group",
+    "webhook_token": "token",
+}
+_SOURCE_KEYS = ("sources", "identity_source", *_SHORT)
+_MOST_SOURCES = 16
 #: Where the page is served unless somebody says otherwise.
 WEB_BIND = "unix:/run/vff-qos-web.sock"
 #: How usage is reported: our own JSON, or as proxy programs tell a ``traffic-url``.
@@ -33,13 +55,6 @@ _IFNAME = re.compile(r"[^\s/:]+")
 #: IFNAMSIZ and ALTIFNAMSIZ, of alternative names, without the terminating zero: bytes, not letters.
 _IFNAME_BYTES, _ALTNAME_BYTES = 15, 127
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
-#: What Docker and Podman accept.
-_CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
-_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,247}\.(?:service|scope)")
-_LISTEN = re.compile(
-    r"unix:/[!-~]{1,106}|(?:127(?:\.\d{1,3}){3}|\[::1\]):(?P<port>\d{1,5})", re.ASCII
-)
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
 #: Printable, so that it can be a request's first line; without a name and a password in it.
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?"
@@ -117,14 +132,8 @@ class Settings:
     hash_emails: bool = False
     #: Inbounds whose log lines hold names that the engine did not check.
     free_text_ports: tuple[PortRange, ...] = ()
-    source: str = "file"
-    access_log: str = "/var/log/xray/access.log"
-    container: str = ""
-    journal_unit: str = ""
-    #: ``unix:/path`` or ``127.0.0.1:port``.
-    webhook_listen: str = ""
-    webhook_group: str = ""
-    webhook_token: str = ""
+    #: Where identities come from.
+    sources: tuple[SourceSettings, ...] = (SourceSettings(),)
     #: How many days hours and days of accounts are kept.
     usage_hourly_days: int = 31
     usage_daily_days: int = 400
@@ -150,13 +159,12 @@ class Settings:
     @property
     def origin(self) -> str:
         """Where identities come from, for people."""
-        if self.source == "container":
-            return f"{self.access_log} in container {self.container}"
-        if self.source == "journal":
-            return f"the journal of {self.journal_unit or 'container ' + self.container}"
-        if self.source == "webhook":
-            return f"the webhook at {self.webhook_listen}"
-        return self.access_log
+        return ", ".join(source.origin for source in self.sources)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether what some source says can be forged."""
+        return any(source.trust == TEXT for source in self.sources)
 
     def lifted(self) -> Settings:
         """The same under the kill switch: what people share has no limit either."""
@@ -188,13 +196,7 @@ KEYS = (
     "unknown_udp",
     "follow_quic",
     "hop",
-    "identity_source",
-    "xray_access_log_path",
-    "container",
-    "journal_unit",
-    "webhook_listen",
-    "webhook_group",
-    "webhook_token",
+    *_SOURCE_KEYS,
     "usage_hourly_days",
     "usage_daily_days",
     "report_url",
@@ -218,7 +220,6 @@ def parse_settings(text: bytes, where: str) -> Settings:
     """Settings from the text of a file; ConfigError names file, line, key and what is allowed."""
     doc = Document(text, where)
     settings = _read(doc, doc.check_keys((), doc.data, KEYS))
-    _check_source(doc, settings)
     _check_report(doc, settings)
     _check_web(doc, settings)
     return settings
@@ -233,6 +234,8 @@ def salvage_settings(text: bytes) -> Settings:
     # A key at the beginning of a line begins a part that can be read without the others.
     for part in re.split(rb"^(?=\w)", text, flags=re.MULTILINE):
         for key, value in _mapping(part) or _mapping(part.partition(b"\n")[0]):
+            if key in _SOURCE_KEYS:
+                continue  # right together or not at all, and of no use to whoever lifts limits
             try:
                 _read(Document(b"", ""), {key: value})
             except ConfigError:
@@ -255,14 +258,12 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
     pool_min = _whole(doc, "gc_pool_min", data, base.gc.pool_min, 0, 65_000)
     ceil_bps = _rate(doc, "wan_ceil", data, base.node_ceil_bps)
     hops = _hops(doc, data)
-    log = data.get("xray_access_log_path", base.access_log)
-    if not isinstance(log, str) or not log.startswith("/"):
-        raise doc.fail(("xray_access_log_path",), f"{log!r} is not an absolute path")
+    service_ports = _with_hops(_ports(doc, "service_ports", data, base.service_ports), hops)
     return Settings(
         wan=_ifname(doc, "if_wan", data, base.wan, _ALTNAME_BYTES),
         ifb=_ifname(doc, "if_ifb", data, base.ifb, _IFNAME_BYTES),
         major=_major(doc, data, base.major),
-        service_ports=_with_hops(_ports(doc, "service_ports", data, base.service_ports), hops),
+        service_ports=service_ports,
         free_text_ports=_ports(doc, "free_text_ports", data, ()),
         hash_emails=_flag(doc, "hash_emails", data, base.hash_emails),
         node_ceil_bps=ceil_bps,
@@ -276,17 +277,7 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         unknown_udp=_choice(doc, "unknown_udp", data, UNKNOWN_UDP, base.unknown_udp),
         follow_quic=_flag(doc, "follow_quic", data, base.follow_quic),
         hops=hops,
-        source=_choice(doc, "identity_source", data, SOURCES, base.source),
-        access_log=log,
-        container=_text(doc, "container", data, _CONTAINER, "the name of a container"),
-        journal_unit=_text(doc, "journal_unit", data, _UNIT, "a unit such as 'xray.service'"),
-        webhook_listen=_text(
-            doc, "webhook_listen", data, _LISTEN, "'unix:/absolute/path' or '127.0.0.1:port'"
-        ),
-        webhook_group=_text(doc, "webhook_group", data, _GROUP, "the name of a group"),
-        webhook_token=_text(
-            doc, "webhook_token", data, _TOKEN, "16 to 256 letters, digits or ._~+/=-"
-        ),
+        sources=_sources(doc, data, service_ports),
         usage_hourly_days=_whole(doc, "usage_hourly_days", data, base.usage_hourly_days, 1, 400),
         usage_daily_days=_whole(doc, "usage_daily_days", data, base.usage_daily_days, 1, 4_000),
         report_url=_text(
@@ -314,40 +305,91 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
     )
 
 
-def _check_source(doc: Document, settings: Settings) -> None:
-    """The chosen source has what it needs."""
-    if settings.source == "container" and not settings.container:
+def _sources(
+    doc: Document, data: dict[str, Any], service_ports: tuple[PortRange, ...]
+) -> tuple[SourceSettings, ...]:
+    """The list of them, or the one of the short form."""
+    if not data.get("sources"):
+        return (_only_source(doc, data),)
+    short = [key for key in _SOURCE_KEYS[1:] if key in data]
+    if short:
         raise doc.fail(
-            ("container",), "is needed by 'identity_source: container': the container's name"
-        )
-    if settings.source == "journal" and bool(settings.journal_unit) == bool(settings.container):
+            ("sources",), f"stands beside {', '.join(short)}, the short form of one source; "
+            "leave one of the two out",
+        )  # fmt: skip
+    entries = data["sources"]
+    if not isinstance(entries, list) or not 1 <= len(entries) <= _MOST_SOURCES:
         raise doc.fail(
-            ("journal_unit",),
-            "'identity_source: journal' needs either journal_unit or container: whose entries",
+            ("sources",), f"must be a list of 1 to {_MOST_SOURCES} sources, each with its type"
         )
-    if settings.container and settings.source in ("file", "webhook"):
-        raise doc.fail(
-            ("container",), f"is read by the sources container and journal, not {settings.source}"
-        )
-    if settings.source != "webhook":
-        return
-    if not settings.webhook_listen:
-        raise doc.fail(
-            ("webhook_listen",),
-            "is needed by 'identity_source: webhook': 'unix:/run/vff-qos/webhook.sock' or "
-            "'127.0.0.1:port'",
-        )
-    found = _LISTEN.fullmatch(settings.webhook_listen)
-    if found and found["port"]:
-        if not 1 <= int(found["port"]) <= 65_535:
-            raise doc.fail(("webhook_listen",), f"{found['port']} is not a port (1 to 65535)")
-        if not settings.webhook_token:
-            # A customer's connection through the proxy to 127.0.0.1 comes from a local process.
-            raise doc.fail(
-                ("webhook_token",),
-                "is needed where webhook_listen is a port: without it every customer can post "
-                "through the proxy itself; a unix socket needs none",
+    found = tuple(
+        _source(doc, str(index), entry, service_ports) for index, entry in enumerate(entries)
+    )
+    for what, values in (
+        ("name", [source.name for source in found]), ("origin", [s.origin for s in found])
+    ):  # fmt: skip
+        if twice := first_twice(values):
+            one, other = twice
+            problem = f"sources {one + 1} and {other + 1} of the list are both " + (
+                f"called {values[other]!r}; give one a name" if what == "name" else values[other]
             )
+            raise doc.fail(("sources", str(other)), problem)
+    return found
+
+
+def _source(
+    doc: Document, index: str, entry: Any, service_ports: tuple[PortRange, ...]
+) -> SourceSettings:
+    """One of the list."""
+    path = ("sources", index)
+    if not isinstance(entry, dict) or entry.get("type") not in types():
+        given = repr(entry.get("type", "")) if isinstance(entry, dict) else "the source"
+        raise doc.fail(path, f"its type {given} is not one of {', '.join(types())}")
+    kind = kind_of(entry["type"])
+    doc.check_keys(path, entry, ("type", "name", "ports", *(o.name for o in kind.options)))
+    name = entry.get("name", kind.type)
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name in TAKEN_NAMES:
+        raise doc.fail(
+            (*path, "name"),
+            f"{name!r} is not a name: a letter, then letters, digits, _ and -, 32 at most, and "
+            f"none of {', '.join(TAKEN_NAMES)}",
+        )
+    ports: tuple[PortRange, ...] = ()
+    if "ports" in entry:
+        ports = parse_ports(doc, (*path, "ports"), entry["ports"])
+        if not covers(service_ports, ports):
+            raise doc.fail((*path, "ports"), "are not all among service_ports")
+    return _wanted(kind, name, ports, entry, lambda option, problem: doc.fail(
+        (*path, option), problem
+    ))  # fmt: skip
+
+
+def _only_source(doc: Document, data: dict[str, Any]) -> SourceSettings:
+    """The source of the short form, whose options have longer names."""
+    kind = kind_of(_choice(doc, "identity_source", data, types(), "file"))
+    names = {option: key for key, option in _SHORT.items()}
+    known = [option.name for option in kind.options]
+    # Others may be set, too, but not this one: it says that somebody means another source.
+    if data.get("container") and "container" not in known:
+        raise doc.fail(
+            ("container",), f"is read by the sources container and journal, not {kind.type}"
+        )
+    given = {option: data[key] for key, option in _SHORT.items() if key in data}
+    return _wanted(kind, kind.type, (), given, lambda option, problem: doc.fail(
+        (names.get(option, option),), problem
+    ))  # fmt: skip
+
+
+def _wanted(
+    kind: Kind,
+    name: str,
+    ports: tuple[PortRange, ...],
+    given: dict[str, Any],
+    fail: Callable[[str, str], ConfigError],
+) -> SourceSettings:
+    options = read_options(kind, given, fail)
+    origin = kind.origin(options)
+    return SourceSettings(kind.type, name, ports, options, origin, kind.trust, kind.has_emails)
 
 
 def _check_report(doc: Document, settings: Settings) -> None:

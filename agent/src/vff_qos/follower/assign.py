@@ -65,6 +65,7 @@ from .pool import Pool
 from .registry import Registry, Suspended
 from .round import Counts, Round
 from .statics import Statics
+from .voice import Voice
 
 __all__ = ["Assigner", "Suspended"]
 
@@ -113,15 +114,17 @@ class Assigner:
         self._statics = Statics(
             settings, identities or Identities(), self._registry, self._conntrack, state, journal
         )
-        self._known = KnownWords()
+        #: By the number of the source among those of the settings.
+        self._voices = [Voice(settings, source) for source in settings.sources]
+        self._known = KnownWords(self._voices)
         self._vouchers = Vouchers()
         self._judging = Judging(
-            settings, self._registry, self._flows, self._vouchers, self._early, self.counts,
-            journal, steady_clock,
+            settings, self._voices[0], self._registry, self._flows, self._vouchers, self._early,
+            self.counts, journal, steady_clock,
         )  # fmt: skip
         self._guard = (
             FloodGuard(self._flows.mirror, journal, steady_clock)
-            if settings.flood_guard and settings.service_ports and settings.source != "webhook"
+            if settings.flood_guard and settings.service_ports and settings.reads_text
             else None
         )
         self._marking = Marking(
@@ -133,9 +136,16 @@ class Assigner:
             steady_clock,
         )  # fmt: skip
         self._plain_words = PlainWords(
-            self._judging.plain, self._registry, self._flows, self._known, self._vouchers,
+            self._voices[0], self._registry, self._flows, self._known, self._vouchers,
             self._conntrack, self._early,
         )  # fmt: skip
+        self._listen_to(0)
+
+    def _listen_to(self, speaker: int) -> None:
+        """The claims that come now are of this source, by its number among the settings'."""
+        voice = self._voices[speaker]
+        self._judging.voice = self._plain_words.voice = self._known.voice = voice
+        self._flows.tags = voice.tags
 
     def close(self) -> None:
         """Release sockets."""
@@ -365,13 +375,17 @@ class Assigner:
         claims: Iterable[Claim],
         window: tuple[float, float] | None = None,
         epoch_offset_s: float | None = None,
+        speaker: int = 0,
     ) -> None:
         """Mark the flows of ``claims``.  Raises Suspended; kernel refusals are counted and told.
+
+        All are of one source, the ``speaker``, by its number among the settings'.
 
         They were made within ``window`` of the steady clock (by default within the last second),
         and their stamps count with ``epoch_offset_s``, see `stamp.written`.
         """
         now = self._steady_clock()
+        self._listen_to(speaker)
         self._judging.window = window or (now - 1.0, now)
         self._judging.epoch_offset_s = epoch_offset_s
         with self._lock:
@@ -381,7 +395,7 @@ class Assigner:
             repeated: dict[bytes, Claim] = {}
             others: list[Claim] = []
             # Where names are not checked, a line may be of a flow that nobody knows.
-            is_certain = not (self._judging.free_text and self._flows.may_miss)
+            is_certain = not (self._judging.voice.free_text and self._flows.may_miss)
             words = self._known.words if is_certain else {}
             for claim in claims:
                 # By number, because every line comes here: source, email, tainted, local.
@@ -410,7 +424,7 @@ class Assigner:
             self._look_up(ends)
         self._marking.look_at(ends)
         round_ = Round(self._steady_clock())
-        if not self._judging.free_text:
+        if not self._judging.voice.free_text:
             now = self._steady_clock()
             ends, marked = self._plain_words.give(ends, now, self._marking.failed)
             self.counts.marked += marked

@@ -52,6 +52,7 @@ class FlowTable:
         # Births are counted since the clock began: flows are older than we are.
         self.mirror = Mirror(settings.major, hops=settings.hops, is_restricted=is_restricted)
         self._tag = settings.major << 16
+        #: Of the source that is listened to.
         self.tags = Tags()
         self.look_ups = self.skipped = self.losses = 0
         self._settings, self._conntrack, self._journal = settings, conntrack, journal

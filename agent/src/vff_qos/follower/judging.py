@@ -45,6 +45,7 @@ from .flow_table import FlowTable
 from .registry import Registry
 from .restriction import Restriction
 from .round import Counts, Round
+from .voice import Voice
 
 _NOT_FOUND = 8
 
@@ -55,6 +56,7 @@ class Judging:
     def __init__(
         self,
         settings: Settings,
+        voice: Voice,
         registry: Registry,
         flows: FlowTable,
         vouchers: Vouchers,
@@ -68,11 +70,8 @@ class Judging:
         self._vouchers, self._early = vouchers, early
         self._counts, self._journal, self._clock = counts, journal, clock
         self._restriction = Restriction(registry)
-        #: Rank of a word that no stranger's text can have reached.
-        self.plain = TOLD if settings.source == "webhook" else PLAIN
-        #: Whether lines of some inbounds hold names that the engine did not check.
-        self.free_text = bool(settings.free_text_ports) and settings.source != "webhook"
-        self._free_text_until = 0
+        #: The source that is listened to.
+        self.voice = voice
         #: Ends of clients whose claims named no flow, the latest last.
         self.not_found: deque[bytes] = deque(maxlen=_NOT_FOUND)
         #: When the claims of the round were made, see `stamp.written`.
@@ -90,11 +89,13 @@ class Judging:
             counts.no_source += 1
             return
         records = mirror.find(client)
+        if (ports := self.voice.ports) is not None:
+            records = tuple(record for record in records if ports[port(record)])
         tag = self._flows.tags.tag(claim.detour)
         if not records:
             counts.no_flow += 1
             self.not_found.append(client)
-            if self.free_text:
+            if self.voice.free_text:
                 self._taint_after(claim, self._ports(client, ()))
             return
         # What this round has said of them already.
@@ -105,7 +106,7 @@ class Judging:
         # the one that the line is of.
         said_freely = [record for record in records if self._is_free_text(port(record))]
         is_tainted = bool(claim.tainted or said_freely) or self._is_after_free_text(claim)
-        if self.free_text:
+        if self.voice.free_text:
             # Also where flows may be missing: one of them may be such a one.
             is_tainted |= self._flows.may_miss
             self._taint_after(claim, self._ports(client, records))
@@ -180,7 +181,7 @@ class Judging:
         self, claim: Claim, client: bytes, named: Owner | None, certain: bool, is_tainted: bool
     ) -> int:
         if not is_tainted:
-            return self.plain if certain else WEAK
+            return self.voice.plain if certain else WEAK
         if named is None:
             return DOUBTED
         if not self._vouchers.vouch(named.minor, client[:-2], self._clock()):
@@ -263,7 +264,7 @@ class Judging:
     # -- names that were not checked --------------------------------------------------------------
 
     def _is_free_text(self, our_port: int) -> bool:
-        return self.free_text and any(
+        return self.voice.free_text and any(
             low <= our_port <= high for low, high in self._settings.free_text_ports
         )
 
@@ -276,11 +277,12 @@ class Judging:
     def _taint_after(self, claim: Claim, our_ports: Iterable[int]) -> None:
         """What follows a line of such an inbound (0: nobody knows) may be a stranger's."""
         if any(not our_port or self._is_free_text(our_port) for our_port in our_ports):
-            self._free_text_until = claim.position + FREE_TEXT_BYTES
+            self.voice.free_text_until = claim.position + FREE_TEXT_BYTES
 
     def _is_after_free_text(self, claim: Claim) -> bool:
         # Not below the window either: another file of the log counts from its own start.
-        return self._free_text_until - FREE_TEXT_BYTES < claim.position < self._free_text_until
+        until = self.voice.free_text_until
+        return until - FREE_TEXT_BYTES < claim.position < until
 
     # -- when something is short ------------------------------------------------------------------
 

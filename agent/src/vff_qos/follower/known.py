@@ -6,8 +6,12 @@ that mends what other software has overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .voice import Voice
 
 #: Twice a second's worth of new connections on a busy node; 300 bytes each.
 MAX_WORDS = 10_240
@@ -19,33 +23,44 @@ EMAIL, REQUEST, CLIENT = range(3)
 
 
 class KnownWords:
-    """By the text of the source (or the packed end, where the source of claims has that)."""
+    """By the text of the client's end (or the packed end, where the source of claims has that)."""
 
-    def __init__(self) -> None:
-        #: Who adds words calls `added`.
-        self.words: dict[bytes, Word] = {}
-        self._places = 0
+    def __init__(self, voices: Sequence[Voice]) -> None:
+        self._voices = voices
+        #: The one that is listened to.
+        self.voice = voices[0]
+
+    @property
+    def words(self) -> dict[bytes, Word]:
+        """Its words.  Who adds some calls `added`."""
+        return self.voice.words
 
     def added(self, count: int) -> None:
-        """So many words are new: the next claims of these sources, by these emails, mean the same.
+        """So many words are new: the next claims of these ends, by these emails, mean the same.
 
         The oldest are forgotten.  Words that have gone keep their place in a dict, which would
         double before it uses them again; a new one does not.
         """
-        self._places += count
-        if self._places > MAX_WORDS:
-            newest = islice(self.words.items(), max(0, len(self.words) - MAX_WORDS * 3 // 4), None)
-            self.words = dict(newest)
-            self._places = len(self.words)
+        voice = self.voice
+        voice.places += count
+        if voice.places > MAX_WORDS:
+            words = voice.words
+            newest = islice(words.items(), max(0, len(words) - MAX_WORDS * 3 // 4), None)
+            voice.words = dict(newest)
+            voice.places = len(voice.words)
 
     def forget(self, sources: tuple[bytes, ...]) -> None:
-        """The flow of these sources has ended, or is in doubt."""
-        for source in sources:
-            self.words.pop(source, None)
+        """The flow of these ends has ended, or is in doubt."""
+        for voice in self._voices:
+            for source in sources:
+                voice.words.pop(source, None)
 
     def keep(self, holds: Callable[[bytes, bytes], bool]) -> None:
         """Forget words that do not hold any more; ``holds`` is asked (email, client's end)."""
-        self.words = {
-            source: word for source, word in self.words.items() if holds(word[EMAIL], word[CLIENT])
-        }
-        self._places = len(self.words)
+        for voice in self._voices:
+            voice.words = {
+                source: word
+                for source, word in voice.words.items()
+                if holds(word[EMAIL], word[CLIENT])
+            }
+            voice.places = len(voice.words)

@@ -1,4 +1,4 @@
-"""``vff-qos follow``: the loop that joins a source, the assigner and the healer.
+"""``vff-qos follow``: the loop that joins the sources, the assigner and the healer.
 
 Longer than 400 lines: whatever happens once a second begins here.
 """
@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Collection
 from typing import Any
 
 from .. import __version__
@@ -29,12 +30,12 @@ from ..kernel.packed.netlink import Netlink
 from ..lock import Lock
 from ..name_hashing import names_wanted
 from ..runfile import WRITE_S, write_last_named, write_report
-from ..sources import open_source
 from ..state import KERNEL_RECORD, State, StateError
 from .assign import Assigner, Suspended
 from .fair_use import FairUse
 from .heal import Healer, repair_command
 from .identity_file import IdentityFile
+from .intake import CHECKPOINTS, Intake
 from .memory import give_memory_back, spare_collector
 from .policy_files import PolicyFiles
 from .self_check import SelfCheck
@@ -121,15 +122,10 @@ class Follower:
         give_memory_back()
         try:
             flows = self._assigner.adopt(later=True)
-            self._source = open_source(
-                self._settings,
-                self._state.get_value("checkpoint"),
-                self._state.get_value("replay_since"),
-            )
+            self._intake = Intake(self._settings.sources, self._state, self._journal, self._poll)
             for descriptor in (
                 wake,
                 *self._policy_files.descriptors(),
-                *self._source.descriptors(),
                 self._healer.fileno(),
             ):
                 self._poll.register(descriptor, select.EPOLLIN)
@@ -195,7 +191,7 @@ class Follower:
     def _turn(self, wake: int) -> None:
         """One round of the loop."""
         now = time.monotonic()
-        timeout = 0.0 if self._source.more else max(0.0, self._next_tick - now)
+        timeout = 0.0 if self._intake.more else max(0.0, self._next_tick - now)
         heal_due, pool_due = self._healer.due(), self._assigner.pool_due
         for due in (heal_due, pool_due):
             if due is not None:
@@ -210,9 +206,9 @@ class Follower:
             heal_due is not None and heal_due <= time.monotonic()
         ):
             self._heal()
-        if self._source.more or not ready.isdisjoint(self._source.descriptors()):
+        if self._intake.has_work(ready):
             self._gather()
-            self._read()
+            self._read(ready)
         elif self._flow_fd in ready:
             self._assigner.listen()
         elif pool_due is not None and pool_due <= time.monotonic():
@@ -224,19 +220,16 @@ class Follower:
         """On a busy log wait a moment, so that one batch takes many lines."""
         now = time.monotonic()
         wait = self._last_round + _ROUND_S - now
-        if wait > 0 and not self._source.more:
+        if wait > 0 and not self._intake.more:
             time.sleep(wait)
             now += wait
         self._last_round = now
 
-    def _read(self) -> None:
-        replaying = self._source.replaying
-        claims = self._source.read()
-        if claims:
-            self._assigner.assign(claims, self._source.window, self._source.epoch_offset_s)
-        self._assigner.saw_strangers(self._source.strangers)
-        if replaying and not self._source.replaying:
-            self._state.set_value("replay_since", None)
+    def _read(self, ready: Collection[int]) -> None:
+        for number, source, claims in self._intake.read(ready):
+            if claims:
+                self._assigner.assign(claims, source.window, source.epoch_offset_s, number)
+            self._assigner.saw_strangers(source.strangers)
 
     def _finish(self) -> None:
         self._assigner.flush()
@@ -244,21 +237,18 @@ class Follower:
         self._fair_use.finish()
         self._assigner.tell_users()
         self._journal.close()
-        self._source.close()
+        self._intake.close()
 
     # -- once a second --------------------------------------------------------------------------
 
     def _tick(self) -> None:
         now = time.monotonic()
         self._next_tick = now + _TICK_S
-        trouble = self._source.tick()
-        if trouble:
-            self._journal.tell(events.SOURCE, error=trouble)
-        if self._source.replaying:
-            # Nothing was appended since the start: what is there is to be read now.
-            self._read()
+        unread = self._intake.tick()
+        if unread:
+            self._read(unread)
         # Marks of what was written meanwhile do not wait for dumps of all classes.
-        hurry, self._is_new = self._is_new and self._source.more, False
+        hurry, self._is_new = self._is_new and self._intake.more, False
         told = signal.SIGHUP in self._signals
         self._use(self._policy_files.look(told))
         self._use_identities(self._identity_file.look(told))
@@ -277,7 +267,8 @@ class Follower:
         self._save_checkpoint()
         self._heal()
         self._vitals.tick(
-            self._source, {**self._assigner.snapshot(), "repairs": self._healer.repairs}
+            self._intake.readings,
+            {**self._assigner.snapshot(), "repairs": self._healer.repairs},
         )
         self._journal.tend()
         notify("WATCHDOG=1")
@@ -316,11 +307,11 @@ class Follower:
         self._journal.tell(events.IDENTITIES, count=len(identities.keys))
 
     def _save_checkpoint(self) -> None:
-        checkpoint = self._source.checkpoint()
+        checkpoint = self._intake.checkpoints()
         if checkpoint == self._saved_checkpoint:
             return
         try:
-            self._state.set_value("checkpoint", checkpoint)
+            self._state.set_value(CHECKPOINTS, checkpoint)
         except StateError as error:
             self._state_failed = str(error)
             effect = "the place in the log is not saved"
@@ -337,10 +328,10 @@ class Follower:
             policy=self._policy_files.in_force,
             repairs=self._healer.repairs,
             counts={**self._assigner.snapshot(), "users": self._assigner.users},
-            log=vars(self._source.counters),
+            log=vitals.log,
             version=__version__,
             started=vitals.started,
-            source=vitals.source(self._source),
+            sources=vitals.sources(self._intake.readings),
             repair=self._healer.health,
             traffic=vitals.traffic,
             recent=vitals.recent,

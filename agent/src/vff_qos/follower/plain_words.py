@@ -21,6 +21,7 @@ from .registry import Registry
 
 if TYPE_CHECKING:
     from .early import EarlyShaping
+    from .voice import Voice
 
 #: A claim and its client's packed end; None if it names no flow.
 End = tuple[Claim, bytes | None]
@@ -31,7 +32,7 @@ class PlainWords:
 
     def __init__(
         self,
-        rank: int,
+        voice: Voice,
         registry: Registry,
         flows: FlowTable,
         known: KnownWords,
@@ -39,8 +40,8 @@ class PlainWords:
         conntrack: Conntrack,
         early: EarlyShaping | None,
     ) -> None:
-        """``rank`` is that of a plain word of the source of claims."""
-        self._flags = rank << RANK_SHIFT
+        #: The source that is listened to.
+        self.voice = voice
         self._registry, self._flows, self._known = registry, flows, known
         self._vouchers, self._conntrack, self._early = vouchers, conntrack, early
 
@@ -53,6 +54,7 @@ class PlainWords:
         """
         others: list[End] = []
         skip = others.append
+        flags, ports = self.voice.plain << RANK_SHIFT, self.voice.ports
         mirror, tag = self._flows.mirror, self._registry.tag
         plain, claim_flow = mirror.plain, mirror.claim
         of_email, has_class = self._registry.of_email, self._registry.classes.has
@@ -78,6 +80,9 @@ class PlainWords:
                 skip(end)
                 continue
             if record & END != known_end:
+                if ports is not None and not ports[port(record)]:
+                    skip(end)
+                    continue
                 known_end, known_detour = record & END, None
                 first, second, third = around(known_end)
             if local is not None:
@@ -91,7 +96,7 @@ class PlainWords:
                 known_detour = detour
             minor = owner.minor
             request = b"".join((first, client[:-2], second, client[-2:], third, tag(minor)))
-            record |= minor | self._flags
+            record |= minor | flags
             if local is None:
                 words[source] = email, request, client
                 learned += 1

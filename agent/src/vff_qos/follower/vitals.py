@@ -1,4 +1,4 @@
-"""How the follower itself is: what its counters did lately, and what its source is waiting for.
+"""How the follower itself is: what its counters did lately, and what its sources are waiting for.
 
 `core/health` judges it; here it is only counted, once a second.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..core.claims.stamp import SLACK_S
-from ..core.health.report import TEXT, TOLD, SourceHealth, TrafficHealth
+from ..core.health.report import SourceHealth, TrafficHealth
 from ..core.htb import usable_minor
 from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..sources.base import Source
 from ..sources.clock import Clock
+from .intake import Reading
 
 #: Counters are compared with those of so long ago.
 RECENT_S = 60.0
@@ -45,26 +46,24 @@ class Vitals:
         self._now: dict[str, int] = {}
         self._steps: deque[tuple[float, dict[str, int]]] = deque([(self._clock.now(), {})])
         self._replaying = True
-        self._behind_since: float | None = None
-        self._born_at_claim = 0
+        self._of_sources = [_SourceVitals() for _source in settings.sources]
+        #: Counters of all sources together.
+        self.log: dict[str, Any] = {}
         self._passed: tuple[float, int, int, int] | None = None
 
-    def tick(self, source: Source, counts: Mapping[str, Any]) -> None:
+    def tick(self, readings: Sequence[Reading], counts: Mapping[str, Any]) -> None:
         """Once a second: what has moved?"""
         offset_s = self._clock.offset_s
         now, epoch_s = self._clock.look(), time.time()
         if abs(self._clock.offset_s - offset_s) > SLACK_S:
             self.clock_set_s, self.clock_set_by_s = epoch_s, self._clock.offset_s - offset_s
-        if not source.more:
-            self._behind_since = None
-        elif self._behind_since is None:
-            self._behind_since = now
-        before, self._now = self._now, _flat(counts, vars(source.counters))
+        for reading, own in zip(readings, self._of_sources, strict=True):
+            own.tick(reading, now, epoch_s, int(counts.get("flows_born", 0)))
+        self.log = _sum(own.log for own in self._of_sources)
+        before, self._now = self._now, _flat(counts, self.log)
         for name, value in self._now.items():
             if value != before.get(name, 0):
                 self.last[name] = epoch_s
-        if self._now["log.claims"] != before.get("log.claims", 0):
-            self._born_at_claim = self._now["flows_born"]
         if now - self._steps[-1][0] >= _STEP_S:
             self._steps.append((now, self._now))
         while len(self._steps) > 1 and now - self._steps[1][0] >= RECENT_S:
@@ -79,7 +78,7 @@ class Vitals:
         }
         if self._replaying:
             # What is read of the past says nothing of now: its connections have mostly ended.
-            self._replaying = source.replaying
+            self._replaying = any(r.source is not None and r.source.replaying for r in readings)
             self._steps = deque([(now, self._now)])
             self.recent = {}
 
@@ -115,21 +114,85 @@ class Vitals:
             return 0, 0  # no tree at the moment: the healer has more to say of it
         return up, down
 
-    def source(self, source: Source) -> SourceHealth:
-        """How the source is."""
-        lag_s = 0.0 if self._behind_since is None else self._clock.now() - self._behind_since
-        lines = self.recent.get("log.lines", 0)
+    def sources(self, readings: Sequence[Reading]) -> list[SourceHealth]:
+        """How each source is."""
+        now = self._clock.now()
+        return [
+            own.health(reading, now)
+            for reading, own in zip(readings, self._of_sources, strict=True)
+        ]
+
+
+class _SourceVitals:
+    """Of one source."""
+
+    def __init__(self) -> None:
+        #: Its counters until now, those of before it was opened anew included.
+        self.log: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
+        self._source: Source | None = None
+        self._last: dict[str, float] = {}
+        self._behind_since: float | None = None
+        self._born = self._born_at_claim = 0
+        self._lines: deque[tuple[float, int]] = deque()
+
+    def tick(self, reading: Reading, now: float, epoch_s: float, born: int) -> None:
+        """Once a second; ``born``: flows that have begun since the start."""
+        if not reading.more:
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = now
+        if reading.source is not self._source:
+            self._source, self._before = reading.source, self.log
+        old = self.log
+        if self._source is not None:
+            self.log = _sum((self._before, vars(self._source.counters)))
+        for name, value in self.log.items():
+            if value and value != old.get(name):
+                self._last[name] = epoch_s
+        self._born = born
+        if self.log.get("claims") != old.get("claims"):
+            self._born_at_claim = born
+        if not self._lines or now - self._lines[-1][0] >= _STEP_S:
+            self._lines.append((now, self.log.get("lines", 0)))
+        while len(self._lines) > 1 and now - self._lines[1][0] >= RECENT_S:
+            self._lines.popleft()
+        if self._source is not None and self._source.replaying:
+            self._lines.clear()
+
+    def health(self, reading: Reading, now: float) -> SourceHealth:
+        """How it is."""
+        settings = reading.settings
+        since, lines = self._lines[0] if self._lines else (now, 0)
+        per_s = (self.log.get("lines", 0) - lines) / (now - since) if now > since else 0.0
         return SourceHealth(
-            self._settings.source,
-            self._settings.origin,
-            TOLD if self._settings.source == "webhook" else TEXT,
-            source.waiting,
-            self.last.get("log.lines"),
-            self.last.get("log.claims"),
-            round(lines / self.recent_s, 1) if self.recent_s else 0.0,
-            round(lag_s, 1),
-            max(0, self._now.get("flows_born", 0) - self._born_at_claim),
+            kind=settings.type,
+            name=settings.name,
+            origin=settings.origin,
+            trust=settings.trust,
+            waiting=reading.waiting,
+            last_line_s=self._last.get("lines"),
+            last_claim_s=self._last.get("claims"),
+            lines_per_s=round(per_s, 1),
+            lag_s=round(0.0 if self._behind_since is None else now - self._behind_since, 1),
+            flows_since_claim=max(0, self._born - self._born_at_claim),
+            log=self.log,
+            last={name: round(when, 1) for name, when in self._last.items()},
         )
+
+
+def _sum(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counters, and counters by name, added; of anything else the last one that is there."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, dict):
+                total[name] = _sum((total.get(name, {}), value))
+            elif isinstance(value, int):
+                total[name] = total.get(name, 0) + value
+            elif value is not None or name not in total:
+                total[name] = value
+    return total
 
 
 def _flat(counts: Mapping[str, Any], log: Mapping[str, Any]) -> dict[str, int]:

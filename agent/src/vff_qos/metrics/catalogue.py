@@ -96,9 +96,35 @@ def _lifted(snapshot: Snapshot) -> list[Point]:
     return _one(bool(snapshot.status["disabled"] or snapshot.status["suspended"]))
 
 
-def _waiting(snapshot: Snapshot) -> list[Point]:
+def _of_sources(*path: str) -> Callable[[Snapshot], Iterator[Point]]:
+    """What each source of the follower has at a path, as far as there is something."""
+
+    def read(snapshot: Snapshot) -> Iterator[Point]:
+        for source in _sources(snapshot):
+            value: Any = source
+            for key in path:
+                value = value.get(key)
+            if value is not None:
+                yield (source["name"],), value
+
+    return read
+
+
+def _sources(snapshot: Snapshot) -> list[dict[str, Any]]:
     follower = snapshot.status["follower"]
-    return _one(bool(follower["source"]["waiting"]) if follower else None)
+    return list(follower["sources"]) if follower else []
+
+
+def _waiting(snapshot: Snapshot) -> Iterator[Point]:
+    for source in _sources(snapshot):
+        yield (source["name"],), int(bool(source["waiting"]))
+
+
+def _unusable(snapshot: Snapshot) -> Iterator[Point]:
+    for source in _sources(snapshot):
+        for reason in ("masked", "error_log", "torn", "unparsed"):
+            if reason in source["log"]:
+                yield (source["name"], reason), source["log"][reason]
 
 
 def _repair_failed(snapshot: Snapshot) -> list[Point]:
@@ -155,24 +181,23 @@ NODE = (
              lambda s: _one(s.status["follower"] is not None)),
     MetricOf("follower_start_time_seconds", GAUGE, "When the agent was started.",
              "status: follower", _status("follower", "started")),
-    MetricOf("source_waiting", GAUGE, "1 while the source of identities is missing.",
-             "status: finding source_missing", _waiting),
+    MetricOf("source_waiting", GAUGE, "1 while a source of identities is missing.",
+             "status: finding source_missing", _waiting, ("source",)),
     MetricOf("source_lines_total", COUNTER, "Lines, or events, that the source gave.",
-             "status: claims", _status("follower", "log", "lines")),
+             "status: claims", _of_sources("log", "lines"), ("source",)),
     MetricOf("source_claims_total", COUNTER, "Those of them that say whose a connection is.",
-             "status --json: follower.log.claims", _status("follower", "log", "claims")),
+             "status --json: follower.sources.log.claims", _of_sources("log", "claims"),
+             ("source",)),
     MetricOf("source_lines_unusable_total", COUNTER, "Those of them that are of no use, and why.",
-             "status --json: follower.log",
-             _counts({"masked": "log.masked", "error_log": "log.error_log", "torn": "log.torn",
-                      "unparsed": "log.unparsed"}), ("reason",)),
+             "status --json: follower.sources.log", _unusable, ("source", "reason")),
     MetricOf("source_lag_seconds", GAUGE, "For how long there has been more to read than was read.",
-             "status: source", _status("follower", "source", "lag_s")),
+             "status: source", _of_sources("lag_s"), ("source",)),
     MetricOf("source_last_line_timestamp_seconds", GAUGE,
              "When the last line came; not there before the first since the agent's start.",
-             "status --json: follower.source.last_line_s",
-             _status("follower", "source", "last_line_s")),
+             "status --json: follower.sources.last_line_s", _of_sources("last_line_s"),
+             ("source",)),
     MetricOf("source_last_claim_timestamp_seconds", GAUGE, "When the last claim came; likewise.",
-             "status: source", _status("follower", "source", "last_claim_s")),
+             "status: source", _of_sources("last_claim_s"), ("source",)),
     MetricOf("marks_set_total", COUNTER, "Marks set on connections.", "status: claims",
              _status("follower", "marked")),
     MetricOf("marks_not_set_total", COUNTER,

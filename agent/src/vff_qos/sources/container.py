@@ -121,7 +121,12 @@ class ContainerSource:
         if process is None:
             return f"container {self.name} does not run; waiting for it"
         self._process = process
-        self._open_file(replay_since_s)
+        try:
+            self._open_file(replay_since_s)
+        except SourceError:
+            self._process = None
+            process.close()
+            raise
         self._epoll.register(process.pidfd, select.EPOLLIN)
         return None
 

@@ -204,8 +204,12 @@ class FileSource:
         self._retired = Counters()
         #: Nothing stands at the path.
         self.missing = self._told_missing = False
-        self._resume(checkpoint or [])
-        self.missing = not self._look_at_path()
+        try:
+            self._resume(checkpoint or [])
+            self.missing = not self._look_at_path()
+        except SourceError:
+            self.close()
+            raise
         self._starting = False
 
     # -- opening --------------------------------------------------------------------------------

@@ -80,19 +80,25 @@ def _remove_stale(path: str) -> None:
 
 
 def _inherited(listen: str) -> socket.socket | None:
-    """The listening socket that systemd has opened for us (sd_listen_fds(3)), if it has."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+    """The listening socket that systemd has opened for us (sd_listen_fds(3)), if it has.
+
+    A copy: the descriptor itself stays, for whoever listens there again.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return None
-    listener = socket.socket(fileno=_FIRST_INHERITED_FD)
-    listener.set_inheritable(False)
-    name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        have = f"unix:{name}"
-    else:
-        have = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-    if have != listen:
-        raise SourceError(f"systemd listens at {have}, the settings say {listen}")
-    return listener
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    for descriptor in range(_FIRST_INHERITED_FD, _FIRST_INHERITED_FD + count):
+        os.set_inheritable(descriptor, False)
+        listener = socket.socket(fileno=os.dup(descriptor))
+        name = listener.getsockname()
+        if listener.family == socket.AF_UNIX:
+            have = f"unix:{name}"
+        else:
+            have = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        if have == listen:
+            return listener
+        listener.close()
+    return None
 
 
 def is_loopback(address: str) -> bool:

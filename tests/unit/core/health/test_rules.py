@@ -22,14 +22,17 @@ def report(**more: Any) -> Report:
         "flows_known_by": "events", "foreign_mark": 0,
     }  # fmt: skip
     counts |= more.pop("counts", {})
+    last = {"log.claims": NOW - 1, "log.lines": NOW - 1, "marked": NOW - 1} | more.pop("last", {})
+    log = {"lines": 200, "claims": 100, "masked": 0, "error_log": 0, "no_port": 0}
     source = {
         "kind": "file", "origin": "/log", "last_line_s": NOW - 1, "last_claim_s": NOW - 1,
+        "log": log, "last": {n[4:]: when for n, when in last.items() if n.startswith("log.")},
     } | more.pop("source", {})  # fmt: skip
-    last = {"log.claims": NOW - 1, "log.lines": NOW - 1, "marked": NOW - 1} | more.pop("last", {})
+    others = more.pop("others", [])
     return Report(
         pid=1, written=NOW - 2, policy=[], repairs=0, counts=counts,
-        log={"lines": 200, "claims": 100, "masked": 0, "error_log": 0, "no_port": 0},
-        started=NOW - 3_600, source=SourceHealth(**source), last=last, recent_s=60.0, **more,
+        log=log, started=NOW - 3_600, sources=[SourceHealth(**source), *others], last=last,
+        recent_s=60.0, **more,
     )  # fmt: skip
 
 
@@ -136,6 +139,22 @@ def test_what_is_undone_or_usual_is_not_told(given: Report) -> None:
     assert kinds(facts(given)) == []
 
 
+def test_each_source_has_findings_of_its_own_and_a_quiet_one_beside_others_is_none() -> None:
+    gone = SourceHealth("journal", "second", "the journal of x", waiting="no such unit")
+    (finding,) = judge(facts(report(source={"name": "first"}, others=[gone])))
+    assert finding.kind == "source_missing"
+    assert finding.sentence == "nobody new of second is limited: no such unit"
+    quiet = SourceHealth("webhook", "hook", "the webhook", flows_since_claim=99)
+    busy = {"last_claim_s": NOW - 1, "flows_since_claim": 2}
+    counts: dict[str, int | str] = {"flows_known": 60, "flows_claimed": 50}
+    assert judge(facts(report(source=busy, others=[quiet], counts=counts))) == []
+    both = report(
+        source={"last_claim_s": NOW - 99, "flows_since_claim": 99}, others=[quiet], counts=counts
+    )
+    (finding,) = judge(facts(both))
+    assert finding.kind == "source_silent" and finding.sentence.startswith("/log, the webhook: ")
+
+
 def test_a_silent_source_a_wrong_port_a_fight_and_lost_marks() -> None:
     silent = report(
         source={"last_claim_s": NOW - 20, "flows_since_claim": 10},
@@ -186,8 +205,8 @@ def test_a_report_survives_json_and_other_versions() -> None:
     old = {"pid": 1, "written": 2.0, "policy": [], "repairs": 0, "log": {}, "marked": 7}
     assert Report.from_json(old).counts == {"marked": 7}
     newer = whole.to_json()
-    newer["source"]["later"] = 1
-    assert Report.from_json(newer).source == whole.source
+    newer["sources"][0]["later"] = 1
+    assert Report.from_json(newer).sources == whole.sources
 
 
 def test_which_findings_need_no_follower_is_known() -> None:

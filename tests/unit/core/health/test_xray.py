@@ -10,11 +10,17 @@ import pytest
 
 from vff_qos.core.health import xray
 from vff_qos.core.health.findings import OK
-from vff_qos.core.settings import Settings
+from vff_qos.core.settings import Settings, parse_settings
 
-SETTINGS = Settings(
-    service_ports=((443, 443), (1_000, 2_000)), access_log="/var/log/xray/access.log"
-)
+SETTINGS = Settings(service_ports=((443, 443), (1_000, 2_000)))
+
+
+def reading(sources: str) -> Settings:
+    """The same with other sources, a list in YAML."""
+    found = parse_settings(f"sources: {sources}".encode(), "s").sources
+    return replace(SETTINGS, sources=found)
+
+
 GOOD: dict[str, Any] = {
     "log": {"access": "/var/log/xray/access.log", "error": "/var/log/xray/error.log"},
     "inbounds": [
@@ -97,7 +103,7 @@ def test_what_is_right_is_not_told(config: dict[str, Any]) -> None:
 
 
 def test_a_webhook_makes_text_harmless_and_must_be_there() -> None:
-    settings = replace(SETTINGS, source="webhook", webhook_listen="unix:/run/x")
+    settings = reading("[{type: webhook, listen: 'unix:/run/x'}]")
     rules = {"routing": {"rules": [{"network": "tcp,udp", "webhook": {"url": "/run/x:/"}}]}}
     socks = inbound(protocol="socks", settings={})
     assert wrong({**socks, **rules, "log": {"access": "none"}}, settings) == []
@@ -106,10 +112,8 @@ def test_a_webhook_makes_text_harmless_and_must_be_there() -> None:
     assert wrong(socks, ports) == []
 
 
-UNIX = replace(SETTINGS, source="webhook", webhook_listen="unix:/run/x")
-PORT = replace(
-    SETTINGS, source="webhook", webhook_listen="127.0.0.1:8011", webhook_token="0123456789abcdef"
-)
+UNIX = reading("[{type: webhook, listen: 'unix:/run/x'}]")
+PORT = reading("[{type: webhook, listen: '127.0.0.1:8011', token: 0123456789abcdef}]")
 BEARER = {"Authorization": "Bearer 0123456789abcdef"}
 
 
@@ -148,11 +152,14 @@ def test_the_rule_that_is_missing_is_named(
 ) -> None:
     assert wrong(config, settings) == kinds
     told = str(list(xray.examine([xray.read_engine(7, [("/c.json", config)])], settings)))
-    assert settings.webhook_token == "" or settings.webhook_token not in told
+    token = settings.sources[0].options["token"]
+    assert token == "" or token not in told
 
 
 def remedy(config: dict[str, Any], **reach: Any) -> str:
-    engine = replace(xray.read_engine(7, [("/c.json", config)]), reach=xray.Reach(**reach))
+    engine = replace(
+        xray.read_engine(7, [("/c.json", config)]), reaches={"/run/x": xray.Reach(**reach)}
+    )
     found = [f for f in xray.examine([engine], UNIX) if f.kind == "xray_webhook_reach"]
     return found[0].remedy if found else ""
 
@@ -174,7 +181,9 @@ def test_a_socket_that_is_out_of_reach_is_told_with_what_to_change() -> None:
         said = remedy(good, error=errno.ENOENT, own_mounts=mounts, **nothing)
         assert said == "'systemctl restart vff-qos-webhook.socket vff-qos-follow'"
     # Also where its files cannot be read.
-    engine = xray.Engine(7, problem="no file", reach=xray.Reach(errno.EACCES, "a", ("b",), "c"))
+    engine = xray.Engine(
+        7, problem="no file", reaches={"/run/x": xray.Reach(errno.EACCES, "a", ("b",), "c")}
+    )
     assert [f.kind for f in xray.examine([engine], UNIX)] == ["xray", "xray_webhook_reach"]
 
 

@@ -157,7 +157,7 @@ def test_default_limits_beside_a_default_plan_are_refused(settings: ModuleType) 
     changed = {**LIMITS, "qos_download_default": "30mbit"}
     assert settings.overruled(changed, "", LIMITS) == []
     assert settings.overruled(LIMITS, "basic", LIMITS) == []
-    (problem,) = settings.overruled(changed, "basic", LIMITS)
+    (problem,) = settings.overruled(changed, "qos_plan_default: basic", LIMITS)
     assert problem.startswith("qos_download_default: 30mbit has no effect beside")
 
 

@@ -309,5 +309,6 @@ def test_the_webhooks_socket_is_read_from_the_unit_that_the_role_writes(
     preflight: ModuleType,
 ) -> None:
     unit = (ROLE / "templates" / "vff-qos-webhook.socket.j2").read_text()
-    assert preflight.listens_at(unit) == "{{ __qos_socket_path }}"
+    assert "\nListenStream={{ path }}\n" in unit
+    assert preflight.listens_at("[Socket]\nListenStream=/run/a\nListenStream=/b\n") == "/run/a /b"
     assert preflight.listens_at("") == ""

@@ -56,7 +56,7 @@ class Canary:
 class Host:
     """What was read of the host."""
 
-    log: LogFile | None = None
+    logs: list[LogFile] = field(default_factory=list)
     #: {name: value}; None: this kernel has none.
     sysctls: dict[str, str | None] = field(default_factory=dict)
     #: libnftables' JSON of the ruleset; None where it could not be read, and why.
@@ -79,8 +79,8 @@ class Host:
 
 def examine(host: Host, settings: Settings) -> Iterator[Finding]:
     """All checks."""
-    if host.log is not None:
-        yield from _log(host.log)
+    for log in host.logs:
+        yield from _log(log)
     yield from _sysctls(host)
     yield from _ruleset(host)
     yield from _tree(host)

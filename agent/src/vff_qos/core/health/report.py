@@ -12,10 +12,15 @@ TEXT, TOLD = "text", "told"
 
 @dataclass(frozen=True)
 class SourceHealth:
-    """Where identities come from.  Times in seconds since the epoch, None: not since the start."""
+    """One place where identities come from.
+
+    Times in seconds since the epoch, None: not since the start.
+    """
 
     kind: str = ""
-    #: The source's name for people.
+    #: What the settings call it.
+    name: str = ""
+    #: What it reads, for people.
     origin: str = ""
     #: `TEXT` or `TOLD`.
     trust: str = TEXT
@@ -29,6 +34,9 @@ class SourceHealth:
     lag_s: float = 0.0
     #: New flows to the service ports since the last claim.
     flows_since_claim: int = 0
+    #: Its lines by what they were, and when each of these counters grew last.
+    log: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,15 +76,15 @@ class Report:
     repairs: int
     #: What became of the claims, by name.
     counts: dict[str, int | str]
-    #: Lines of the source by what they were.
+    #: Lines of all sources by what they were.
     log: dict[str, Any] = field(default_factory=dict)
     version: str = ""
     started: float = 0.0
-    source: SourceHealth = field(default_factory=SourceHealth)
+    sources: list[SourceHealth] = field(default_factory=list)
     repair: RepairHealth = field(default_factory=RepairHealth)
     traffic: TrafficHealth | None = None
     #: How much each counter grew within the last ``recent_s`` seconds, those that did; the
-    #: source's begin with ``log.``.
+    #: sources' begin with ``log.``.
     recent: dict[str, int] = field(default_factory=dict)
     recent_s: float = 0.0
     #: When each of them grew last.
@@ -109,7 +117,7 @@ class Report:
         """A report as ``to_json`` gave it, also of another version of this program."""
         names = {field.name for field in fields(cls)} - {"counts"}
         own = {name: value for name, value in data.items() if name in names}
-        own["source"] = _known(SourceHealth, own.get("source") or {})
+        own["sources"] = [_known(SourceHealth, source) for source in own.get("sources", [])]
         own["repair"] = _known(RepairHealth, own.get("repair") or {})
         traffic = own.get("traffic")
         own["traffic"] = _known(TrafficHealth, traffic) if traffic else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from .delivery import Delivery, unreported
 from .findings import DEGRADED, OK, TROUBLE, Finding, hidden_by_front, worst_first
-from .report import Report
+from .report import Report, SourceHealth
 
 #: A source that says nothing for so long while so many connections begin, and are there, is silent.
 #: Scanners make a few that no engine tells of.
@@ -88,7 +88,7 @@ def judge(facts: Facts) -> list[Finding]:
     findings = list(_set_up(facts))
     report = facts.report
     if report is not None and not facts.suspended:
-        findings += [*_source(facts, report), *_claims(facts, report), *_marks(facts, report)]
+        findings += [*_sources(facts, report), *_claims(facts, report), *_marks(facts, report)]
         findings += [*_repairs(facts, report), *_follower(facts, report), *_static(report)]
     return worst_first(
         [*findings, *_files(facts), *_kernel(facts), *unreported(facts.delivery, facts.now_s)]
@@ -198,60 +198,86 @@ def _kernel(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _source(facts: Facts, report: Report) -> Iterator[Finding]:
-    source, last = report.source, report.last
+def _sources(facts: Facts, report: Report) -> Iterator[Finding]:
+    several = len(report.sources) > 1
+    for source in report.sources:
+        yield from _source(facts, source, f" of {source.name}" if several else "")
+    if report.sources:
+        yield from _silence(facts, report)
+
+
+def _is_masked(source: SourceHealth) -> bool:
+    masked = source.last.get("masked")
+    return masked is not None and masked >= source.last.get("claims", 0.0)
+
+
+def _source(facts: Facts, source: SourceHealth, whose: str) -> Iterator[Finding]:
+    """What is wrong with one of them; ``whose``: its users, if there are those of others."""
     if source.waiting:
         yield Finding(
-            DEGRADED, "source_missing", f"nobody new is limited: {source.waiting}",
+            DEGRADED, "source_missing", f"nobody new{whose} is limited: {source.waiting}",
             "name the log that the engine writes in settings.yml (xray_access_log_path), or have "
             "the engine write this one; 'vff-qos doctor' looks for it",
         )  # fmt: skip
-    masked, claim = last.get("log.masked"), last.get("log.claims", 0.0)
-    if masked is not None and masked >= claim:
+    if _is_masked(source):
         yield Finding(
             DEGRADED, "masked", f"{source.origin}: addresses are masked, so nobody can be limited",
             'remove "maskAddress" from the proxy\'s "log" settings and restart it',
-            [f"{report.log.get('masked', 0)} masked lines"],
+            [f"{source.log.get('masked', 0)} masked lines"],
         )  # fmt: skip
-    elif _lately(facts, last, "log.error_log"):
+    elif _lately(facts, source.last, "error_log"):
         yield Finding(
             DEGRADED, "mixed",
             f"{source.origin}: access and error log share one stream, in which strangers can "
             "forge lines",
             'give "error" in the proxy\'s "log" settings its own file and restart it; this is said '
             f"until {LATELY_S / 60:.0f} min after the last such line",
-            [f"{report.log.get('error_log', 0)} lines of an error log"],
+            [f"{source.log.get('error_log', 0)} lines of an error log"],
         )  # fmt: skip
+    if source.lag_s >= LAG_S:
+        yield Finding(
+            DEGRADED, "lag", f"the follower is {source.lag_s:.0f} s behind {source.origin}",
+            "look for what else uses the processor; after a restart it passes",
+        )  # fmt: skip
+
+
+def _silence(facts: Facts, report: Report) -> Iterator[Finding]:
+    """No source says anything of connections that there are."""
     known, nobodys = _number(report, "flows_known"), _nobodys(report)
-    since = max(source.last_claim_s or 0.0, report.started)
+    last_claim_s = max(source.last_claim_s or 0.0 for source in report.sources)
+    born = min(source.flows_since_claim for source in report.sources)
+    since = max(last_claim_s, report.started)
+    if any(source.waiting for source in report.sources):
+        return  # a finding of its own
     if (
-        not source.waiting
-        and not (masked is not None and masked >= claim)
+        not any(_is_masked(source) for source in report.sources)
         and facts.now_s - since >= SILENT_S
-        and source.flows_since_claim >= SILENT_BORN
+        and born >= SILENT_BORN
         and nobodys >= SILENT_LIVE
     ):
         evidence = [
-            f"{source.flows_since_claim} new connections since the last claim, "
+            f"{born} new connections since the last claim, "
             f"{facts.now_s - since:.0f} s ago; {nobodys} of {known} open ones are nobody's",
             f"lines read: {report.log.get('lines', 0)}",
         ]
         if "connections" in report.log:
             evidence.append(f"webhook: {report.log['connections']} connections, refused "
                             f"{report.log.get('refused') or 'none'}")  # fmt: skip
+        origins = ", ".join(source.origin for source in report.sources)
         yield Finding(
             DEGRADED, "source_silent",
-            f"{source.origin} is silent while the service ports are busy: nobody new is limited",
+            f"{origins}: silent while the service ports are busy: nobody new is limited"
+            if len(report.sources) > 1
+            else f"{origins} is silent while the service ports are busy: nobody new is limited",
             "look whether the engine writes there at all (\"access\" in its log settings), and "
             "whether its users have an email; 'vff-qos doctor' looks into its configuration",
             evidence,
         )  # fmt: skip
     elif (
-        not source.waiting
-        and known >= UNOWNED_MIN
+        known >= UNOWNED_MIN
         and nobodys > UNOWNED_SHARE * known
         # Else the source is silent, or was a moment ago: another finding.
-        and source.flows_since_claim < SILENT_BORN
+        and born < SILENT_BORN
     ):
         yield Finding(
             DEGRADED, "unowned",
@@ -259,11 +285,6 @@ def _source(facts: Facts, report: Report) -> Iterator[Finding]:
             "look for inbounds whose users have no email; 'vff-qos doctor' does, and "
             "'vff-qos explain IP:PORT' says of one why it is nobody's",
             [f"{nobodys} of {known}"],
-        )  # fmt: skip
-    if source.lag_s >= LAG_S:
-        yield Finding(
-            DEGRADED, "lag", f"the follower is {source.lag_s:.0f} s behind {source.origin}",
-            "look for what else uses the processor; after a restart it passes",
         )  # fmt: skip
 
 

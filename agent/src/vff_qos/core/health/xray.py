@@ -1,5 +1,7 @@
 """Xray's own configuration, as far as limits depend on it.  Pure: texts in, findings out.
 
+Longer than 400 lines: each rule with what it looks at, for all kinds of sources of an Xray.
+
 Source: docs of Xray's "log", "inbounds" and "sockopt", and its JSON reader, which takes comments
 and trailing commas (infra/conf/serial/loader.go).
 """
@@ -10,11 +12,12 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..settings import PortRange, Settings
+from ..source_settings import ACCESS_LOG, SourceSettings, sources_of
 from .findings import DEGRADED, OK, SHOW_CLIENTS, Finding
 
 #: A string, or a comment: what stands in a string is none.
@@ -26,6 +29,8 @@ _WITH_USERS = {
     "hysteria": "clients",
 }  # fmt: skip
 _NO_LOG = "none"
+#: Types of sources that read what Xray writes.
+_TEXTS = ("file", "container", "journal")
 _ALL: tuple[PortRange, ...] = ((0, 65_535),)
 #: Names in findings; the rest is a number.
 _NAMED = 3
@@ -90,8 +95,8 @@ class Engine:
     webhooks: tuple[Webhook, ...] = ()
     #: The last rule, where no other fits; "" if there are no rules.
     last_rule: str = ""
-    #: None: not tried.
-    reach: Reach | None = None
+    #: By the socket's path, those that were tried.
+    reaches: Mapping[str, Reach] = field(default_factory=dict)
 
 
 def parse_config(text: str) -> dict[str, Any]:
@@ -186,7 +191,8 @@ def examine(engines: Iterable[Engine], settings: Settings) -> Iterator[Finding]:
         where = f"Xray (pid {engine.pid}, {', '.join(engine.files) or 'no file found'})"
         if engine.problem:
             yield Finding(OK, "xray", f"{where}: {engine.problem}; its settings are not checked")
-            yield from _examine_reach(engine, settings, where)
+            for source in _hooks_of(engine, settings):
+                yield from _examine_reach(engine, source, where)
             continue
         found = [
             *_examine_log(engine, settings, where),
@@ -203,26 +209,33 @@ def examine(engines: Iterable[Engine], settings: Settings) -> Iterator[Finding]:
 def _examine_log(engine: Engine, settings: Settings, where: str) -> Iterator[Finding]:
     log = engine.log
     access, error = str(log.get("access", "")), str(log.get("error", ""))
-    if settings.source == "webhook":
-        yield from _examine_webhook(engine, settings, where)
+    hooks = _hooks_of(engine, settings)
+    if hooks:
+        for hook in hooks:
+            yield from _examine_webhook(engine, hook, where)
         return
+    texts = sources_of(settings.sources, *_TEXTS)
+    if not texts:
+        return  # nothing here listens to an Xray
+    paths = [source.options.get("path", ACCESS_LOG) for source in texts]
+    in_files = all(source.type == "file" for source in texts)
     if access == _NO_LOG:
         yield Finding(
             DEGRADED, "xray_no_log", f'{where}: "access" is "none": it names no users',
-            f'set "log": {{"access": "{settings.access_log}"}} and restart it',
+            f'set "log": {{"access": "{paths[0]}"}} and restart it',
         )  # fmt: skip
-    elif settings.source == "file" and access and access != settings.access_log:
+    elif in_files and access and access not in paths:
         yield Finding(
             DEGRADED, "xray_log_path",
-            f"{where}: it writes its access log to {access}, the agent reads {settings.access_log}",
+            f"{where}: it writes its access log to {access}, the agent reads {', '.join(paths)}",
             f"set xray_access_log_path to {access} (qos_xray_access_log_path)",
         )  # fmt: skip
-    elif settings.source == "file" and not access:
+    elif in_files and not access:
         yield Finding(
             DEGRADED, "xray_log_path",
             f"{where}: it writes its access log to standard output, the agent reads "
-            f"{settings.access_log}",
-            f'set "log": {{"access": "{settings.access_log}"}}, or read the journal '
+            f"{', '.join(paths)}",
+            f'set "log": {{"access": "{paths[0]}"}}, or read the journal '
             "(identity_source: journal)",
         )  # fmt: skip
     if mask := str(log.get("maskAddress", "")):
@@ -240,9 +253,26 @@ def _examine_log(engine: Engine, settings: Settings, where: str) -> Iterator[Fin
         )  # fmt: skip
 
 
-def _examine_webhook(engine: Engine, settings: Settings, where: str) -> Iterator[Finding]:
-    listen = settings.webhook_listen
-    path = listen.removeprefix("unix:") if listen.startswith("unix:") else ""
+def _hooks_of(engine: Engine, settings: Settings) -> list[SourceSettings]:
+    """The webhooks by which an engine tells, or has to because nothing else is read."""
+    hooks = sources_of(settings.sources, "webhook")
+    told = [
+        source
+        for source in hooks
+        if any(_leads_to(hook.url, *_place(source)) for hook in engine.webhooks)
+    ]
+    return told or ([] if sources_of(settings.sources, *_TEXTS) else hooks[:1])
+
+
+def _place(source: SourceSettings) -> tuple[str, str]:
+    """Path of the unix socket, empty if there is none, and where it listens as the settings say."""
+    listen = source.options["listen"]
+    return listen.removeprefix("unix:") if listen.startswith("unix:") else "", listen
+
+
+def _examine_webhook(engine: Engine, source: SourceSettings, where: str) -> Iterator[Finding]:
+    path, listen = _place(source)
+    token = source.options["token"]
     wanted = f"{path}:/" if path else f"http://{listen}/"
     ours = [hook for hook in engine.webhooks if _leads_to(hook.url, path, listen)]
     if not ours:
@@ -270,13 +300,13 @@ def _examine_webhook(engine: Engine, settings: Settings, where: str) -> Iterator
                 f'{where}: {hook.place} has "deduplication", which drops events of connections',
                 'remove "deduplication" from its "webhook" and restart it',
             )  # fmt: skip
-        if settings.webhook_token and hook.authorization != f"Bearer {settings.webhook_token}":
+        if token and hook.authorization != f"Bearer {token}":
             yield Finding(
                 DEGRADED, "xray_webhook_token",
                 f"{where}: {hook.place} does not bear the token, so its events are refused",
                 '"headers": {"Authorization": "Bearer (qos_webhook_token)"} in its "webhook"',
             )  # fmt: skip
-    yield from _examine_reach(engine, settings, where)
+    yield from _examine_reach(engine, source, where)
 
 
 def _leads_to(url: str, path: str, listen: str) -> bool:
@@ -290,9 +320,10 @@ def _leads_to(url: str, path: str, listen: str) -> bool:
     )
 
 
-def _examine_reach(engine: Engine, settings: Settings, where: str) -> Iterator[Finding]:
+def _examine_reach(engine: Engine, source: SourceSettings, where: str) -> Iterator[Finding]:
     """Why no event comes through the socket, and what to change where."""
-    reach, path = engine.reach, settings.webhook_listen.removeprefix("unix:")
+    path, _listen = _place(source)
+    reach = engine.reaches.get(path)
     if reach is None or not reach.error:
         return
     who = f"user {reach.user}, groups {', '.join(reach.groups)}"
@@ -301,7 +332,7 @@ def _examine_reach(engine: Engine, settings: Settings, where: str) -> Iterator[F
     elif reach.error in (errno.EACCES, errno.EPERM):
         remedy = (
             f"set qos_webhook_group to {reach.groups[0] if reach.groups else 'its group'} and run "
-            f"the role, or add {reach.user} to the group {reach.group or settings.webhook_group} "
+            f"the role, or add {reach.user} to the group {reach.group or source.options['group']} "
             "and restart it"
         )
     elif reach.group and reach.own_mounts:
@@ -317,7 +348,7 @@ def _examine_reach(engine: Engine, settings: Settings, where: str) -> Iterator[F
 
 
 def _examine_inbounds(engine: Engine, settings: Settings, where: str) -> Iterator[Finding]:
-    text = settings.source != "webhook"
+    text = settings.reads_text and not _hooks_of(engine, settings)
     for inbound in engine.inbounds:
         name = f"{where}: inbound {inbound.tag or inbound.protocol}"
         if inbound.without_email:

@@ -173,13 +173,17 @@ function agentFacts(status) {
   const agent = status.follower;
   const own = status.wan ? [[t("devices"), `${status.wan}, ${status.ifb}`]] : [[t("devices"), t("not_set_up")]];
   if (!agent) return [h("p.error", {}, t("no_agent")), facts(own)];
-  const { source, repair } = agent;
-  return facts([
-    [t("since"), agent.started ? `${moment(agent.started)} · ${t("version", agent.version)}` : null],
-    [t("source"), source.origin],
+  const { sources, repair } = agent;
+  const several = sources.length > 1;
+  const aboutSource = (source) => [
+    [several ? `${t("source")}: ${source.name}` : t("source"), source.waiting ? `${source.origin}: ${source.waiting}` : source.origin],
     [t("last_claim"), source.last_claim_s ? t("ago", span(status.time - source.last_claim_s)) : t("never")],
     [t("lines"), digits(source.lines_per_s)],
     [t("lag"), `${digits(source.lag_s)} ${t("s")}`],
+  ];
+  return facts([
+    [t("since"), agent.started ? `${moment(agent.started)} · ${t("version", agent.version)}` : null],
+    ...sources.flatMap(aboutSource),
     [t("marks"), whole(agent.marked ?? 0)],
     [t("repairs"), whole(agent.repairs)],
     [t("healed"), repair.healed_s ? `${moment(repair.healed_s)}: ${repair.changes.join("; ")}` : t("never")],

@@ -136,7 +136,9 @@ def test_a_source_speaks_of_its_own_ports_only(node: SourcesNode) -> None:
     eventually(lambda: node.mark(one) and node.mark(other))
     assert node.mark(one) != node.mark(other)
     eventually(lambda: status(node)["follower"]["no_flow"] == 2, 12)
-    assert sorted(user["email"] for user in status(node)["users"]) == ["alice@x", "bob@x"]
+    assert sorted(user["email"] for user in status(node)["users"]) == [
+        "alice@x", "second:bob@x",
+    ]  # fmt: skip
 
 
 def test_equal_ends_and_tags_of_two_logs_are_not_mixed_up(node: SourcesNode) -> None:
@@ -155,6 +157,32 @@ def test_equal_ends_and_tags_of_two_logs_are_not_mixed_up(node: SourcesNode) -> 
     eventually(lambda: status(node)["follower"]["no_flow"] == 3, 12)
     assert status(node)["follower"]["marked"] == 1
     assert node.mark(one) == mark
+
+
+def test_equal_names_of_two_sources_are_one_user_only_where_somebody_says_so(
+    node: SourcesNode,
+) -> None:
+    node.write_policy("users:\n  second:alice@x: {upload: 7mbit, download: 8mbit}\n")
+    node.start()
+    one, other, sly = (Client("127.0.0.1", 4430) for _ in range(3))
+    node.write(one.line("alice@x"), sly.line("second:alice@x"))
+    # Also where a line comes again, which is known by its text.
+    node.write_second(other.line("alice@x"), other.line("alice@x"))
+    eventually(lambda: all(node.mark(client) for client in (one, other, sly)))
+    assert len({node.mark(client) for client in (one, other, sly)}) == 3
+    names = ["alice@x", "second:alice@x", "xray:second:alice@x"]
+    assert sorted(user["email"] for user in status(node)["users"]) == names
+    minor = (node.mark(other) or 0) & 0xFFFF
+    assert [ceils[minor] for ceils in node.classes()] == [7_000_000, 8_000_000]
+    node.stop()
+    with (node.directory / "settings.yml").open("a") as file:
+        file.write("same_names: true\n")
+    node.start()
+    later, last = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
+    node.write(later.line("alice@x"))
+    node.write_second(last.line("alice@x"))
+    eventually(lambda: node.mark(later) and node.mark(last))
+    assert node.mark(later) == node.mark(last) == node.mark(one)
 
 
 def test_a_source_that_cannot_be_read_does_not_hold_back_the_others(node: SourcesNode) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-import pytest
-
-from vff_qos.core.settings import Hop, merge_ranges, parse_settings, salvage_settings
+from vff_qos.core.settings import Hop, import, merge_ranges, name_prefix, parse_settings, pytest, re, replace, salvage_settings
 from vff_qos.errors import ConfigError
 
 
@@ -118,6 +114,9 @@ def test_one_source_in_the_short_form_and_several_in_a_list() -> None:
     ]
     assert several.origin == "/var/log/xray/access.log, /b, the webhook at unix:/run/x"
     assert several.reads_text
+    assert [name_prefix(several, one) for one in several.sources] == ["", "b:", "webhook:"]
+    same = replace(several, same_names=True)
+    assert [name_prefix(same, one) for one in same.sources] == ["", "", ""]
 
 
 TOKEN = "0123456789abcdef"

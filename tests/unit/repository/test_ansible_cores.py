@@ -62,6 +62,7 @@ SETTINGS: dict[str, Any] = {
     "unknown_udp": "pass",
     "follow_quic": True,
     "hop": {"20000-50000": 20000},
+    "same_names": False,
     "identity_source": "container",
     "xray_access_log_path": "/var/log/xray/access.log",
     "container": "12",

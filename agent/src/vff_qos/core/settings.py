@@ -134,6 +134,8 @@ class Settings:
     free_text_ports: tuple[PortRange, ...] = ()
     #: Where identities come from.
     sources: tuple[SourceSettings, ...] = (SourceSettings(),)
+    #: Whether equal names of different sources are one user.
+    same_names: bool = False
     #: How many days hours and days of accounts are kept.
     usage_hourly_days: int = 31
     usage_daily_days: int = 400
@@ -197,6 +199,7 @@ KEYS = (
     "follow_quic",
     "hop",
     *_SOURCE_KEYS,
+    "same_names",
     "usage_hourly_days",
     "usage_daily_days",
     "report_url",
@@ -223,6 +226,15 @@ def parse_settings(text: bytes, where: str) -> Settings:
     _check_report(doc, settings)
     _check_web(doc, settings)
     return settings
+
+
+def name_prefix(settings: Settings, source: SourceSettings) -> str:
+    """How names of a source's users begin; empty where they are users' names as they are.
+
+    They are where `Settings.same_names` says so, and those of the first source that has emails.
+    """
+    first = next((one for one in settings.sources if one.has_emails), None)
+    return "" if settings.same_names or source == first else f"{source.name}:"
 
 
 def salvage_settings(text: bytes) -> Settings:
@@ -278,6 +290,7 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         follow_quic=_flag(doc, "follow_quic", data, base.follow_quic),
         hops=hops,
         sources=_sources(doc, data, service_ports),
+        same_names=_flag(doc, "same_names", data, base.same_names),
         usage_hourly_days=_whole(doc, "usage_hourly_days", data, base.usage_hourly_days, 1, 400),
         usage_daily_days=_whole(doc, "usage_daily_days", data, base.usage_daily_days, 1, 4_000),
         report_url=_text(

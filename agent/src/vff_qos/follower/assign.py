@@ -397,6 +397,10 @@ class Assigner:
             # Where names are not checked, a line may be of a flow that nobody knows.
             is_certain = not (self._judging.voice.free_text and self._flows.may_miss)
             words = self._known.words if is_certain else {}
+            kinds, prefix = self._judging.voice.kinds, self._judging.voice.prefix
+            if prefix:
+                claims = [c._replace(email=prefix + c.email) if c.email else c for c in claims]
+                kinds = (b"\0",)  # what begins so is of no other kind
             for claim in claims:
                 # By number, because every line comes here: source, email, tainted, local.
                 source = claim[0]
@@ -408,7 +412,7 @@ class Assigner:
                     and claim[6] is None
                 ):
                     repeated[source] = claim
-                elif (name := claim[2]) and (email := qualified(name)) is not name:
+                elif (name := claim[2]) and (email := qualified(name, kinds)) is not name:
                     others.append(claim._replace(email=email))
                 else:
                     others.append(claim)

@@ -6,10 +6,11 @@ one voice at a time.
 
 from __future__ import annotations
 
+from ..core.claims.email import KINDS
 from ..core.claims.trust import PLAIN, TOLD
 from ..core.flows.meeting import Tags
 from ..core.health import report
-from ..core.settings import Settings
+from ..core.settings import Settings, name_prefix
 from ..core.source_settings import SourceSettings
 from .known import Word
 
@@ -21,6 +22,11 @@ class Voice:
         is_told = source.trust == report.TOLD
         #: Rank of a word that no stranger's text can have reached.
         self.plain = TOLD if is_told else PLAIN
+        #: How its users' names begin, where equal names of other sources are other people; and how
+        #: names of those begin.
+        self.prefix = name_prefix(settings, source).encode()
+        others = (name_prefix(settings, other).encode() for other in settings.sources)
+        self.kinds = (*KINDS, *filter(None, others))
         #: Whether lines of some inbounds hold names that the engine did not check.
         self.free_text = bool(settings.free_text_ports) and not is_told
         #: Up to where such a name may have written what is read.

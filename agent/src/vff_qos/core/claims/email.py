@@ -11,13 +11,16 @@ _MARK_BYTES = _MARK.encode()
 
 #: How names of other kinds of identity begin (`core.identities`), and what keeps an engine's own
 #: name that begins so apart from them.
-_KINDS = (b"service:", b"network:", b"xray:")
+KINDS = (b"service:", b"network:", b"xray:")
 _ENGINE = b"xray:"
 
 
-def qualified(raw: bytes) -> bytes:
-    """The identity that an engine's name is: itself, unless it would be one of another kind."""
-    return _ENGINE + raw if raw.startswith(_KINDS) else raw
+def qualified(raw: bytes, kinds: tuple[bytes, ...] = KINDS) -> bytes:
+    """The identity that an engine's name is: itself, unless it would be one of another kind.
+
+    ``kinds`` are `KINDS`, and how names of other sources begin.
+    """
+    return _ENGINE + raw if raw.startswith(kinds) else raw
 
 
 def decode_email(raw: bytes) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..core import events
@@ -36,6 +36,8 @@ class Reading:
         self.source: Source | None = None
         #: Why it cannot be read; empty while it can.
         self.failed = ""
+        #: Its counters of before it was opened anew.
+        self.counted: dict[str, Any] = {}
         self._place = place
         self._retry_at = 0.0
         self.descriptors: list[int] = []
@@ -71,6 +73,7 @@ class Reading:
         if self.source is not None:
             self._place = self.source.checkpoint()
             self.source.close()
+            self.counted = summed((self.counted, vars(self.source.counters)))
         self.source, self.descriptors = None, []
         self._retry_at = time.monotonic() + RETRY_S
         before, self.failed = self.failed, str(error)
@@ -190,6 +193,20 @@ class Intake:
         ):
             self._replay_is_over = True
             self._state.set_value(_REPLAY_SINCE, None)
+
+
+def summed(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counters, and counters by name, added; of anything else the last one that is there."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, dict):
+                total[name] = summed((total.get(name, {}), value))
+            elif isinstance(value, int):
+                total[name] = total.get(name, 0) + value
+            elif value is not None or name not in total:
+                total[name] = value
+    return total
 
 
 def _saved(state: State, wanted: Collection[SourceSettings]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core.claims.stamp import SLACK_S
@@ -15,9 +15,8 @@ from ..core.health.report import SourceHealth, TrafficHealth
 from ..core.htb import usable_minor
 from ..core.settings import Settings
 from ..errors import KernelRefused
-from ..sources.base import Source
 from ..sources.clock import Clock
-from .intake import Reading
+from .intake import Reading, summed
 
 #: Counters are compared with those of so long ago.
 RECENT_S = 60.0
@@ -59,7 +58,7 @@ class Vitals:
             self.clock_set_s, self.clock_set_by_s = epoch_s, self._clock.offset_s - offset_s
         for reading, own in zip(readings, self._of_sources, strict=True):
             own.tick(reading, now, epoch_s, int(counts.get("flows_born", 0)))
-        self.log = _sum(own.log for own in self._of_sources)
+        self.log = summed(own.log for own in self._of_sources)
         before, self._now = self._now, _flat(counts, self.log)
         for name, value in self._now.items():
             if value != before.get(name, 0):
@@ -129,8 +128,6 @@ class _SourceVitals:
     def __init__(self) -> None:
         #: Its counters until now, those of before it was opened anew included.
         self.log: dict[str, Any] = {}
-        self._before: dict[str, Any] = {}
-        self._source: Source | None = None
         self._last: dict[str, float] = {}
         self._behind_since: float | None = None
         self._born = self._born_at_claim = 0
@@ -142,11 +139,9 @@ class _SourceVitals:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = now
-        if reading.source is not self._source:
-            self._source, self._before = reading.source, self.log
-        old = self.log
-        if self._source is not None:
-            self.log = _sum((self._before, vars(self._source.counters)))
+        old, source = self.log, reading.source
+        own = {} if source is None else vars(source.counters)
+        self.log = summed((reading.counted, own))
         for name, value in self.log.items():
             if value and value != old.get(name):
                 self._last[name] = epoch_s
@@ -157,7 +152,7 @@ class _SourceVitals:
             self._lines.append((now, self.log.get("lines", 0)))
         while len(self._lines) > 1 and now - self._lines[1][0] >= RECENT_S:
             self._lines.popleft()
-        if self._source is not None and self._source.replaying:
+        if source is not None and source.replaying:
             self._lines.clear()
 
     def health(self, reading: Reading, now: float) -> SourceHealth:
@@ -179,20 +174,6 @@ class _SourceVitals:
             log=self.log,
             last={name: round(when, 1) for name, when in self._last.items()},
         )
-
-
-def _sum(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counters, and counters by name, added; of anything else the last one that is there."""
-    total: dict[str, Any] = {}
-    for part in parts:
-        for name, value in part.items():
-            if isinstance(value, dict):
-                total[name] = _sum((total.get(name, {}), value))
-            elif isinstance(value, int):
-                total[name] = total.get(name, 0) + value
-            elif value is not None or name not in total:
-                total[name] = value
-    return total
 
 
 def _flat(counts: Mapping[str, Any], log: Mapping[str, Any]) -> dict[str, int]:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from vff_qos.core.settings import Hop, import, merge_ranges, name_prefix, parse_settings, pytest, re, replace, salvage_settings
+import re
+from dataclasses import replace
+
+import pytest
+
+from vff_qos.core.settings import (
+    Hop,
+    merge_ranges,
+    name_prefix,
+    parse_settings,
+    salvage_settings,
+)
 from vff_qos.errors import ConfigError
 
 

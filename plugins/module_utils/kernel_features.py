@@ -37,6 +37,14 @@ ATTEMPTS = {
     "nft_ct": (
         "nft add table inet p; nft add chain inet p c; nft add rule inet p c ct mark set meta mark"
     ),
+    "nft_chain_nat": (
+        'nft add table inet p; nft add chain inet p c "{ type nat hook prerouting priority -100; }"'
+    ),
+    "nft_redir": (
+        "nft add table inet p; "
+        'nft add chain inet p c "{ type nat hook prerouting priority -100; }"; '
+        "nft add rule inet p c udp dport 2 redirect to :1"
+    ),
     "nft_fib_inet": (
         "nft add table inet p; nft add chain inet p c; nft add rule inet p c fib daddr type local"
     ),

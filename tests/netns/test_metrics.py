@@ -125,7 +125,7 @@ def test_there_is_every_metric_of_the_catalogue_and_no_other(
     busy: tuple[Node, list[Client]],
 ) -> None:
     node, _clients = busy
-    node.run("limit", "bob@x", "--download", "1mbit", "--for", "1h")
+    node.run("limit", "bob@x", "--connections", "500", "--devices", "5", "--for", "1h")
     node.run("gc")
     node.write(b"2026/11/26 10:00:00.000000 from 192.0.2.9:5 accepted tcp:a:1 [a >> b] email: z\n")
     eventually(lambda: status(node)["follower"]["sources"][0]["last_claim_s"], 12)

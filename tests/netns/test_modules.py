@@ -69,7 +69,11 @@ def test_a_temporary_one_that_is_wrong_is_refused(node: Node, run: Run) -> None:
     for arguments, sentence in (
         ({"download": "5mbps"}, "bytes a second to tc"),
         ({"plan": "silver"}, "there is no plan 'silver'; there are: gold"),
-        ({}, "state limit needs one of: plan, upload, download, unlimited, blocked, cut"),
+        (
+            {},
+            "state limit needs one of: plan, upload, download, connections, devices, "
+            "unlimited, blocked, cut",
+        ),
         ({"cut": True, "plan": "gold"}, "cut: true stands alone"),
         ({"blocked": True, "plan": "gold"}, "state limit takes blocked: true alone"),
     ):

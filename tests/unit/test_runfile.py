@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from array import array
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from vff_qos.runfile import read_last_named, write_last_named
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    named = array("I", bytes(4 << 16))
+    named = memoryview(bytearray(4 << 16)).cast("I")
     named[42] = int(time.monotonic())
     write_last_named(str(tmp_path), named)
     assert read_last_named(str(tmp_path), 42) == pytest.approx(time.time(), abs=1.5)

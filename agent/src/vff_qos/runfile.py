@@ -10,7 +10,6 @@ import json
 import os
 import struct
 import time
-from array import array
 from typing import Any
 
 from .core.health.delivery import Delivery
@@ -33,7 +32,7 @@ def write_report(run_dir: str, report: Report) -> None:
     replace_file(run_dir, _FILE, text.encode())
 
 
-def replace_file(run_dir: str, name: str, data: bytes | array[int]) -> None:
+def replace_file(run_dir: str, name: str, data: bytes | memoryview[int]) -> None:
     """Whoever reads it sees the old or the new one, whole.  Raises OSError."""
     path = os.path.join(run_dir, name)
     with open(path + ".new", "wb") as file:
@@ -56,7 +55,7 @@ def read_report(run_dir: str) -> Report | None:
         return None
 
 
-def write_last_named(run_dir: str, named: array[int]) -> None:
+def write_last_named(run_dir: str, named: memoryview[int]) -> None:
     """When each minor's user was named last, by CLOCK_MONOTONIC.  Raises OSError."""
     replace_file(run_dir, _LAST_NAMED, named)
 

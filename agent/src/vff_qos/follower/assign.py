@@ -10,7 +10,6 @@ Longer than 400 lines: the steps of one round share what they know of its flows.
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 
@@ -635,7 +634,7 @@ class Assigner:
             self._renew_limits()
 
     @property
-    def named(self) -> array[int]:
+    def named(self) -> memoryview[int]:
         """When each minor's user was named last, by the steady clock; see `Vouchers.named`."""
         return self._vouchers.named
 

@@ -160,6 +160,8 @@ class Judging:
             except Exhausted as error:
                 self._share(claim, client, record, error, round_)
                 return
+            # Before a word vouches for the new owner.
+            self._vouchers.passed_on(self._registry.displaced, round_.began_s)
             self._count_early(record, owner.minor)
             after = owned(record, owner.minor, word_rank)
             if record & RESTRICTED:

@@ -195,10 +195,7 @@ class Marking:
         """Save, make classes, set marks, remember."""
         registry, mirror = self._registry, self._flows.mirror
         registry.commit()
-        for minor in registry.displaced:
-            # Not later: in this round a word may have vouched for the new owner.
-            self._vouchers.passed_on(minor, round_.began_s)
-        registry.displaced.clear()
+        self._vouchers.passed_on(registry.displaced, round_.began_s)
         given = list(round_.given.values())
         requests = [self._flows.request(g.client, g.after, mirror.mark(g.after)) for g in given]
         errors = self._conntrack.set_marks(requests) if requests else {}

@@ -170,7 +170,7 @@ def test_an_ipv6_customer_is_a_64() -> None:
 def test_nothing_vouches_for_the_next_owner_of_a_minor() -> None:
     vouchers = Vouchers()
     saw(vouchers, ALICE, HERE, 10.0)
-    vouchers.passed_on(ALICE, 20.0)
+    vouchers.passed_on([ALICE], 20.0)
     assert not vouchers.vouch(ALICE, HERE, 21.0)
     saw(vouchers, ALICE, HERE, 22.0)
     assert vouchers.vouch(ALICE, HERE, 23.0)
@@ -256,5 +256,5 @@ def test_when_a_user_was_named_last_is_known_until_the_minor_is_anothers() -> No
     saw(vouchers, 42, bytes(16), 1_002.2)
     saw(vouchers, 0xFFFB, bytes(4), 1_003.0)
     assert [vouchers.named[minor] for minor in (42, 43, 0xFFFB)] == [1_002, 0, 1_003]
-    vouchers.passed_on(42, 1_004.0)
+    vouchers.passed_on([42], 1_004.0)
     assert vouchers.named[42] == 0

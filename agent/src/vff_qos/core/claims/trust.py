@@ -23,9 +23,9 @@ what was decided: it lives and dies with the flow.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable
 from enum import Enum
+from mmap import mmap
 
 from ..flows.record import FOREIGN, MINOR, PROVISIONAL, RESTRICTED, rank
 
@@ -95,8 +95,8 @@ class Vouchers:
         # Since when a minor has been another user's.
         self._since: dict[int, float] = {}
         #: When each minor's user was given a flow by such a word last, in whole seconds; 0: never.
-        # Multiplied: memory of this size that is freed makes malloc(3) keep more of the rest.
-        self.named = array("I", [0]) * (1 << 16)
+        # Mapped, so that minors that nobody has take no memory.
+        self.named: memoryview[int] = memoryview(mmap(-1, 4 << 16)).cast("I")
 
     def saw(self, flows: Iterable[tuple[bytes, int]], now_s: float) -> None:
         """Plain words gave each flow (client's packed end, record) to the user of its minor."""
@@ -121,12 +121,14 @@ class Vouchers:
             return False
         return seen >= self._since.get(minor, seen)
 
-    def passed_on(self, minor: int, now_s: float) -> None:
-        """The minor has another owner: nothing vouches for them yet."""
-        # Where nobody had a word, nothing could: most minors are passed on but once, from nobody.
-        if self.named[minor]:
-            self._since[minor] = now_s
-            self.named[minor] = 0
+    def passed_on(self, minors: list[int], now_s: float) -> None:
+        """The minors have other owners, for whom nothing vouches yet.  Empties the list."""
+        for minor in minors:
+            # Most minors are passed on but once, from nobody: no word could vouch for that.
+            if self.named[minor]:
+                self._since[minor] = now_s
+                self.named[minor] = 0
+        minors.clear()
 
 
 def _place(address: bytes, minor: int) -> int:

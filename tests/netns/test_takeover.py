@@ -258,7 +258,7 @@ def preflight(node: OldNode, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     wan = parse_settings((node.directory / "settings.yml").read_bytes(), "").wan
     notes: list[str] = []
     problems: list[str] = []
-    module = Module(wan=wan, ifb="vffqos0", access_log=str(node.log))
+    module = Module(wan=wan, ifb="vffqos0", access_logs=[str(node.log)])
     old, _things = qos_preflight.check_old_role(module, notes, problems)
     facing = qos_preflight.check_wan(module, problems, notes, old)
     qos_preflight.check_ifb(module, facing, problems, old)
@@ -287,12 +287,12 @@ def test_the_preflight_lets_the_old_role_itself_pass_and_says_what_it_gave(
     assert preflight(node, monkeypatch) == []
     notes: list[str] = []
     problems: list[str] = []
-    module = Module(access_log=str(node.log))
+    module = Module(access_logs=[str(node.log)])
     _old, things = qos_preflight.check_old_role(module, notes, problems)
     assert "upload 5mbit and download 8mbit" in notes[0]
     assert things["units"] == []
     # A node whose log nobody would find is not touched.
-    module = Module(access_log="/var/log/xray/no-such.log")
+    module = Module(access_logs=["/var/log/xray/no-such.log"])
     qos_preflight.check_old_role(module, notes, problems)
     assert (
         "qos_container: remnanode and qos_xray_access_log_path: /var/log/supervisor" in problems[0]

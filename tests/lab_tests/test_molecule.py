@@ -37,7 +37,8 @@ def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
     folder = ROOT / "build/ansible_collections/vff/qos"
     last: deque[str] = deque(maxlen=10)
     failures = []
-    # Its output is long and slow to come: show it as it comes, and what failed at the end.
+    # Its output is long and slow to come: show it as it comes, and what failed at the end.  What a
+    # process of pytest-xdist writes to standard output is seen nowhere.
     with (
         capfd.disabled(),
         subprocess.Popen(
@@ -46,7 +47,7 @@ def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
     ):
         assert molecule.stdout is not None
         for line in molecule.stdout:
-            print(line, end="", flush=True)
+            print(line, end="", file=sys.stderr, flush=True)
             last.append(line)
             failures.append(failure(line))
     if molecule.returncode:

@@ -22,7 +22,8 @@ def test_a_saved_ruleset_that_is_loaded_again_is_healed(
     bootstrap.reconcile(settings, memory)
     whole = run("nft", "list", "table", "inet", "vff_qos")
     run("nft", "-f", "-", stdin=run("nft", "list", "ruleset"))
-    assert run("nft", "list", "table", "inet", "vff_qos").count("mark set") == 8
+    twice = run("nft", "list", "table", "inet", "vff_qos").count("mark set")
+    assert twice == 2 * whole.count("mark set") > 0
     assert bootstrap.reconcile(settings, memory) == ["change nft table inet vff_qos"]
     assert run("nft", "list", "table", "inet", "vff_qos") == whole
     assert bootstrap.reconcile(settings, memory) == []

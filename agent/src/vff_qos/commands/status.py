@@ -200,8 +200,7 @@ def _render_follower(status: dict[str, Any]) -> list[str]:
         f"connections: {follower['flows_known']} known by {follower['flows_known_by']}, "
         f"{follower['flows_claimed']} are somebody's, {follower['flows_lost_events']} losses of "
         "events",
-        f"UDP that moved: {follower['followed']} followed by QUIC ID, {follower['handed_on']} by "
-        f"address, {follower['ambiguous_udp']} not: several users there",
+        *_moved(follower),
         f"trust: {follower['restricted']} restricted, {follower['conflicts']} conflicts, "
         f"{follower['ignored_tainted']} distrusted claims ignored; {follower['repairs']} repairs"
         + _healed(follower["repair"]),
@@ -254,6 +253,17 @@ _REASONS = {
     "exhausted": "no class left",
     "stale": "older than its flow",
 }
+
+
+def _moved(follower: dict[str, Any]) -> list[str]:
+    found = [follower[key] for key in ("followed", "handed_on", "ambiguous_udp")]
+    if not any(found):
+        return []
+    by_id, by_address, not_ = found
+    return [
+        f"UDP that moved: {by_id} followed by QUIC ID, {by_address} by address, {not_} not: "
+        "several users there"
+    ]
 
 
 def _not_set(follower: dict[str, Any]) -> str:

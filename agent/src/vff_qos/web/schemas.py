@@ -85,7 +85,9 @@ STATUS = known(
     time=TIME,
     disabled=or_none(known(who=TEXT, when=TEXT, why=TEXT)),
     suspended=FLAG,
-    follower=or_none(known(pid=WHOLE, started=TIME, sources=ANY, repairs=WHOLE, repair=ANY)),
+    follower=or_none(
+        known(pid=WHOLE, started=TIME, sources=listed(ANY), repairs=WHOLE, repair=ANY)
+    ),
     overrides=listed(OVERRIDE),
 )
 STATUS["properties"] |= {

@@ -17,7 +17,7 @@ from .harness import Client, Node, eventually, missing_filters, run, snapshot, u
 from .healing import HealingNode, plan_without_filters
 
 # They look at the processes of the machine.
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.alone
 
 
 def diagnose(node: Node) -> tuple[int, dict[str, list[dict[str, Any]]], str]:

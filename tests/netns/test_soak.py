@@ -223,6 +223,7 @@ class World:
         ]
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(int(SECONDS) + 300)
 def test_no_flow_ends_with_a_wrong_mark(node: Node) -> None:
     source = random.Random(4)

@@ -27,7 +27,7 @@ from vff_qos.state import State
 from .harness import Client, Node, Pipe, eventually, look, run, send_through, status, user
 
 # They look at the processes of the machine.
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.alone
 
 _UTF8 = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
 _POOR = {"TERM": "vt100", "LANG": "C"}

@@ -342,14 +342,10 @@ class Assigner:
     def listen(self) -> None:
         """Flows have come or gone.  Raises Suspended."""
         heard = self._flows.drain()
-        if heard:
+        if heard or self._limits.has_work:
             with self._lock:
                 self._refresh()
                 self._marking.carry_out(heard)
-                self._limits.settle()
-        elif self._limits.has_work:
-            with self._lock:
-                self._refresh()
                 self._limits.settle()
 
     def saw_strangers(self, strangers: list[Stranger]) -> None:

@@ -16,7 +16,7 @@ from ..core.flows.ends import unmapped
 from ..core.flows.mirror import Held
 from ..core.flows.places import Devices, Place
 from ..core.flows.quietest import Life, Timeouts
-from ..core.flows.record import MINOR, PROVISIONAL, birth_ms, owned, unowned
+from ..core.flows.record import birth_ms, holder, owned, unowned
 from ..core.htb import classid
 from ..core.owners import Owner
 from ..core.policy.model import Limits
@@ -251,9 +251,9 @@ class DeviceLimits:
 
     def _flows_of(self, minor: int, place: Place | None = None) -> list[Held]:
         return [
-            (client, record)
-            for client, record in self._flows.mirror.claimed_flows()
-            if holder(record) == minor and place in (None, address_key(client[:-2]))
+            held
+            for held in self._flows.mirror.flows_of(minor)
+            if place in (None, address_key(held[0][:-2]))
         ]
 
     def _free(self, minor: int, slow: _Slow) -> None:
@@ -277,8 +277,3 @@ def _note(found: dict[Place, int], source: bytes, life: Life, timeouts: Timeouts
     if not life.is_over:
         place, silent_s = address_key(unmapped(source)), timeouts.idle_s(life)
         found[place] = min(found.get(place, silent_s), silent_s)
-
-
-def holder(record: int) -> int:
-    """The minor of whoever has a flow for certain; 0 for nobody."""
-    return 0 if record & PROVISIONAL else record & MINOR

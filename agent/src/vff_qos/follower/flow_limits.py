@@ -9,11 +9,11 @@ kernel's table remembers what was decided, whatever becomes of the agent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..core import events
 from ..core.flows.mirror import Held
 from ..core.flows.quietest import Life, Quietest, Timeouts, name
+from ..core.flows.record import holder
 from ..core.owners import Owner
 from ..core.policy.model import Limits
 from ..core.policy.terms import EVICT
@@ -21,7 +21,7 @@ from ..errors import KernelRefused
 from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.flow_life import decode_life, read_timeouts
-from .device_limits import DeviceLimits, holder
+from .device_limits import DeviceLimits
 from .ending import Ending
 from .flow_table import FlowTable
 from .marking import Marking
@@ -29,16 +29,6 @@ from .registry import Registry
 
 #: A queue has room for so many flows that are gone, beside as many as live.
 _ROOM = 64
-
-
-@dataclass
-class FlowCounts:
-    """What was done, for ``status``."""
-
-    connections_evicted: int = 0
-    connections_refused: int = 0
-    devices_restricted: int = 0
-    devices_refused: int = 0
 
 
 class FlowLimits:
@@ -55,7 +45,7 @@ class FlowLimits:
         clock: Callable[[], float],
     ) -> None:
         """``clock`` never goes back."""
-        self._counts = FlowCounts()
+        self._evicted = self._refused = 0
         self._registry, self._flows = registry, flows
         self._ending = Ending(flows, marking, registry.classes.cuts)
         self._devices = DeviceLimits(
@@ -84,9 +74,12 @@ class FlowLimits:
     @property
     def counts(self) -> dict[str, int]:
         """What was done, for ``status``."""
-        self._counts.devices_restricted = self._devices.restricted
-        self._counts.devices_refused = self._devices.refused
-        return dict(vars(self._counts))
+        return {
+            "connections_evicted": self._evicted,
+            "connections_refused": self._refused,
+            "devices_restricted": self._devices.restricted,
+            "devices_refused": self._devices.refused,
+        }
 
     @property
     def has_work(self) -> bool:
@@ -224,8 +217,7 @@ class FlowLimits:
         excess = self._living.get(minor, 0) - most
         evict = limits.over_connections == EVICT
         if minor not in self._queues:
-            held = self._flows.mirror.claimed_flows()
-            self._queues[minor] = Quietest((c, r) for c, r in held if holder(r) == minor)
+            self._queues[minor] = Quietest(self._flows.mirror.flows_of(minor))
         now_ms = round((self._clock() - self._flows.mirror.epoch_s) * 1e3)
         chosen = self._queues[minor].choose(
             excess, now_ms, self._flows.mirror.still, self._ask, self._timeouts, evict
@@ -246,10 +238,10 @@ class FlowLimits:
 
     def _tell(self, minor: int, most: int, evict: bool, count: int) -> None:
         if evict:
-            self._counts.connections_evicted += count
+            self._evicted += count
             effect = f"{count} ended, those that were silent for longest"
         else:
-            self._counts.connections_refused += count
+            self._refused += count
             effect = f"{count} new ones refused"
         owner = self._registry.owner(minor)
         if owner is not None:

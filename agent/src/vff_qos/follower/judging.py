@@ -31,6 +31,7 @@ from ..core.flows.record import (
     MINOR,
     PROVISIONAL,
     RESTRICTED,
+    holder,
     owned,
     port,
     rank,
@@ -224,7 +225,7 @@ class Judging:
         inside = not conflict and self._is_inside(claim, client)
         owner = self._restriction.of(client[:-2], record, claim.email, inside)
         after = owned(record, owner.minor, word_rank if conflict else rank(record), RESTRICTED)
-        if record & PROVISIONAL or not record & MINOR:
+        if not holder(record):
             after = owned(record, owner.minor, DOUBTED, RESTRICTED)
         self._count_early(record, owner.minor)
         if conflict:
@@ -245,8 +246,8 @@ class Judging:
         Other names may be anybody's text.
         """
         named = self._registry.of_email(claim.email) if claim.email else None
-        holder = None if record & PROVISIONAL else self._registry.owner(record & MINOR)
-        owners = [owner for owner in (named, holder) if owner is not None and owner.is_user]
+        has = self._registry.owner(holder(record))
+        owners = [owner for owner in (named, has) if owner is not None and owner.is_user]
         return tuple(dict.fromkeys(owner.key for owner in owners))
 
     def _restrict_free_text(self, client: bytes, record: int, tainted: bool, round_: Round) -> None:

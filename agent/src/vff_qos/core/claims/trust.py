@@ -27,7 +27,7 @@ from collections.abc import Iterable
 from enum import Enum
 from mmap import mmap
 
-from ..flows.record import FOREIGN, MINOR, PROVISIONAL, RESTRICTED, rank
+from ..flows.record import FOREIGN, MINOR, RESTRICTED, holder, rank
 
 #: Ranks of words, from the least to the most.
 DOUBTED, HINTED, VOUCHED, WEAK, PLAIN, TOLD, FIXED = range(7)
@@ -62,7 +62,7 @@ def judge(record: int, claimed: int | None, word_rank: int) -> Verdict:
     if record & FOREIGN:
         return Verdict.FOREIGN
     # What was given away in advance is nobody's until a word comes.
-    held = 0 if record & PROVISIONAL else record & MINOR
+    held = holder(record)
     if claimed is None:
         return Verdict.KEEP if held else Verdict.RESTRICT
     if not held:

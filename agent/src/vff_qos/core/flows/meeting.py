@@ -23,6 +23,7 @@ from .record import (
     UDP,
     VAGUE,
     birth_ms,
+    holder,
     port,
     rank,
 )
@@ -190,7 +191,7 @@ def _is_elsewheres(record: int, tag: bytes, tags: Tags) -> bool:
 
 def _order(record: int, claimed: int) -> tuple[int, int]:
     """Nobody's flows first, the oldest before: each of a client's flows has its own line."""
-    held = 0 if record & PROVISIONAL else record & MINOR
+    held = holder(record)
     if not held:
         order = 0
     elif held == claimed:

@@ -39,6 +39,7 @@ from .record import (
     UDP,
     VAGUE,
     birth_ms,
+    holder,
     owned,
     port,
     rank,
@@ -250,6 +251,10 @@ class Mirror:
         if on != (self.changes is not None):
             self.changes = [] if on else None
             self.anew = on
+
+    def flows_of(self, minor: int) -> Iterator[Held]:
+        """All flows that a minor has for certain."""
+        return (held for held in self.claimed_flows() if holder(held[1]) == minor)
 
     def wanted_minors(self) -> set[int]:
         """Minors whose marks flows bear, or will get back when they wake up."""
@@ -741,7 +746,7 @@ def _fitting(table: _Table) -> _Table:
 
 def _is_claimed(record: int) -> bool:
     """Whether somebody has spoken of a flow: others may be a flood, also from a user's address."""
-    return bool(record & MINOR) and not record & PROVISIONAL
+    return bool(holder(record))
 
 
 def _find(client: bytes, claimed: _Table, young: _Table, old: _Table) -> tuple[int, ...]:

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from .mirror import Held
 from .record import END, birth_ms
 
-#: The client's end and the flow's record.
-_Held = tuple[bytes, int]
 #: When a flow moved last, as far as is known, and its birth, both in ms of the mirror's clock.
 _Waiting = tuple[int, int, bytes, int]
 
@@ -73,14 +72,14 @@ class Timeouts(NamedTuple):
 class Chosen(NamedTuple):
     """What a look has found: flows that go, and flows that had ended by themselves."""
 
-    quietest: list[_Held]
-    ended: list[_Held]
+    quietest: list[Held]
+    ended: list[Held]
 
 
 class Quietest:
     """The flows of one user."""
 
-    def __init__(self, flows: Iterable[_Held]) -> None:
+    def __init__(self, flows: Iterable[Held]) -> None:
         self._waiting: list[_Waiting] = [
             (birth_ms(record), birth_ms(record), client, record) for client, record in flows
         ]
@@ -104,7 +103,7 @@ class Quietest:
         excess: int,
         now_ms: int,
         holds: Callable[[bytes, int], bool],
-        ask: Callable[[list[_Held]], list[Life | None]],
+        ask: Callable[[list[Held]], list[Life | None]],
         timeouts: Timeouts,
         evict: bool = True,
     ) -> Chosen:
@@ -115,7 +114,7 @@ class Quietest:
         """
         waiting = self._waiting
         seen: list[_Waiting] = []
-        met: set[_Held] = set()
+        met: set[Held] = set()
         chosen = Chosen([], [])
         budget = self._most_asked + excess
         self._most_asked = _MOST_ASKED
@@ -124,7 +123,7 @@ class Quietest:
                 _moved, _birth, client, record = heappop(seen)
                 chosen.quietest.append((client, record))
                 continue
-            batch: list[_Held] = []
+            batch: list[Held] = []
             while waiting and len(batch) < min(_ASKED, budget):
                 _moved, _birth, client, record = heappop(waiting)
                 # A tuple that was used again stands here twice.

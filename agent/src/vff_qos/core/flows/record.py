@@ -50,6 +50,11 @@ def rank(record: int) -> int:
     return record >> RANK_SHIFT & 7
 
 
+def holder(record: int) -> int:
+    """The minor of whoever has the flow for certain; 0 for nobody, or if it was handed on."""
+    return 0 if record & PROVISIONAL else record & MINOR
+
+
 def port(record: int) -> int:
     """Our port."""
     return record >> PORT_SHIFT & 0xFFFF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
@@ -61,11 +62,15 @@ def bin_of(release: str) -> Path | None:
 
 def _made(release: str, version: tuple[int, int], python: str) -> Path:
     directory = CACHE / f"{release}-python{version[0]}.{version[1]}"
-    if not (directory / "whole").exists():
-        shutil.rmtree(directory, ignore_errors=True)
-        subprocess.run([python, "-m", "venv", directory], check=True)
-        pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        words = ["--disable-pip-version-check", f"ansible-core=={release}.*"]
-        subprocess.run([*pip, *words], check=True)
-        (directory / "whole").touch()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    # Tests of several processes ask for it.
+    with open(CACHE / f"{directory.name}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "whole").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            subprocess.run([python, "-m", "venv", directory], check=True)
+            pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+            words = ["--disable-pip-version-check", f"ansible-core=={release}.*"]
+            subprocess.run([*pip, *words], check=True)
+            (directory / "whole").touch()
     return directory / "bin"

@@ -36,15 +36,29 @@ _COLOR = re.compile(rb"\x1b\[(?:3|4)[0-7]m")
 
 
 class _Screen(pyte.Screen):
-    """As xterm: it repeats a character (REP of ECMA-48), which pyte lacks."""
+    """As xterm: it repeats a character and scrolls a region (REP, SU and SD of ECMA-48), which
+    pyte lacks."""
 
     def repeat(self, count: int = 1) -> None:
         self.draw(self.buffer[self.cursor.y][self.cursor.x - 1].data * (count or 1))
 
+    def scroll_up(self, count: int = 1) -> None:
+        self._at_margin(self.margins.bottom if self.margins else self.lines - 1, self.index, count)
+
+    def scroll_down(self, count: int = 1) -> None:
+        self._at_margin(self.margins.top if self.margins else 0, self.reverse_index, count)
+
+    def _at_margin(self, line: int, move: Callable[[], None], count: int) -> None:
+        """The cursor stays where it is."""
+        before, self.cursor.y = self.cursor.y, line
+        for _ in range(count or 1):
+            move()
+        self.cursor.y = before
+
 
 class _Stream(pyte.ByteStream):
-    csi = pyte.ByteStream.csi | {"b": "repeat"}
-    events = pyte.ByteStream.events | {"repeat"}
+    csi = pyte.ByteStream.csi | {"b": "repeat", "S": "scroll_up", "T": "scroll_down"}
+    events = pyte.ByteStream.events | {"repeat", "scroll_up", "scroll_down"}
 
 
 class Terminal:
@@ -342,7 +356,7 @@ def test_another_size(busy: Node, terminals: Callable[..., Terminal]) -> None:
 def test_what_breaks_meanwhile_is_said_and_mended(
     busy: Node, terminals: Callable[..., Terminal]
 ) -> None:
-    top = terminals(busy)
+    top = terminals(busy, size=(160, 24))  # a test's paths are longer than a node's
     top.until(lambda: "limit" in top.row("alice@x"))
     policy = busy.directory / "policy.yml"
     good = policy.read_text()

@@ -44,6 +44,7 @@ _IFNAMSIZ = 16
 _ALTIFNAMSIZ = 128
 _RTM_GETLINK, _RTM_GETROUTE, _RTM_GETQDISC, _RTM_GETTCLASS, _RTM_GETTFILTER = 18, 26, 38, 42, 46
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_ALT_IFNAME = 3, 18, 20, 53
+_IFLA_NUM_TX_QUEUES = 31
 _IFLA_INFO_KIND = 1
 _RTA_DST, _RTA_OIF = 1, 4
 _TCA_KIND, _TCA_OPTIONS, _TCA_CHAIN, _TCA_HTB_INIT = 1, 2, 11, 2
@@ -74,6 +75,7 @@ class Link(NamedTuple):
     alias: str
     flags: int
     hardware: int
+    queues: int = 1
 
     @property
     def is_up(self) -> bool:
@@ -196,10 +198,20 @@ def tree_majors(alias: str, links: list[Link], qdiscs: list[TopQdisc]) -> set[in
     ifbs = {link.ifindex for link in links if link.kind == "ifb" and link.alias == alias}
     # A tbf is what splits packets above a tree, and has one more than its major.
     return {
-        qdisc.major - (qdisc.kind == "tbf")
+        # An mq is above several, whose majors begin at the upper byte of its own.
+        qdisc.major & 0xFF00 if qdisc.kind == "mq" else qdisc.major - (qdisc.kind == "tbf")
         for qdisc in qdiscs
-        if qdisc.ifindex in ifbs and qdisc.hook == "root" and qdisc.kind in ("htb", "tbf")
+        if qdisc.ifindex in ifbs
+        and qdisc.hook == "root"
+        and (qdisc.kind in ("htb", "tbf") or (qdisc.kind == "mq" and qdisc.major & 0xFF == 0xFF))
     }
+
+
+def tree_count(alias: str, links: list[Link], qdiscs: list[TopQdisc]) -> int:
+    """How many trees there are on our IFB: one, or below an mq as many as it has queues."""
+    ours = {link.ifindex: link for link in links if link.kind == "ifb" and link.alias == alias}
+    many = [q.ifindex for q in qdiscs if q.ifindex in ours and (q.hook, q.kind) == ("root", "mq")]
+    return max([ours[index].queues for index in many], default=1)
 
 
 def nfnetlink_answers(subsystem: int, message: int) -> bool:
@@ -242,6 +254,7 @@ def _link(answer: bytes) -> Link:
         _text(found.get(_IFLA_IFALIAS, b"")),
         flags,
         hardware,
+        int.from_bytes(found.get(_IFLA_NUM_TX_QUEUES, b""), sys.byteorder) or 1,
     )
 
 

@@ -289,7 +289,8 @@ def foreign_qdiscs(
     The kernel gives its own defaults the handle 0; whatever bears another one was put there.
     ``old_roots`` are those of a role that is to be taken over.
     """
-    ours = {0, *majors, *(major + 1 for major in majors)}
+    # The tree itself, what splits packets above one, and the mq above several.
+    ours = {0, *majors, *(major + 1 for major in majors), *(major | 0xFF for major in majors)}
     root = ingress = None
     for qdisc in qdiscs:
         if qdisc in old_roots:

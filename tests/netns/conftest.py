@@ -104,8 +104,10 @@ def settings(
     if missing_filters():
         complete = desired_objects
 
-        def desired(settings: Settings, wan: str, mtu: int) -> list[KernelObject]:
-            return [o for o in complete(settings, wan, mtu) if not isinstance(o, Filter)]
+        def desired(
+            settings: Settings, wan: str, mtu: int, queues: int | None
+        ) -> list[KernelObject]:
+            return [o for o in complete(settings, wan, mtu, queues) if not isinstance(o, Filter)]
 
         monkeypatch.setattr(planner, "desired", desired)
     return replace(SETTINGS, split=request.param)

@@ -15,6 +15,7 @@ import pytest
 from vff_qos.kernel.packed.tc import Tc
 
 from .harness import PLANS_WITHOUT_FILTERS, Client, Node, missing_filters, run
+from .queues import use_queues
 
 #: The goal is one second, and an idle machine needs less.  One that is busy with other things may
 #: let the agent wait for longer than that; printed is what it took.
@@ -24,8 +25,8 @@ WITHIN_S = 20.0
 class WholeNode(Node):
     """A node with a WAN device, a spare one, and everything that bootstrap makes."""
 
-    def __init__(self, directory: Path, more: str = "") -> None:
-        """``more`` are further settings."""
+    def __init__(self, directory: Path, more: str = "", queues: int = 1) -> None:
+        """``more`` are further settings; ``queues`` that the WAN device uses."""
         super().__init__(directory)
         settings = directory / "settings.yml"
         settings.write_text(settings.read_text().replace("if_wan: wan0", "if_wan: auto") + more)
@@ -36,7 +37,10 @@ class WholeNode(Node):
         )
         self.program.chmod(0o755)
         for name, address in (("wan0", "10.9.0"), ("spare0", "10.8.0")):
-            run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+            made_with = ["numtxqueues", "4", "numrxqueues", "4"] if queues > 1 else []
+            run("ip", "link", "add", name, *made_with, "type", "veth", "peer", "name", f"{name}p")
+            if queues > 1:
+                use_queues(name, queues)
             run("ip", "address", "add", f"{address}.1/24", "dev", name)
             for device in (name, f"{name}p"):
                 run("ip", "link", "set", device, "up")
@@ -50,8 +54,8 @@ class WholeNode(Node):
 class HealingNode(WholeNode):
     """The same with its agent, and a user."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, more: str = "", queues: int = 1) -> None:
+        super().__init__(directory, more, queues)
         self.start()
         self.client = Client("127.0.0.1", 4430)
         self.write(self.client.line("alice@x"))
@@ -83,7 +87,8 @@ class HealingNode(WholeNode):
         tc, found = Tc(), []
         for device in ("vffqos0", wan):
             there = {name: index for index, name in socket.if_nameindex()}
-            have = tc.classes(there[device], 0x5100) if device in there else {}
+            trees = 4 if "mq 51ff:" in run("tc", "qdisc", "show", "dev", device) else 1
+            have = tc.classes(there[device], 0x5100, trees) if device in there else {}
             found.append(have[self.minor].params.ceil_bps if self.minor in have else None)
         tc.close()
         return found

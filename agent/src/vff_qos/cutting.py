@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Set
 
-from .core.htb import ENDED_MINOR, OURS_MASK
+from .core.htb import ENDED_MINOR
+from .core.layout import Layout
 from .errors import KernelRefused
 from .kernel.packed.conntrack import Conntrack, decode_tuple
 from .kernel.packed.nft_elements import CutSet
@@ -19,8 +20,8 @@ from .kernel.packed.sockets import end_connections
 class Cuts:
     """Whose marks are in the set of those who are cut off.  Opens sockets only for a change."""
 
-    def __init__(self, major: int) -> None:
-        self._tag = major << 16
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
         self._minors: frozenset[int] | None = None
         self._ends_marked = False
 
@@ -37,11 +38,13 @@ class Cuts:
                 marks = set()
             finally:
                 elements.close()
-            tag = self._tag
-            minors = {mark & 0xFFFF for mark in marks if mark & ~0xFFFF == tag}
+            minors = {mark & 0xFFFF for mark in marks if self._is_of_user(mark)}
             self._ends_marked = ENDED_MINOR in minors
             self._minors = frozenset(minors - {ENDED_MINOR})
         return self._minors
+
+    def _is_of_user(self, mark: int) -> bool:
+        return mark == self._layout.mark(mark & 0xFFFF)
 
     def forget(self) -> None:
         """The kernel's set may be another by now."""
@@ -51,7 +54,7 @@ class Cuts:
         """Have the table end what bears the mark of ended connections.  Raises KernelRefused."""
         self.minors  # noqa: B018 - what the kernel has is read
         if not self._ends_marked:
-            self._put([self._tag | ENDED_MINOR], [])
+            self._put([self._layout.mark(ENDED_MINOR)], [])
             self._ends_marked = True
 
     def change(self, cut: set[int], others: set[int]) -> None:
@@ -62,7 +65,8 @@ class Cuts:
             return
         # First the sockets: nft would keep their last word, the reset, from leaving.
         self._end(fresh)
-        self._put([self._tag | m for m in fresh], [self._tag | m for m in gone])
+        mark = self._layout.mark
+        self._put([mark(m) for m in fresh], [mark(m) for m in gone])
         self._minors = known - gone | fresh
         self._end(fresh)
 
@@ -78,10 +82,10 @@ class Cuts:
 
     def _end(self, minors: Set[int]) -> None:
         """End all live TCP connections of these users whose sockets are on this host."""
-        marks = {self._tag | minor for minor in minors}
+        marks = {self._layout.mark(minor) for minor in minors}
         conntrack = Conntrack()
         try:
-            entries = conntrack.dump_of(self._tag, OURS_MASK, marks)
+            entries = conntrack.dump_of(self._layout.tag, self._layout.mask, marks)
         finally:
             conntrack.close()
         flows = (decode_tuple(entry.tuple_raw) for entry in entries)

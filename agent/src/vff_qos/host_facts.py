@@ -12,7 +12,6 @@ from contextlib import closing
 from .core.flow import end_text
 from .core.flows.ends import is_loopback, unmapped
 from .core.health.rules import Facts
-from .core.htb import OURS_MASK
 from .core.settings import Settings
 from .errors import KernelRefused
 from .kernel.packed.addresses import local_addresses
@@ -53,10 +52,10 @@ def ask_connections(facts: Facts, conntrack: Conntrack, settings: Settings) -> N
 
 def _unmarked(conntrack: Conntrack, settings: Settings) -> int:
     """How many connections to the service ports bear no mark of ours."""
-    tag, ports = settings.major << 16, settings.service_ports
+    layout, ports = settings.layout, settings.service_ports
 
     def is_unmarked(entry: Entry) -> bool:
-        if entry.mark & OURS_MASK == tag or (flow := decode_tuple(entry.tuple_raw)) is None:
+        if layout.is_ours(entry.mark) or (flow := decode_tuple(entry.tuple_raw)) is None:
             return False
         return not ports or any(low <= flow.dport <= high for low, high in ports)
 
@@ -98,8 +97,8 @@ def _from_here(conntrack: Conntrack, settings: Settings) -> int:
         flow = decode_tuple(entry.tuple_raw)
         return flow is not None and is_ours(unmapped(flow.src)) and is_ours(unmapped(flow.dst))
 
-    tag = settings.major << 16
-    return conntrack.read(tag, OURS_MASK, lambda entries: sum(map(is_from_here, entries)))
+    layout = settings.layout
+    return conntrack.read(layout.tag, layout.mask, lambda entries: sum(map(is_from_here, entries)))
 
 
 def ports_text(settings: Settings) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 from .config import Paths, PolicyFile, load_identities, parse_files, read_ours
 from .core.document import Document
@@ -16,7 +17,7 @@ from .core.policy.model import Policy
 from .core.settings import Settings, parse_settings
 from .errors import ConfigError
 from .name_hashing import keep_names
-from .state import State
+from .state import KERNEL_RECORD, State
 
 _POLICY, _SETTINGS, _IDENTITIES = "policy", "settings", "identities"
 #: JSON has no bytes; its letters are the bytes.
@@ -99,6 +100,12 @@ def kept_settings(state: State) -> Settings | None:
         return parse_settings(text.encode(_BYTES), "")
     except ConfigError:
         return None
+
+
+def with_trees(settings: Settings, state: State) -> Settings:
+    """Settings with as many trees as bootstrap has made.  Raises StateError."""
+    recorded = state.get_value(KERNEL_RECORD) or {}
+    return replace(settings, trees=recorded.get("trees", 1))
 
 
 def keep_identities(state: State, paths: Paths, settings: Settings) -> None:

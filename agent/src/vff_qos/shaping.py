@@ -16,7 +16,6 @@ from .core.htb import (
     ClassState,
     HtbClass,
     NodeCapacity,
-    classid,
     guarantee_shift,
     leaf_target_us,
     same_class,
@@ -64,8 +63,9 @@ class Classes:
         self.policy = policy
         self.overrides = Overrides((), policy)
         self._settings, self._tc, self._clock = settings, tc, clock
-        self._node = NodeCapacity(settings.node_ceil_bps, policy.max_weight)
-        self.cuts = Cuts(settings.major)
+        self._layout = settings.layout
+        self._node = NodeCapacity(settings.tree_ceil_bps, policy.max_weight)
+        self.cuts = Cuts(self._layout)
         self._params: dict[tuple[Limits, int, NodeCapacity], Both] = {}
         # Minors whose class is there: a byte each takes a tenth of a set of 10,000.
         self._made = bytearray(1 << 16)
@@ -73,7 +73,8 @@ class Classes:
         self._other_leaf: dict[int, str] = {}
         self._learned = False
         self._promised: dict[int, tuple[Owner, int, int]] = {}
-        self._promised_up = self._promised_down = 0
+        # By tree, (upload, download).
+        self._promises = [[0, 0] for _tree in self._layout.majors]
 
     # -- what should be -------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class Classes:
         """Add up the guarantees of ``owners`` anew; returns owners whose guarantee changes."""
         before = self._node.shift
         self._promised.clear()
-        self._promised_up = self._promised_down = 0
+        self._promises = [[0, 0] for _tree in self._layout.majors]
         if self.policy.names_guarantees or self.overrides.name_guarantees:
             self._promise(owner for owner in owners if self._made[owner.minor])
         self._node = self._node._replace(shift=self._shift())
@@ -126,7 +127,7 @@ class Classes:
 
     def mark(self, owner: Owner) -> int:
         """The mark of an owner's flows, which is the class's number, too."""
-        return classid(self._settings.major, owner.minor)
+        return self._layout.mark(owner.minor)
 
     def rule(self, email: str) -> str:
         """What decides about an email, in a few words."""
@@ -178,9 +179,10 @@ class Classes:
     def _promise(self, owners: Iterable[Owner]) -> None:
         """Count the guarantees that the policy names."""
         for owner in owners:
+            promises = self._promises[self._layout.queue(owner.minor)]
             if was := self._promised.pop(owner.minor, None):
-                self._promised_up -= was[1]
-                self._promised_down -= was[2]
+                promises[0] -= was[1]
+                promises[1] -= was[2]
             limits = self.limits(owner)
             if limits.guaranteed_bps is None or owner.state != ACTIVE:
                 continue
@@ -190,11 +192,12 @@ class Classes:
                 for limit_bps in (limits.upload_bps, limits.download_bps)
             )
             self._promised[owner.minor] = owner, up, down
-            self._promised_up += up
-            self._promised_down += down
+            promises[0] += up
+            promises[1] += down
 
     def _shift(self) -> int:
-        return guarantee_shift(max(self._promised_up, self._promised_down), self._node.ceil_bps)
+        # The fullest tree decides: users of a plan are alike, whichever tree they are in.
+        return guarantee_shift(max(map(max, self._promises)), self._node.ceil_bps)
 
     def _promised_owners(self) -> list[Owner]:
         return [owner for owner, _up, _down in self._promised.values()]
@@ -243,7 +246,7 @@ class Classes:
         for owner in owners:
             leaf = self.leaf(owner)
             for ifindex, params in zip(self.devices, self.params(owner), strict=True):
-                key = ClassKey(ifindex, self._settings.major, owner.minor)
+                key = ClassKey(ifindex, self._layout.tree(owner.minor), owner.minor)
                 requests += self._requests(key, params, leaf, len(requests), may_be_gone)
                 whose += [owner.minor] * (len(requests) - len(whose))
             self._made[owner.minor] = 1
@@ -292,7 +295,7 @@ class Classes:
 
     def _learn(self) -> None:
         """Ask the kernel which leaves there are."""
-        up, down = self._tc.leaves(self.devices, self._settings.major)
+        up, down = self._tc.leaves(self.devices, *self._layout)
         self._learned = True
         for minor in compress(range(1 << 16), self._made):
             kinds = {up.get(minor, ""), down.get(minor, "")}
@@ -318,10 +321,10 @@ class Classes:
 
     def listed(self) -> Listed:
         """The parameters of the classes that the kernel has, by minor, on (IFB, WAN)."""
-        up, down = (self._tc.params(ifindex, self._settings.major) for ifindex in self.devices)
+        up, down = (self._tc.params(ifindex, *self._layout) for ifindex in self.devices)
         return up, down
 
     def kernel(self) -> tuple[dict[int, ClassState], dict[int, ClassState]]:
         """The classes that the kernel has, by minor, on (IFB, WAN)."""
-        up, down = (self._tc.classes(ifindex, self._settings.major) for ifindex in self.devices)
+        up, down = (self._tc.classes(ifindex, *self._layout) for ifindex in self.devices)
         return up, down

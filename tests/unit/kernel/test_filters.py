@@ -11,7 +11,7 @@ import pytest
 from pyroute2.netlink import nlmsg
 
 from vff_qos.core.plan.desired import desired
-from vff_qos.core.plan.objects import Filter
+from vff_qos.core.plan.objects import ROOT_PARENT, Filter, splitter
 from vff_qos.core.settings import Settings
 from vff_qos.kernel import filters, route
 from vff_qos.kernel.packed.filter_list import decode_filter
@@ -43,7 +43,15 @@ FILTERS = {
 #: Nested attributes that pyroute2 packs without NLA_F_NESTED and the kernel takes so, because their
 #: parsers are older than the flag (nla_parse_nested_deprecated): all actions of a filter, one of
 #: them, skbedit's options, fw's.
-_UNFLAGGED = ("fw", "fw/4", "fw/4/*", "flower/3", "flower/3/*", "flower/3/*/skbedit")
+_UNFLAGGED = (
+    "fw",
+    "fw/4",
+    "fw/4/*",
+    "flower/3",
+    "flower/3/*",
+    "flower/3/*/skbedit",
+    "fw/4/*/skbedit",
+)
 
 
 def _tree(data: bytes, path: str = "") -> str:
@@ -124,6 +132,48 @@ def test_qdiscs_are_those_that_were_tried_on_real_kernels(name: str) -> None:
     elif name == "splitter":
         route.put_splitter(wire, 7, 0x5100, 1536)
     else:
-        route.put_tree(wire, 7, 0x5100, 0xFFFE, 1536 if "below" in name else 0)
+        above = splitter(0x5100) | 1 if "below" in name else ROOT_PARENT
+        route.put_tree(wire, 7, 0x5100, 0xFFFE, above)
     assert wire.sent[0][:2] == (36, 0x605 if name == "clsact" else 0x505)
     _same(wire.sent[0][2], MESSAGES[name])
+
+
+#: As tc of iproute2 6.1 packs ``filter add dev wan0 egress pref 20743 protocol all handle
+#: 0x51010000/0xffff0000 fw action skbedit queue_mapping 1 continue``.
+_LEAD = (
+    "000000000700000000000151f3ffffff00030751070001006677000044000200080005000000ffff380004003400"
+    "01000c000100736b62656469740024000280180002000000000000000000ffffffff000000000000000006000400"
+    "01000000"
+)
+
+
+def _leading(queues: int) -> list[Filter]:
+    """The filters at egress of the WAN device, where there are two trees."""
+    found = desired(replace(PORTS, trees=2), "wan0", 1500, queues)
+    filters = [item for item in found if isinstance(item, Filter) and item.leads]
+    return [item for item in filters if item.place.dev == "wan0"]
+
+
+def test_what_leads_packets_to_their_queue_is_what_tc_would_make() -> None:
+    wire, (_first, second) = _RouteWire(), _leading(2)
+    filters.add_filter(wire, second, 0x5100, INDICES)
+    payload = wire.sent[0][2]
+    want = bytes.fromhex(_LEAD)
+    assert payload[:20] == want[:20]
+    assert _tree(payload[20:]) == _tree(want[20:])
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_what_leads_packets_is_read_as_it_was_made(index: int) -> None:
+    wire, item = _RouteWire(), _leading(8)[index]
+    filters.add_filter(wire, item, 0x5100, INDICES)
+    found = decode_filter(wire.sent[0][2])
+    assert filters.decode(found, "wan0", "egress", (0x5100,), NAMES) == item
+
+
+def test_the_range_of_queues_has_the_numbers_of_the_kernels_header() -> None:
+    """include/uapi/linux/tc_act/tc_skbedit.h: QUEUE_MAPPING 4, FLAGS 9, QUEUE_MAPPING_MAX 10."""
+    wire = _RouteWire()
+    filters.add_filter(wire, _leading(8)[0], 0x5100, INDICES)
+    packed = _tree(wire.sent[0][2][20:])
+    assert "4: 0000, 9: 4000000000000000, 10: 0100" in packed

@@ -49,6 +49,7 @@ SETTINGS: dict[str, Any] = {
     "if_wan": "auto",
     "if_ifb": "vffqos0",
     "handle": "5100",
+    "trees": "1",
     "service_ports": [443, "20000-20100"],
     "free_text_ports": [],
     "hash_emails": False,

@@ -6,6 +6,7 @@ import contextlib
 import time
 
 from ..core import events
+from ..core.layout import Layout
 from ..core.minor_table import MinorTable
 from ..core.settings import Settings
 from ..errors import QosError, Refused
@@ -23,9 +24,10 @@ def book_now(node: Node, settings: Settings) -> None:
     state = node.any_state
     try:
         # Of the tree that is there: the settings may name another handle by now.
-        major = (state.get_value(KERNEL_RECORD) or {}).get("major") or settings.major
+        record = state.get_value(KERNEL_RECORD) or {}
+        layout = Layout(record.get("major") or settings.major, record.get("trees", 1))
         with node.lock:
-            tables = [node.tc.sent_bytes(index, major) for index in devices]
+            tables = [node.tc.sent_bytes(index, *layout) for index in devices]
             up, down = tables or (MinorTable(), MinorTable())
             state.accounts.book_all(state.owners(), (up, down), time.time())
     except QosError as error:

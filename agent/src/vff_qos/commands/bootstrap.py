@@ -6,19 +6,16 @@ steps.py.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from ..core.htb import (
     CEIL_MINOR,
-    MINOR_MASK,
-    OURS_MASK,
-    PROVISIONAL,
     UNCLASSIFIED_MINOR,
-    classid,
-    usable_minor,
 )
+from ..core.layout import Layout, first_of
 from ..core.old_role import DEFAULT_MINOR as OLD_DEFAULT_MINOR
 from ..core.old_role import IFB_MAJOR, WAN_MAJOR, OldRole
 from ..core.old_role import TABLE as OLD_TABLE
@@ -35,6 +32,7 @@ from ..core.plan.objects import (
     NftTable,
     Observed,
     is_tree,
+    queue_parent,
 )
 from ..core.plan.plan import Plan
 from ..core.settings import Settings
@@ -42,11 +40,12 @@ from ..disabled import refuse_if_disabled
 from ..errors import QosError
 from ..kept import keep_identities, keep_settings
 from ..kernel import filters, nft, rtnetlink
-from ..kernel.devices import default_route_device
+from ..kernel.devices import default_route_device, kernel_version, used_queues
 from ..kernel.packed import tc
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
+from ..kernel.packed.nft_elements import CutSet, EarlyMaps, StaticMaps, clear_elements
 from ..kernel.packed.nftables import table_flags
 from ..kernel.packed.qdisc_list import read_qdiscs
 from ..kernel.sysctls import read_sysctl
@@ -113,7 +112,8 @@ def observe(
         classes = stack.enter_context(closing(tc.Tc()))
         found = read_links(netlink)
         names = {link.ifindex: name for name, link in found.items()}
-        majors = {settings.major, settings.major if record.major is None else record.major}
+        chains = set(planner.first_majors(settings, record))
+        majors = set(planner.known_trees(settings, record))
         seen = Observed(
             found,
             default_route_device(),
@@ -123,7 +123,12 @@ def observe(
             sysctls={item.name: read_sysctl(item.name) for item in SYSCTLS},
             old=old,
             has_old_table=old is not None and table_flags(OLD_TABLE) is not None,
+            processors=len(os.sched_getaffinity(0)),
+            kernel=kernel_version(),
         )
+        if settings.trees_wanted != 1:
+            for name, link in found.items():
+                found[name] = link._replace(used_queues=used_queues(name))
         for qdisc in seen.qdiscs:
             index, major = found[qdisc.dev].ifindex, qdisc.handle >> 16
             if old and major in (WAN_MAJOR, IFB_MAJOR) and qdisc.default == OLD_DEFAULT_MINOR:
@@ -136,8 +141,10 @@ def observe(
                 seen.classes[qdisc.dev, major] = classes.shared_classes(index, major, shared)
             else:
                 continue
+            below_mq = qdisc.parent == queue_parent(major) and hooks == [ROOT]
+            tree = major - first_of(major) if below_mq else 0
             for hook in hooks:
-                seen.filters += filters.read(index, hook, major, majors, names)
+                seen.filters += filters.read(index, hook, major, chains, names, tree)
         return seen
 
 
@@ -194,6 +201,7 @@ def _run(
     kept = state.get_value(KERNEL_RECORD)
     record = KernelRecord.from_json(kept) if kept else _recorded_by_the_kernel(settings)
     old_major = settings.major if record.major is None else record.major
+    old = Layout(old_major, record.trees)
     plan = make(record)
     lines: list[str] = []
     # What a step brings about is done in a second round: our table loads conntrack, which then
@@ -210,7 +218,7 @@ def _run(
             lines += carry_out(settings, plan.operations)
         if takeover:
             lines += takeover.move_marks()
-        lines += _move_marks(old_major, settings.major, state)
+        lines += _move_marks(old, Layout(settings.major, plan.after.trees), state)
         if plan.after != plan.before:
             state.set_value(KERNEL_RECORD, plan.after.to_json())
         if not plan.operations:
@@ -229,13 +237,18 @@ def _recorded_by_the_kernel(settings: Settings) -> KernelRecord:
 
     Without it a tree of ours would look like somebody else's after a change of the handle.
     """
-    majors = rtnetlink.tree_majors(ALIAS, rtnetlink.all_links(), rtnetlink.top_qdiscs())
+    links, qdiscs = rtnetlink.all_links(), rtnetlink.top_qdiscs()
+    majors = rtnetlink.tree_majors(ALIAS, links, qdiscs)
     others = sorted(majors - {settings.major})
-    return KernelRecord(others[0]) if others else KernelRecord()
+    trees = rtnetlink.tree_count(ALIAS, links, qdiscs)
+    if not others and trees == 1:
+        return KernelRecord()
+    return KernelRecord(others[0] if others else settings.major, trees=trees)
 
 
-def _move_marks(old: int, new: int, state: Memory) -> list[str]:
-    """After the handle has changed: open connections keep their users, under the new tag.
+def _move_marks(old: Layout, new: Layout, state: Memory) -> list[str]:
+    """After the handle or the number of trees has changed: open connections keep their users, under
+    new marks.
 
     Otherwise they would look like other software's, and be unlimited until they end.  Also done
     for those that wait in the state for the end of a suspension.
@@ -243,19 +256,21 @@ def _move_marks(old: int, new: int, state: Memory) -> list[str]:
     if old == new:
         return []
 
-    def moved(mark: int) -> int:
-        minor = mark & MINOR_MASK
-        return mark & PROVISIONAL | classid(new, minor) if usable_minor(new, minor) else 0
-
     if waiting := state.get_value("suspended"):
         for flow in waiting["flows"]:
-            if flow[2] & OURS_MASK == classid(old, 0):
-                flow[2] = moved(flow[2])
+            if old.is_ours(flow[2]):
+                flow[2] = new.moved(flow[2])
         state.set_value("suspended", waiting)
+    # The agent fills them again, with marks of now.
+    clear_elements(CutSet, EarlyMaps, StaticMaps)
     conntrack = Conntrack()
     try:
-        entries = conntrack.dump(classid(old, 0), OURS_MASK)
-        count = conntrack.set_entries([(entry, moved(entry.mark)) for entry in entries])
+        wrong = [
+            (entry, mark)
+            for entry in conntrack.dump(old.tag, old.mask)
+            if (mark := new.moved(entry.mark)) != entry.mark
+        ]
+        count = conntrack.set_entries(wrong)
     finally:
         conntrack.close()
-    return [f"move the marks of {count} connections from {old:x}: to {new:x}:"] if count else []
+    return [f"move the marks of {count} connections from {old} to {new}"] if count else []

@@ -20,7 +20,7 @@ from ..core.health.findings import EXIT_CODES, OK, Finding, verdict, worst_first
 from ..core.health.host import Canary, Host, LogFile
 from ..core.health.rules import judge
 from ..core.plan.desired import desired
-from ..core.plan.objects import INGRESS, Filter
+from ..core.plan.objects import INGRESS, Filter, leads
 from ..core.settings import Settings
 from ..core.source_settings import sources_of
 from ..errors import KernelRefused, QosError, Refused
@@ -217,6 +217,8 @@ def _foreign_filters(settings: Settings, ifindex: int, wan: str, mtu: int) -> li
     found = []
     for hook in (INGRESS, "egress"):
         for item in read_filters(ifindex, hook, settings.major):
+            if leads(hook, item.chain, item.pref, item.kind):
+                continue
             if (hook, item.chain, item.pref) not in ours:
                 found.append(f"{hook}: chain {item.chain} pref {item.pref} {item.kind}")
     return found

@@ -15,7 +15,6 @@ from ..core.htb import (
     OURS_MASK,
     ClassState,
     HtbClass,
-    classid,
     format_classid,
     same_class,
     sent_of,
@@ -140,7 +139,7 @@ def _class(
     owner: Owner,
     have: tuple[dict[int, ClassState], dict[int, ClassState]],
 ) -> dict[str, Any]:
-    mark = classid(settings.major, owner.minor)
+    mark = settings.layout.mark(owner.minor)
     conntrack = Conntrack()
     flows = len(conntrack.dump_marks(mark, OURS_MASK | MINOR_MASK))
     conntrack.close()
@@ -176,14 +175,19 @@ def _holding(
         return {}
     why = penalty(deciding)
     # The classes were read some time ago; only what passes from now on is of this moment.
-    up, down = (node.tc.sent_bytes(index, settings.major) for index in devices)
+    up, down = (node.tc.sent_bytes(index, *settings.layout) for index in devices)
     start = time.monotonic()
     time.sleep(_MEASURE_S)
-    classes = [node.tc.classes(index, settings.major) for index in devices]
+    classes = [node.tc.classes(index, *settings.layout) for index in devices]
     seconds = time.monotonic() - start
     after_up, after_down = map(sent_of, classes)
     moment = Moment(
-        settings.major, (classes[0], classes[1]), (up, down), (after_up, after_down), seconds
+        settings.major,
+        (classes[0], classes[1]),
+        (up, down),
+        (after_up, after_down),
+        seconds,
+        trees=settings.trees,
     )
     result = {}
     for direction, name in enumerate(DIRECTIONS):

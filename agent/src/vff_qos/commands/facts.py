@@ -26,7 +26,7 @@ from ..core.figures import Moment, penalties
 from ..core.flows.ends import unmapped
 from ..core.health.report import Report
 from ..core.health.rules import Facts
-from ..core.htb import CEIL_MINOR, MINOR_MASK, OURS_MASK
+from ..core.htb import CEIL_MINOR, MINOR_MASK
 from ..core.names import PLAIN
 from ..core.owners import ACTIVE, RESTRICTED_KEY, Owner
 from ..core.policy.overrides import Override
@@ -34,7 +34,7 @@ from ..core.settings import Settings
 from ..disabled import read_record
 from ..errors import ConfigError, Refused
 from ..host_facts import ask_connections, look_at_host, ports_text
-from ..kept import kept_settings
+from ..kept import kept_settings, with_trees
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.tcpmem import TcpMemory
@@ -85,6 +85,7 @@ class Seen:
             addresses=self.addresses,
             in_doubt=self.in_doubt,
             penalties=penalties(self.overrides, now_s),
+            trees=self.settings.trees,
         )
 
     @property
@@ -114,8 +115,8 @@ def look_at_classes(node: Node) -> Seen:
 def count_classes(node: Node, seen: Seen) -> None:
     """Read the classes of a node that is set up, with their counters.  Raises KernelRefused."""
     assert seen.settings is not None and seen.devices is not None
-    major = seen.settings.major
-    seen.up, seen.down = (node.tc.class_table(index, major) for index in seen.devices)
+    layout = seen.settings.layout
+    seen.up, seen.down = (node.tc.class_table(index, *layout) for index in seen.devices)
     seen.counted_s = time.monotonic()
 
 
@@ -150,11 +151,13 @@ def look(node: Node, known: Mapping[str, Owner] | None = None) -> Seen:
 def _look_at_files(node: Node, seen: Seen) -> None:
     facts, report = seen.facts, seen.facts.report
     try:
-        seen.settings = load_settings(node.paths)
+        seen.settings = with_trees(load_settings(node.paths), node.any_state)
     except ConfigError as error:
         facts.settings_problem = str(error)
         if "state" in node.__dict__:
             seen.settings = kept_settings(node.state)
+            if seen.settings is not None:
+                seen.settings = with_trees(seen.settings, node.state)
     if report is not None and not facts.settings_problem:
         facts.settings_are_current = not report.settings or _is_current(
             report.settings, settings_stamp(node.paths)
@@ -230,7 +233,7 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
     try:
         doubted = {o.minor for o in seen.owners if o.key.startswith(RESTRICTED_KEY)}
         conntrack.sources(
-            settings.major << 16, OURS_MASK, lambda found: _sum_up(seen, found, doubted)
+            settings.layout.tag, settings.layout.mask, lambda found: _sum_up(seen, found, doubted)
         )
         facts.marked_flows = sum(seen.flows.values())
         ask_connections(facts, conntrack, settings)

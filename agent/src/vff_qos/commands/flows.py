@@ -16,7 +16,6 @@ from ..core.health.findings import OK
 from ..core.health.rules import judge
 from ..core.htb import (
     MINOR_MASK,
-    OURS_MASK,
     PROVISIONAL,
 )
 from ..core.owners import ACTIVE, DEVICE, RESTRICTED_KEY, Owner
@@ -203,7 +202,7 @@ def _is_from(client: tuple[bytes, int], place: SeenFrom) -> bool:
 
 def _is_ours(mark: int, seen: Seen) -> bool:
     assert seen.settings is not None
-    return mark & OURS_MASK == seen.settings.major << 16
+    return seen.settings.layout.is_ours(mark)
 
 
 def _why(flow: Flow, mark: int, ends: ServiceEnds, seen: Seen, causes: list[str]) -> str:
@@ -262,7 +261,7 @@ def flows_of(
     now = time.time()
     entries = [
         (entry, flow)
-        for entry in _dump(settings.major << 16, OURS_MASK)
+        for entry in _dump(settings.layout.tag, settings.layout.mask)
         if (flow := decode_tuple(entry.tuple_raw)) is not None
     ]
     own = [(e, flow) for e, flow in entries if e.mark & MINOR_MASK == owner.minor]
@@ -308,7 +307,7 @@ def read_restricted(node: Node, deep: bool = False) -> list[dict[str, Any]]:
     of_class: dict[int, list[dict[str, Any]]] = {owner.minor: [] for owner in owners}
     slow = {owner.minor for owner in owners if _is_device(owner)}
     flows, clients = [], []
-    for entry in _dump(settings.major << 16, OURS_MASK) if owners else []:
+    for entry in _dump(settings.layout.tag, settings.layout.mask) if owners else []:
         flow = decode_tuple(entry.tuple_raw)
         if flow is not None and entry.mark & MINOR_MASK in of_class:
             shown = describe(flow, entry, now_s)

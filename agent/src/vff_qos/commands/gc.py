@@ -14,7 +14,6 @@ from ..core.health.rules import WITHOUT_FOLLOWER, judge
 from ..core.htb import (
     CEIL_MINOR,
     MINOR_MASK,
-    OURS_MASK,
     PARKED_PRIO,
     ClassState,
     format_classid,
@@ -82,9 +81,9 @@ class Collector:
     def run(self, dry_run: bool) -> list[str]:
         """Collect; returns one line per action.  Raises KernelRefused, StateError."""
         with self._lock:
-            owners = self._state.owners()
-            up, down = (self._tc.classes(i, self._settings.major) for i in self._devices)
-            marks = self._conntrack.dump_marks(self._settings.major << 16, OURS_MASK)
+            owners, layout = self._state.owners(), self._settings.layout
+            up, down = (self._tc.classes(i, *layout) for i in self._devices)
+            marks = self._conntrack.dump_marks(layout.tag, layout.mask)
             marked = Counter(mark & MINOR_MASK for mark in marks)
             up_bytes, down_bytes = sent_of(up), sent_of(down)
             plan = plan_collection(
@@ -94,7 +93,8 @@ class Collector:
             dangling = [
                 (ifindex, found)
                 for ifindex, classes in zip(self._devices, (up, down), strict=True)
-                for found in read_filters(ifindex, ROOT, self._settings.major)
+                for major in layout.majors
+                for found in read_filters(ifindex, ROOT, major)
                 if found.handle and self._dangles(found, classes)
             ]
             lines = self._describe(plan, marked, dangling)
@@ -143,19 +143,19 @@ class Collector:
                 return
             journal.tell(
                 events.USER_COLLECTED,
-                self._settings.major << 16 | owner.minor,
+                self._settings.layout.mark(owner.minor),
                 email=owner.key,
                 since=local_time(owner.moved),
                 fate=fate,
             )
 
     def _name(self, owner: Owner) -> str:
-        classid = self._settings.major << 16 | owner.minor
+        classid = self._settings.layout.mark(owner.minor)
         return f"{display_name(owner.key)} (class {format_classid(classid)})"
 
     def _dangles(self, found: TcFilter, classes: dict[int, ClassState]) -> bool:
         """A filter below our root that names a class of ours which is not there."""
-        if found.classid >> 16 != self._settings.major:
+        if found.classid >> 16 not in self._settings.layout.majors:
             return False
         return found.classid & MINOR_MASK not in classes
 
@@ -191,7 +191,8 @@ class Collector:
             for ifindex, classes in zip(self._devices, (up, down), strict=True):
                 if owner.minor in classes:
                     params = classes[owner.minor].params._replace(prio=PARKED_PRIO)
-                    key = ClassKey(ifindex, self._settings.major, owner.minor)
+                    tree = self._settings.layout.tree(owner.minor)
+                    key = ClassKey(ifindex, tree, owner.minor)
                     requests.append(change_class(key, CEIL_MINOR, params))
         self._tc.apply(requests)
         for ifindex, found in dangling:
@@ -200,12 +201,12 @@ class Collector:
 
     def _delete(self, owners: list[Owner]) -> None:
         """Delete classes until the time budget is spent; the next run goes on."""
-        deadline = time.monotonic() + DELETE_BUDGET_S
+        deadline, layout = time.monotonic() + DELETE_BUDGET_S, self._settings.layout
         for start in range(0, len(owners), _CHUNK):
             chunk = owners[start : start + _CHUNK]
             for _index, code, what in self._tc.attempt(
                 [
-                    delete_class(ClassKey(ifindex, self._settings.major, owner.minor))
+                    delete_class(ClassKey(ifindex, layout.tree(owner.minor), owner.minor))
                     for owner in chunk
                     for ifindex in self._devices
                 ]

@@ -16,7 +16,6 @@ from ..core import events
 from ..core.events import JournalEvent
 from ..core.htb import (
     CEIL_MINOR,
-    OURS_MASK,
     ROOT_MINOR,
     UNCLASSIFIED_MINOR,
     same_class,
@@ -55,7 +54,7 @@ def suspend(settings: Settings, state: State, lock: Lock, journal: Journal) -> i
         state.set_value("suspended", saved)
         clear_elements(CutSet, EarlyMaps, FloodSets, StaticMaps)
         _stop_following()
-        entries = conntrack.dump(settings.major << 16, OURS_MASK)
+        entries = conntrack.dump(settings.layout.tag, settings.layout.mask)
         if entries:
             saved["flows"] += [
                 [entry.family, entry.tuple_raw.hex(), entry.mark, entry.ident, entry.zone]
@@ -84,16 +83,16 @@ def _lift(settings: Settings) -> int:
     """Take the limits of node and unclassified traffic away, in place, on every device that has
     our tree; returns how many classes had one."""
     netlink, tc = Netlink(socket.NETLINK_ROUTE), Tc()
-    major = settings.major
+    majors = settings.layout.majors
     free = shared_class(settings.lifted().node_ceil_bps)
     parents = {CEIL_MINOR: ROOT_MINOR, UNCLASSIFIED_MINOR: CEIL_MINOR}
     indices = {name: index for index, name in socket.if_nameindex()}
     names = {index: name for name, index in indices.items()}
     requests = []
-    for qdisc in read_qdiscs(netlink, names, (major,)):
-        if not is_tree(qdisc, (major,)):
+    for qdisc in read_qdiscs(netlink, names, majors):
+        if not is_tree(qdisc, majors):
             continue
-        index = indices[qdisc.dev]
+        index, major = indices[qdisc.dev], qdisc.handle >> 16
         have = tc.shared_classes(index, major, tuple(parents))
         for minor, params in have.items():
             if not same_class(params, free):

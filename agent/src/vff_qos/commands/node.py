@@ -18,6 +18,7 @@ from ..config import Paths, load_identities, load_policy, load_settings, read_fi
 from ..core import events
 from ..core.events import JournalEvent
 from ..core.identities import Identities, with_identities
+from ..core.layout import known_majors
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.old_role import OldRole, read_env
 from ..core.policy.model import Policy
@@ -25,7 +26,7 @@ from ..core.policy.parse import email_problem
 from ..core.settings import Settings, salvage_settings
 from ..errors import ConfigError, Refused
 from ..journal import Journal
-from ..kept import kept_identities, kept_policy, kept_settings
+from ..kept import kept_identities, kept_policy, kept_settings, with_trees
 from ..lock import Lock
 from ..name_hashing import mode_of, names_in_force
 from ..state import KERNEL_RECORD, State, StateError
@@ -106,7 +107,7 @@ class Node:
     @cached_property
     def settings(self) -> Settings:
         """Raises ConfigError."""
-        return load_settings(self.paths)
+        return with_trees(load_settings(self.paths), self.any_state)
 
     @cached_property
     def settings_in_force(self) -> Settings:
@@ -119,7 +120,7 @@ class Node:
             if kept is None:
                 raise
             self.warn(events.SETTINGS_REFUSED, str(error), "the last good settings stay in force")
-            return kept
+            return with_trees(kept, self.any_state)
 
     def identities_in_force(self, settings: Settings) -> Identities:
         """Services and networks; with a mistake in the file the last good ones.
@@ -151,17 +152,22 @@ class Node:
             found = salvage_settings(read_file(self.paths.settings))
         except ConfigError:
             found = Settings()
-        return replace(found, major=self._major_in_use(found.major))
+        return self._as_in_kernel(found)
 
-    def _major_in_use(self, wanted: int) -> int:
-        """The handle of our tree in the kernel: what was read may not be what is there."""
+    def _as_in_kernel(self, found: Settings) -> Settings:
+        """With the handles of our trees in the kernel: what was read may not be what is there."""
         from ..kernel.our_trees import majors_found
 
         recorded = self.any_state.get_value(KERNEL_RECORD) or {}
         if "major" in recorded:
-            return int(recorded["major"])
+            return replace(found, major=int(recorded["major"]), trees=recorded.get("trees", 1))
         majors = majors_found()
-        return wanted if wanted in majors or not majors else min(majors)
+        if not majors:
+            return found
+        first = found.major if found.major in majors else min(majors)
+        # Whatever else is there is no tree of the same node.
+        trees = sum(1 for major in majors if major in known_majors(first))
+        return replace(found, major=first, trees=trees)
 
     @cached_property
     def written_policy(self) -> Policy:

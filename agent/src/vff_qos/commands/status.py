@@ -29,6 +29,7 @@ from ..disabled import read_record
 from ..kernel.devices import wan_link
 from ..name_hashing import mode_of
 from ..render import describe_override, display_name, limit, local_time, measured
+from ..state import KERNEL_RECORD
 from .engines import read_engines
 from .facts import Seen, look
 from .node import Node
@@ -92,6 +93,7 @@ def describe(
         return status
     status["wan"], status["ifb"] = wan_link(settings).name, settings.ifb
     status["ceil_bps"] = settings.node_ceil_bps
+    status["trees"], status["trees_why"] = settings.trees, _trees_why(node)
     status["time"] = time.time()
     status["devices"] = devices_of(moment)
     owners = seen.owners
@@ -104,12 +106,17 @@ def describe(
     return status
 
 
+def _trees_why(node: Node) -> str:
+    """Why there are so many trees; empty where nobody asked for more than one."""
+    return str((node.any_state.get_value(KERNEL_RECORD) or {}).get("trees_why", ""))
+
+
 def read_again(node: Node, seen: Seen, after_s: float) -> Moment:
     """The figures of a moment: counters are read anew ``after_s`` seconds after the first look."""
     assert seen.devices is not None and seen.settings is not None
     time.sleep(max(0.0, seen.counted_s + after_s - time.monotonic()))
-    major = seen.settings.major
-    up, down = (node.tc.sent_bytes(index, major) for index in seen.devices)
+    layout = seen.settings.layout
+    up, down = (node.tc.sent_bytes(index, *layout) for index in seen.devices)
     moment = seen.moment(time.time())
     moment.after, moment.seconds = (up, down), time.monotonic() - seen.counted_s
     return moment
@@ -295,6 +302,8 @@ def _render_node(status: dict[str, Any]) -> list[str]:
         "in advance",
         f"restricted: {restricted['flows']} connections of {restricted['addresses']} addresses",
     ]
+    if why := status["trees_why"]:
+        lines.append(f"trees: {status['trees']} in each direction, because {why}")
     if collected := status["collected"]:
         lines.append(f"collected: {local_time(collected['when'])}, {collected['actions']} actions")
     return lines

@@ -19,6 +19,8 @@ from ..core.htb import (
     UNCLASSIFIED_MINOR,
     classid,
 )
+from ..core.layout import mq_handle, shared_leaf_handle
+from ..core.plan.diff import Operation
 from ..core.plan.kernel_record import SavedRoot
 from ..core.plan.objects import (
     INGRESS_PARENT,
@@ -29,16 +31,19 @@ from ..core.plan.objects import (
     Filter,
     Ifb,
     KernelObject,
+    Mq,
     NftTable,
     Redirect,
     SetMark,
+    SetQueue,
     SharedClass,
     SharedLeaf,
+    SpreadQueues,
     Sysctl,
     Tree,
+    queue_parent,
     splitter,
 )
-from ..core.plan.plan import Operation
 from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..kernel import filters, ifb, nft, route
@@ -49,6 +54,8 @@ from ..kernel.sysctls import write_sysctl
 _ACTION_MODULES: dict[type[Action], str] = {
     CopyMark: "act_ctinfo",
     SetMark: "act_skbedit",
+    SetQueue: "act_skbedit",
+    SpreadQueues: "act_skbedit",
     Redirect: "act_mirred",
 }
 
@@ -131,6 +138,8 @@ class _Steps:
                 ifb.put_ifb(self._ipr, self._classes.netlink, item)
             case NftTable():
                 nft.replace_table(item)
+            case Mq():
+                route.put_mq(self._ipr, self._index(item.dev), item.major)
             case Tree():
                 self._put_tree(item, is_new)
             case SharedClass():
@@ -143,7 +152,8 @@ class _Steps:
                 )
             case SharedLeaf():
                 key = tc.ClassKey(self._index(item.dev), item.major, item.minor)
-                self._classes.apply([tc.add_leaf(key, item.kind, TARGET_US)])
+                handle = shared_leaf_handle(item.minor, item.major, item.tree)
+                self._classes.apply([tc.add_leaf(key, item.kind, TARGET_US, handle)])
             case Clsact():
                 route.add_clsact(self._ipr, self._index(item.dev))
             case Filter():
@@ -157,8 +167,12 @@ class _Steps:
         if tree.split_bytes:
             route.put_splitter(self._ipr, index, tree.major, tree.split_bytes)
         if is_new:
-            default = tree.default or UNCLASSIFIED_MINOR
-            route.put_tree(self._ipr, index, tree.major, default, tree.split_bytes)
+            default, parent = tree.default or UNCLASSIFIED_MINOR, ROOT_PARENT
+            if tree.split_bytes:
+                parent = splitter(tree.major) | 1
+            elif tree.queue is not None:
+                parent = queue_parent(tree.major)
+            route.put_tree(self._ipr, index, tree.major, default, parent)
 
     def _remove(self, item: KernelObject) -> None:
         match item:
@@ -168,6 +182,10 @@ class _Steps:
                 delete_table(item.name)
             case Tree():
                 handle = splitter(item.major) if item.split_bytes else classid(item.major, 0)
+                at = ROOT_PARENT if item.queue is None else queue_parent(item.major)
+                route.delete_qdisc(self._ipr, self._index(item.dev), at, handle)
+            case Mq():
+                handle = mq_handle(item.major)
                 route.delete_qdisc(self._ipr, self._index(item.dev), ROOT_PARENT, handle)
             case SharedClass():
                 key = tc.ClassKey(self._index(item.dev), item.major, item.minor)

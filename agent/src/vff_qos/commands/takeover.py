@@ -14,7 +14,6 @@ from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..core.htb import classid
 from ..core.old_role import NAME, OldRole, mark_of
 from ..core.owners import Minors
 from ..kernel.packed.conntrack import Conntrack, Entry, decode_tuple
@@ -85,7 +84,9 @@ class Takeover:
             up, down = classes.listed()
             node.state.accounts.close((up, down))
             classes.load(owners, set(up) & set(down))
-            minors, now = Minors(settings.major, owners), time.time()
+            layout = settings.layout
+            minors = Minors(layout.major, owners, trees=layout.trees)
+            now = time.time()
             given, gone = {}, []
             for mark in sorted({entry.mark for entry in entries}):
                 key = self._names.get(mark, f"{NAMELESS}{mark:04x}")
@@ -96,7 +97,7 @@ class Takeover:
             for error in classes.ensure(given.values()):
                 raise error
             count = conntrack.set_entries(
-                [(entry, classid(settings.major, given[entry.mark].minor)) for entry in entries]
+                [(entry, layout.mark(given[entry.mark].minor)) for entry in entries]
             )
             node.state.set_value(_WAITING, None)
         if not count:

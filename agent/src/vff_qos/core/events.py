@@ -56,6 +56,8 @@ FIELDS = {
     "REMEDY": "what to do",
     "LASTED": "for how long",
     "RATE": "connections a second",
+    "TREES": "how many trees there are",
+    "BEFORE": "how many there were",
     "SECONDS": "for so long",
     "BEGAN_US": "when the work began, in microseconds since the epoch",
     "ENDED_US": "when it was done, likewise",
@@ -413,6 +415,14 @@ STATE_DAMAGED = JournalEvent(
     "The file could not be read as a database. Users get their classes anew with their next "
     "connection; temporary orders and what was used of quotas are lost.",
     "Look at the disk ('dmesg', 'smartctl'). The damaged file may be deleted.",
+)  # fmt: skip
+
+RELAID = JournalEvent(
+    0x78, "relaid", NOTICE, "The number of trees has changed",
+    "there are {trees} trees instead of {before}; the agent begins anew",
+    "The WAN device uses another number of transmit queues ('ethtool -l'), or qos_trees has "
+    "changed. All trees are made anew, open connections get marks of the new ones, and users have "
+    "their classes again when the agent has begun anew, some tenths of a second later.",
 )  # fmt: skip
 
 # -- what people do ------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from .health.holding import KINDS, Passing, holds
-from .htb import CEIL_MINOR, ClassState, classid, format_classid
+from .htb import CEIL_MINOR, ClassState, format_classid
+from .layout import Layout
 from .owners import ACTIVE, RESTRICTED_KEY, Owner
 from .policy.overrides import OPERATOR, Override, counting
 
@@ -51,6 +52,13 @@ class Moment:
     in_doubt: frozenset[int] = frozenset()
     #: {email: the penalty that is in force}.
     penalties: Mapping[str, str] = field(default_factory=dict)
+    #: Of how many trees; ``major`` is the first one's.
+    trees: int = 1
+
+    @property
+    def layout(self) -> Layout:
+        """Which class is in which tree."""
+        return Layout(self.major, self.trees)
 
     def moved(self, direction: int, minor: int) -> int:
         """Bytes between the two readings; 0 of a class that was made anew meanwhile."""
@@ -145,7 +153,7 @@ class Figures:
         """As ``status --json`` has it."""
         return {
             "email": self.name,
-            "class": format_classid(classid(self.moment.major, self.owner.minor)),
+            "class": format_classid(self.moment.layout.mark(self.owner.minor)),
             "upload_bps": self.ceil_bps(UPLOAD),
             "download_bps": self.ceil_bps(DOWNLOAD),
             "flows": self.flows,

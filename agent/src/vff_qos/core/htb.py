@@ -72,17 +72,20 @@ def format_classid(value: int) -> str:
     return f"{value >> 16:x}:{value & MINOR_MASK:x}"
 
 
-def usable_minor(major: int, minor: int) -> bool:
+def usable_minor(major: int, minor: int, trees: int = 1) -> bool:
     """Whether a user may have this minor.
 
     A leaf qdisc gets its class's minor as handle, so the minor that equals the handle of the tree
     or of its splitter would name two qdiscs.
     """
-    return FIRST_USER_MINOR <= minor <= LAST_USER_MINOR and not is_handle(major, minor)
+    return FIRST_USER_MINOR <= minor <= LAST_USER_MINOR and not is_handle(major, minor, trees)
 
 
-def is_handle(major: int, minor: int) -> bool:
-    """Whether a leaf's handle would be that of the tree or of its splitter."""
+def is_handle(major: int, minor: int, trees: int = 1) -> bool:
+    """Whether a leaf's handle would be that of the tree or of its splitter; of several trees all
+    handles with our tag are theirs."""
+    if trees > 1:
+        return minor >> 8 == major >> 8
     return minor in (major, major + 1)
 
 

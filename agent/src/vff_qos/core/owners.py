@@ -76,12 +76,15 @@ class Owner:
 class Minors:
     """The table of owners.  Pure: the caller persists what the methods return."""
 
-    def __init__(self, major: int, owners: Iterable[Owner] = (), reserve: int = 0) -> None:
-        """``owners`` come from the last run; ``major`` is the root's handle.
+    def __init__(
+        self, major: int, owners: Iterable[Owner] = (), reserve: int = 0, trees: int = 1
+    ) -> None:
+        """``owners`` come from the last run; ``major`` is the root's handle, of the first of
+        ``trees``.
 
         ``reserve`` parked classes are kept for users: restricted ones are made of what is above.
         """
-        self.major = major
+        self.major, self._trees = major, trees
         self.by_key: dict[str, Owner] = {}
         self.by_minor: dict[int, Owner] = {}
         self._reserve = reserve
@@ -94,7 +97,7 @@ class Minors:
         self._free: list[int] | None = None
         for owner in sorted(owners, key=lambda owner: owner.moved):
             # After a change of the handle one or two minors cannot be had any more.
-            if not is_handle(major, owner.minor):
+            if not is_handle(major, owner.minor, trees):
                 self._enter(owner)
 
     def _enter(self, owner: Owner) -> None:
@@ -210,7 +213,7 @@ class Minors:
         )
 
     def _is_free(self, minor: int) -> bool:
-        return usable_minor(self.major, minor) and minor not in self.by_minor
+        return usable_minor(self.major, minor, self._trees) and minor not in self.by_minor
 
     def forget(self, owner: Owner) -> None:
         """Drop an owner; its minor is free."""

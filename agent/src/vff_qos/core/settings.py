@@ -17,6 +17,7 @@ from ..sources import kind_of, types
 from .document import Document
 from .health.report import TEXT
 from .htb import splits
+from .layout import MAX_TREES, SHARED_CEIL_BPS, Layout, can_be_many
 from .source_settings import (
     NAME,
     TAKEN_NAMES,
@@ -26,7 +27,7 @@ from .source_settings import (
     first_twice,
     read_options,
 )
-from .units import parse_rate
+from .units import format_rate, parse_rate
 
 LEAVES = ("fq_codel", "pfifo", "cake")
 UNKNOWN_UDP = ("pass", "restrict")
@@ -109,6 +110,10 @@ class Settings:
     wan: str = "auto"
     ifb: str = "vffqos0"
     major: int = 0x5100
+    #: How many trees are wanted at most; 0: as many as are of use (`core.plan.trees`).
+    trees_wanted: int = 1
+    #: How many there are; not of this file.
+    trees: int = 1
     service_ports: tuple[PortRange, ...] = ((443, 443),)
     node_ceil_bps: int = UNLIMITED_BPS
     #: Whether packets are split before they queue (`htb.splits`), also under the kill switch.
@@ -168,6 +173,21 @@ class Settings:
         """Whether what some source says can be forged."""
         return any(source.trust == TEXT for source in self.sources)
 
+    @property
+    def layout(self) -> Layout:
+        """Which class is in which tree."""
+        return Layout(self.major, self.trees)
+
+    @property
+    def tree_ceil_bps(self) -> int:
+        """What all users of one tree share; several have equal parts of the node's ceiling."""
+        return self.part_bps(self.node_ceil_bps)
+
+    def part_bps(self, whole_bps: int) -> int:
+        """The part of a rate that each tree has; where none is asked for there is nothing to
+        divide."""
+        return whole_bps if whole_bps >= UNLIMITED_BPS else whole_bps // self.trees
+
     def lifted(self) -> Settings:
         """The same under the kill switch: what people share has no limit either."""
         return replace(
@@ -185,6 +205,7 @@ KEYS = (
     "if_wan",
     "if_ifb",
     "handle",
+    "trees",
     "service_ports",
     "free_text_ports",
     "hash_emails",
@@ -223,6 +244,7 @@ def parse_settings(text: bytes, where: str) -> Settings:
     """Settings from the text of a file; ConfigError names file, line, key and what is allowed."""
     doc = Document(text, where)
     settings = _read(doc, doc.check_keys((), doc.data, KEYS))
+    _check_trees(doc, settings)
     _check_report(doc, settings)
     _check_web(doc, settings)
     return settings
@@ -275,6 +297,7 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
         wan=_ifname(doc, "if_wan", data, base.wan, _ALTNAME_BYTES),
         ifb=_ifname(doc, "if_ifb", data, base.ifb, _IFNAME_BYTES),
         major=_major(doc, data, base.major),
+        trees_wanted=_trees(doc, data, base.trees_wanted),
         service_ports=service_ports,
         free_text_ports=_ports(doc, "free_text_ports", data, ()),
         hash_emails=_flag(doc, "hash_emails", data, base.hash_emails),
@@ -316,6 +339,26 @@ def _read(doc: Document, data: dict[str, Any]) -> Settings:
             pool_max=pool_max,
         ),
     )
+
+
+def _check_trees(doc: Document, settings: Settings) -> None:
+    """Several trees have a ceiling that they can keep, and a handle with room for them."""
+    wanted = settings.trees_wanted
+    if wanted < 2:
+        return
+    if settings.node_ceil_bps <= SHARED_CEIL_BPS:
+        raise doc.fail(
+            ("trees",),
+            f"{wanted} trees cannot share wan_ceil {format_rate(settings.node_ceil_bps)}: each "
+            "would keep a part of it for its own users; one tree shares it exactly and is fast "
+            f"enough up to {format_rate(SHARED_CEIL_BPS)}; set trees to 1 or auto",
+        )
+    if not can_be_many(settings.major):
+        raise doc.fail(
+            ("trees",),
+            f"{wanted} trees need a handle that ends in 00, such as 5100, not {settings.major:x}: "
+            "the lower byte is the number of the tree",
+        )
 
 
 def _sources(
@@ -485,6 +528,16 @@ def _major(doc: Document, data: dict[str, Any], default: int) -> int:
     if not re.fullmatch(r"[0-9a-fA-F]{1,4}", text) or not 0x10 <= int(text, 16) < 0x8000:
         raise doc.fail(("handle",), f"{data['handle']!r} is not a hex number from 10 to 7fff")
     return int(text, 16)
+
+
+def _trees(doc: Document, data: dict[str, Any], default: int) -> int:
+    value = data.get("trees", default)
+    if value == "auto":
+        return 0
+    text = "" if isinstance(value, bool) else str(value)
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MAX_TREES:
+        raise doc.fail(("trees",), f"{value!r} is not auto or a whole number from 1 to {MAX_TREES}")
+    return int(text)
 
 
 def _ports(

@@ -6,7 +6,8 @@ import socket
 from collections import Counter
 
 from ..core.flows.mirror import Heard
-from ..core.htb import ENDED_MINOR, MINOR_MASK, OURS_MASK, PROVISIONAL
+from ..core.htb import ENDED_MINOR, MINOR_MASK, PROVISIONAL
+from ..core.layout import Layout
 from ..core.owners import ACTIVE
 from ..kernel.packed.conntrack import Conntrack, Entry, decode_tuple
 from .flow_table import FlowTable
@@ -17,7 +18,7 @@ def adopt(
     conntrack: Conntrack,
     registry: Registry,
     flows: FlowTable,
-    tag: int,
+    layout: Layout,
     keep_early: bool,
     heard: Heard,
 ) -> dict[int, int]:
@@ -28,11 +29,13 @@ def adopt(
     the table then asks for is added to ``heard``.  Raises KernelRefused.
     """
     marked: dict[int, int] = {}
-    unowned, provisional = set(), set()
-    for mark, count in Counter(conntrack.dump_marks(tag, OURS_MASK)).items():
+    unowned, provisional, misplaced = set(), set(), set()
+    for mark, count in Counter(conntrack.dump_marks(layout.tag, layout.mask)).items():
         if mark & MINOR_MASK == ENDED_MINOR:
             continue
         owner = registry.owner(mark & MINOR_MASK)
+        if owner is not None and layout.mark(owner.minor) != mark & ~PROVISIONAL:
+            misplaced.add(mark)
         if owner is None:
             unowned.add(mark)
         elif mark & PROVISIONAL:
@@ -41,8 +44,14 @@ def adopt(
             marked[owner.minor] = count
     # UDP flows are handed on without early shaping, too.
     strays = unowned if keep_early else unowned | provisional
+    if misplaced:
+        # Of another number of trees; bootstrap moves what it finds, and these were on their way.
+        entries = conntrack.dump_of(layout.tag, layout.mask, misplaced)
+        conntrack.set_entries(
+            [(e, e.mark & PROVISIONAL | layout.mark(e.mark & MINOR_MASK)) for e in entries]
+        )
     if strays:
-        entries = conntrack.dump_of(tag, OURS_MASK, strays)
+        entries = conntrack.dump_of(layout.tag, layout.mask, strays)
         conntrack.set_entries([(e, 0) for e in entries if e.mark in unowned or not is_udp(e)])
     revived = []
     for minor in marked:

@@ -92,12 +92,12 @@ class Assigner:
         self._settings, self._lock, self._journal = settings, lock, journal
         self._state = state
         self._steady_clock = steady_clock
-        self._tag = settings.major << 16
+        self._layout = settings.layout
         self._conntrack, self._tc = Conntrack(), Tc()
         classes = Classes(settings, policy, self._tc, devices, clock)
         pool_min = settings.gc.pool_min
         self._registry = Registry(
-            settings.major, state, lock, classes, journal, clock, pool_min // 2, names
+            self._layout, state, lock, classes, journal, clock, pool_min // 2, names
         )
         self._pool, self._clock = Pool(self._registry, pool_min, steady_clock), clock
         self._orders = Orders(state, self._registry, journal, clock)
@@ -107,7 +107,7 @@ class Assigner:
             steady_clock,
         )  # fmt: skip
         self._early = (
-            EarlyShaping(settings.major, self._conntrack) if settings.early_shaping else None
+            EarlyShaping(self._layout, self._conntrack) if settings.early_shaping else None
         )
         self._may_be_outdated = False
         self._statics = Statics(
@@ -131,7 +131,7 @@ class Assigner:
             self.counts, self._judging.shared, steady_clock,
         )  # fmt: skip
         self._limits = FlowLimits(
-            settings.major, self._registry, self._flows, self._marking, self._conntrack, journal,
+            self._layout, self._registry, self._flows, self._marking, self._conntrack, journal,
             steady_clock,
         )  # fmt: skip
         self._plain_words = PlainWords(
@@ -217,7 +217,7 @@ class Assigner:
             self._give_statics()
             keep_early = self._early is not None
             marked = adopt(
-                self._conntrack, self._registry, self._flows, self._tag, keep_early, heard
+                self._conntrack, self._registry, self._flows, self._layout, keep_early, heard
             )
             now = self._steady_clock()
             mirror = self._flows.mirror
@@ -495,7 +495,7 @@ class Assigner:
         owner = self._registry.minors.by_key.get(email)
         if owner is None or not self._registry.is_shaped(owner):
             return None
-        return self._tag | owner.minor
+        return self._layout.mark(owner.minor)
 
     # -- once a second ----------------------------------------------------------------------------
 
@@ -581,7 +581,7 @@ class Assigner:
             self._refresh()
         # Not under the lock: the kill switch waits for it.
         ifindex = self._registry.classes.devices[direction]
-        sent = self._tc.sent_bytes(ifindex, self._settings.major)
+        sent = self._tc.sent_bytes(ifindex, *self._layout)
         with self._lock:
             # What others have booked or taken away meanwhile, an older reading must not undo.
             if self._registry.is_current:
@@ -600,15 +600,24 @@ class Assigner:
                 effect = "what users move is read later"
                 self._journal.tell(events.KERNEL, error=str(error), effect=effect)
 
+    def read_counters(self) -> None:
+        """Book what has passed before the classes go that have counted it.  Raises Suspended."""
+        try:
+            for direction in (0, 1):
+                self.counters(direction)
+        except KernelRefused as error:
+            effect = "what users move may be counted in part"
+            self._journal.tell(events.KERNEL, error=str(error), effect=effect)
+
     def close_accounts(self) -> None:
         """Book what has passed until now: after a reboot no class would know it.
 
         Also when the kill switch was thrown.
         """
-        major, devices = self._settings.major, self._registry.classes.devices
+        devices = self._registry.classes.devices
         try:
             with self._lock:
-                up, down = (self._tc.sent_bytes(ifindex, major) for ifindex in devices)
+                up, down = (self._tc.sent_bytes(ifindex, *self._layout) for ifindex in devices)
                 self._state.accounts.book_all(self._state.owners(), (up, down), self._clock())
         except (KernelRefused, StateError) as error:
             event = events.STATE if isinstance(error, StateError) else events.KERNEL

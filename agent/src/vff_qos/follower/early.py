@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from ..core.htb import PROVISIONAL, TAG_MASK
+from ..core.htb import PROVISIONAL
+from ..core.layout import Layout
 from ..core.plan.nft_table import EARLY_TIMEOUT_S
 from ..core.sole_users import SoleUsers
 from ..errors import KernelRefused
@@ -33,12 +34,12 @@ MarkOf = Callable[[str], int | None]
 class EarlyShaping:
     """The shell around SoleUsers.  ``now_s`` is a clock that never goes back."""
 
-    def __init__(self, major: int, conntrack: Conntrack) -> None:
+    def __init__(self, layout: Layout, conntrack: Conntrack) -> None:
         self.users = SoleUsers()
         #: Flows whose provisional mark was ended without a claim.
         self.expired = 0
         self._conntrack = conntrack
-        self._tag = major << 16 | PROVISIONAL
+        self._tag, self._mask = layout.tag | PROVISIONAL, layout.tag_mask
         self._maps = EarlyMaps()
         self._next_renewal = self._next_look = self._not_before = 0.0
         self._unconfirmed: set[int] = set()
@@ -109,7 +110,7 @@ class EarlyShaping:
         if not self._may_be_there:
             return
         # UDP flows that continue others need no line, and are told of by none.
-        entries = [e for e in self._conntrack.dump(self._tag, TAG_MASK) if not is_udp(e)]
+        entries = [e for e in self._conntrack.dump(self._tag, self._mask) if not is_udp(e)]
         old = [entry for entry in entries if entry.ident in self._unconfirmed]
         self._unconfirmed = {entry.ident for entry in entries}
         self._may_be_there = bool(entries or self.elements)

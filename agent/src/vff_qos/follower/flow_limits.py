@@ -14,6 +14,7 @@ from ..core import events
 from ..core.flows.mirror import Held
 from ..core.flows.quietest import Life, Quietest, Timeouts, name
 from ..core.flows.record import holder
+from ..core.layout import Layout
 from ..core.owners import Owner
 from ..core.policy.model import Limits
 from ..core.policy.terms import EVICT
@@ -36,7 +37,7 @@ class FlowLimits:
 
     def __init__(
         self,
-        major: int,
+        layout: Layout,
         registry: Registry,
         flows: FlowTable,
         marking: Marking,
@@ -49,7 +50,7 @@ class FlowLimits:
         self._registry, self._flows = registry, flows
         self._ending = Ending(flows, marking, registry.classes.cuts)
         self._devices = DeviceLimits(
-            major, registry, flows, marking, self._ending, conntrack, journal, clock
+            layout, registry, flows, marking, self._ending, conntrack, journal, clock
         )
         self._conntrack, self._journal, self._clock = conntrack, journal, clock
         self._timeouts = Timeouts()

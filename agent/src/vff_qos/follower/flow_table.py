@@ -13,7 +13,6 @@ from ..core.flows.ends import FlowSeen, ServiceEnds
 from ..core.flows.meeting import Tags, Written
 from ..core.flows.mirror import TCP_PROTO, UDP_PROTO, Heard, Held, Mirror
 from ..core.flows.record import PORT_SHIFT, UDP
-from ..core.htb import OURS_MASK
 from ..core.settings import PortRange, Settings
 from ..errors import KernelRefused
 from ..journal import Journal
@@ -50,8 +49,10 @@ class FlowTable:
     ) -> None:
         """``clock`` never goes back; ``is_restricted`` knows minors that flows in doubt share."""
         # Births are counted since the clock began: flows are older than we are.
-        self.mirror = Mirror(settings.major, hops=settings.hops, is_restricted=is_restricted)
-        self._tag = settings.major << 16
+        self.mirror = Mirror(
+            settings.major, hops=settings.hops, is_restricted=is_restricted, trees=settings.trees
+        )
+        self._layout = settings.layout
         #: Of the source that is listened to.
         self.tags = Tags()
         self.look_ups = self.skipped = self.losses = 0
@@ -133,7 +134,7 @@ class FlowTable:
         """Whether a flow belongs here: a line of text must name no flow of other ports."""
         if self._heard_ends is self._ends:
             return True
-        return seen.mark & OURS_MASK == self._tag or self._ends.serves(
+        return self._layout.is_ours(seen.mark) or self._ends.serves(
             int.from_bytes(seen.ours[-2:], "big")
         )
 

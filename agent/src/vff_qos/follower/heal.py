@@ -104,7 +104,7 @@ class Healer:
         if heard.ifb_lost:
             self._let_uploads_pass()
         if heard.kernel or (heard.routes and self._wan_moved()):
-            self._want(now_s)
+            self.want(now_s)
         return heard.addresses
 
     def _is_ours(self, pid: int, name: str) -> bool:
@@ -123,7 +123,7 @@ class Healer:
         """
         if wanted:
             # Also while one is under way: it may be past the place.
-            self._want(now_s)
+            self.want(now_s)
         changes = None
         if self._child is not None:
             if self._child.poll() is None:
@@ -137,7 +137,7 @@ class Healer:
             self._start(now_s)
         return changes
 
-    def _want(self, now_s: float) -> None:
+    def want(self, now_s: float) -> None:
         """There is a cause for a repair."""
         self._cause = True
         if now_s - self._last_start >= _CALM_S:

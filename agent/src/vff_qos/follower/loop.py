@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Collection
 from typing import Any
@@ -23,13 +24,14 @@ from ..core.policy.model import Policy
 from ..core.settings import Settings
 from ..errors import ConfigError, KernelRefused, Refused
 from ..journal import Journal, notify
-from ..kept import keep_settings, kept_settings, rename_all
-from ..kernel.devices import shaping_devices
+from ..kept import keep_settings, kept_settings, rename_all, with_trees
+from ..kernel.devices import shaping_devices, used_queues, wan_link
 from ..kernel.packed.addresses import local_addresses
 from ..kernel.packed.netlink import Netlink
 from ..lock import Lock
 from ..name_hashing import names_wanted
 from ..runfile import WRITE_S, write_last_named, write_report
+from ..sources.listener import keep_inherited
 from ..state import KERNEL_RECORD, State, StateError
 from .assign import Assigner, Suspended
 from .fair_use import FairUse
@@ -42,6 +44,7 @@ from .self_check import SelfCheck
 from .vitals import Vitals
 
 _TICK_S = 1.0
+_ENDS = {signal.SIGTERM, signal.SIGINT}
 #: Rounds begin no faster than this: lines that come meanwhile share one trip to the kernel.
 _ROUND_S = 0.001
 
@@ -94,6 +97,9 @@ class Follower:
         self._saved_checkpoint: Any = None
         self._last_round = self._next_tick = self._next_status = 0.0
         self._is_new = True
+        #: Whether to begin anew.
+        self.is_relaid = False
+        self._queues: int | None = None
 
     def _take_names_back(self) -> None:
         """Users whose hashes were seen again have their emails from now on."""
@@ -142,15 +148,41 @@ class Follower:
             # A kill -9 within the first second must not lose the place either.
             self._save_checkpoint()
             notify("READY=1")
-            while signal.SIGTERM not in self._signals and signal.SIGINT not in self._signals:
+            while not self.is_relaid and self._signals.isdisjoint(_ENDS):
                 self._turn(wake)
             self._finish()
         except Suspended:
             # An end in peace, for systemd, too: before READY it would be a failure.
             notify("READY=1\nSTATUS=suspended")
             self._journal.tell(events.STOPPED)
-        self._assigner.close_accounts()
+        if not self.is_relaid:  # then the classes that counted are gone
+            self._assigner.close_accounts()
         return 0
+
+    def _look_at_queues(self, now: float) -> None:
+        """Have the trees made anew where the WAN device uses another number of queues by now: no
+        notification tells of it."""
+        if self._settings.trees_wanted == 1:
+            return
+        queues = used_queues(self._wan_name())
+        if queues != self._queues and self._queues is not None:
+            self._assigner.read_counters()
+            self._healer.want(now)
+        self._queues = queues
+
+    def _wan_name(self) -> str:
+        try:
+            return wan_link(self._settings).name
+        except (Refused, KernelRefused):
+            return ""  # the healer has more to say of it
+
+    def _note_layout(self) -> None:
+        """Whether a repair has made another number of trees: classes, marks and tables of ours are
+        others then, and the agent begins anew."""
+        wanted = with_trees(self._settings, self._state)
+        if wanted.trees != self._settings.trees:
+            self._journal.tell(events.RELAID, before=self._settings.trees, trees=wanted.trees)
+            self.is_relaid = True
 
     def _watch_flows(self) -> None:
         """Hear the kernel's events of flows; their socket comes and goes with floods."""
@@ -162,7 +194,7 @@ class Follower:
 
     def _read_settings(self) -> Settings:
         try:
-            return load_settings(self._paths)
+            return with_trees(load_settings(self._paths), self._state)
         except ConfigError as error:
             kept = kept_settings(self._state)
             if kept is None:
@@ -170,7 +202,7 @@ class Follower:
             self._settings_refused = str(error)
             effect = "the last good settings stay in force"
             self._journal.tell(events.SETTINGS_REFUSED, error=str(error), effect=effect)
-            return kept
+            return with_trees(kept, self._state)
 
     def _keep(self) -> None:
         """Remember what is right for the day when it is not."""
@@ -237,7 +269,8 @@ class Follower:
         self._fair_use.finish()
         self._assigner.tell_users()
         self._journal.close()
-        self._intake.close()
+        if not self.is_relaid:
+            self._intake.close()
 
     # -- once a second --------------------------------------------------------------------------
 
@@ -265,7 +298,10 @@ class Follower:
         if pool_due is None or pool_due <= now:
             self._assigner.fill_pool()
         self._save_checkpoint()
+        self._look_at_queues(now)
         self._heal()
+        if self.is_relaid:
+            return
         self._vitals.tick(
             self._intake.readings,
             {**self._assigner.snapshot(), "repairs": self._healer.repairs},
@@ -380,6 +416,9 @@ class Follower:
         wanted, self._assigner.wants_repair = self._assigner.wants_repair, False
         if self._healer.turn(now, wanted) is None:
             return
+        self._note_layout()
+        if self.is_relaid:
+            return
         try:
             devices = shaping_devices(self._settings)
             self._healer.set_devices(devices)
@@ -393,4 +432,10 @@ class Follower:
 
 def follow(paths: Paths, journal: Journal) -> int:
     """Run the agent; returns the exit code.  Raises QosError."""
-    return Follower(paths, journal).run()
+    follower = Follower(paths, journal)
+    code = follower.run()
+    if follower.is_relaid:
+        keep_inherited()
+        # The same process, so that nobody waits for systemd: users have no limits meanwhile.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return code

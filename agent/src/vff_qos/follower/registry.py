@@ -14,6 +14,7 @@ from ..core.flow import Flow
 from ..core.flows.mirror import Held
 from ..core.flows.record import MINOR
 from ..core.htb import ENDED_MINOR
+from ..core.layout import Layout
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.owners import ACTIVE, DEVICE, QUARANTINE, RESTRICTED_KEY, Minors, Owner
 from ..core.policy.model import DEVICE_BPS, Limits
@@ -40,7 +41,7 @@ class Registry:
 
     def __init__(
         self,
-        major: int,
+        layout: Layout,
         state: State,
         lock: Lock,
         classes: Classes,
@@ -58,7 +59,7 @@ class Registry:
         #: Hashes of before that were seen again, with their emails; all that are not.
         self.returned: dict[str, str] = {}
         self._waiting: set[str] = set()
-        self.minors = Minors(major, (), reserve)
+        self.minors = Minors(layout.major, (), reserve, layout.trees)
         self.classes = classes
         #: The kernel has refused something.
         self.wants_repair = False
@@ -71,7 +72,7 @@ class Registry:
         self.left: tuple[dict[int, set[str]], ...] = ({}, {}, {})
         #: Users who are new or back, for who tells of them.
         self.came: list[Owner] = []
-        self._major, self._reserve = major, reserve
+        self._layout, self._reserve = layout, reserve
         self._state, self._lock, self._journal, self._clock = state, lock, journal, clock
         self._version = self._version_read = -1
         # The kernel has refused something since its classes were listed.
@@ -348,7 +349,7 @@ class Registry:
         owners = {owner.key: owner for owner in self._state.owners(self.minors.by_key)}
         owners.update(self._unsaved)
         self._version_read = self._state.version()
-        self.minors = Minors(self._major, owners.values(), self._reserve)
+        self.minors = Minors(self._layout.major, owners.values(), self._reserve, self._layout.trees)
         if not self._plain:
             self._met = {e: name for e, name in self._met.items() if name in owners}
             self._waiting = self._state.hashes() if self._names.mode == MIXED else set()
@@ -384,4 +385,4 @@ class Registry:
 
     def tag(self, minor: int) -> bytes:
         """The part of a request that gives a flow the mark of ``minor``."""
-        return mark_part(self._major << 16 | minor)
+        return mark_part(self._layout.mark(minor))

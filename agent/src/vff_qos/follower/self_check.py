@@ -14,7 +14,6 @@ from ..core import events
 from ..core.health.findings import Finding
 from ..core.health.report import Report
 from ..core.health.rules import Facts, judge
-from ..core.htb import OURS_MASK
 from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..host_facts import ask_connections, look_at_host, ports_text
@@ -73,8 +72,9 @@ class SelfCheck:
     def _look_at_connections(self, facts: Facts) -> list[Finding]:
         """What is found when marks are counted.  Raises KernelRefused."""
         began_s = time.thread_time()
+        layout = self._settings.layout
         with closing(Conntrack()) as conntrack:
-            facts.marked_flows = conntrack.count(self._settings.major << 16, OURS_MASK)
+            facts.marked_flows = conntrack.count(layout.tag, layout.mask)
             findings = judge(facts)
             if _is_of_connections(findings):
                 # It takes five times as long, and says more.

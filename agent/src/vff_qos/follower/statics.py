@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..core import events
 from ..core.flows.ends import ServiceEnds
-from ..core.htb import ENDED_MINOR, MINOR_MASK, OURS_MASK
+from ..core.htb import ENDED_MINOR, MINOR_MASK
 from ..core.identities import Identities, StaticFlows
 from ..core.settings import PortRange, Settings, merge_ranges
 from ..errors import Exhausted, KernelRefused
@@ -113,7 +113,7 @@ class Statics:
         for key in self.identities.keys:
             owner = self._registry.of_email(key.encode())
             if owner is not None and self._registry.is_shaped(owner):
-                marks[key] = self._settings.major << 16 | owner.minor
+                marks[key] = self._settings.layout.mark(owner.minor)
         if marks == self._written:
             return False
         try:
@@ -131,11 +131,11 @@ class Statics:
 
     def _move(self, static_flows: StaticFlows, ends: ServiceEnds) -> bool:
         """Flows that were there before keep no other mark, unless it is other software's."""
-        tag = self._settings.major << 16
+        layout = self._settings.layout
         wrong = []
         for entry in self._conntrack.dump():
             ended = entry.mark & MINOR_MASK == ENDED_MINOR
-            if ended or (entry.mark and entry.mark & OURS_MASK != tag):
+            if ended or (entry.mark and not layout.is_ours(entry.mark)):
                 continue
             flow = decode_tuple(entry.tuple_raw)
             mark = static_flows.mark(flow, ends) if flow is not None else 0

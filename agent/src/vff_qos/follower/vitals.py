@@ -103,10 +103,10 @@ class Vitals:
 
     def _passed_bytes(self, sent: Sent) -> tuple[int, int]:
         """Bytes that all users' classes have sent, (upload, download)."""
-        major = self._settings.major
+        major, trees = self._settings.layout
         try:
             up, down = (
-                sum(count for minor, count in sent(d).items() if usable_minor(major, minor))
+                sum(count for minor, count in sent(d).items() if usable_minor(major, minor, trees))
                 for d in (0, 1)
             )
         except KernelRefused:

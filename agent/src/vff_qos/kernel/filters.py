@@ -33,14 +33,18 @@ from ..core.plan.objects import (
     Place,
     Redirect,
     SetMark,
+    SetQueue,
+    SpreadQueues,
+    leads,
 )
-from . import act_ctinfo, tc_flower
+from . import act_ctinfo, act_skbedit, tc_flower
 from .packed.filter_list import TcFilter, filter_parent, read_filters
 from .packed.netlink import HEADER
 from .route import CREATE, ChainTcmsg, request
 
 plugins["flower"] = tc_flower
 common_act.plugins["ctinfo"] = act_ctinfo
+common_act.plugins["skbedit"] = act_skbedit
 
 _PROTOCOLS = {"all": ETH_P_ALL, "ip": ETH_P_IP, "ipv6": ETH_P_IPV6}
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
@@ -71,7 +75,7 @@ def _head(item: Filter, major: int, indices: Mapping[str, int]) -> ChainTcmsg:
     message.update(
         index=indices[place.dev],
         handle=place.handle,
-        parent=filter_parent(place.hook, major),
+        parent=filter_parent(place.hook, major + place.tree),
         info=place.pref << 16 | htons(_PROTOCOLS[place.protocol]),
         attrs=attrs,
     )
@@ -105,6 +109,12 @@ def _action(action: Action, indices: Mapping[str, int]) -> dict[str, Any]:
         return {"kind": "ctinfo", "cpmark": action.mask, "action": _GOTO_CHAIN | action.chain}
     if isinstance(action, SetMark):
         return {"kind": "skbedit", "mark": action.value}
+    if isinstance(action, SetQueue):
+        # Others' filters at egress still have their say.
+        return {"kind": "skbedit", "queue": action.queue, "action": tc_actions["unspec"]}
+    if isinstance(action, SpreadQueues):
+        last = action.queues - 1
+        return {"kind": "skbedit", "queue": 0, "last": last, "action": tc_actions["unspec"]}
     if isinstance(action, Redirect):
         index = indices[action.dev]
         return {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": index}
@@ -126,23 +136,34 @@ def delete_filter(ipr: IPRoute, item: Filter, major: int, indices: Mapping[str, 
 
 
 def read(
-    index: int, hook: str, major: int, chains: Collection[int], names: Mapping[int, str]
+    index: int,
+    hook: str,
+    major: int,
+    chains: Collection[int],
+    names: Mapping[int, str],
+    tree: int = 0,
 ) -> Iterator[Filter]:
-    """The filters at one hook of a device (ROOT: of the HTB with this major); ``chains`` are
-    ours."""
+    """The filters at one hook of a device (ROOT: of the HTB with this major, which is tree number
+    ``tree``); ``chains`` are ours."""
     for found in read_filters(index, hook, major):
-        yield decode(found, names[index], hook, chains, names)
+        yield decode(found, names[index], hook, chains, names, tree)
 
 
 def decode(
-    found: TcFilter, dev: str, hook: str, chains: Collection[int], names: Mapping[int, str]
+    found: TcFilter,
+    dev: str,
+    hook: str,
+    chains: Collection[int],
+    names: Mapping[int, str],
+    tree: int = 0,
 ) -> Filter:
     """A filter as the kernel shows it."""
     number = ntohs(found.protocol)
     protocol = _PROTOCOL_NAMES.get(number, f"0x{number:04x}")
-    place = Place(dev, hook, found.chain, found.pref, protocol, found.handle)
+    place = Place(dev, hook, found.chain, found.pref, protocol, found.handle, tree)
     ours = hook == ROOT and found.pref == PREF_ROOT
     ours |= hook == INGRESS and (found.chain in chains or found.pref in OUR_PREFS)
+    ours |= leads(hook, found.chain, found.pref, found.kind)
     if not ours or found.kind not in ("fw", "flower"):
         return Filter(place, OtherMatch(found.kind))
     message = ChainTcmsg(HEADER.pack(HEADER.size + len(found.payload), 0, 0, 0, 0) + found.payload)
@@ -187,9 +208,13 @@ def _decode_action(act: nla, names: Mapping[int, str]) -> Action:
             return CopyMark(mask, verdict & _CHAIN_MASK)
     elif kind == "skbedit":
         mark = options.get_attr("TCA_SKBEDIT_MARK")
+        queue = options.get_attr("TCA_SKBEDIT_QUEUE_MAPPING")
         verdict = options.get_attr("TCA_SKBEDIT_PARMS")["action"]
         if mark is not None and verdict == tc_actions["pipe"]:
             return SetMark(mark)
+        if queue is not None and mark is None and verdict == tc_actions["unspec"]:
+            last = options.get_attr("TCA_SKBEDIT_QUEUE_MAPPING_MAX")
+            return SetQueue(queue) if last is None else SpreadQueues(last + 1)
     elif kind == "mirred":
         parms = options.get_attr("TCA_MIRRED_PARMS")
         if parms["eaction"] == MIRRED_EACTIONS["egress", "redirect"]:

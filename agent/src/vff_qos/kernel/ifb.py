@@ -22,7 +22,7 @@ def put_ifb(ipr: IPRoute, netlink: Netlink, ifb: Ifb) -> None:
     before = read_links(netlink)
     if ifb.dev not in before:
         with refusing(f"adding {ifb}"):
-            ipr.link("add", ifname=ifb.dev, kind="ifb", num_tx_queues=1)
+            ipr.link("add", ifname=ifb.dev, kind="ifb", num_tx_queues=ifb.queues)
         # Loading the module makes two devices of its own (numifbs=2), which nobody asked for.
         for other, link in read_links(netlink).items():
             if other not in before and other != ifb.dev and link.kind == "ifb" and not link.up:

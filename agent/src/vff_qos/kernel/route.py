@@ -21,6 +21,7 @@ from pyroute2.netlink.rtnl import RTM_DELQDISC, RTM_NEWQDISC
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from ..core.htb import classid
+from ..core.layout import mq_handle
 from ..core.plan.objects import INGRESS_PARENT, ROOT_PARENT, splitter
 from ..errors import KernelRefused
 from .packed.qdisc_list import splitter_options, tree_options
@@ -95,10 +96,15 @@ def put_splitter(ipr: IPRoute, index: int, major: int, split_bytes: int) -> None
     put_qdisc(ipr, index, "tbf", splitter(major), ROOT_PARENT, options)
 
 
-def put_tree(ipr: IPRoute, index: int, major: int, default: int, split_bytes: int = 0) -> None:
-    """Put an HTB below its splitter, or without one in the place of whatever root qdisc there is;
-    EINVAL if that has the same handle."""
-    parent = splitter(major) | 1 if split_bytes else ROOT_PARENT
+def put_mq(ipr: IPRoute, index: int, major: int) -> None:
+    """Put the root that several trees are below in the place of whatever root qdisc there is; each
+    queue then has the kernel's default."""
+    put_qdisc(ipr, index, "mq", mq_handle(major), ROOT_PARENT)
+
+
+def put_tree(ipr: IPRoute, index: int, major: int, default: int, parent: int = ROOT_PARENT) -> None:
+    """Put an HTB below its splitter or into its queue, or in the place of whatever root qdisc there
+    is; EINVAL if that has the same handle."""
     put_qdisc(ipr, index, "htb", classid(major, 0), parent, tree_options(default))
 
 

@@ -101,6 +101,12 @@ def _inherited(listen: str) -> socket.socket | None:
     return None
 
 
+def keep_inherited() -> None:
+    """Before this process begins anew: the socket that systemd has opened for us is still ours."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        os.set_inheritable(_FIRST_INHERITED_FD, True)
+
+
 def is_loopback(address: str) -> bool:
     """Whether an address is one of this host that no other host can have."""
     return address.startswith("127.") or address == "::1"

@@ -94,6 +94,8 @@ STATUS["properties"] |= {
     "wan": TEXT,
     "ifb": TEXT,
     "ceil_bps": WHOLE,
+    "trees": WHOLE,
+    "trees_why": TEXT,
     "devices": DEVICES,
     "restricted": known(addresses=WHOLE, flows=WHOLE),
     "parked": WHOLE,

@@ -18,8 +18,9 @@ from sys import getsizeof
 
 from ..claims.trust import ADOPTED, DOUBTED, FIXED, WEAK, address_key
 from ..flow import Flow
-from ..htb import ENDED_MINOR, MINOR_MASK, TAG_MASK
+from ..htb import ENDED_MINOR, MINOR_MASK
 from ..htb import PROVISIONAL as PROVISIONAL_MARK
+from ..layout import Layout
 from ..settings import Hop
 from .ends import FlowSeen
 from .record import (
@@ -129,12 +130,15 @@ class Mirror:
         hand_on: bool = True,
         hops: Iterable[Hop] = (),
         is_restricted: Callable[[int], bool] = lambda _minor: False,
+        trees: int = 1,
     ) -> None:
-        """``hand_on``: give a new UDP flow to the only user of its address; ``hops``: ranges of
-        ports that are one; ``is_restricted`` knows minors that flows in doubt share."""
+        """``major`` and ``trees`` as of `Layout`; ``hand_on``: give a new UDP flow to the only user
+        of its address; ``hops``: ranges of ports that are one; ``is_restricted`` knows minors that
+        flows in doubt share."""
         #: When births began to be counted.
         self.epoch_s = now_s
-        self._tag = major << 16
+        self._layout = Layout(major, trees)
+        self._tag, self._tag_mask, self._trees = self._layout.tag, self._layout.tag_mask, trees
         self._hand_on = hand_on
         self._hops = tuple(hops)
         self._is_restricted = is_restricted
@@ -227,7 +231,9 @@ class Mirror:
         minor = record & MINOR
         if not minor:
             return 0
-        return self._tag | minor | (PROVISIONAL_MARK if record & PROVISIONAL else 0)
+        # As `Layout.mark`, without its cost.
+        mark = self._tag + (minor % self._trees << 16) | minor
+        return mark | PROVISIONAL_MARK if record & PROVISIONAL else mark
 
     def last_port(self, client: bytes) -> int:
         """Our port that an ended flow from a client's end had; 0 if that is not known."""
@@ -667,7 +673,7 @@ class Mirror:
             before |= REUSED | VAGUE
         if before & FOREIGN or mark == held:
             return before
-        if mark and mark & TAG_MASK & ~PROVISIONAL_MARK == self._tag:
+        if mark and self._layout.is_ours(mark):
             return 0
         if mark:
             return unowned(before) | FOREIGN
@@ -704,9 +710,9 @@ class Mirror:
         """What a mark that was there before us says."""
         if not mark:
             return 0
-        if mark & TAG_MASK == self._tag | PROVISIONAL_MARK:
+        if mark & self._tag_mask == self._tag | PROVISIONAL_MARK:
             return mark & MINOR_MASK | PROVISIONAL
-        if mark & TAG_MASK == self._tag and mark & MINOR_MASK:
+        if mark & self._tag_mask == self._tag and mark & MINOR_MASK:
             minor = mark & MINOR_MASK
             return minor | (FIXED if minor in self.fixed else ADOPTED) << RANK_SHIFT
         return FOREIGN

@@ -5,6 +5,11 @@ Ingress of the WAN device: chain 0 holds one flower filter for each protocol and
 chain (its number is the handle's).  There packets with our tag are redirected to the IFB as they
 are; others lose the mark first, because a mark of other software that lies in conntrack must
 not turn up in policy routing, where it was not before.
+
+Where there are several trees, each is in a transmit queue of its device, below an mq, and filters
+at egress of WAN and IFB lead packets to the queue that their mark names, before the device chooses
+one (__dev_queue_xmit).  At ingress it could not be said: from 6.2 on act_skbedit refuses a queue
+there.
 """
 
 from __future__ import annotations
@@ -12,13 +17,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..htb import CEIL_MINOR, PROVISIONAL, TAG_MASK, UNCLASSIFIED_MINOR, classid, shared_class
+from ..layout import Layout
 from ..settings import Settings, merge_ranges
 from .nft_table import normal_table, table, table_text
 from .objects import (
+    EGRESS,
     INGRESS,
     PREF_ALL,
+    PREF_LEAD,
     PREF_PORTS,
     PREF_ROOT,
+    PREF_SPREAD,
     ROOT,
     Clsact,
     CopyMark,
@@ -27,12 +36,15 @@ from .objects import (
     FwMark,
     Ifb,
     KernelObject,
+    Mq,
     NftTable,
     Place,
     Redirect,
     SetMark,
+    SetQueue,
     SharedClass,
     SharedLeaf,
+    SpreadQueues,
     Sysctl,
     Tree,
 )
@@ -46,19 +58,26 @@ _TRANSPORTS = (6, 17)  # TCP, UDP
 SYSCTLS = (Sysctl("net.netfilter.nf_conntrack_timestamp", "1"),)
 
 
-def desired(settings: Settings, wan: str, mtu: int = 1500) -> list[KernelObject]:
-    """Every object of ours, in the order of creation; ``mtu`` is that of the WAN device.
+def desired(
+    settings: Settings, wan: str, mtu: int = 1500, queues: int | None = None
+) -> list[KernelObject]:
+    """Every object of ours, in the order of creation; ``mtu`` is that of the WAN device, and
+    ``queues`` how many transmit queues it uses.
 
     Without sysctls: not every host has or lets us set them.
     """
     split_bytes = mtu + _FRAME_BYTES if settings.split else 0
     ifb = settings.ifb
+    layout = settings.layout
+    at_ifb: list[KernelObject] = [Clsact(ifb), *_lead(layout, ifb)] if layout.trees > 1 else []
     return [
-        Ifb(ifb),
-        *_tree(settings, ifb, split_bytes, settings.unclassified_upload_bps),
+        Ifb(ifb, queues=layout.trees),
+        *_trees(settings, ifb, split_bytes, settings.unclassified_upload_bps),
+        *at_ifb,
         our_table(settings),
-        *_tree(settings, wan, split_bytes, settings.unclassified_download_bps),
+        *_trees(settings, wan, split_bytes, settings.unclassified_download_bps),
         Clsact(wan),
+        *(_lead(layout, wan, queues) if layout.trees > 1 else []),
         *_ingress_filters(settings, wan),
     ]
 
@@ -68,23 +87,42 @@ def our_table(settings: Settings) -> NftTable:
     return NftTable(normal_table(table(settings)), text=table_text(settings))
 
 
-def _tree(
+def _trees(
     settings: Settings, dev: str, split_bytes: int, unclassified_bps: int
 ) -> Iterator[KernelObject]:
-    major = settings.major
-    yield Tree(dev, major, UNCLASSIFIED_MINOR, split_bytes)
-    yield SharedClass(dev, major, CEIL_MINOR, shared_class(settings.node_ceil_bps))
-    yield SharedClass(dev, major, UNCLASSIFIED_MINOR, shared_class(unclassified_bps))
-    yield SharedLeaf(dev, major, UNCLASSIFIED_MINOR, settings.leaf)
-    yield Filter(Place(dev, ROOT, 0, PREF_ROOT, "all", 0), FwMark())
+    if settings.trees > 1:
+        yield Mq(dev, settings.major, settings.trees)
+    ceil = shared_class(settings.tree_ceil_bps)
+    unclassified = shared_class(settings.part_bps(unclassified_bps))
+    for number, major in enumerate(settings.layout.majors):
+        if settings.trees > 1:
+            yield Tree(dev, major, UNCLASSIFIED_MINOR, queue=number)
+        else:
+            yield Tree(dev, major, UNCLASSIFIED_MINOR, split_bytes)
+        yield SharedClass(dev, major, CEIL_MINOR, ceil, number)
+        yield SharedClass(dev, major, UNCLASSIFIED_MINOR, unclassified, number)
+        yield SharedLeaf(dev, major, UNCLASSIFIED_MINOR, settings.leaf, number)
+        yield Filter(Place(dev, ROOT, 0, PREF_ROOT, "all", 0, number), FwMark())
+
+
+def _lead(layout: Layout, dev: str, queues: int | None = None) -> Iterator[Filter]:
+    """One look-up of the mark's upper half, whatever the number of queues.
+
+    A device with more queues than trees would send what is nobody's past all ceilings.
+    """
+    if queues is not None and queues > layout.trees:
+        place = Place(dev, EGRESS, 0, PREF_SPREAD, "all", 1)
+        yield Filter(place, Flower(), (SpreadQueues(layout.trees),))
+    for queue, major in enumerate(layout.majors):
+        place = Place(dev, EGRESS, 0, PREF_LEAD, "all", classid(major, 0))
+        yield Filter(place, FwMark(TAG_MASK), (SetQueue(queue),))
 
 
 def _ingress_filters(settings: Settings, wan: str) -> Iterator[Filter]:
     chain = settings.major
     to_ifb = Redirect(settings.ifb)
-    yield Filter(
-        Place(wan, INGRESS, chain, 1, "all", classid(chain, 0)), FwMark(TAG_MASK), (to_ifb,)
-    )
+    ours = FwMark(settings.layout.tag_mask)
+    yield Filter(Place(wan, INGRESS, chain, 1, "all", classid(chain, 0)), ours, (to_ifb,))
     yield Filter(Place(wan, INGRESS, chain, 2, "all", 1), Flower(), (SetMark(0), to_ifb))
     # A provisional mark's class is the same.
     copied = 0xFFFFFFFF & ~PROVISIONAL if settings.early_shaping else 0xFFFFFFFF

@@ -50,6 +50,9 @@ class KernelRecord:
     devices: dict[str, DeviceRecord] = field(default_factory=dict)
     #: What sysctls were that we have set.
     sysctls: dict[str, str] = field(default_factory=dict)
+    #: How many trees there are, and why so many.
+    trees: int = 1
+    why: str = ""
 
     @classmethod
     def from_json(cls, data: object) -> KernelRecord:
@@ -64,7 +67,8 @@ class KernelRecord:
             )
             for dev, entry in data.get("devices", {}).items()
         }
-        return cls(data.get("major"), devices, dict(data.get("sysctls", {})))
+        trees, why = data.get("trees", 1), data.get("trees_why", "")
+        return cls(data.get("major"), devices, dict(data.get("sysctls", {})), trees, why)
 
     def to_json(self) -> dict[str, object] | None:
         """For JSON; None if there is nothing to remember."""
@@ -78,4 +82,11 @@ class KernelRecord:
             }
             for dev, entry in self.devices.items()
         }
-        return {"major": self.major, "devices": devices, "sysctls": self.sysctls}
+        found: dict[str, object] = {
+            "major": self.major,
+            "devices": devices,
+            "sysctls": self.sysctls,
+        }
+        if self.why or self.trees > 1:
+            found |= {"trees": self.trees, "trees_why": self.why}
+        return found

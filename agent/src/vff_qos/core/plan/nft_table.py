@@ -14,7 +14,7 @@ UDP ports to the one where the engine listens.
 
 from __future__ import annotations
 
-from ..htb import OURS_MASK, PROVISIONAL, TAG_MASK, classid
+from ..htb import PROVISIONAL
 from ..settings import Hop, Settings
 from ..sole_users import MAX_ADDRESSES
 from .quic_rules import is_quic, quic_rules
@@ -59,17 +59,18 @@ _SOURCE6: Json = {
 
 def table(settings: Settings) -> Listing:
     """Everything in our table, in the order of creation, without handles."""
-    tag = classid(settings.major, 0)
+    layout = settings.layout
+    tag = layout.tag
     objects: Listing = [
         {"table": {"family": "inet", "name": TABLE}},
         _chain("pre", "prerouting", -300),
         _chain("post", "postrouting", -150),
-        _mangle("pre", [_tagged("meta", TAG_MASK, tag)], "meta", 0),
+        _mangle("pre", [_tagged("meta", layout.tag_mask, tag)], "meta", 0),
     ]
     objects += [*_static(settings), *_cut(), *_flood_guard(settings), *_hop(settings)]
     objects += quic_rules(settings, TABLE)[0]
     if not settings.early_shaping:
-        return [*objects, _mangle("post", [_tagged("ct", TAG_MASK, tag)], "meta", _CT_MARK)]
+        return [*objects, _mangle("post", [_tagged("ct", layout.tag_mask, tag)], "meta", _CT_MARK)]
     new = [
         _match({"ct": {"key": "state"}}, "new", "in"),
         _match(_CT_MARK, 0),
@@ -82,7 +83,7 @@ def table(settings: Settings) -> Listing:
         _chain("early", "prerouting", -150),
         _early_map(EARLY4, "ipv4_addr"),
         _early_map(EARLY6, "ipv6_addr"),
-        _mangle("post", [_tagged("ct", OURS_MASK, tag)], "meta", final),
+        _mangle("post", [_tagged("ct", layout.mask, tag)], "meta", final),
         _mangle("early", new, "ct", {"map": {"key": _SOURCE4, "data": f"@{EARLY4}"}}),
         _mangle("early", new, "ct", {"map": {"key": _SOURCE6, "data": f"@{EARLY6}"}}),
     ]

@@ -4,6 +4,8 @@
 `SharedClass`, `SharedLeaf` and filter, the `Clsact`, `Filter` and `Sysctl`.  The ``key`` of an
 object says which one it is, all else how it should be.  `Interface`, `Qdisc` and `Observed` are
 what the kernel shows, ours or not.
+
+Longer than 400 lines: each kind of thing has its type here.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..htb import CEIL_MINOR, UNCLASSIFIED_MINOR, HtbClass, classid
+from ..layout import mq_handle
 from ..old_role import OldRole
 from ..units import format_rate
 from .nft_table import SETS_WITH_LIMITS, TABLE, Listing
@@ -26,6 +29,9 @@ IFB_TXQLEN = 1000
 PREF_PORTS = 20736
 PREF_ALL = PREF_PORTS + 4
 OUR_PREFS = range(PREF_PORTS, PREF_ALL + 2)
+#: Preferences of the filters at egress where there are several trees: what spreads all packets over
+#: the queues that have one, then what leads those of users to their own.
+PREF_SPREAD, PREF_LEAD = PREF_ALL + 2, PREF_ALL + 3
 #: The fw filter of a tree has the last preference: the kernel breaks off a listing after it.
 PREF_ROOT = 65535
 
@@ -56,6 +62,9 @@ class Interface(NamedTuple):
     txqlen: int
     altnames: tuple[str, ...] = ()
     mtu: int = 1500
+    #: Transmit queues that it was made with, and those that it uses (None: it does not say).
+    queues: int = 1
+    used_queues: int | None = None
 
 
 class Qdisc(NamedTuple):
@@ -77,10 +86,24 @@ def splitter(major: int) -> int:
 
 
 def is_tree(qdisc: Qdisc, majors: Collection[int]) -> bool:
-    """Whether this is the HTB of a tree of ours, at the root or below its splitter."""
+    """Whether this is the HTB of a tree of ours: at the root, below its splitter, in its queue."""
     major = qdisc.handle >> 16
-    places = (ROOT_PARENT, splitter(major) | 1)
+    places = (ROOT_PARENT, splitter(major) | 1, queue_parent(major))
     return qdisc.kind == "htb" and major in majors and qdisc.parent in places
+
+
+def queue_parent(major: int) -> int:
+    """Where the tree with this major is below its mq: that numbers queues from 1."""
+    return mq_handle(major) | (major & 0xFF) + 1
+
+
+def is_mq(qdisc: Qdisc, majors: Collection[int]) -> bool:
+    """Whether this is the mq above several trees of ours."""
+    return (
+        qdisc.kind == "mq"
+        and qdisc.parent == ROOT_PARENT
+        and qdisc.handle in map(mq_handle, majors)
+    )
 
 
 def is_splitter(qdisc: Qdisc, majors: Collection[int]) -> bool:
@@ -126,6 +149,22 @@ class SetMark(NamedTuple):
     value: int
 
 
+class SetQueue(NamedTuple):
+    """act_skbedit at egress: the packet goes to this transmit queue, from 0; other filters go on.
+
+    The kernel obeys from 5.19 on (netdev_xmit_skip_txqueue).
+    """
+
+    queue: int
+
+
+class SpreadQueues(NamedTuple):
+    """act_skbedit at egress: the packet goes to one of the first ``queues`` transmit queues, by the
+    hash of its flow; other filters go on.  From kernel 5.19 on."""
+
+    queues: int
+
+
 class Redirect(NamedTuple):
     """act_mirred: the packet goes to interface ``dev``."""
 
@@ -139,11 +178,12 @@ class OtherAction(NamedTuple):
 
 
 Match = FwMark | Flower | OtherMatch
-Action = CopyMark | SetMark | Redirect | OtherAction
+Action = CopyMark | SetMark | SetQueue | SpreadQueues | Redirect | OtherAction
 
 
 class Place(NamedTuple):
-    """Where a filter is; ``hook`` is INGRESS, EGRESS or ROOT, ``protocol`` such as ``ipv6``."""
+    """Where a filter is; ``hook`` is INGRESS, EGRESS or ROOT (of tree number ``tree``),
+    ``protocol`` such as ``ipv6``."""
 
     dev: str
     hook: str
@@ -151,6 +191,7 @@ class Place(NamedTuple):
     pref: int
     protocol: str
     handle: int
+    tree: int = 0
 
 
 # --- objects of ours ---
@@ -164,13 +205,14 @@ class Ifb:
     alias: str = ALIAS
     up: bool = True
     txqlen: int = IFB_TXQLEN
+    queues: int = 1
 
     @property
     def key(self) -> Key:
         return "ifb", self.dev
 
     def __str__(self) -> str:
-        return f"ifb device {self.dev}"
+        return f"ifb device {self.dev}" + (f" with {self.queues} queues" * (self.queues > 1))
 
 
 @dataclass(frozen=True)
@@ -192,18 +234,37 @@ class NftTable:
 
 
 @dataclass(frozen=True)
+class Mq:
+    """The root of a device that has a tree for each of its first ``trees`` queues; ``major`` of the
+    first of them."""
+
+    dev: str
+    major: int
+    trees: int
+
+    @property
+    def key(self) -> Key:
+        return "mq", self.dev
+
+    def __str__(self) -> str:
+        return f"root qdisc mq {mq_handle(self.major) >> 16:x}: of {self.dev}, {self.trees} trees"
+
+
+@dataclass(frozen=True)
 class Tree:
     """An HTB at the root of a device; below a TBF that splits packets of more than
-    ``split_bytes`` into frames, if that is not 0.  ``default`` None: the TBF has lost its HTB."""
+    ``split_bytes`` into frames, if that is not 0.  ``default`` None: the TBF has lost its HTB.
+    Where there are several, ``queue`` says which one's it is, from 0."""
 
     dev: str
     major: int
     default: int | None = UNCLASSIFIED_MINOR
     split_bytes: int = 0
+    queue: int | None = None
 
     @property
     def key(self) -> Key:
-        return "tree", self.dev
+        return ("tree", self.dev) if self.queue is None else ("tree", self.dev, self.queue)
 
     @property
     def is_complete(self) -> bool:
@@ -212,27 +273,36 @@ class Tree:
 
     def can_become(self, other: Tree) -> bool:
         """Whether this one is the other but for the size above which it splits."""
-        return (self.major, self.default, self.split_bytes > 0) == (
+        return (self.major, self.default, self.split_bytes > 0, self.queue) == (
             other.major,
             other.default,
             other.split_bytes > 0,
+            other.queue,
         )
 
     def __str__(self) -> str:
+        if self.queue is not None:
+            return f"qdisc htb {self.major:x}: of {self.dev}, queue {self.queue}"
         what = f"root qdisc htb {self.major:x}: of {self.dev}"
         if self.split_bytes:
             what += f", below a tbf that splits packets above {self.split_bytes} bytes"
         return what
 
 
+def _class_name(major: int, minor: int, tree: int) -> str:
+    # Of the first tree, or the only one, the minor says all.
+    return f"{major:x}:{minor:x}" if tree else f":{minor:x}"
+
+
 @dataclass(frozen=True)
 class SharedClass:
-    """A class that all share."""
+    """A class that all share, in tree number ``tree``."""
 
     dev: str
     major: int
     minor: int
     params: HtbClass
+    tree: int = 0
 
     @property
     def key(self) -> Key:
@@ -241,24 +311,27 @@ class SharedClass:
     def __str__(self) -> str:
         role = "node ceiling" if self.minor == CEIL_MINOR else "unclassified traffic"
         rate = format_rate(self.params.ceil_bps)
-        return f"class :{self.minor:x} of {self.dev}: {role}, {rate}"
+        name = _class_name(self.major, self.minor, self.tree)
+        return f"class {name} of {self.dev}: {role}, {rate}"
 
 
 @dataclass(frozen=True)
 class SharedLeaf:
-    """The leaf qdisc of a class that all share."""
+    """The leaf qdisc of a class that all share, in tree number ``tree``."""
 
     dev: str
     major: int
     minor: int
     kind: str
+    tree: int = 0
 
     @property
     def key(self) -> Key:
         return "leaf", self.dev, self.major, self.minor
 
     def __str__(self) -> str:
-        return f"leaf qdisc {self.kind} of class :{self.minor:x} of {self.dev}"
+        name = _class_name(self.major, self.minor, self.tree)
+        return f"leaf qdisc {self.kind} of class {name} of {self.dev}"
 
 
 @dataclass(frozen=True)
@@ -282,6 +355,12 @@ def leads_away(chain: int, pref: int, classifier: str) -> bool:
     return chain == 0 and pref in OUR_PREFS and classifier == "flower"
 
 
+def leads(hook: str, chain: int, pref: int, classifier: str) -> bool:
+    """Whether a filter is one of ours at egress that lead packets to queues."""
+    ours = {PREF_SPREAD: "flower", PREF_LEAD: "fw"}
+    return hook == EGRESS and chain == 0 and ours.get(pref) == classifier
+
+
 @dataclass(frozen=True)
 class Filter:
     """A tc filter: where it is, what it matches, what it does."""
@@ -302,6 +381,12 @@ class Filter:
         return place.hook == INGRESS and leads_away(place.chain, place.pref, self.classifier)
 
     @property
+    def leads(self) -> bool:
+        """Whether it has the place of ours at egress that lead packets to queues."""
+        place = self.place
+        return leads(place.hook, place.chain, place.pref, self.classifier)
+
+    @property
     def classifier(self) -> str:
         """The kernel's name of what matches."""
         if isinstance(self.match, OtherMatch):
@@ -309,9 +394,13 @@ class Filter:
         return "flower" if isinstance(self.match, Flower) else "fw"
 
     def __str__(self) -> str:
-        dev, hook, chain, pref, protocol, _handle = self.place
+        dev, hook, chain, pref, protocol, handle, tree = self.place
         if hook == ROOT:
-            return f"filter of {dev}: class from mark"
+            return f"filter of {dev}: class from mark" + f", queue {tree}" * (tree > 0)
+        if hook == EGRESS and isinstance(self.match, Flower):
+            return f"egress filter {pref} of {dev}: packets to queues that have a tree"
+        if hook == EGRESS:
+            return f"egress filter {pref} of {dev}: marks of tree {handle >> 16:x}: to their queue"
         match, to = self.match, getattr(self.actions[-1], "dev", "") if self.actions else ""
         if chain == 0 and isinstance(match, Flower) and match.protocol in _TRANSPORTS:
             ports = str(match.low) if match.low == match.high else f"{match.low}-{match.high}"
@@ -340,7 +429,7 @@ class Sysctl:
         return f"sysctl {self.name} = {self.value}"
 
 
-KernelObject = Ifb | NftTable | Tree | SharedClass | SharedLeaf | Clsact | Filter | Sysctl
+KernelObject = Ifb | NftTable | Mq | Tree | SharedClass | SharedLeaf | Clsact | Filter | Sysctl
 
 
 class SysctlState(NamedTuple):
@@ -364,6 +453,9 @@ class Observed:
     #: Of libnftables.
     nft_version: tuple[int, ...] = SETS_WITH_LIMITS
     sysctls: dict[str, SysctlState] = field(default_factory=dict)
+    #: Processors that work, and the kernel's version.
+    processors: int = 1
+    kernel: tuple[int, int] = (6, 1)
     #: What the role qos_per_user_xray was told, where its settings are on this node; then also
     #: minors of classes under roots like its own, by device, and whether its nft table is there.
     old: OldRole | None = None

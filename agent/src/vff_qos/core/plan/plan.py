@@ -7,21 +7,22 @@ removal goes the other way round, so that traffic flows at every step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ...errors import Refused
 from ..htb import (
     CEIL_MINOR,
     UNCLASSIFIED_MINOR,
     classid,
-    same_class,
 )
+from ..layout import first_of, known_majors
 from ..old_role import TABLE as OLD_TABLE
 from ..settings import Settings
 from .desired import SYSCTLS, desired
-from .kernel_record import DeviceRecord, KernelRecord, SavedQdisc, SavedRoot
+from .diff import Operation, diff
+from .kernel_record import DeviceRecord, KernelRecord, SavedQdisc
 from .nft_table import SETS_WITH_LIMITS, normal_table
 from .objects import (
     ALIAS,
@@ -29,7 +30,9 @@ from .objects import (
     INGRESS,
     INGRESS_PARENT,
     OUR_PREFS,
+    PREF_LEAD,
     PREF_ROOT,
+    PREF_SPREAD,
     ROOT,
     ROOT_PARENT,
     SPLIT_LIMIT,
@@ -40,30 +43,22 @@ from .objects import (
     Interface,
     KernelObject,
     Key,
+    Mq,
     NftTable,
     Observed,
     OtherMatch,
+    Place,
     Qdisc,
     SharedClass,
     SharedLeaf,
     Sysctl,
     Tree,
+    is_mq,
     is_splitter,
     is_tree,
 )
 from .old_objects import has_old_ingress, has_old_tree, is_old_ifb, marks_of_users, old_refusals
-
-Verb = Literal["add", "change", "remove", "restore"]
-
-
-class Operation(NamedTuple):
-    """One step: what is done to what, as it is to be (or, if removed, is)."""
-
-    verb: Verb
-    target: KernelObject | SavedRoot
-
-    def __str__(self) -> str:
-        return f"{self.verb} {self.target}"
+from .trees import decide
 
 
 class Plan(NamedTuple):
@@ -80,8 +75,16 @@ class Plan(NamedTuple):
 # --- what there is of ours ---
 
 
-def _majors(settings: Settings, record: KernelRecord) -> tuple[int, ...]:
+def first_majors(settings: Settings, record: KernelRecord) -> tuple[int, ...]:
+    """Handles of the first tree: of the one that is wanted, and of the one that was made."""
     return settings.major, settings.major if record.major is None else record.major
+
+
+def known_trees(settings: Settings, record: KernelRecord) -> tuple[int, ...]:
+    """Handles that trees of ours may have."""
+    one = settings.trees_wanted == 1 and record.trees == 1
+    majors = first_majors(settings, record)
+    return majors if one else tuple(m for first in majors for m in known_majors(first))
 
 
 def observed_objects(
@@ -92,9 +95,9 @@ def observed_objects(
     Classes, leaf and filters of a tree count only if its root is what it should be: otherwise the
     root is made anew and they go with it.  An ingress qdisc is listed whoever made it.
     """
-    majors = _majors(settings, record)
+    chains, majors = first_majors(settings, record), known_trees(settings, record)
     found: list[KernelObject] = [
-        Ifb(dev, link.alias, link.up, link.txqlen)
+        Ifb(dev, link.alias, link.up, link.txqlen, link.queues)
         for dev, link in observed.links.items()
         if _our_link(dev, link, settings) or is_old_ifb(observed, dev)
     ]
@@ -105,37 +108,48 @@ def observed_objects(
     ]
     if observed.has_old_table:
         found.append(NftTable([], OLD_TABLE))
-    trees: dict[str, Tree] = {}
+    trees: dict[Key, Tree] = {}
     for qdisc in observed.qdiscs:
         dev, major = qdisc.dev, qdisc.handle >> 16
+        if is_mq(qdisc, majors):
+            found.append(Mq(dev, first_of(major), record.trees))
         if qdisc.parent == ROOT_PARENT and is_splitter(qdisc, majors):
-            trees.setdefault(dev, Tree(dev, major - 1, None, qdisc.limit // SPLIT_LIMIT))
+            headless = Tree(dev, major - 1, None, qdisc.limit // SPLIT_LIMIT)
+            trees.setdefault(headless.key, headless)
         if is_tree(qdisc, majors):
             above = observed.root(dev)
-            split_bytes = above.limit // SPLIT_LIMIT if above else 0
-            trees[dev] = Tree(dev, major, qdisc.default, split_bytes)
+            if above and is_mq(above, majors):
+                tree = Tree(dev, major, qdisc.default, 0, major - first_of(major))
+            else:
+                split_bytes = above.limit // SPLIT_LIMIT if above else 0
+                tree = Tree(dev, major, qdisc.default, split_bytes)
+            trees[tree.key] = tree
     found += trees.values()
     for tree in trees.values():
-        kept = Tree(tree.dev, settings.major, UNCLASSIFIED_MINOR, int(settings.split))
+        if tree.queue is None:
+            kept = Tree(tree.dev, settings.major, UNCLASSIFIED_MINOR, int(settings.split))
+        else:
+            kept = replace(tree, major=settings.major + tree.queue, default=UNCLASSIFIED_MINOR)
         if tree.can_become(kept):
             found += _inside(tree, observed)
     if observed.nft is not None:
         found.append(NftTable(normal_table(observed.nft.objects)))
-    found += [item for item in observed.filters if _our_filter(item, majors)]
+    found += [item for item in observed.filters if _our_filter(item, chains)]
     return {item.key: item for item in found}
 
 
 def _inside(tree: Tree, observed: Observed) -> Iterator[KernelObject]:
     """What the tree shares among all: classes, leaf, filter."""
-    dev, major = tree.dev, tree.major
+    dev, major, number = tree.dev, tree.major, tree.queue or 0
     for minor, params in observed.classes.get((dev, major), {}).items():
         if minor in (CEIL_MINOR, UNCLASSIFIED_MINOR):
-            yield SharedClass(dev, major, minor, params)
+            yield SharedClass(dev, major, minor, params, number)
     parent = classid(major, UNCLASSIFIED_MINOR)
     for leaf in observed.qdiscs:
         if leaf.dev == dev and leaf.parent == parent:
-            yield SharedLeaf(dev, major, UNCLASSIFIED_MINOR, leaf.kind)
-    at_root = [f for f in observed.filters if f.place[:4] == (dev, ROOT, 0, PREF_ROOT)]
+            yield SharedLeaf(dev, major, UNCLASSIFIED_MINOR, leaf.kind, number)
+    place = Place(dev, ROOT, 0, PREF_ROOT, "all", 0, number)
+    at_root = [f for f in observed.filters if f.place._replace(handle=0, protocol="all") == place]
     if at_root:
         # With a handle beside it cls_fw no longer takes the mark itself for the classid.
         match = FwMark() if len(at_root) == 1 else OtherMatch("fw", "with handles")
@@ -148,13 +162,13 @@ def _our_link(dev: str, link: Interface, settings: Settings) -> bool:
     return link.kind == "ifb" and (link.alias == ALIAS or fresh)
 
 
-def _our_filter(found: Filter, majors: tuple[int, ...]) -> bool:
-    in_chain = found.place.hook == INGRESS and found.place.chain in majors
-    return in_chain or found.leads_away
+def _our_filter(found: Filter, chains: tuple[int, ...]) -> bool:
+    in_chain = found.place.hook == INGRESS and found.place.chain in chains
+    return in_chain or found.leads_away or found.leads
 
 
 def _our_root(root: Qdisc, majors: tuple[int, ...]) -> bool:
-    return is_tree(root, majors) or is_splitter(root, majors)
+    return is_tree(root, majors) or is_splitter(root, majors) or is_mq(root, majors)
 
 
 def _foreign_root(root: Qdisc, majors: tuple[int, ...]) -> bool:
@@ -195,7 +209,7 @@ def refusals(settings: Settings, observed: Observed, record: KernelRecord, wan: 
             f"(kind {link.kind or 'device'}); remove it or choose another name"
         )
     root = observed.root(wan)
-    foreign = root and _foreign_root(root, _majors(settings, record))
+    foreign = root and _foreign_root(root, known_trees(settings, record))
     if root and foreign and not settings.take_foreign_root and not has_old_tree(observed, wan):
         found.append(
             f"the root qdisc of {wan} is {root.kind} {root.handle >> 16:x}:, which somebody set; "
@@ -209,6 +223,12 @@ def refusals(settings: Settings, observed: Observed, record: KernelRecord, wan: 
             found.append(
                 f"the ingress filter {classifier} of {wan} holds preference {place.pref}, "
                 f"which we need; move it"
+            )
+        at_egress = (place.dev, place.hook, place.chain) == (wan, EGRESS, 0)
+        if at_egress and place.pref in (PREF_SPREAD, PREF_LEAD) and not item.leads:
+            found.append(
+                f"the egress filter {classifier} of {wan} holds preference {place.pref}, "
+                f"which several trees need; move it, or set trees to 1"
             )
     return found
 
@@ -229,9 +249,14 @@ def present(settings: Settings, observed: Observed, record: KernelRecord) -> Pla
         settings = replace(settings, follow_quic=False)
         notes.append("QUIC connections that move are not followed: that needs libnftables 1.0.6")
     entry = _remember(settings, observed, record, wan)
+    trees = decide(settings, observed.links[wan].used_queues, observed.processors, observed.kernel)
+    settings = replace(settings, trees=trees.number)
+    if trees.why and trees.number == 1:
+        notes.append(f"one tree: {trees.why}")
     have = observed_objects(settings, observed, record)
-    want = desired(settings, wan, observed.links[wan].mtu)
-    operations = _diff(want, have, observed, record)
+    link = observed.links[wan]
+    want = desired(settings, wan, link.mtu, link.used_queues)
+    operations = diff(want, have, observed, record)
     sysctls = dict(record.sysctls)
     for item in SYSCTLS:
         now = observed.sysctls.get(item.name)
@@ -243,8 +268,10 @@ def present(settings: Settings, observed: Observed, record: KernelRecord) -> Pla
             sysctls[item.name] = now.value
             operations.append(Operation("change", item))
     major = settings.major if record.major is None else record.major
-    before = KernelRecord(major, {**record.devices, wan: entry}, sysctls)
-    after = KernelRecord(settings.major, {wan: entry}, sysctls)
+    before = KernelRecord(
+        major, {**record.devices, wan: entry}, sysctls, max(record.trees, trees.number), trees.why
+    )
+    after = KernelRecord(settings.major, {wan: entry}, sysctls, *trees)
     marks = marks_of_users(observed)
     return Plan(operations, before if operations else after, after, tuple(notes), marks)
 
@@ -258,7 +285,7 @@ def absent(settings: Settings, observed: Observed, record: KernelRecord) -> Plan
         if now and old is not None and now.value == item.value and now.writable:
             operations.append(Operation("restore", Sysctl(item.name, old)))
     have = observed_objects(settings, observed, record)
-    operations += _diff([], have, observed, record)
+    operations += diff([], have, observed, record)
     return Plan(operations, record, KernelRecord())
 
 
@@ -267,14 +294,14 @@ def _remember(
 ) -> DeviceRecord:
     """What `absent` must know of the WAN device."""
     index = observed.links[wan].ifindex
-    majors = _majors(settings, record)
+    chains, majors = first_majors(settings, record), known_trees(settings, record)
     entry = record.devices.get(wan)
     if entry and entry.index != index:
         entry = None
     root = observed.root(wan)
     ours = root is not None and _our_root(root, majors)
     traces = ours or any(
-        item.place[:2] == (wan, INGRESS) and _our_filter(item, majors) for item in observed.filters
+        item.place[:2] == (wan, INGRESS) and _our_filter(item, chains) for item in observed.filters
     )
     qdiscs: tuple[SavedQdisc, ...] = ()
     if ours:
@@ -305,89 +332,3 @@ def _parents_first(root: Qdisc, qdiscs: list[Qdisc]) -> list[Qdisc]:
             and q.parent not in (ROOT_PARENT, INGRESS_PARENT) and q not in found
         ]  # fmt: skip
     return found
-
-
-_REMOVAL = (Ifb, NftTable, Tree, SharedClass, SharedLeaf, Clsact, Filter)
-
-
-def _removal_order(item: KernelObject) -> tuple[int, bool, int]:
-    leads_in = isinstance(item, Filter) and item.place.chain == 0
-    minor = item.minor if isinstance(item, SharedClass) else 0
-    return _REMOVAL.index(type(item)), leads_in, minor
-
-
-def _diff(
-    want: Iterable[KernelObject],
-    have: dict[Key, KernelObject],
-    observed: Observed,
-    record: KernelRecord,
-) -> list[Operation]:
-    operations = []
-    wanted = {item.key: item for item in want}
-    for key, item in wanted.items():
-        now = have.get(key)
-        if now is None:
-            operations.append(Operation("add", item))
-        elif not _is_right(now, item):
-            operations += _replace(now, item)
-    surplus = [item for key, item in have.items() if key not in wanted]
-    without = {item.dev for item in surplus if isinstance(item, Ifb)}
-    bare = {item.dev for item in surplus if isinstance(item, Tree)}
-    for item in sorted(surplus, key=_removal_order, reverse=True):
-        match item:
-            case Clsact():
-                if _ingress_removable(item, have, observed, record):
-                    operations.append(Operation("remove", item))
-            case Ifb() | NftTable() | Sysctl():
-                operations.append(Operation("remove", item))
-            case Tree():
-                # One with another default bears our number, but is not of our making.
-                if item.dev not in without and (item.default is None or item.is_complete):
-                    operations += _remove_tree(item, record)
-            case SharedClass() | SharedLeaf():
-                if item.dev not in bare | without:
-                    operations.append(Operation("remove", item))
-            case Filter():
-                gone = item.place.hook == ROOT and item.place.dev in bare
-                if not gone and item.place.dev not in without:
-                    operations.append(Operation("remove", item))
-    return operations
-
-
-def _is_right(now: KernelObject, item: KernelObject) -> bool:
-    if isinstance(now, SharedClass) and isinstance(item, SharedClass):
-        return same_class(now.params, item.params)
-    return now == item
-
-
-def _replace(now: KernelObject, item: KernelObject) -> list[Operation]:
-    """From one object to another with its key."""
-    in_place = isinstance(item, Ifb | SharedClass | NftTable)
-    anew = True
-    if isinstance(now, Tree) and isinstance(item, Tree):
-        in_place = now.can_become(item)
-        # The kernel replaces no qdisc by one of another kind under the same handle.
-        anew = abs(now.major - item.major) < 2
-    if in_place:
-        return [Operation("change", item)]
-    return [*([Operation("remove", now)] if anew else []), Operation("add", item)]
-
-
-def _remove_tree(tree: Tree, record: KernelRecord) -> list[Operation]:
-    operations = [Operation("remove", tree)]
-    entry = record.devices.get(tree.dev)
-    if entry and entry.qdiscs:
-        operations.append(Operation("restore", SavedRoot(tree.dev, entry.qdiscs)))
-    return operations
-
-
-def _ingress_removable(
-    clsact: Clsact, have: dict[Key, KernelObject], observed: Observed, record: KernelRecord
-) -> bool:
-    dev = clsact.dev
-    here = [f for f in observed.filters if f.place.dev == dev and f.place.hook in (INGRESS, EGRESS)]
-    others = any(item.key not in have for item in here)
-    made = record.devices[dev].ingress if dev in record.devices else None
-    mine = any(item.key in have and item.place.hook == INGRESS for item in here)
-    known = dev in record.devices or mine or ("tree", dev) in have
-    return known and made is not False and not others

@@ -19,7 +19,7 @@ _GETLINK = 18
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _U32 = struct.Struct("=I")
 _IFNAME, _MTU, _TXQLEN, _LINKINFO, _ALIAS, _EXT_MASK = 3, 4, 13, 18, 20, 29
-_PROP_LIST, _ALT_IFNAME = 52, 53
+_NUM_TX_QUEUES, _PROP_LIST, _ALT_IFNAME = 31, 52, 53
 _INFO_KIND = 1
 _SKIP_STATS = 8
 _IFF_UP = 1
@@ -45,6 +45,7 @@ def _decode(data: bytes) -> tuple[str, Interface]:
         txqlen=int.from_bytes(fields.get(_TXQLEN, b""), sys.byteorder),
         altnames=tuple(_text(names[a:b]) for n, a, b in attrs(names) if n == _ALT_IFNAME),
         mtu=int.from_bytes(fields.get(_MTU, b""), sys.byteorder),
+        queues=int.from_bytes(fields.get(_NUM_TX_QUEUES, b""), sys.byteorder) or 1,
     )
 
 

@@ -2,6 +2,8 @@
 
 Source of the numbers: include/uapi/linux/{rtnetlink,pkt_sched}.h, net/sched/sch_htb.c.  Adding
 or deleting a class walks all classes of the qdisc; changing one does not.
+
+Longer than 400 lines: messages and what sends them share their numbers.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from operator import add
 from sys import intern
 from typing import NamedTuple
 
@@ -149,11 +152,13 @@ def encode_class_delete(seq: int, key: ClassKey) -> bytes:
     return _message(_DELTCLASS, 0, seq, key.ifindex, classid(key.major, key.minor), 0, b"")
 
 
-def encode_leaf(seq: int, key: ClassKey, kind: str, target_us: int, flags: int = 0) -> bytes:
+def encode_leaf(
+    seq: int, key: ClassKey, kind: str, target_us: int, flags: int = 0, handle: int = 0
+) -> bytes:
     """Request to change the leaf qdisc ``kind`` of a class, or to add it (CREATE | EXCL).
 
-    ``target_us`` is for fq_codel.  The handle is the class's minor: the kernel has few handles to
-    give away by itself.
+    ``target_us`` is for fq_codel.  The handle, if none is given, is the class's minor: the kernel
+    has few handles to give away by itself.
     """
     body = attr(_KIND, kind.encode() + b"\0")
     if kind == "fq_codel":
@@ -163,7 +168,8 @@ def encode_leaf(seq: int, key: ClassKey, kind: str, target_us: int, flags: int =
             options += attr(_FQ_CODEL_FLOWS, struct.pack("=I", flows))
         body += nest(_OPTIONS, options)
     parent = classid(key.major, key.minor)
-    return _message(_NEWQDISC, flags, seq, key.ifindex, classid(key.minor, 0), parent, body)
+    handle = handle or classid(key.minor, 0)
+    return _message(_NEWQDISC, flags, seq, key.ifindex, handle, parent, body)
 
 
 def decode_params(payload: bytes) -> HtbClass | None:
@@ -223,6 +229,20 @@ def decode_sent(payload: bytes) -> int:
     return int(_U64.unpack_from(payload, start)[0]) if start < end else 0
 
 
+def add_states(one: ClassState, other: ClassState) -> ClassState:
+    """What two trees say of a class that each of them has."""
+    sums = map(add, one[2:], other[2:])
+    rates = {
+        name: getattr(one.params, name) + getattr(other.params, name)
+        for name in ("rate_bps", "ceil_bps")
+    }
+    return ClassState(one.parent, one.params._replace(**rates), *sums)
+
+
+def _first(one: HtbClass, _other: HtbClass) -> HtbClass:
+    return one
+
+
 class Tc:
     """The classes of this network namespace."""
 
@@ -233,20 +253,23 @@ class Tc:
         """Release the socket."""
         self.netlink.close()
 
-    def classes(self, ifindex: int, major: int) -> dict[int, ClassState]:
+    # Each of several trees has the classes that all share: of these it is the sum, as of one tree.
+
+    def classes(self, ifindex: int, major: int, trees: int = 1) -> dict[int, ClassState]:
         """{minor: state} of the classes under root ``major:`` on one interface."""
-        return self._classes(ifindex, major, _state, dict)
+        return self._classes(ifindex, major, trees, _state, dict, add_states)
 
-    def class_table(self, ifindex: int, major: int) -> ClassTable:
+    def class_table(self, ifindex: int, major: int, trees: int = 1) -> ClassTable:
         """The same in a fifth of the memory, for what keeps it."""
-        return self._classes(ifindex, major, _state, ClassTable)
+        return self._classes(ifindex, major, trees, _state, ClassTable, add_states)
 
-    def sent_bytes(self, ifindex: int, major: int) -> MinorTable:
+    def sent_bytes(self, ifindex: int, major: int, trees: int = 1) -> MinorTable:
         """{minor: bytes sent}: less than half the time of `classes`, a tenth of the memory."""
-        return self._classes(ifindex, major, decode_sent, MinorTable)
+        return self._classes(ifindex, major, trees, decode_sent, MinorTable, add)
 
-    def params(self, ifindex: int, major: int) -> dict[int, HtbClass]:
-        """{minor: parameters} of the classes: half the time of `classes`."""
+    def params(self, ifindex: int, major: int, trees: int = 1) -> dict[int, HtbClass]:
+        """{minor: parameters} of the classes: half the time of `classes`; of those that all share
+        the first tree's."""
         # Thousands of users of one plan share one object.
         shared: dict[HtbClass, HtbClass] = {}
 
@@ -254,16 +277,35 @@ class Tc:
             found = decode_params(answer)
             return shared.setdefault(found, found) if found else None
 
-        return self._classes(ifindex, major, params, dict)
+        return self._classes(ifindex, major, trees, params, dict, _first)
 
     def _classes(
+        self,
+        ifindex: int,
+        major: int,
+        trees: int,
+        decode: Callable[[bytes], Decoded | None],
+        make: Callable[[Iterator[tuple[int, Decoded]]], Collected],
+        joined: Callable[[Decoded, Decoded], Decoded],
+    ) -> Collected:
+        """{minor: what ``decode`` makes of it} of the classes under ``major:`` on an interface, or
+        under so many trees from there on; ``joined`` of those that are in each of them."""
+        if trees == 1:
+            return self._of_tree(ifindex, major, decode, make)
+        found: dict[int, Decoded] = {}
+        for each in range(major, major + trees):
+            pairs: list[tuple[int, Decoded]] = self._of_tree(ifindex, each, decode, list)
+            for minor, decoded in pairs:
+                found[minor] = joined(found[minor], decoded) if minor in found else decoded
+        return make(iter(found.items()))
+
+    def _of_tree(
         self,
         ifindex: int,
         major: int,
         decode: Callable[[bytes], Decoded | None],
         make: Callable[[Iterator[tuple[int, Decoded]]], Collected],
     ) -> Collected:
-        """{minor: what ``decode`` makes of it} of the classes under ``major:`` on an interface."""
         # By root, or the kernel would also list fq_codel's flows as classes.
         payload = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, classid(major, 0), 0)
 
@@ -277,12 +319,18 @@ class Tc:
         what = f"reading classes of interface {ifindex}"
         return self.netlink.collect(_GETTCLASS, payload, what, one, make)
 
-    def leaves(self, ifindexes: tuple[int, ...], major: int) -> tuple[dict[int, str], ...]:
-        """{minor: kind} of the leaf qdiscs of classes under root ``major:``, for each interface."""
+    def leaves(
+        self, ifindexes: tuple[int, ...], major: int, trees: int = 1
+    ) -> tuple[dict[int, str], ...]:
+        """{minor: kind} of the leaf qdiscs of classes under root ``major:`` (or so many trees from
+        there on), for each interface."""
+        majors = range(major, major + trees)
 
         def leaf(answer: bytes) -> tuple[int, int, str] | None:
             _family, index, handle, parent, _info = _TCMSG.unpack_from(answer)
-            if index not in ifindexes or parent != classid(major, handle >> 16):
+            if parent >> 16 not in majors or parent & MINOR_MASK != handle >> 16:
+                return None
+            if index not in ifindexes:
                 return None
             start, end = find_attr(answer, _KIND, _TCMSG.size, len(answer))
             return index, handle >> 16, intern(answer[start : end - 1].decode("ascii"))
@@ -309,7 +357,7 @@ class Tc:
             minor = _TCMSG.unpack_from(answer)[2] & MINOR_MASK
             return decode_params(answer) if minor in minors else None
 
-        return self._classes(ifindex, major, params, dict)
+        return self._of_tree(ifindex, major, params, dict)
 
     def delete_filter(self, ifindex: int, which: TcFilter) -> None:
         """Delete one filter."""
@@ -366,11 +414,11 @@ def change_class(key: ClassKey, parent_minor: int, params: HtbClass) -> Request:
     return (lambda s: encode_class(s, key, parent_minor, params), f"changing class {name}")
 
 
-def add_leaf(key: ClassKey, leaf: str, target_us: int) -> Request:
+def add_leaf(key: ClassKey, leaf: str, target_us: int, handle: int = 0) -> Request:
     """Request that gives a class the leaf qdisc ``leaf``; EEXIST if it has one."""
     name = format_classid(classid(key.major, key.minor))
     return (
-        lambda s: encode_leaf(s, key, leaf, target_us, ADD),
+        lambda s: encode_leaf(s, key, leaf, target_us, ADD, handle),
         f"adding leaf {leaf} of class {name}",
     )
 

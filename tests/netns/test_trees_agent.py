@@ -1,0 +1,131 @@
+"""The agent where there is a tree for each queue."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from vff_qos.kernel.packed.tc import Tc
+
+from .harness import Client, root_of, run, status
+from .healing import HealingNode, plan_without_filters
+from .queues import use_queues
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HealingNode]:
+    plan_without_filters(tmp_path, monkeypatch)
+    made = HealingNode(tmp_path, "trees: 2\nwan_ceil: 10gbit\n", queues=2)
+    yield made
+    made.stop()
+
+
+def users(node: HealingNode, *emails: str) -> list[Client]:
+    """A live connection of each."""
+    clients = [Client("127.0.0.1", 4430) for _email in emails]
+    node.write(*(c.line(email) for c, email in zip(clients, emails, strict=True)))
+    node.wait(lambda: all(map(node.mark, clients)))
+    return clients
+
+
+def is_right(node: HealingNode, client: Client, trees: int) -> bool:
+    """Whether a connection's mark names a class that is there, in both trees of its queue."""
+    mark = node.mark(client) or 0
+    major, minor = mark >> 16, mark & 0xFFFF
+    there = {name: index for index, name in socket.if_nameindex()}
+    with closing(Tc()) as tc:
+        return major == 0x5100 + minor % trees and all(
+            device in there and minor in tc.params(there[device], major)
+            for device in ("wan0", "vffqos0")
+        )
+
+
+def wait_for_trees(node: HealingNode, clients: list[Client], trees: int) -> None:
+    node.wait(lambda: all(is_right(node, one, trees) for one in clients) and node.is_whole())
+
+
+def test_users_are_spread_over_the_trees_and_each_has_one_class(node: HealingNode) -> None:
+    clients = users(node, "alice@x", "bob@x", "carol@x", "carol@x")
+    marks = [node.mark(client) or 0 for client in clients]
+    assert all(is_right(node, client, 2) for client in clients)
+    assert {mark >> 16 for mark in marks} == {0x5100, 0x5101}
+    assert marks[2] == marks[3] and len(set(marks)) == 3
+    found = status(node)
+    assert (found["trees"], found["trees_why"]) == (2, "2 are asked for")
+    shown = {one["email"]: one["class"] for one in found["users"]}
+    assert shown["bob@x"] == f"{marks[1] >> 16:x}:{marks[1] & 0xFFFF:x}"
+    assert "trees: 2 in each direction, because 2 are asked for" in node.run("status")
+    assert shown["bob@x"] in node.run("explain", "bob@x")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "tc qdisc del dev wan0 parent 51ff:1",
+        "tc qdisc del dev wan0 parent 51ff:2",
+        "tc qdisc del dev vffqos0 parent 51ff:2",
+        "tc qdisc del dev wan0 root",
+        "ip link del vffqos0",
+        "tc class del dev wan0 classid {class_of_alice}",
+    ],
+)
+def test_what_others_break_is_whole_again(node: HealingNode, harm: str) -> None:
+    clients = [node.client, *users(node, "bob@x", "carol@x")]
+    mark = node.mark(node.client) or 0
+    run(*harm.format(class_of_alice=f"{mark >> 16:x}:{mark & 0xFFFF:x}").split())
+    wait_for_trees(node, clients, 2)
+    assert node.mark(node.client) == mark
+
+
+def test_another_number_of_queues_takes_everybody_along(node: HealingNode) -> None:
+    clients = [node.client, *users(node, "bob@x", "carol@x")]
+    assert node.agent is not None
+    for queues, root in ((1, "htb 5100:"), (2, "mq 51ff:")):
+        use_queues("wan0", queues)
+        wait_for_trees(node, clients, queues)
+        assert root_of("wan0") == root_of("vffqos0") == root
+        assert node.agent.poll() is None
+        node.wait(lambda: status(node)["follower"] is not None)
+        assert status(node)["trees"] == queues
+    clients += users(node, "dave@x")
+    assert all(is_right(node, client, 2) for client in clients)
+    assert "there are 1 trees instead of 2; the agent begins anew" in node.told()
+    assert os.path.exists(f"/proc/{node.agent.pid}")
+
+
+def test_the_kill_switch_and_the_collector_know_every_tree(node: HealingNode) -> None:
+    clients = [node.client, *users(node, "bob@x", "carol@x")]
+    marks = [node.mark(client) for client in clients]
+    settings = node.directory / "settings.yml"
+    # Also where somebody has edited the file meanwhile.
+    settings.write_text(settings.read_text().replace("trees: 2", "trees: 1"))
+    node.run("suspend")
+    assert [node.mark(client) for client in clients] == [0, 0, 0]
+    settings.write_text(settings.read_text().replace("trees: 1", "trees: 2"))
+    node.stop()
+    node.run("bootstrap")
+    assert [node.mark(client) for client in clients] == marks
+    node.start()
+    assert all(is_right(node, client, 2) for client in clients)
+    node.stop()
+    for client in clients:
+        client.sock.close()
+    run("conntrack", "-F")
+    text = settings.read_text().replace("gc_pool_max: 4", "gc_pool_max: 0")
+    settings.write_text(text.replace("gc_idle_sec: 3600", "gc_idle_sec: 1"))
+    assert shown() != ""
+    node.wait(lambda: node.run("gc") and shown() == "")
+
+
+def shown() -> str:
+    """Users' classes of the second tree."""
+    return "\n".join(
+        line
+        for line in run("tc", "class", "show", "dev", "wan0").splitlines()
+        if "parent 5101:1 " in line and "5101:fffe" not in line
+    )

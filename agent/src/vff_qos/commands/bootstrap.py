@@ -45,7 +45,7 @@ from ..kernel.packed import tc
 from ..kernel.packed.conntrack import Conntrack
 from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
-from ..kernel.packed.nft_elements import CutSet, EarlyMaps, StaticMaps, clear_elements
+from ..kernel.packed.nft_elements import CutSet, EarlyMaps, QuicIds, StaticMaps, clear_elements
 from ..kernel.packed.nftables import table_flags
 from ..kernel.packed.qdisc_list import read_qdiscs
 from ..kernel.sysctls import read_sysctl
@@ -262,7 +262,7 @@ def _move_marks(old: Layout, new: Layout, state: Memory) -> list[str]:
                 flow[2] = new.moved(flow[2])
         state.set_value("suspended", waiting)
     # The agent fills them again, with marks of now.
-    clear_elements(CutSet, EarlyMaps, StaticMaps)
+    clear_elements(CutSet, EarlyMaps, QuicIds, StaticMaps)
     conntrack = Conntrack()
     try:
         wrong = [

@@ -17,7 +17,7 @@ from ..core.flows.mirror import Held
 from ..core.flows.places import Devices, Place
 from ..core.flows.quietest import Life, Timeouts
 from ..core.flows.record import birth_ms, holder, owned, unowned
-from ..core.htb import classid
+from ..core.layout import Layout
 from ..core.owners import Owner
 from ..core.policy.model import Limits
 from ..core.policy.terms import REFUSE
@@ -54,7 +54,7 @@ class DeviceLimits:
 
     def __init__(
         self,
-        major: int,
+        layout: Layout,
         registry: Registry,
         flows: FlowTable,
         marking: Marking,
@@ -65,7 +65,7 @@ class DeviceLimits:
     ) -> None:
         """``clock`` never goes back."""
         self.restricted = self.refused = 0
-        self._major, self._registry, self._flows = major, registry, flows
+        self._layout, self._registry, self._flows = layout, registry, flows
         self._marking, self._ending = marking, ending
         self._conntrack, self._journal, self._clock = conntrack, journal, clock
         self._users: dict[int, Devices] = {}
@@ -203,7 +203,7 @@ class DeviceLimits:
             return dict.fromkeys(self._users.get(minor, ()), 0)
         self._looks -= 1
         found: dict[Place, int] = {}
-        mark = classid(self._major, minor)
+        mark = self._layout.mark(minor)
         for source, life in self._conntrack.collect(mark, 0xFFFFFFFF, decode_source_and_life, list):
             _note(found, source, life, timeouts)
         self._silence[minor] = now, found
@@ -236,7 +236,7 @@ class DeviceLimits:
             self.restricted += 1
             effect = "restricted"
         self._journal.tell(
-            events.DEVICES, classid(self._major, minor), email=user.key, limit=limits.devices or 0,
+            events.DEVICES, self._layout.mark(minor), email=user.key, limit=limits.devices or 0,
             address=place_name(place), effect=effect,
         )  # fmt: skip
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..htb import TAG_MASK, classid
 from ..settings import Settings
 
 #: The chain that packets enter, and what all other names begin with.
@@ -140,10 +139,10 @@ def _add_set(
 def _chains(settings: Settings) -> dict[str, list[list[_Part]]]:
     """The rules of each chain; ``quic_first`` and ``quic_again`` see an ID for the first and for
     the second time."""
-    tag = classid(settings.major, 0)
+    tag, mask = settings.layout.tag, settings.layout.tag_mask
     others = _Part(
-        f"ct mark & {TAG_MASK:#x} != {tag:#x}",
-        {"match": {"op": "!=", "left": {"&": [_CT_MARK, TAG_MASK]}, "right": tag}},
+        f"ct mark & {mask:#x} != {tag:#x}",
+        {"match": {"op": "!=", "left": {"&": [_CT_MARK, mask]}, "right": tag}},
     )
     key4, marks4, *_ = _FAMILIES[0]
     key6, marks6, *_ = _FAMILIES[1]

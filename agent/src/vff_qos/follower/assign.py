@@ -136,7 +136,7 @@ class Assigner:
         )  # fmt: skip
         self._plain_words = PlainWords(
             self._voices[0], self._registry, self._flows, self._known, self._vouchers,
-            self._conntrack, self._early,
+            self._conntrack, self._early, self.counts, self._marking.failed,
         )  # fmt: skip
         self._listen_to(0)
 
@@ -407,8 +407,8 @@ class Assigner:
                     and claim[6] is None
                 ):
                     repeated[source] = claim
-                elif (name := claim[2]) and (email := qualified(name, kinds)) is not name:
-                    others.append(claim._replace(email=email))
+                elif (name := claim[2]) and name.startswith(kinds):
+                    others.append(claim._replace(email=qualified(name, kinds)))
                 else:
                     others.append(claim)
             if repeated:
@@ -421,12 +421,14 @@ class Assigner:
         ends = [(claim, client_end(claim)) for claim in claims]
         if self._flows.may_miss:
             self._look_up(ends)
-        self._marking.look_at(ends)
+        unseen = self._marking.sample(ends)
         round_ = Round(self._steady_clock())
         if not self._judging.voice.free_text:
-            now = self._steady_clock()
-            ends, marked = self._plain_words.give(ends, now, self._marking.failed)
-            self.counts.marked += marked
+            ends = self._plain_words.give(ends, round_.began_s, unseen)
+            if unseen and ends and self._marking.look_at(ends, unseen):
+                ends = self._plain_words.give(ends, round_.began_s)
+        elif unseen:
+            self._marking.look_at(ends, unseen)
         for claim, client in ends:
             self._judging.judge(claim, client, round_)
         self._marking.finish(round_)

@@ -147,33 +147,48 @@ class Marking:
                 self._registry.refused(KernelRefused(code, what))
         return [claims[index] for index in errors]
 
-    def look_at(self, ends: list[End]) -> None:
-        """See which flows that are nobody's bear a mark of other software, or one in advance.
+    def sample(self, ends: list[End]) -> int:
+        """Look at some of a burst's flows, or at all if marks have been seen that are not ours.
 
-        Not all of a burst are looked at, unless marks have been seen here that are not ours: it
-        would cost more than all the rest.
+        To look at all would cost a fifth of the rest.  Returns flags: a flow that has one of them
+        and has not been looked at may bear a mark in advance.
         """
-        now, mirror = self._clock(), self._flows.mirror
-        careful = self._is_early or now < self._careful_until
-        step = 1 if careful else len(ends) // _LOOKED_AT + 1
+        if not self._is_careful:
+            self._look_at(ends[:: len(ends) // _LOOKED_AT + 1], 0)
+            if not self._is_careful:
+                return self._in_advance
+        self._look_at(ends, 0)
+        return 0
+
+    def look_at(self, ends: list[End], flags: int) -> bool:
+        """Look at flows that are nobody's and have one of ``flags``; whether there are any."""
+        found = self._look_at(ends, flags)
+        if found and self._is_careful:
+            self._look_at(ends, 0)
+        return found
+
+    @property
+    def _is_careful(self) -> bool:
+        return self._is_early or self._clock() < self._careful_until
+
+    def _look_at(self, ends: list[End], flags: int) -> bool:
+        """See which flows that are nobody's (and have one of ``flags``, if there are flags) bear a
+        mark of other software, or one in advance; whether there were such flows."""
+        mirror = self._flows.mirror
         held = {
             (client, record): self._flows.request(client, record, 0)
-            for number, (_claim, client) in enumerate(ends)
+            for _claim, client in ends
             if client is not None
             for record in mirror.find(client)
-            if not record & (MINOR | FOREIGN) and (number % step == 0 or record & self._in_advance)
+            if not record & (MINOR | FOREIGN) and (not flags or record & flags)
         }
         if not held:
-            return
+            return False
         marks = self._conntrack.get_marks(list(held.values()))
-        foreign = False
         for (client, record), mark in zip(held, marks, strict=True):
-            if mark:
-                foreign |= mirror.correct(client, record, mark)
-        if foreign:
-            self._careful_until = now + _CAREFUL_S
-            if not careful:
-                self.look_at(ends)
+            if mark and mirror.correct(client, record, mark):
+                self._careful_until = self._clock() + _CAREFUL_S
+        return True
 
     def give(self, given: Iterable[tuple[bytes, int, int]]) -> None:
         """Set the marks of flows: the client's end, the record as it is and as it shall be."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from ..core.claims.accesslog import Claim
 from ..core.claims.trust import Vouchers
-from ..core.flows.mirror import Held
 from ..core.flows.record import END, RANK_SHIFT, REMEMBERED, port
 from ..core.owners import ACTIVE
 from ..kernel.packed.conntrack import Conntrack
 from .flow_table import FlowTable
 from .known import KnownWords
 from .registry import Registry
+from .round import Counts
 
 if TYPE_CHECKING:
     from .early import EarlyShaping
@@ -39,27 +39,29 @@ class PlainWords:
         vouchers: Vouchers,
         conntrack: Conntrack,
         early: EarlyShaping | None,
+        counts: Counts,
+        failed: Callable[[bytes, int, int], None],
     ) -> None:
+        """``failed`` is told (client's end, record, errno) of each mark that the kernel refused."""
         #: The source that is listened to.
         self.voice = voice
         self._registry, self._flows, self._known = registry, flows, known
         self._vouchers, self._conntrack, self._early = vouchers, conntrack, early
+        self._counts, self._failed = counts, failed
 
-    def give(
-        self, ends: list[End], now_s: float, failed: Callable[[bytes, int, int], None]
-    ) -> tuple[list[End], int]:
-        """Mark the flows of plain words; returns all other claims, and how many were marked.
+    def give(self, ends: list[End], now_s: float, unseen: int = 0) -> list[End]:
+        """Mark the flows of plain words; returns all other claims.
 
-        ``failed`` is told (client's end, record, errno) of each mark that the kernel refused.
+        Flows with one of the flags ``unseen`` may bear a mark already: they are left out.
         """
         others: list[End] = []
         skip = others.append
         flags, ports = self.voice.plain << RANK_SHIFT, self.voice.ports
         mirror, tag = self._flows.mirror, self._registry.tag
-        plain, claim_flow = mirror.plain, mirror.claim
+        plain = mirror.plain
         of_email, has_class = self._registry.of_email, self._registry.classes.has
         early, fits, around = self._early, self._flows.tags.fits, self._flows.around
-        held: list[Held] = []
+        held: dict[bytes, int] = {}
         requests: list[bytes] = []
         words, learned = self._known.words, 0
         # Most lines are of the same inbound as the one before.
@@ -68,10 +70,10 @@ class PlainWords:
         for end in ends:
             claim, client = end
             source, detour, email, tainted, _time, _position, local, _author, _end = claim
-            if client is None or tainted or not email:
+            if client is None or tainted or not email or client in held:
                 skip(end)
                 continue
-            record = plain(client)
+            record = plain(client, unseen)
             if not record:
                 skip(end)
                 continue
@@ -101,20 +103,21 @@ class PlainWords:
                 words[source] = email, request, client
                 learned += 1
                 record |= REMEMBERED
-            claim_flow(client, record)
+            held[client] = record
             requests.append(request)
-            held.append((client, record))
             if early is not None:
                 early.users.saw(client[:-2], owner.key, now_s)
         if requests:
+            mirror.claim(held)
             self._known.added(learned)
-            self._vouchers.saw(held, now_s)
+            self._vouchers.saw(held.items(), now_s)
             errors = self._conntrack.set_marks(requests)
+            self._counts.marked += len(requests) - len(errors)
+            flows = list(held.items()) if errors else []
             for index, code in errors.items():
-                failed(*held[index], code)
-            self._registry.end_cut(self._flows.mirror.flow, held)
-            return others, len(requests) - len(errors)
-        return others, 0
+                self._failed(*flows[index], code)
+            self._registry.end_cut(mirror.flow, held.items())
+        return others
 
 
 def _is_at(claim: Claim, record: int) -> bool:

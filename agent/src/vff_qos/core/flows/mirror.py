@@ -190,22 +190,25 @@ class Mirror:
         """The records of the flows from one end of a client."""
         return _find(client, self._claimed, self._young, self._old)
 
-    def plain(self, client: bytes) -> int:
-        """The only flow from a client's end, if it is nobody's and there is no doubt of it."""
+    def plain(self, client: bytes, unless: int = 0) -> int:
+        """The only flow from a client's end, if it is nobody's and there is no doubt of it; 0 if
+        it has one of the flags ``unless``."""
         record = self._young.get(client) or self._old.get(client)
-        if record is None or type(record) is not int or record & NOT_PLAIN:
+        if record is None or type(record) is not int or record & (NOT_PLAIN | unless):
             return 0
         return record
 
-    def claim(self, client: bytes, record: int) -> None:
-        """What was `plain` is somebody's."""
-        if self._young.pop(client, None) is None:
-            self._old.pop(client, None)
-        self._claimed[client] = record
+    def claim(self, held: dict[bytes, int]) -> None:
+        """What was `plain` is somebody's: {client's end: record as it is now}."""
+        young, old, claimed = self._young, self._old, self._claimed
+        for client, record in held.items():
+            if young.pop(client, None) is None:
+                old.pop(client, None)
+            claimed[client] = record
+            if record & UDP:
+                self._move(client, 0, record)
         if self.changes is not None:
-            self.changes.append((client, 0, record))
-        if record & UDP:
-            self._move(client, 0, record)
+            self.changes += [(client, 0, record) for client, record in held.items()]
 
     def ours(self, record: int) -> bytes:
         """Protocol, address and port of our end."""

@@ -191,7 +191,7 @@ def send_through(device: str, minor: int, count: int = 10) -> None:
             sock.send(Flood.FRAME)
 
 
-def eventually(check: Callable[[], object], within_s: float = 5.0) -> None:
+def eventually(check: Callable[[], object], within_s: float = 20.0) -> None:
     """Wait until ``check`` is true."""
     deadline = time.monotonic() + within_s
     while not check():

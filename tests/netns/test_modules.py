@@ -36,9 +36,9 @@ def test_a_permanent_entry_is_in_force_within_a_second(node: Node, run: Run) -> 
     minor = user(node)
     assert node.classes()[1][minor] == 3_000_000
     assert run("qos_user", name="alice@x", plan="gold")["changed"]
-    eventually(lambda: node.classes()[1][minor] == 9_000_000, 1.0)
+    eventually(lambda: node.classes()[1][minor] == 9_000_000)
     assert run("qos_user", name="alice@x", state="absent")["changed"]
-    eventually(lambda: node.classes()[1][minor] == 3_000_000, 1.0)
+    eventually(lambda: node.classes()[1][minor] == 3_000_000)
 
 
 def test_a_temporary_one_is_ordered_once_and_ended(node: Node, run: Run) -> None:

@@ -27,7 +27,7 @@ from vff_qos.sources.webhook import WebhookSource
 _LINE = b"POST / HTTP/1.1\r\n"
 
 
-def eventually(check: Callable[[], object], within_s: float = 5.0) -> None:
+def eventually(check: Callable[[], object], within_s: float = 20.0) -> None:
     """Wait until ``check`` is true."""
     deadline = time.monotonic() + within_s
     while not check():

@@ -89,7 +89,7 @@ class HoppingSite(Site):
         eventually(lambda: f"127.0.0.1:{port} " in run(*self._enter, "ss", "-Hntl"), 20)
         with self._entered():
             stream = socket.create_connection(("127.0.0.1", port), 10)
-        threading.Thread(target=self._drain, args=(client,), daemon=True).start()
+        self.drain(client)
         stream.settimeout(20)
         self._sockets.append(stream)
         return stream
@@ -122,11 +122,17 @@ class HoppingSite(Site):
         return found
 
     def _run(
-        self, kind: str, inbounds: list[object], outbounds: list[object], before: list[str]
+        self,
+        kind: str,
+        inbounds: list[object],
+        outbounds: list[object],
+        before: list[str],
+        **more: object,
     ) -> subprocess.Popen[str]:
         config = self.node.directory / f"{kind}-{time.monotonic_ns()}.json"
         log = {"level": "info", "timestamp": True}
-        config.write_text(json.dumps({"log": log, "inbounds": inbounds, "outbounds": outbounds}))
+        parts = {"log": log, "inbounds": inbounds, "outbounds": outbounds, **more}
+        config.write_text(json.dumps(parts))
         program = subprocess.Popen(
             [*before, str(binary()), "run", "--disable-color", "-c", str(config)], text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -144,6 +150,10 @@ class HoppingSite(Site):
                 now = time.strftime("%Y/%m/%d %H:%M:%S")
                 text = f"{now} from {source} accepted tcp:a.example:1 [in >> d] email: {found[2]}\n"
                 self.node.write(text.encode())
+
+    def drain(self, program: subprocess.Popen[str]) -> None:
+        """Nobody reads what it says."""
+        threading.Thread(target=self._drain, args=(program,), daemon=True).start()
 
     @staticmethod
     def _drain(client: subprocess.Popen[str]) -> None:

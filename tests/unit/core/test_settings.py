@@ -177,6 +177,24 @@ TOKEN = "0123456789abcdef"
             "sources: [{type: webhook, listen: 'unix:/x', token: short-secret}]",
             "sources.0.token: the value is not 16 to 256 letters",
         ),
+        ("identity_source: singbox", "'singbox' is not one of container, file, journal, webhook"),
+        ("sources: [{type: singbox}]", "sources.0.address: is needed: where sing-box's service"),
+        (
+            f"sources: [{{type: singbox, address: '10.0.0.1:9091', secret: {TOKEN}}}]",
+            "sources.0.address: '10.0.0.1:9091' is not an address of this host and a port",
+        ),
+        (
+            f"sources: [{{type: singbox, address: '[::1]:65536', secret: {TOKEN}}}]",
+            "sources.0.address: 65536 is not a port (1 to 65535)",
+        ),
+        (
+            "sources: [{type: singbox, address: '127.0.0.1:9091'}]",
+            "sources.0.secret: is needed: that of sing-box's service 'api'",
+        ),
+        (
+            "sources: [{type: singbox, address: '127.0.0.1:9091', secret: short-secret 1}]",
+            "sources.0.secret: the value is not 8 to 256 printable characters",
+        ),
     ],
 )
 def test_wrong_sources_are_refused_in_one_line(text: str, message: str) -> None:

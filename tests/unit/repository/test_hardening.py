@@ -29,6 +29,9 @@ SOURCES: dict[str, dict[str, Any]] = {
     "container": {"qos_container": "remnanode", "qos_identity_source": "container"},
     "journal": {"qos_journal_unit": "xray.service", "qos_identity_source": "journal"},
     "webhook": {"qos_identity_source": "webhook", "qos_report_url": "https://example.com/"},
+    "singbox": {
+        "qos_sources": [{"type": "singbox", "address": "127.0.0.1:9091", "secret": "some-secret"}]
+    },
     "port": {
         "qos_identity_source": "webhook",
         "qos_webhook_listen": "127.0.0.1:8011",

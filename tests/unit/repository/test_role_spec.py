@@ -15,8 +15,7 @@ from checkout import ROLE, ROOT
 from vff_qos.commands.disable import UNITS
 from vff_qos.config import Paths
 from vff_qos.core.policy.model import Policy
-from vff_qos.core.settings import KEYS, LEAVES, REPORT_FORMATS, Settings
-from vff_qos.sources import types
+from vff_qos.core.settings import KEYS, LEAVES, REPORT_FORMATS, Settings, short_forms
 from vff_qos.state_file import SCHEMA_VERSION
 
 
@@ -48,7 +47,7 @@ def test_every_variable_says_what_it_is(name: str) -> None:
 
 def test_the_role_offers_what_the_agent_knows() -> None:
     assert OPTIONS["qos_leaf"]["choices"] == list(LEAVES)
-    assert OPTIONS["qos_identity_source"]["choices"] == list(types())
+    assert OPTIONS["qos_identity_source"]["choices"] == list(short_forms())
     assert OPTIONS["qos_report_format"]["choices"] == list(REPORT_FORMATS)
 
 

@@ -420,9 +420,14 @@ def _source(
     ))  # fmt: skip
 
 
+def short_forms() -> tuple[str, ...]:
+    """Kinds that may be the only source by ``identity_source``: Xray's."""
+    return tuple(name for name in types() if kind_of(name).has_emails)
+
+
 def _only_source(doc: Document, data: dict[str, Any]) -> SourceSettings:
     """The source of the short form, whose options have longer names."""
-    kind = kind_of(_choice(doc, "identity_source", data, types(), "file"))
+    kind = kind_of(_choice(doc, "identity_source", data, short_forms(), "file"))
     names = {option: key for key, option in _SHORT.items()}
     known = [option.name for option in kind.options]
     # Others may be set, too, but not this one: it says that somebody means another source.

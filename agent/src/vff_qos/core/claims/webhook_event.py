@@ -70,15 +70,15 @@ def read_event(body: bytes, now_s: float) -> Event | Nothing:
     age_s = _age_s(event, now_s)
     if email is None:
         return Nothing.NO_USER
-    email_bytes = _email(email)
+    email_bytes = read_email(email)
     if email_bytes is None:
         return Nothing.BAD_EMAIL
-    end = _end(source_text)
+    end = read_end(source_text)
     if end is None:
         return Nothing.NO_FLOW
     if age_s is not None and not abs(age_s) <= MAX_AGE_S:
         return Nothing.STALE
-    local = _end(local_text)
+    local = read_end(local_text)
     if local is not None and (len(local.address) != len(end.address) or not any(local.address)):
         local = None  # a wildcard listener's own address, not that of the flow
     claim = Claim(
@@ -107,14 +107,16 @@ def _string(event: dict[str, Any], key: str) -> str | None:
     return value
 
 
-def _email(text: str) -> bytes | None:
+def read_email(text: str) -> bytes | None:
+    """A user's name; None if it is empty, too long or not printable."""
     if not _EMAIL.fullmatch(text):
         return None
     email = text.encode("utf-8")
     return email if len(email) <= MAX_EMAIL_BYTES else None
 
 
-def _end(text: str | None) -> Endpoint | None:
+def read_end(text: str | None) -> Endpoint | None:
+    """One end of a flow; None if the text is not the address and port of a socket."""
     if text is None or not _END.fullmatch(text):
         return None
     return parse_source(text.encode())

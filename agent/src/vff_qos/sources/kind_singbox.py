@@ -1,0 +1,55 @@
+"""Kind of source: sing-box's own stream of connections (1.14 and newer)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..core.health.report import TOLD
+from ..core.source_settings import Kind, Option, Problem, SourceSettings
+
+if TYPE_CHECKING:
+    from .base import Source
+
+_HOST_PORT = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]):(?P<port>\d{1,5})", re.ASCII)
+_ADDRESS = Option(
+    "address", _HOST_PORT, "an address of this host and a port such as '127.0.0.1:9091'"
+)
+_SECRET = Option(
+    "secret",
+    re.compile(r"[!-~]{8,256}"),
+    "8 to 256 printable characters without spaces",
+    is_secret=True,
+)
+
+
+def _check(options: Mapping[str, str]) -> Problem | None:
+    if not options["address"]:
+        return "address", "is needed: where sing-box's service 'api' listens, '127.0.0.1:9091'"
+    found = _HOST_PORT.fullmatch(options["address"])
+    if found and not 1 <= int(found["port"]) <= 65_535:
+        return "address", f"{found['port']} is not a port (1 to 65535)"
+    if not options["secret"]:
+        # A customer's connection through the proxy to 127.0.0.1 comes from a local process.
+        return "secret", (
+            "is needed: that of sing-box's service 'api'; without one every customer can see and "
+            "end all connections through the proxy itself"
+        )
+    return None
+
+
+def _open(settings: SourceSettings, _checkpoint: Any, _replay_since_s: float | None) -> Source:
+    from .singbox import SingboxSource  # noqa: PLC0415
+
+    return SingboxSource(settings.options["address"], settings.options["secret"])
+
+
+KIND = Kind(
+    "singbox",
+    (_ADDRESS, _SECRET),
+    TOLD,
+    lambda options: f"the connections of sing-box at {options['address']}",
+    _open,
+    _check,
+)

@@ -114,6 +114,11 @@ def unquoted_names(variables: Mapping[str, Any]) -> list[str]:
             for key, entry in value.items() if isinstance(value, Mapping) else ():
                 check(key, f"{name}: a name")
                 check_plan(entry, f"{name}[{key}]")
+        elif name == "qos_people":
+            for key, identities in value.items() if isinstance(value, Mapping) else ():
+                check(key, f"{name}: a name")
+                for identity in identities if isinstance(identities, (list, tuple)) else ():
+                    check(identity, f"{name}[{key}]: an identity")
         elif name == "qos_match":
             for number, entry in enumerate(value if isinstance(value, (list, tuple)) else ()):
                 if isinstance(entry, Mapping) and "pattern" in entry:
@@ -188,6 +193,18 @@ def static_limits(users: Any, services: Any, networks: Any) -> Any:
     return {**found, **users}
 
 
+def entries_of_people(policy: Mapping[str, Any], people: Mapping[str, str]) -> list[str]:
+    """One sentence for each user of the policy who is an identity of somebody: it would count for
+    nobody."""
+    users = policy.get("users")
+    return [
+        f"{_variable(f'users.{name}')}: {name!r} is an identity of {people[name]!r} (qos_people); "
+        f"write qos_users[{people[name]}]"
+        for name in (users if isinstance(users, Mapping) else ())
+        if name in people
+    ]
+
+
 def settings_problems(
     settings: Mapping[str, Any],
     policy: Mapping[str, Any],
@@ -203,7 +220,7 @@ def settings_problems(
     try:
         from vff_qos.core.identities import parse_identities
         from vff_qos.core.policy.parse import parse_policy
-        from vff_qos.core.settings import parse_settings
+        from vff_qos.core.settings import name_prefixes, parse_settings
         from vff_qos.errors import ConfigError
     except ImportError as error:
         raise AnsibleFilterError(f"the agent's code is not in {_AGENT}: {error}") from error
@@ -220,7 +237,13 @@ def settings_problems(
 
     known = parse(parse_settings, one_form_of_sources(settings))
     parse(parse_policy, policy)
-    parse(parse_identities, identities, known.service_ports if known else ())
+    if known:
+        found = parse(parse_identities, identities, known.service_ports, name_prefixes(known))
+    else:
+        # Which sources there are is not known: the next run says what is wrong with people.
+        found = parse(parse_identities, {**identities, "people": {}})
+    if found is not None:
+        problems += entries_of_people(policy, found.people)
     problems += [
         f"{name}: {interval!r} is not a time such as 10min or 1h 30min"
         for name, interval in intervals.items()

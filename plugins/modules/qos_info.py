@@ -147,13 +147,14 @@ def read_status(module: AnsibleModule) -> Json:
         raise  # the line before ends the module
 
 
-def kept_names(module: AnsibleModule, status: Json, names: list[str]) -> dict[str, str]:
-    """What users are called in a status ({kept: as given}), where it keeps hashes of emails."""
-    if not names or status["names"] == "plain":
-        return {name: name for name in names}
+def kept_names(module: AnsibleModule, names: list[str]) -> dict[str, str]:
+    """What users are called in a status, {as given: kept}: it may keep hashes of emails, and one
+    user may be asked for by several identities."""
+    if not names:
+        return {}
     command = [module.params["command"], "name", *names]
     _rc, out, _err = module.run_command(command, check_rc=True)
-    return {kept: names[number] for number, kept in enumerate(out.splitlines())}
+    return {names[number]: kept for number, kept in enumerate(out.splitlines())}
 
 
 def add_rates(users: dict[str, Json], earlier: dict[str, Json], seconds: float) -> None:
@@ -176,15 +177,15 @@ def add_rates(users: dict[str, Json], earlier: dict[str, Json], seconds: float) 
 def by_email(status: Json, names: dict[str, str]) -> dict[str, Json]:
     """The users of a status by email with their overrides; only ``names`` if there are any, which
     say what each is called there."""
-    users = {}
-    for user in status["users"]:
-        if not names or user["email"] in names:
-            users[names.get(user["email"], user["email"])] = dict(user, overrides=[])
+    found = {user["email"]: user for user in status["users"]}
+    overrides: dict[str, list[Json]] = {}
     for override in status["overrides"]:
-        name = names.get(override["email"], override["email"])
-        if name in users:
-            users[name]["overrides"].append(override)
-    return users
+        overrides.setdefault(override["email"], []).append(override)
+    return {
+        name: dict(found[kept], overrides=list(overrides.get(kept, [])))
+        for name, kept in (names or {email: email for email in found}).items()
+        if kept in found
+    }
 
 
 def main() -> None:
@@ -201,7 +202,7 @@ def main() -> None:
     if any(problems):
         module.fail_json(msg=" | ".join(problem for problem in problems if problem))
     status = read_status(module)
-    names = kept_names(module, status, names)
+    names = kept_names(module, names)
     users = by_email(status, names)
     if interval > 0:
         time.sleep(interval)

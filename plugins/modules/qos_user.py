@@ -168,6 +168,8 @@ HEADER = (
 LIMITS = ("plan", "upload", "download", "connections", "devices", "unlimited", "blocked", "cut")
 #: What the policy calls it.
 CUT = {"blocked": "cut"}
+#: What users are called where hashes of emails are kept (core/names.py).
+HASH = re.compile(r"user-[0-9a-f]{20}")
 #: An override that ends this close to the wanted time is the wanted one.
 TOLERANCE_S = 60
 #: Times as the agent reads them (core/units.py).
@@ -346,12 +348,19 @@ def keep_entry(
     }
 
 
+def person_of(node: Node, email: str) -> str:
+    """The name that the policy's files have for a user: whoever gives one of several identities
+    means the person."""
+    name = node.run("name", email).strip()
+    return email if HASH.fullmatch(name) else name
+
+
 def override_of(node: Node, email: str) -> dict[str, Any] | None:
     """The override that a person or this module has ordered for a user; None for none."""
-    status = node.status()
-    # Where hashes of emails are kept, the agent says what a user is called.
-    name = email if status["names"] == "plain" else node.run("name", email).strip()
-    for override in status["overrides"]:
+    # The agent says what a user is called: hashes of emails may be kept, and a person be asked for
+    # by one of several identities.
+    name = node.run("name", email).strip()
+    for override in node.status()["overrides"]:
         if override["email"] == name and override["origin"] == "operator":
             return dict(override)
     return None
@@ -467,6 +476,7 @@ def main() -> None:
         module.fail_json(msg="for belongs to state limit; a permanent entry has no end")
     node = Node(module)
     if state in ("present", "absent"):
+        email = person_of(node, email)
         result = keep_entry(module, node, email, entry if state == "present" else None)
     else:
         result = order(module, node, email, entry if state == "limit" else None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .core.accounts import (
     Booking,
@@ -92,16 +92,20 @@ class AccountBook:
         sent: tuple[Mapping[int, int], Mapping[int, int]],
         now_s: float,
         over: Collection[int] | None = None,
+        people: Mapping[str, str] | None = None,
     ) -> None:
         """Book both directions, for who is about to take classes away or to end.
 
         ``over``: minors of classes in doubt whose bytes wait for nobody any more; None: of all.
+        ``people``: whose classes are others' now, as `Names.people`.
         """
+        persons = people or {}
         by_minor = {owner.minor: owner for owner in owners}
 
         def accounts(minor: int) -> Sequence[str]:
             is_over = over is None or minor in over
-            return whose(minor, by_minor.get(minor), {}, is_over)
+            found = whose(minor, by_minor.get(minor), {}, is_over)
+            return [persons.get(key, key) for key in found]
 
         for direction, counters in enumerate(sent):
             self.book(direction, counters, accounts, now_s)
@@ -144,6 +148,56 @@ class AccountBook:
             if minors := gone(self._meters(direction), there[direction]):
                 rows = [(minor,) for minor in minors]
                 self._file.write([(f"UPDATE meters SET {column}=0 WHERE minor=?", rows)])
+
+    def join(self, people: Mapping[str, str]) -> None:
+        """What accounts have is others' from now on, {key: the other's}, hours and days, too."""
+        numbers = {account.key: account.number for account in self.accounts()}
+        renamed: list[tuple[Any, ...]] = []
+        joined: list[tuple[Any, ...]] = []
+        for key, person in people.items():
+            number = numbers.pop(key, None)
+            if number is None or key == person:
+                continue
+            if person in numbers:
+                joined.append((number, numbers[person]))
+            else:
+                numbers[person] = number
+                renamed.append((person, number))
+        work = [("UPDATE accounts SET key=? WHERE number=?", renamed)] if renamed else []
+        if joined:
+            # All at once: rows are in the order of time, and none is found by its account.
+            once: list[tuple[Any, ...]] = [()]
+            work += [
+                ("CREATE TEMP TABLE joined (old INTEGER PRIMARY KEY, new INTEGER)", once),
+                ("INSERT INTO joined VALUES (?,?)", joined),
+            ]
+            for table in ("hour", "day"):
+                work += [
+                    (
+                        f"INSERT INTO {table}s ({table}, account, upload, download) "
+                        f"SELECT {table}, new, sum(upload), sum(download) FROM {table}s "
+                        f"JOIN joined ON account=old WHERE true GROUP BY {table}, new "
+                        "ON CONFLICT DO UPDATE SET upload=upload+excluded.upload, "
+                        "download=download+excluded.download",
+                        once,
+                    ),
+                    (f"DELETE FROM {table}s WHERE account IN (SELECT old FROM joined)", once),
+                ]
+            theirs = "FROM accounts AS a JOIN joined ON a.number=old WHERE new=accounts.number"
+            work += [
+                (
+                    f"UPDATE accounts SET upload=upload+(SELECT sum(a.upload) {theirs}), "
+                    f"download=download+(SELECT sum(a.download) {theirs}), "
+                    f"since=min(since, (SELECT min(a.since) {theirs})), "
+                    f"last=max(last, (SELECT max(a.last) {theirs})) "
+                    "WHERE number IN (SELECT new FROM joined)",
+                    once,
+                ),
+                ("DELETE FROM accounts WHERE number IN (SELECT old FROM joined)", once),
+                ("DROP TABLE joined", once),
+            ]
+        if work:
+            self._file.write(work)
 
     def deleted(self, minors: Iterable[int]) -> None:
         """Classes were booked and deleted."""

@@ -18,6 +18,7 @@ from .commands.node import Node
 from .config import Paths, load_identities, load_policy, load_settings, read_file
 from .core import events
 from .core.figures import SORTS
+from .core.names import is_hash
 from .core.settings import parse_settings
 from .errors import ConfigError, QosError, Refused
 from .journal import Journal
@@ -228,8 +229,10 @@ def _check_config(node: Node, args: argparse.Namespace) -> int:
         settings = load_settings(node.paths)
         policy = load_policy(node.paths)
     found = load_identities(node.paths, settings, args.identities, args.new)
-    static = f", {len(found.keys)} services and networks" if found else ""
-    print(f"ok: {len(policy.users)} users have limits of their own{static}")
+    static = f", {len(found.keys)} services and networks" if found.has_static else ""
+    joined = len(set(found.people.values()))
+    people = f", {joined} people with several identities" if joined else ""
+    print(f"ok: {len(policy.users)} users have limits of their own{static}{people}")
     return 0
 
 
@@ -358,7 +361,7 @@ def _order(node: Node, args: argparse.Namespace) -> int:
     except ValueError as error:
         raise Refused(f"--for: {error}") from error
     name = node.name_of(args.email)
-    if name != args.email and args.email in sys.orig_argv:
+    if is_hash(name) and name != args.email and args.email in sys.orig_argv:
         _begin_again(node, args.email, name)
     print(give_order(node, args.email, entry, for_s, args.reason))
     return 0

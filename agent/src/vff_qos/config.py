@@ -13,7 +13,7 @@ from .core.identities import Identities, parse_identities
 from .core.old_role import ENV
 from .core.policy.model import Policy
 from .core.policy.parse import parse_policy
-from .core.settings import Settings, parse_settings
+from .core.settings import Settings, name_prefixes, parse_settings
 from .errors import ConfigError
 
 _ETC = "/etc/vff-qos"
@@ -72,7 +72,7 @@ def load_identities(
     if not os.path.exists(path):
         return Identities()
     text = read_file(path) if any_reader else read_ours(path, paths)
-    return parse_identities(text, path, settings.service_ports)
+    return parse_identities(text, path, settings.service_ports, name_prefixes(settings))
 
 
 def load_policy(paths: Paths, file: str | None = None) -> Policy:

@@ -28,6 +28,9 @@ class ConfigError(QosError):
 
     def nameless(self) -> str:
         """The message without a user's name: file and line say whose entry it is."""
+        if self.key.startswith("people."):
+            # What is wrong are names.
+            return f"{self._place}: people: is refused; 'vff-qos check-config' says why"
         return (
             f"{self._place}: users: {self.problem}" if self.key.startswith("users.") else str(self)
         )

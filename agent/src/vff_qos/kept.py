@@ -14,9 +14,9 @@ from .core.document import Document
 from .core.identities import Identities, parse_identities
 from .core.names import HASHED, Names
 from .core.policy.model import Policy
-from .core.settings import Settings, parse_settings
+from .core.settings import Settings, name_prefixes, parse_settings
 from .errors import ConfigError
-from .name_hashing import keep_names
+from .name_hashing import keep_names, keep_people, people_of
 from .state import KERNEL_RECORD, State
 
 _POLICY, _SETTINGS, _IDENTITIES = "policy", "settings", "identities"
@@ -44,6 +44,7 @@ def rename_all(state: State, names: Names, policy: Policy) -> Names:
     renamed = names.renamed(state.names(), policy.users, policy.fitting)
     if names.mode == HASHED:
         _hash_kept_policy(state, names)
+        _hash_kept_identities(state, names)
     return keep_names(state, names, renamed)
 
 
@@ -56,6 +57,17 @@ def _hash_kept_policy(state: State, names: Names) -> None:
             state.scrub()
 
 
+def _hash_kept_identities(state: State, names: Names) -> None:
+    """The same of identities, and of whose they are.  Raises StateError."""
+    before = state.get_value(_IDENTITIES), people_of(state)
+    if before[0]:
+        text = _hashed_people(before[0].encode(_BYTES), "", names)
+        _keep(state, _IDENTITIES, text.decode(_BYTES))
+    keep_people(state, names.joined(before[1]))
+    if (state.get_value(_IDENTITIES), people_of(state)) != before:
+        state.scrub()
+
+
 def _hashed(file: PolicyFile, names: Names) -> PolicyFile:
     """A policy's file with hashes in the place of emails; JSON is YAML, too."""
     try:
@@ -63,8 +75,23 @@ def _hashed(file: PolicyFile, names: Names) -> PolicyFile:
     except ConfigError:  # this program is younger, and stricter: nobody can use it any more
         return file._replace(text=b"")
     if isinstance(users := data.get("users"), dict):
-        data = {**data, "users": {names.of(email): entry for email, entry in users.items()}}
+        data = {**data, "users": {names.alone(email): entry for email, entry in users.items()}}
     return file._replace(text=json.dumps(data).encode())
+
+
+def _hashed_people(text: bytes, where: str, names: Names) -> bytes:
+    """The text of identities with hashes in the place of people's names and emails."""
+    try:
+        data = Document(text, where).data
+    except ConfigError:  # as in `_hashed`
+        return b""
+    if isinstance(people := data.get("people"), dict):
+        hashed = {
+            names.alone(person): [names.alone(identity) for identity in identities]
+            for person, identities in people.items()
+        }
+        return json.dumps({**data, "people": hashed}).encode()
+    return text
 
 
 def kept_policy(state: State) -> Policy | None:
@@ -108,11 +135,16 @@ def with_trees(settings: Settings, state: State) -> Settings:
     return replace(settings, trees=recorded.get("trees", 1))
 
 
-def keep_identities(state: State, paths: Paths, settings: Settings) -> None:
-    """Remember the identities if they are right.  Raises StateError."""
+def keep_identities(state: State, paths: Paths, settings: Settings, names: Names) -> None:
+    """Remember the identities if they are right, without emails where names are hashes.
+
+    Raises StateError.
+    """
     try:
         load_identities(paths, settings)
         text = read_ours(paths.identities, paths)
+        if names.mode == HASHED:
+            text = _hashed_people(text, paths.identities, names)
     except ConfigError:
         # One that is not there holds none.
         if not os.path.exists(paths.identities):
@@ -127,7 +159,9 @@ def kept_identities(state: State, settings: Settings) -> Identities | None:
     if text is None:
         return None
     try:
-        return parse_identities(text.encode(_BYTES), "", settings.service_ports)
+        return parse_identities(
+            text.encode(_BYTES), "", settings.service_ports, name_prefixes(settings)
+        )
     except ConfigError:
         return None
 

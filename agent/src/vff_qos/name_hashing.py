@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from .core.names import HASHED, KEY_BYTES, MIXED, PLAIN, Names
 from .errors import QosError
@@ -16,6 +17,8 @@ from .state import State
 _FILE = "email.key"
 #: Name of the value that says what names are: {"mode": ..., "key": its fingerprint}.
 _NAMES = "names"
+#: Name of the one that says which identities are whose (`core.people`), as `Names.people`.
+_PEOPLE = "people"
 
 
 def read_key(state_dir: str) -> bytes | None:
@@ -81,16 +84,27 @@ def names_in_force(state: State, state_dir: str) -> Names:
 
     Raises StateError, QosError.
     """
-    kept = state.get_value(_NAMES)
+    kept, people = state.get_value(_NAMES), people_of(state)
     if kept is None:
-        return Names()
+        return Names(people=people)
     key = read_key(state_dir)
     if key is None:
         raise QosError(
             f"{os.path.join(state_dir, _FILE)}: is missing, and names are hashed with it; put it "
             "back, or restart the agent, which makes a new one and new names"
         )
-    return Names(kept["mode"], key, state.globs())
+    return Names(kept["mode"], key, state.globs(), people)
+
+
+def people_of(state: State) -> dict[str, str]:
+    """Whose identities are whose, as `Names.people`.  Raises StateError."""
+    return state.get_value(_PEOPLE) or {}
+
+
+def keep_people(state: State, people: Mapping[str, str]) -> None:
+    """Remember whose identities are whose, for all who ask for a user.  Raises StateError."""
+    if people_of(state) != people:
+        state.set_value(_PEOPLE, dict(people) or None)
 
 
 def names_wanted(state: State, state_dir: str, hashed: bool) -> tuple[Names, str]:

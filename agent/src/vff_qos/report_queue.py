@@ -7,10 +7,10 @@ import json
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .core.usage_reports import Record, Told, Total, new_records
+from .core.usage_reports import Record, Told, Total, join_told, new_records
 from .state_copy import Transaction
 from .state_file import StateError
 
@@ -81,8 +81,16 @@ class ReportQueue:
         with self._errors():
             self._db.execute("INSERT OR REPLACE INTO vals VALUES (?,?)", (name, json.dumps(value)))
 
-    def cut(self, totals: Iterable[Total], until_s: float, node: str) -> bool:
+    def cut(
+        self,
+        totals: Iterable[Total],
+        until_s: float,
+        node: str,
+        people: Mapping[str, str] | None = None,
+    ) -> bool:
         """Queue what was moved since the last time; False if there is no room for it now.
+
+        ``people``: who has the account of those who have none any more, by `Names.people`.
 
         What is queued counts as told, in the same transaction.
         """
@@ -95,10 +103,13 @@ class ReportQueue:
             rows = self._db.execute("SELECT username, began, upload, download, until FROM told")
             told = {username: Told(*rest) for username, *rest in rows}
             known = {total.username: total for total in totals}
-            records = new_records(known.values(), told, until_s)
             # Who has no account any more, or is called otherwise: `qos_hash_emails`.
             gone = [(username,) for username in told.keys() - known.keys()]
+            joined = join_told(told, known, people or {})
+            records = new_records(known.values(), told, until_s)
             self._db.executemany("DELETE FROM told WHERE username=?", gone)
+            rows_of = [(username, *told[username]) for username in joined]
+            self._db.executemany("INSERT OR REPLACE INTO told VALUES (?,?,?,?,?)", rows_of)
             for start in range(0, len(records), PART):
                 self._add(records[start : start + PART], node)
             self._db.executemany(

@@ -140,6 +140,24 @@ class State:
         """Forget the usage of some users."""
         self._write(("DELETE FROM usage WHERE key=?", ((key,) for key in keys)))
 
+    def join_usage(
+        self, rows: Iterable[tuple[str, int, int, int, Any]], gone: Iterable[str]
+    ) -> None:
+        """Write what `usage` gives and forget others, all or nothing."""
+        packed = ((*row[:4], json.dumps(row[4])) for row in rows)
+        self._write(
+            ("INSERT OR REPLACE INTO usage VALUES (?,?,?,?,?)", packed),
+            ("DELETE FROM usage WHERE key=?", ((key,) for key in gone)),
+        )
+
+    def join_overrides(self, overrides: Iterable[Override], gone: Iterable[Override]) -> None:
+        """Write overrides and drop others, by email and origin, all or nothing."""
+        rows = ((*o[:2], json.dumps(o.entry), *o[3:]) for o in overrides)
+        self._write(
+            ("INSERT OR REPLACE INTO overrides VALUES (?,?,?,?,?,?,?)", rows),
+            ("DELETE FROM overrides WHERE email=? AND origin=?", (o[:2] for o in gone)),
+        )
+
     def forgive(self, email: str) -> None:
         """Have the agent forget what a user has used, for quota and fair use."""
         self.set_value(_FORGIVEN + email, True)

@@ -320,6 +320,38 @@ def test_few_accounts_are_found_as_all_are(tmp_path: Path) -> None:
         assert sums["u3"] == sum(up for key, _when, up, _down in every if key == "u3")
 
 
+def test_what_identities_have_moved_is_one_persons_and_counted_once(tmp_path: Path) -> None:
+    book = State(str(tmp_path)).accounts
+    book.book(UPLOAD, {}, lambda _minor: (), NOON)
+    for number in range(1, 60):
+        sent = {minor: number * minor for minor in range(2, 8)}
+        book.book(UPLOAD, sent, lambda minor: (f"u{minor}",), NOON + number * 1_800)
+
+    def moved(*keys: str) -> tuple[list[int], dict[tuple[str, int], int]]:
+        """Totals; and by hour and day."""
+        total = [a.upload for a in book.accounts() if a.key in keys]
+        times: dict[tuple[str, int], int] = {}
+        for unit, of in (("hour", hour_of), ("day", day_of)):
+            for key, when, up, _down in book.amounts(unit, of(NOON - 86_400), of(NOON + 200_000)):
+                if key in keys:
+                    times[unit, when] = times.get((unit, when), 0) + up
+        return total, times
+
+    before, since = moved("u2", "u3", "u4"), min(a.since for a in book.accounts())
+    others = moved("u5", "u6", "u7")
+    # u2 is the person's own name; of "p" nobody knows yet.
+    people = {"u3": "u2", "u4": "u2", "u5": "p", "u6": "p", "stranger": "p"}
+    for _again in range(2):
+        book.join(people)
+        assert moved("u2") == ([sum(before[0])], before[1])
+        assert moved("p", "u7")[1] == others[1] and len(list(book.accounts())) == 3
+    (joined,) = [a for a in book.accounts() if a.key == "u2"]
+    assert joined.since == since
+    # And it goes on.
+    book.book(UPLOAD, {2: 59 * 2 + 5}, lambda _minor: ("u2",), NOON + 60 * 1_800)
+    assert moved("u2")[0] == [sum(before[0]) + 5]
+
+
 def test_old_hours_and_days_are_forgotten_a_few_at_a_time(tmp_path: Path) -> None:
     book = State(str(tmp_path)).accounts
     book.book(UPLOAD, {}, lambda _minor: (), NOON)

@@ -14,8 +14,8 @@ def parse(text: str) -> Identities:
 
 
 def test_a_file_that_says_nothing_has_none() -> None:
-    assert not parse("")
-    assert not parse("services: {}\nnetworks: {}\n")
+    assert not parse("").has_static
+    assert parse("services: {}\nnetworks: {}\npeople: {}\n") == Identities()
     assert with_identities(Settings(), parse("")) == Settings()
 
 

@@ -43,6 +43,31 @@ def test_only_who_has_moved_something_is_told_of() -> None:
     assert (c["username"], c["download"], c["since"], c["until"]) == ("c", 9, 60, 100)
 
 
+def test_who_was_joined_is_not_told_of_twice(tmp_path: Path) -> None:
+    queue = ReportQueue(str(tmp_path))
+
+    def cut(totals: list[Total], people: dict[str, str]) -> dict[str, tuple[int, int]]:
+        assert queue.cut(totals, 100.0, "n", people)
+        found = {}
+        for part in list(queue.parts()):
+            found.update({r["username"]: (r["upload"], r["download"]) for r in part.records})
+            queue.accepted(part, 1, 1)
+        return found
+
+    assert cut([Total("a", 5.0, 10, 1), Total("b", 3.0, 20, 2), Total("c", 4.0, 1, 1)], {})
+    people = {"b": "a", "c": "d"}
+    # Accounts are not joined yet: nothing is to be told.
+    assert (
+        cut([Total("a", 5.0, 10, 1), Total("b", 3.0, 20, 2), Total("c", 4.0, 1, 1)], people) == {}
+    )
+    joined = [Total("a", 3.0, 37, 3), Total("d", 4.0, 1, 3)]
+    assert cut(joined, people) == {"a": (7, 0), "d": (0, 2)}
+    assert cut(joined, people) == {}
+    # Split off, both begin anew.
+    assert cut([Total("a", 3.0, 37, 3), Total("b", 90.0, 4, 0)], {}) == {"b": (4, 0)}
+    queue.close()
+
+
 def test_a_total_that_begins_anew_is_told_from_its_beginning() -> None:
     (found,) = new_records([Total("a", 70.0, 2, 3)], {"a": Told(1.0, 10**9, 10**9, 50.0)}, 100.0)
     assert (found["upload"], found["download"], found["since"]) == (2, 3, 70)

@@ -11,6 +11,7 @@ from ..core.minor_table import MinorTable
 from ..core.settings import Settings
 from ..errors import QosError, Refused
 from ..kernel.devices import shaping_devices
+from ..name_hashing import people_of
 from ..state import KERNEL_RECORD
 from .node import Node
 
@@ -29,7 +30,8 @@ def book_now(node: Node, settings: Settings) -> None:
         with node.lock:
             tables = [node.tc.sent_bytes(index, *layout) for index in devices]
             up, down = tables or (MinorTable(), MinorTable())
-            state.accounts.book_all(state.owners(), (up, down), time.time())
+            people = people_of(state)
+            state.accounts.book_all(state.owners(), (up, down), time.time(), people=people)
     except QosError as error:
         effect = "what users have moved since the last reading may not be counted"
         node.warn(events.STATE, str(error), effect)

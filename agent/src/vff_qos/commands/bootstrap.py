@@ -16,6 +16,7 @@ from ..core.htb import (
     UNCLASSIFIED_MINOR,
 )
 from ..core.layout import Layout, first_of
+from ..core.names import HASHED, Names
 from ..core.old_role import DEFAULT_MINOR as OLD_DEFAULT_MINOR
 from ..core.old_role import IFB_MAJOR, WAN_MAJOR, OldRole
 from ..core.old_role import TABLE as OLD_TABLE
@@ -73,10 +74,11 @@ def bring_up(node: Node, dry_run: bool, say: Callable[[list[str]], None]) -> Non
     say(reconcile(node.planned(node.settings), node.state, dry_run, Takeover(node)))
     if dry_run:
         return
+    names = Names()
     if node.settings.hash_emails:
-        make_key(node.paths.state_dir)
+        names = Names(HASHED, make_key(node.paths.state_dir))
     keep_settings(node.state, node.paths)
-    keep_identities(node.state, node.paths, node.settings)
+    keep_identities(node.state, node.paths, node.settings, names)
     count = resume(node.state, node.lock, node.journal)
     if count is not None:
         agent = "" if read_report(node.paths.run_dir) else "; the agent does not run"

@@ -29,6 +29,7 @@ from ..core.units import format_duration, format_rate, format_size
 from ..errors import ConfigError, Refused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
+from ..name_hashing import people_of
 from ..render import describe_limits, describe_override, limit, local_time, value
 from ..runfile import read_last_named
 from ..shaping import Classes
@@ -46,7 +47,7 @@ def read_explanation(node: Node, email: str, deep: bool = True) -> dict[str, Any
     Raises ConfigError, KernelRefused, StateError.
     """
     settings, policy, state = node.settings_in_force, node.policy_in_force, node.state
-    email = node.name_of(email)
+    asked, email = email, node.name_of(email)
     try:
         devices = shaping_devices(settings)
     except Refused as error:
@@ -72,6 +73,8 @@ def read_explanation(node: Node, email: str, deep: bool = True) -> dict[str, Any
     restricted = any(flow["restricted"] for flow in flows)
     return {
         "email": email,
+        "asked": asked if asked in node.asked else None,
+        "identities": sorted(i for i, person in people_of(state).items() if person == email),
         "warnings": node.warnings,
         "trouble": trouble,
         "suspended": state.get_value("suspended") is not None,
@@ -214,6 +217,8 @@ def render(found: dict[str, Any]) -> str:
     now = time.time()
     limits = describe_limits(Limits(**found["limits"]))
     lines = [f"{found['email']}: {limits}, weight {found['limits']['weight']}, {found['leaf']}"]
+    if found["identities"]:
+        lines.append(f"one with: {', '.join(found['identities'])}")
     if found["trouble"]:
         lines.append(f"TROUBLE: {found['trouble']}")
     if found["suspended"]:

@@ -35,6 +35,7 @@ from ..kernel.packed.tc import (
     delete_class,
 )
 from ..lock import Lock
+from ..name_hashing import people_of
 from ..render import display_name, local_time
 from ..runfile import read_report
 from ..state import STATIC_MINORS, State
@@ -101,7 +102,9 @@ class Collector:
             if not dry_run:
                 # Before anybody else may have a class: what it has moved is its user's.
                 parked = {owner.minor for owner in plan.park}
-                self._state.accounts.book_all(owners, (up_bytes, down_bytes), self._clock(), parked)
+                self._state.accounts.book_all(
+                    owners, (up_bytes, down_bytes), self._clock(), parked, people_of(self._state)
+                )
                 self._act(plan, marked, up, down, dangling)
                 deleted = {owner.minor for owner in plan.delete}
                 self.collected = [

@@ -28,7 +28,7 @@ from ..errors import ConfigError, Refused
 from ..journal import Journal
 from ..kept import kept_identities, kept_policy, kept_settings, with_trees
 from ..lock import Lock
-from ..name_hashing import mode_of, names_in_force
+from ..name_hashing import mode_of, names_in_force, people_of
 from ..state import KERNEL_RECORD, State, StateError
 
 if TYPE_CHECKING:  # the kill switch needs neither
@@ -45,6 +45,8 @@ class Node:
         self.journal = Journal(by_hand=True)
         #: What a person should know although the command goes on.
         self.warnings: list[str] = []
+        #: Identities that a person has asked for, and whose they are.
+        self.asked: dict[str, str] = {}
         #: Whether `policy_in_force` is not what the files hold.
         self.policy_is_kept = False
 
@@ -218,17 +220,27 @@ class Node:
         if not given:
             raise Refused(f"{given!r} {email_problem(given)}")
         if is_hash(given):  # which needs no key
-            return given
+            person = people_of(self.state).get(given)
+            self._say_who(given, person)
+            return person or given
         names = self.names
         name = names.of(given)
-        if names.mode == MIXED and not is_hash(given):
+        self._say_who(given, name if name != names.alone(given) else None)
+        if names.mode == MIXED:
             known = self.state.names()
-            hashed = names.hash(given)
-            return hashed if given not in known and hashed in known else given
-        if names.mode == HASHED and not is_hash(given):
+            hashed = names.hash(name)
+            return hashed if name not in known and hashed in known else name
+        if names.mode == HASHED and (written := names.written(given)) is not None:
             # Nobody may have been seen by this name yet, and here the email is known.
-            names.note(name, self._fitting(given))
+            names.note(name, self._fitting(written))
         return name
+
+    def _say_who(self, given: str, person: str | None) -> None:
+        """A person asks by one of several identities of somebody: the answer is for all of them."""
+        if person is not None and given not in self.asked:
+            self.asked[given] = person
+            if self._prints:
+                print(f"vff-qos: {given} is {person}", file=sys.stderr, flush=True)
 
     def pattern_of(self, given: str) -> str:
         """A pattern of names; an email without wildcards means its user."""

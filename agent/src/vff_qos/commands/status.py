@@ -217,6 +217,10 @@ def _render_follower(status: dict[str, Any]) -> list[str]:
             f"services and networks: {follower['static_in_force']} of "
             f"{follower['static_identities']} in force"
         )
+    if "people" in follower:
+        lines.append(
+            f"people: {follower['people']}, joined of {follower['people_identities']} identities"
+        )
     if "connections_evicted" in follower:
         lines.append(
             f"too many connections: {follower['connections_evicted']} evicted, "

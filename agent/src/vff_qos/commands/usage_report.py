@@ -20,6 +20,7 @@ from ..core.settings import Settings
 from ..core.units import format_duration
 from ..core.usage_reports import HttpRequest, Total, pause_s, requests, shown_url
 from ..errors import ConfigError, QosError, Refused
+from ..name_hashing import people_of
 from ..report_queue import ReportQueue
 from ..runfile import write_delivery
 from .node import Node
@@ -67,7 +68,8 @@ def _report(node: Node, receiver: Receiver, queue: ReportQueue, now: bool) -> st
         for account in accounts.accounts()
         if account.key >= " "
     )
-    has_room = queue.cut(totals, until_s, os.uname().nodename)
+    people = people_of(node.state)
+    has_room = queue.cut(totals, until_s, os.uname().nodename, people)
     not_before, failures = queue.get("not_before") or 0.0, queue.get("failures") or 0
     left_s = not_before - time.time()
     # A clock that was set back must not stop reports for long.

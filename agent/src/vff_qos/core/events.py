@@ -341,17 +341,26 @@ SETTINGS_REFUSED = JournalEvent(
     "Mend the variable of the role and run 'make qos'; 'vff-qos check-config' looks at the file.",
 )  # fmt: skip
 IDENTITIES = JournalEvent(
-    0x33, "identities", INFO, "Services and networks are in force",
-    "{count} services and networks in force",
+    0x33, "identities", INFO, "Services, networks and people are in force",
+    "{count} services and networks and {users} people in force",
     "The file of identities was read again. What they may use, the policy says.",
 )  # fmt: skip
 IDENTITIES_REFUSED = JournalEvent(
-    0x34, "identities_refused", ERROR, "The services and networks hold a mistake",
+    0x34, "identities_refused", ERROR, "Services, networks or people hold a mistake",
     "{error}; {effect}",
     "The line names line and key of /etc/vff-qos/identities.yml, which the role writes. Nothing of "
     "the new file is in force; what was in force before stays.",
-    "Mend qos_services or qos_networks of the role and run 'make qos'; 'vff-qos check-config' "
-    "looks at the file.",
+    "Mend qos_services, qos_networks or qos_people of the role and run 'make qos'; "
+    "'vff-qos check-config' looks at the file.",
+)  # fmt: skip
+PEOPLE = JournalEvent(
+    0x90, "people", NOTICE, "Identities were joined, or are users of their own again",
+    "people: {count} users were joined with others, {flows} open connections moved, {changed} are "
+    "users of their own again",
+    "The people of /etc/vff-qos/identities.yml (qos_people) are others. What somebody has used and "
+    "what was ordered of them is the person's from now on; VFF_QOS_CHANGES has the first 20. Who "
+    "was split off begins anew, and an open connection follows when the engine names it again.",
+    more=("changes",),
 )  # fmt: skip
 NAMES = JournalEvent(
     0x29, "names", NOTICE, "How users' names are kept has changed",

@@ -3,7 +3,8 @@
 ``identities.yml`` names *services* (ports of this node: a tunnel of each customer) and *networks*
 (source prefixes: offices, peers of a WireGuard).  The kernel marks their flows at the first packet
 from maps (core/plan/nft_table.py).  A service is the user ``service:NAME``, a network
-``network:NAME``; what they may use the policy says, as of all users.
+``network:NAME``; what they may use the policy says, as of all users.  ``people`` joins them with
+identities that engines tell (`core.people`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from ..errors import ConfigError
 from .document import Document
 from .flow import Flow
 from .flows.ends import ServiceEnds
+from .people import parse_people
 from .settings import PortRange, Settings, merge_ranges, parse_ports
 
 SERVICE, NETWORK = "service:", "network:"
-KEYS = ("services", "networks")
+KEYS = ("services", "networks", "people")
 _SERVICE_KEYS = ("ports", "protocol", "address")
 _NETWORK_KEYS = ("prefixes",)
 _TCP, _UDP = 6, 17
@@ -85,13 +87,17 @@ class Identities:
 
     services: tuple[Service, ...] = ()
     networks: tuple[Network, ...] = ()
+    #: Whose identities are whose: {identity: person}.
+    people: Mapping[str, str] = field(default_factory=dict)
 
-    def __bool__(self) -> bool:
+    @property
+    def has_static(self) -> bool:
+        """Whether the kernel has anything to know of."""
         return bool(self.services or self.networks)
 
     @property
     def keys(self) -> list[str]:
-        """The users' names."""
+        """The names of services and networks as users, if nobody joins them."""
         return [s.key for s in self.services] + [n.key for n in self.networks]
 
     def elements(self, marks: Mapping[str, int]) -> MapElements:
@@ -133,7 +139,7 @@ class Identities:
 
 def with_identities(settings: Settings, identities: Identities) -> Settings:
     """Settings that know which objects in the kernel the identities need."""
-    return replace(settings, static_ports=identities.cover(), has_static=bool(identities))
+    return replace(settings, static_ports=identities.cover(), has_static=identities.has_static)
 
 
 class StaticFlows:
@@ -188,11 +194,15 @@ def pack_end(address: bytes, protocol: int, port: int) -> bytes:
 
 
 def parse_identities(
-    text: bytes, where: str, service_ports: tuple[PortRange, ...] = ()
+    text: bytes,
+    where: str,
+    service_ports: tuple[PortRange, ...] = (),
+    prefixes: Mapping[str, str] | None = None,
 ) -> Identities:
     """Identities from the text of a file; ConfigError names file, line, key and what is allowed.
 
-    ``service_ports`` are the settings': what comes there is whose the engine says.
+    ``service_ports`` are the settings': what comes there is whose the engine says.  ``prefixes``:
+    how names of the settings' sources begin (`settings.name_prefixes`).
     """
     doc = Document(text, where)
     data = doc.check_keys((), doc.data, KEYS)
@@ -204,7 +214,9 @@ def parse_identities(
     )
     _refuse_shared_ports(doc, services, service_ports)
     _refuse_shared_prefixes(doc, networks)
-    return Identities(services, networks)
+    found = Identities(services, networks)
+    people = parse_people(doc, data.get("people", {}), frozenset(found.keys), prefixes or {})
+    return replace(found, people=people)
 
 
 def _entries(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from _blake2 import blake2b
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 #: What names are: emails; hashes; emails, and hashes of users who were not seen since hashing was
 #: switched off.
@@ -32,10 +32,19 @@ class Names:
     """How emails become names.  ``globs`` says which patterns fit whom, as far as that is known."""
 
     def __init__(
-        self, mode: str = PLAIN, key: bytes = b"", globs: dict[str, tuple[str, ...]] | None = None
+        self,
+        mode: str = PLAIN,
+        key: bytes = b"",
+        globs: dict[str, tuple[str, ...]] | None = None,
+        people: Mapping[str, str] | None = None,
     ) -> None:
-        """``key`` is needed but for PLAIN."""
+        """``key`` is needed but for PLAIN; ``people`` as the property is."""
         self.mode = mode
+        #: Whose each identity is that was joined with others (`core.people`): the person's name, of
+        #: all others nothing.  Both as they are kept, so that with hashes both are hashes.
+        self.people: Mapping[str, str] = people or {}
+        # The same as it was written.
+        self._written: Mapping[str, str] = {}
         self.globs = globs if globs is not None else {}
         self._key = key
         # Shared, for most users fit the same few.
@@ -56,14 +65,34 @@ class Names:
         digest = blake2b(email.encode(), key=self._key, digest_size=_DIGEST_BYTES)
         return f"{_PREFIX}{digest.hexdigest()}"
 
-    def of(self, email: str) -> str:
-        """The name of an email, or of a hash, that a person or a file gives."""
+    def join(self, people: Mapping[str, str]) -> None:
+        """Whose identities are whose from now on, {identity: person}, as it was written."""
+        self._written = people
+        self.people = self.joined(people)
+
+    def joined(self, people: Mapping[str, str]) -> dict[str, str]:
+        """The same as it is kept."""
+        return {self.alone(identity): self.alone(person) for identity, person in people.items()}
+
+    def alone(self, email: str) -> str:
+        """What is kept of an email, or of a hash, whoever's identity it is."""
         return email if self.mode != HASHED or is_hash(email) else self.hash(email)
 
+    def of(self, email: str) -> str:
+        """The name of the user who is meant by an email, an identity or a hash."""
+        name = self.alone(email)
+        return self.people.get(name, name)
+
+    def written(self, email: str) -> str | None:
+        """The user's name as people write it; None if only its hash is known."""
+        if (person := self._written.get(email)) is not None:
+            return person
+        return None if self.mode == HASHED and self.alone(email) in self.people else email
+
     def all_of(self, email: str) -> tuple[str, ...]:
-        """Every name that an email of a file may have."""
+        """Every name that an email of a policy's file may have."""
         if self.mode != MIXED or is_hash(email):
-            return (self.of(email),)
+            return (self.alone(email),)
         return email, self.hash(email)
 
     def note(self, name: str, globs: tuple[str, ...]) -> bool:

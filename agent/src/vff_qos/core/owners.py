@@ -221,6 +221,12 @@ class Minors:
         if self._free is not None:
             self._free.append(owner.minor)
 
+    def rename(self, owner: Owner, key: str) -> None:
+        """Whoever has a minor is called otherwise."""
+        del self.by_key[owner.key]
+        owner.key = key
+        self.by_key[key] = owner
+
     def _drop(self, owner: Owner) -> None:
         self.by_key.pop(owner.key, None)
         self.by_minor.pop(owner.minor, None)

@@ -259,6 +259,11 @@ def name_prefix(settings: Settings, source: SourceSettings) -> str:
     return "" if settings.same_names or source == first else f"{source.name}:"
 
 
+def name_prefixes(settings: Settings) -> dict[str, str]:
+    """`name_prefix` of each source, by its name."""
+    return {source.name: name_prefix(settings, source) for source in settings.sources}
+
+
 def salvage_settings(text: bytes) -> Settings:
     """What can be read of a file that holds mistakes; defaults for the rest.
 

@@ -68,6 +68,31 @@ def new_records(totals: Iterable[Total], told: Mapping[str, Told], until_s: floa
     return found
 
 
+def join_told(
+    told: dict[str, Told], totals: Mapping[str, Total], people: Mapping[str, str]
+) -> list[str]:
+    """What was told of somebody whose account is another's now was told of that one; returns whom
+    that concerns.
+
+    Or the other's next report would tell it again.
+    """
+    concerned = []
+    for username in [name for name in told if name in people and name not in totals]:
+        person = people[username]
+        total = totals.get(person)
+        if total is None:
+            continue
+        one, other = told.pop(username), told.get(person, Told(total.began_s, 0, 0, 0.0))
+        told[person] = Told(
+            total.began_s,
+            min(one.upload + other.upload, total.upload),
+            min(one.download + other.download, total.download),
+            max(one.until_s, other.until_s),
+        )
+        concerned.append(person)
+    return concerned
+
+
 class HttpRequest(NamedTuple):
     """One request; ``key`` names what it tells, the same each time it is tried."""
 

@@ -10,7 +10,7 @@ Longer than 400 lines: the steps of one round share what they know of its flows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 
 from ..core import events
@@ -29,6 +29,7 @@ from ..core.flows.record import (
     MINOR,
     PROVISIONAL,
     RESTRICTED,
+    port,
     rank,
 )
 from ..core.htb import ENDED_MINOR
@@ -55,6 +56,7 @@ from .early import EarlyShaping
 from .flood_guard import FloodGuard
 from .flow_limits import FlowLimits
 from .flow_table import FlowTable
+from .joining import People
 from .judging import Judging
 from .known import EMAIL, KnownWords
 from .marking import Marking
@@ -67,6 +69,9 @@ from .statics import Statics
 from .voice import Voice
 
 __all__ = ["Assigner", "Suspended"]
+
+#: So many entries of the policy that count for nobody are named.
+_SHOWN = 20
 
 
 class Assigner:
@@ -130,6 +135,11 @@ class Assigner:
             settings, self._registry, self._flows, self._known, self._vouchers, self._conntrack,
             self.counts, self._judging.shared, steady_clock,
         )  # fmt: skip
+        self._people = People(
+            self._layout, self._registry, self._flows, self._marking, self._known,
+            self._conntrack, state, journal, clock,
+        )  # fmt: skip
+        self._people.want(self._statics.identities.people)
         self._limits = FlowLimits(
             self._layout, self._registry, self._flows, self._marking, self._conntrack, journal,
             steady_clock,
@@ -144,7 +154,7 @@ class Assigner:
         """The claims that come now are of this source, by its number among the settings'."""
         voice = self._voices[speaker]
         self._judging.voice = self._plain_words.voice = self._known.voice = voice
-        self._flows.tags = voice.tags
+        self._flows.tags, self._vouchers.speaker = voice.tags, speaker
 
     def close(self) -> None:
         """Release sockets."""
@@ -213,6 +223,8 @@ class Assigner:
             listed = self._load()
             if self._registry.is_suspended():
                 raise Suspended
+            if self._people.renew() and self._early is not None:
+                self._early.forget()
             self._statics.renew()
             self._give_statics()
             keep_early = self._early is not None
@@ -222,14 +234,9 @@ class Assigner:
             now = self._steady_clock()
             mirror = self._flows.mirror
             # Whoever had a flow from there before has it still.
-            self._vouchers.saw(
-                (
-                    held
-                    for held in mirror.claimed_flows()
-                    if not held[1] & (RESTRICTED | PROVISIONAL) and rank(held[1]) == WEAK
-                ),
-                now,
-            )
+            for number in range(len(self._voices)):
+                self._vouchers.speaker = number
+                self._vouchers.saw(self._adopted_of(number), now)
             self._marking.carry_out(heard)
             self._renew_limits()
             wanted = marked.keys() | mirror.wanted_minors()
@@ -247,6 +254,22 @@ class Assigner:
             self.tend_accounts()
             self.tend_accounts()
         return sum(marked.values())
+
+    def _adopted_of(self, speaker: int) -> Iterator[Held]:
+        """Flows that a source may have given away before we came.
+
+        Those of people who may be another source's are left out: `Vouchers` says why.
+        """
+        registry, mirror = self._registry, self._flows.mirror
+        owners = map(registry.minors.by_key.get, registry.persons)
+        people = {owner.minor for owner in owners if owner is not None}
+        heard = [voice.ports for voice in self._voices]
+        for client, record in mirror.claimed_flows():
+            if record & (RESTRICTED | PROVISIONAL) or rank(record) != WEAK:
+                continue
+            speakers = [n for n, ports in enumerate(heard) if ports is None or ports[port(record)]]
+            if speaker in speakers and (len(speakers) == 1 or record & MINOR not in people):
+                yield client, record
 
     def change_outdated(self) -> None:
         """Once after `adopt` has left it for later: limits that changed while nobody looked.
@@ -278,12 +301,24 @@ class Assigner:
     def set_identities(self, identities: Identities) -> None:
         """Others from now on; a repair must follow, and ``adopt``, which puts them in force."""
         self._statics.identities = identities
+        self._people.want(identities.people)
+
+    @property
+    def joined_entries(self) -> list[str]:
+        """Users of the policy who are a person's identity."""
+        registry = self._registry
+        return sorted(registry.names.people.keys() & registry.classes.policy.users.keys())[:_SHOWN]
+
+    @property
+    def joins(self) -> bool:
+        """Whether the next `adopt` makes somebody somebody else (`core.people`)."""
+        return self._people.is_pending
 
     def _give_statics(self) -> bool:
         """Minors, classes and the kernel's maps; returns whether open flows were moved."""
         statics = self._statics
         statics.give()
-        if statics.identities:
+        if statics.identities.has_static:
             self._pool.look_again()
         self._fix()
         return self._write_statics()
@@ -297,7 +332,10 @@ class Assigner:
     def _fix(self) -> None:
         """Whose flows are theirs whatever is said."""
         devices = self._registry.devices() if self._limits.is_wanted else ()
-        self._flows.mirror.fixed = self._statics.minors.union((ENDED_MINOR,), devices)
+        mirror, partly = self._flows.mirror, self._statics.of_people()
+        mirror.fixed = (self._statics.minors - partly).union((ENDED_MINOR,), devices)
+        mirror.partly_fixed = partly
+        mirror.static_minor = lambda flow: self._statics.is_whose(flow, self._flows.ends)
 
     def tend_statics(self) -> None:
         """Once a second: those whose classes have been made since.  Raises Suspended."""
@@ -358,7 +396,8 @@ class Assigner:
         """Minors of restricted classes, and which users' flows have left which since last asked."""
         registry = self._registry
         *_, fair_use = registry.left
-        left = fair_use.copy()
+        name = registry.names.of
+        left = {minor: {name(key) for key in keys} for minor, keys in fair_use.items()}
         fair_use.clear()
         owners = registry.minors.by_minor.values()
         return [owner.minor for owner in owners if not owner.is_user], left
@@ -620,7 +659,10 @@ class Assigner:
         try:
             with self._lock:
                 up, down = (self._tc.sent_bytes(ifindex, *self._layout) for ifindex in devices)
-                self._state.accounts.book_all(self._state.owners(), (up, down), self._clock())
+                self._state.accounts.book_all(
+                    self._state.owners(), (up, down), self._clock(),
+                    people=self._registry.names.people,
+                )  # fmt: skip
         except (KernelRefused, StateError) as error:
             event = events.STATE if isinstance(error, StateError) else events.KERNEL
             effect = "what users moved is booked at the next start"
@@ -659,10 +701,13 @@ class Assigner:
             "flows_looked_up": flows.look_ups,
             "flows_not_looked_up": flows.skipped,
         }
-        if self._statics.identities:
+        if self._statics.identities.has_static:
             counts["static_identities"] = len(self._statics.identities.keys)
             counts["static_in_force"] = self._statics.in_force
             counts["static_moved"] = self._statics.moved
+        if people := self._registry.names.people:
+            counts["people"] = len(self._registry.persons)
+            counts["people_identities"] = len(people)
         if flows.mirror.changes is not None:
             counts.update(self._limits.counts)
         if self._guard is not None:

@@ -7,7 +7,7 @@ booked if the last one is not of a moment ago, and one is only made for accounti
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..core import events
 from ..core.accounts import hour_of, whose
@@ -64,14 +64,15 @@ class Bookkeeping:
         if not is_over and now_s - self._booked_s[direction] < self._gap_s / 2:
             return
         registry, accounts = self._registry, self._state.accounts
-        left = registry.left[direction]
+        left, people = registry.left[direction], registry.names.people
+
+        def keys(minor: int) -> Sequence[str]:
+            found = whose(minor, registry.owner(minor), left, is_over)
+            # A class that was an identity's, before it was joined with others.
+            return [people.get(key, key) for key in found] if people else found
+
         try:
-            accounts.book(
-                direction,
-                sent,
-                lambda minor: whose(minor, registry.owner(minor), left, is_over),
-                self._clock(),
-            )
+            accounts.book(direction, sent, keys, self._clock())
             if is_over:
                 accounts.forget(
                     self._clock(), self._settings.usage_hourly_days, self._settings.usage_daily_days

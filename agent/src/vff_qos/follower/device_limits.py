@@ -16,7 +16,7 @@ from ..core.flows.ends import unmapped
 from ..core.flows.mirror import Held
 from ..core.flows.places import Devices, Place
 from ..core.flows.quietest import Life, Timeouts
-from ..core.flows.record import birth_ms, holder, owned, unowned
+from ..core.flows.record import birth_ms, holder, owned, rank, unowned
 from ..core.layout import Layout
 from ..core.owners import Owner
 from ..core.policy.model import Limits
@@ -93,7 +93,7 @@ class DeviceLimits:
             slow = self._slow.get(minor)
             if slow is not None:
                 slow.flows += 1
-            elif minor and self._counts(minor, limits(minor)):
+            elif minor and rank(record) != FIXED and self._counts(minor, limits(minor)):
                 found.append((birth_ms(record), minor, address_key(client[:-2])))
         for _birth, minor, place in sorted(found):
             self._users.setdefault(minor, Devices()).gain(place)
@@ -110,20 +110,22 @@ class DeviceLimits:
         """Whether a minor is that of a slow class."""
         return minor in self._slow
 
-    def gain(self, minor: int, limits: Limits | None, client: bytes) -> None:
+    def gain(self, minor: int, limits: Limits | None, client: bytes, record: int) -> None:
         """A flow is a user's, or in a slow class, from now on."""
         slow = self._slow.get(minor)
         if slow is not None:
             slow.flows += 1
-        elif self._counts(minor, limits):
+        elif rank(record) != FIXED and self._counts(minor, limits):
             self._users.setdefault(minor, Devices()).gain(address_key(client[:-2]))
 
-    def lose(self, minor: int, client: bytes) -> None:
+    def lose(self, minor: int, client: bytes, record: int) -> None:
         """It is no more."""
         slow = self._slow.get(minor)
         if slow is not None:
             slow.flows -= 1
             return
+        if rank(record) == FIXED:
+            return  # of a service or a network
         devices = self._users.get(minor)
         if devices is not None:
             devices.lose(address_key(client[:-2]))

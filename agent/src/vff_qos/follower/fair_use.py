@@ -82,15 +82,17 @@ class FairUse:
             self._look = None
             self._tell(error)
 
-    def finish(self) -> None:
+    def finish(self, look: bool = False) -> None:
         """End the look that is under way, or its users would be charged twice, and save everything.
 
-        Raises Suspended.
+        ``look``: after another one.  Raises Suspended.
         """
         if self._ledger is None:
             return
         try:
             for _step in self._look or ():
+                pass
+            for _step in self._steps(time.monotonic()) if look else ():
                 pass
             if self._ledger:
                 for _step in self._save(self._ledger):

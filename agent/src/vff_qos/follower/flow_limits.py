@@ -133,12 +133,12 @@ class FlowLimits:
                 if before == after:
                     continue
                 if before:
-                    self._devices.lose(before, client)
+                    self._devices.lose(before, client, was)
                     if self._limits(before) is not None:
                         self._lose(before, client, was)
                 if after:
                     limits = self._limits(after)
-                    self._devices.gain(after, limits, client)
+                    self._devices.gain(after, limits, client, now)
                     if limits is not None:
                         self._gain(after, client, now)
                         new.setdefault(after, []).append((client, now))

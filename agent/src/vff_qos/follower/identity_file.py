@@ -1,4 +1,4 @@
-"""The file of identities that ports and addresses tell: read when it changes.
+"""The file of services, networks and people: read when it changes.
 
 What is wrong is told and changes nothing, as with the policy.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..config import Paths, identities_stamp, load_identities
 from ..core import events
 from ..core.identities import Identities
+from ..core.names import Names
 from ..core.settings import Settings
 from ..errors import ConfigError
 from ..journal import Journal
@@ -52,10 +53,10 @@ class IdentityFile:
             self._refuse(error, "the old ones stay in force")
             return None
 
-    def keep(self) -> None:
-        """Remember them for a start with a mistake in the file."""
+    def keep(self, names: Names) -> None:
+        """Remember them for a start with a mistake in the file, ``names`` as they are kept."""
         try:
-            keep_identities(self._state, self._paths, self._settings)
+            keep_identities(self._state, self._paths, self._settings, names)
         except StateError as error:
             self._journal.tell(events.STATE, error=str(error), effect="identities are not kept")
 
@@ -66,5 +67,5 @@ class IdentityFile:
         return found
 
     def _refuse(self, error: ConfigError, effect: str) -> None:
-        self.refused = str(error)
+        self.refused = error.nameless() if self._settings.hash_emails else str(error)
         self._journal.tell(events.IDENTITIES_REFUSED, error=self.refused, effect=effect)

@@ -207,7 +207,7 @@ class Follower:
     def _keep(self) -> None:
         """Remember what is right for the day when it is not."""
         self._policy_files.keep()
-        self._identity_file.keep()
+        self._identity_file.keep(self._names)
         try:
             keep_settings(self._state, self._paths)
         except StateError as error:
@@ -339,8 +339,9 @@ class Follower:
             return
         self._assigner.set_identities(identities)
         self._assigner.wants_repair = True
-        self._identity_file.keep()
-        self._journal.tell(events.IDENTITIES, count=len(identities.keys))
+        self._identity_file.keep(self._names)
+        people = len(set(identities.people.values()))
+        self._journal.tell(events.IDENTITIES, count=len(identities.keys), users=people)
 
     def _save_checkpoint(self) -> None:
         checkpoint = self._intake.checkpoints()
@@ -382,6 +383,7 @@ class Follower:
             settings_refused=self._settings_refused,
             identities=self._identity_file.in_force,
             identities_refused=self._identity_file.refused,
+            joined_entries=self._assigner.joined_entries,
             settings=self._settings_stamp,
             state=self._state.trouble or self._state_failed,
             clock_set_s=vitals.clock_set_s,
@@ -419,6 +421,9 @@ class Follower:
         self._note_layout()
         if self.is_relaid:
             return
+        joins = self._assigner.joins
+        if joins:
+            self._fair_use.finish(look=True)
         try:
             devices = shaping_devices(self._settings)
             self._healer.set_devices(devices)
@@ -428,6 +433,8 @@ class Follower:
             # Changed again meanwhile; the next repair sees it.
             self._journal.tell(events.KERNEL, error=str(error), effect="repairing again")
             self._assigner.wants_repair = True
+        if joins:
+            self._fair_use = FairUse(self._policy, self._state, self._assigner, self._journal)
 
 
 def follow(paths: Paths, journal: Journal) -> int:

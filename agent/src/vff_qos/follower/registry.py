@@ -2,11 +2,14 @@
 
 What others write (gc, orders of a person) is taken over under the lock, without which none of them
 writes.
+
+Longer than 400 lines: who has a minor, and what that one is called, is decided in one place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from ..core import events
 from ..core.claims.email import decode_email
@@ -51,8 +54,11 @@ class Registry:
         names: Names | None = None,
     ) -> None:
         """``clock`` gives seconds since the epoch; ``reserve`` as for `Minors`."""
-        self._names = names or Names()
-        self._plain = self._names.are_emails
+        #: What users are called.
+        self.names = names or Names()
+        self._plain, self._people = self.names.are_emails, self.names.people
+        #: Names of all who are joined of several identities.
+        self.persons: frozenset[str] = frozenset(self.names.people.values())
         # Where names are hashes: those of users who were seen, and whose patterns are not saved.
         self._met: dict[bytes, str] = {}
         self._unsaved_globs: set[str] = set()
@@ -97,7 +103,10 @@ class Registry:
     def of_email(self, email: bytes) -> Owner | None:
         """The owner record of a user as the source of claims writes the email."""
         if self._plain:
-            return self.minors.by_key.get(decode_email(email))
+            key = decode_email(email)
+            if self._people:
+                key = self._people.get(key, key)
+            return self.minors.by_key.get(key)
         owner = self.minors.by_key.get(self.name_of(email))
         if owner is not None:
             self._meet(email, owner.key)
@@ -151,15 +160,15 @@ class Registry:
 
     def name_of(self, email: bytes) -> str:
         """The key of a user as the source of claims writes the email."""
-        mode = self._names.mode
+        mode, text = self.names.mode, decode_email(email)
         if mode == PLAIN:
-            return decode_email(email)
+            return self.names.people.get(text, text)
         if mode == HASHED:
             # Once for each user: what is heard again and again is found here.
-            return self._met.get(email) or self._names.hash(decode_email(email))
-        text = decode_email(email)
+            return self._met.get(email) or self.names.of(text)
+        text = self.names.people.get(text, text)
         if self._waiting and text not in self.minors.by_key:
-            name = self._names.hash(text)
+            name = self.names.hash(text)
             if name in self._waiting:
                 self.returned[name] = text
                 return name
@@ -176,7 +185,10 @@ class Registry:
 
     def _fit(self, email: bytes, name: str) -> bool:
         """Whether other patterns fit than was known."""
-        is_news = self._names.note(name, self.classes.policy.fitting(decode_email(email)))
+        written = self.names.written(decode_email(email))
+        if written is None:
+            return False  # a person's, who is known by the hash alone
+        is_news = self.names.note(name, self.classes.policy.fitting(written))
         if is_news:
             self._unsaved_globs.add(name)
         return is_news
@@ -189,15 +201,15 @@ class Registry:
 
     def _forget_globs(self) -> None:
         """Of users who are gone for good, once there are many."""
-        globs = self._names.globs
+        globs = self.names.globs
         if len(globs) > 2 * len(self.minors.by_key) + _FEW:
-            self._names.forget_others(self._state.names() | self.minors.by_key.keys())
+            self.names.forget_others(self._state.names() | self.minors.by_key.keys())
             self._state.rename({}, globs)
 
     def _save_globs(self) -> None:
         if not self._unsaved_globs:
             return
-        found = {name: self._names.globs.get(name, ()) for name in self._unsaved_globs}
+        found = {name: self.names.globs.get(name, ()) for name in self._unsaved_globs}
         try:
             self._state.save_globs(found)
         except StateError as error:
@@ -205,16 +217,32 @@ class Registry:
         else:
             self._unsaved_globs.clear()
 
+    def join(self, people: Mapping[str, str]) -> None:
+        """Whose identities are whose from now on: {identity: person}."""
+        self.names.join(people)
+        self._people, self._met = self.names.people, {}
+        self.persons = frozenset(self._people.values())
+
+    def rename(self, owner: Owner, key: str) -> None:
+        """An owner is called otherwise; `commit` saves it, in the place of what it was."""
+        self._unsaved.pop(owner.key, None)
+        self._gone.append(replace(owner))
+        self.minors.rename(owner, key)
+        self._fresh[owner.minor] = owner
+
     def limits_of(self, email: bytes) -> Limits:
         """The limits of a user, whether they have a class or not."""
         name = self.name_of(email)
         if self._plain or name in self.minors.by_key or not is_hash(name):
             return self.classes.limits_of(name)
+        written = self.names.written(decode_email(email))
+        if written is None:
+            return self.classes.limits_of(name)
         # Anybody's text: what fits is not remembered.
-        before = self._names.globs.get(name, ())
-        self._names.note(name, self.classes.policy.fitting(decode_email(email)))
+        before = self.names.globs.get(name, ())
+        self.names.note(name, self.classes.policy.fitting(written))
         limits = self.classes.limits_of(name)
-        self._names.note(name, before)
+        self.names.note(name, before)
         return limits
 
     def own_device(self, user: str, place: bytes) -> Owner:
@@ -230,7 +258,7 @@ class Registry:
             if owner.key.startswith(RESTRICTED_KEY) and DEVICE in owner.key:
                 place, _, user = owner.key[1:].partition(DEVICE)
                 if owner.state == ACTIVE:
-                    found[owner.minor] = user, bytes.fromhex(place)
+                    found[owner.minor] = self.names.of(user), bytes.fromhex(place)
         return found
 
     def own_restricted(
@@ -353,7 +381,7 @@ class Registry:
         self.minors = Minors(self._first, owners.values(), self._reserve, self._trees)
         if not self._plain:
             self._met = {e: name for e, name in self._met.items() if name in owners}
-            self._waiting = self._state.hashes() if self._names.mode == MIXED else set()
+            self._waiting = self._state.hashes() if self.names.mode == MIXED else set()
             self._forget_globs()
         up, down = listed = self.classes.listed()
         self._close_accounts(listed)

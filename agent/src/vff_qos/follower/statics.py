@@ -7,6 +7,7 @@ starts and when the nft table was made anew.  A map names no class that is not t
 from __future__ import annotations
 
 from ..core import events
+from ..core.flow import Flow
 from ..core.flows.ends import ServiceEnds
 from ..core.htb import ENDED_MINOR, MINOR_MASK
 from ..core.identities import Identities, StaticFlows
@@ -40,6 +41,7 @@ class Statics:
         self._maps = StaticMaps()
         # What the kernel's maps hold as far as we know, by the user's name; None: not known.
         self._written: dict[str, int] | None = None
+        self._flows = StaticFlows(identities, {})
         #: Open flows that were given to whoever has their port or address now.
         self.moved = 0
 
@@ -55,13 +57,22 @@ class Statics:
     @property
     def is_pending(self) -> bool:
         """Whether some wait for their class."""
-        return bool(self.identities) and self.in_force < len(self.identities.keys)
+        return self.identities.has_static and self.in_force < len(self.identities.keys)
 
     @property
     def minors(self) -> frozenset[int]:
         """Minors of all that have one."""
         owners = (self._registry.of_email(key.encode()) for key in self.identities.keys)
         return frozenset(owner.minor for owner in owners if owner is not None)
+
+    def of_people(self) -> frozenset[int]:
+        """Minors among them of people: these have flows that engines tell of, too."""
+        owners = map(self._registry.minors.by_key.get, self._registry.persons)
+        return self.minors & frozenset(owner.minor for owner in owners if owner is not None)
+
+    def is_whose(self, flow: Flow, ends: ServiceEnds) -> int:
+        """The minor of whoever the kernel's maps say a flow is; 0 for nobody."""
+        return self._flows.mark(flow, ends) & MINOR_MASK
 
     def counted_ports(self) -> tuple[PortRange, ...]:
         """Ports of services the number of whose connections is limited."""
@@ -107,7 +118,7 @@ class Statics:
 
     def write(self, ends: ServiceEnds) -> bool:
         """Bring the maps up to date, then the open flows; returns whether any was moved."""
-        if not self.identities and not self._protected:
+        if not self.identities.has_static and not self._protected:
             return False  # nor were there any before
         marks: dict[str, int] = {}
         for key in self.identities.keys:
@@ -117,7 +128,7 @@ class Statics:
         if marks == self._written:
             return False
         try:
-            if self.identities:
+            if self.identities.has_static:
                 self._maps.replace(self.identities.elements(marks))
             else:
                 self._maps.clear()
@@ -127,7 +138,8 @@ class Statics:
             return False
         self._written = marks
         self._protect(self.minors)
-        return self._move(StaticFlows(self.identities, marks), ends)
+        self._flows = StaticFlows(self.identities, marks)
+        return self._move(self._flows, ends)
 
     def _move(self, static_flows: StaticFlows, ends: ServiceEnds) -> bool:
         """Flows that were there before keep no other mark, unless it is other software's."""

@@ -438,3 +438,46 @@ def test_two_users_share_what_their_address_moved_in_doubt() -> None:
     # 800 MB each: below the quota.
     assert changes == [[], []]
     assert {key for key in ledger.users} == {"a@x", "b@x"}
+
+
+def test_what_two_have_used_is_one_persons() -> None:
+    both = terms(
+        "fair_use: [{more_than: 20GB, within: 24h, then: slow, for: 1h}]\n"
+        "quota: {limit: 100GB, per: month, reset: 1, then: slow}"
+    )
+    one, other = User(both), User(both)
+    one.move(MINUTE, down=9 * GB)
+    other.move(3 * HOUR)
+    other.move(MINUTE, down=10 * GB)
+    mine, theirs = one.ledger.users["a@x"], other.ledger.users["a@x"]
+    mine.join(theirs, other.now)
+    assert mine.quota_down == 19 * GB
+    assert mine.window(0).total(other.now) == pytest.approx(19 * GB, rel=1e-6)
+    # One more is too much, as for anybody.
+    one.now = other.now
+    assert not one.move(MINUTE, down=GB // 2)
+    (change,) = one.move(MINUTE, down=GB)
+    assert change.begins and change.key == "a@x"
+    # Each at its own time: what is old is forgotten first.
+    old, new = User(VOLUME), User(VOLUME)
+    old.move(MINUTE, down=9 * GB)
+    new.move(3 * HOUR)
+    new.move(MINUTE, down=10 * GB)
+    mine = old.ledger.users["a@x"]
+    mine.join(new.ledger.users["a@x"], new.now)
+    assert mine.window(0).total(START + 25 * HOUR + MINUTE) == pytest.approx(10 * GB, rel=1e-6)
+
+
+def test_a_later_period_and_a_longer_penalty_count() -> None:
+    one, other = User(MONTHLY), User(MONTHLY)
+    one.move(MINUTE, down=9 * GB)
+    other.move(40 * 24 * HOUR)
+    other.move(MINUTE, down=2 * GB)
+    old, new = one.ledger.users["a@x"], other.ledger.users["a@x"]
+    (penalty,) = [User(VOLUME).move(MINUTE, down=21 * GB)[0].penalty]
+    new.penalties[QUOTA] = penalty
+    old.penalties[QUOTA] = penalty._replace(until=penalty.until + 5)
+    old.join(new, other.now)
+    assert old.quota_down == 2 * GB and old.penalties[QUOTA].until == penalty.until + 5
+    new.join(User(MONTHLY).ledger.users.get("a@x", Usage(MONTHLY)), other.now)
+    assert new.quota_down == 2 * GB

@@ -204,3 +204,40 @@ def test_a_mistake_in_a_service_is_named_by_the_roles_variable(
     }
     found = settings.settings_problems(GOOD, policy, places, {"qos_gc_interval": "10min"})
     assert found and found[0].startswith(problem), found
+
+
+def test_people_are_refused_with_both_names(settings: ModuleType) -> None:
+    def problems(people: object, users: object = None) -> list[str]:
+        identities = {
+            "services": {"t": {"ports": [7000]}}, "networks": {}, "people": people,
+        }  # fmt: skip
+        policy = {**POLICY, "users": users or {}}
+        found = settings.settings_problems(GOOD, policy, identities, {})
+        assert isinstance(found, list)
+        return found
+
+    assert problems({"alice": ["a@x", "service:t"]}, {"alice": {"upload": "1mbit"}}) == []
+    assert problems({"alice": ["a@x"], "bob": ["a@x"]}) == [
+        "qos_people[bob.0]: 'a@x' is an identity of both 'alice' and 'bob'"
+    ]
+    assert problems({"alice": ["hysteria:a"]})[0].startswith(
+        "qos_people[alice.0]: 'hysteria:a': no source is called 'hysteria'"
+    )
+    # An entry of the policy that nobody would have.
+    assert problems({"alice": ["a@x", "service:t"]}, {"a@x": {}, "service:t": {}}) == [
+        "qos_users[a@x]: 'a@x' is an identity of 'alice' (qos_people); write qos_users[alice]",
+        "qos_services[t]: 'service:t' is an identity of 'alice' (qos_people); write "
+        "qos_users[alice]",
+    ]
+    # With a mistake in the settings nobody knows which sources there are.
+    found = settings.settings_problems(
+        {**GOOD, "handle": "zz"}, POLICY, {"people": {"alice": ["hysteria:a"]}}, {}
+    )
+    assert len(found) == 1 and found[0].startswith("qos_handle: ")
+
+
+def test_names_of_people_are_quoted(settings: ModuleType) -> None:
+    data = yaml.safe_load("qos_people: {12: [a@x], bob: [b@x, 5.100]}")
+    first, second = settings.unquoted_names(data)
+    assert first.startswith("qos_people: a name is ")
+    assert second.startswith("qos_people[bob]: an identity is ")

@@ -86,10 +86,17 @@ def address_key(address: bytes) -> bytes:
 
 
 class Vouchers:
-    """Who had a plain word from where, and when.  Times in seconds that never go back."""
+    """Who had a plain word from where, and when.  Times in seconds that never go back.
+
+    A word vouches for words of its own source alone: a user may be joined of identities of several
+    (`core.people`), and one that nobody can forge must lend nothing to one that somebody can.
+    """
 
     def __init__(self) -> None:
-        # {address and minor: time}; the older half is forgotten when the younger one is full.
+        #: The number of the source that is listened to, 15 at most.
+        self.speaker = 0
+        # {address, source and minor: time}; the older half is forgotten when the younger one is
+        # full.
         self._young: dict[int, float] = {}
         self._old: dict[int, float] = {}
         # Since when a minor has been another user's.
@@ -101,6 +108,7 @@ class Vouchers:
     def saw(self, flows: Iterable[tuple[bytes, int]], now_s: float) -> None:
         """Plain words gave each flow (client's packed end, record) to the user of its minor."""
         young, named, second, number = self._young, self.named, int(now_s), int.from_bytes
+        low = self.speaker << 17 | 1
         for client, record in flows:
             if len(young) >= _VOUCHES:
                 self._old, self._young = young, {}
@@ -108,14 +116,14 @@ class Vouchers:
             minor = record & MINOR
             if len(client) == _IPV4_END:
                 # As `_place` does: thousands come at once.
-                young[number(client[:4], "big") << 17 | minor << 1 | 1] = now_s
+                young[number(client[:4], "big") << 21 | minor << 1 | low] = now_s
             else:
-                young[_place(client[:-2], minor)] = now_s
+                young[_place(client[:-2], minor, self.speaker)] = now_s
             named[minor] = second
 
     def vouch(self, minor: int, address: bytes, now_s: float) -> bool:
         """Whether a plain word vouches for this user at this address."""
-        place = _place(address, minor)
+        place = _place(address, minor, self.speaker)
         seen = self._young.get(place, self._old.get(place))
         if seen is None or now_s - seen >= VOUCH_S:
             return False
@@ -131,8 +139,8 @@ class Vouchers:
         minors.clear()
 
 
-def _place(address: bytes, minor: int) -> int:
-    """An address and a minor as one number: 32 bytes of memory where text takes 48."""
+def _place(address: bytes, minor: int, speaker: int) -> int:
+    """An address, a source and a minor as one number: 32 bytes of memory where text takes 48."""
     if len(address) == 4:
-        return int.from_bytes(address, "big") << 17 | minor << 1 | 1
-    return int.from_bytes(address[:8], "big") << 17 | minor << 1
+        return int.from_bytes(address, "big") << 21 | speaker << 17 | minor << 1 | 1
+    return int.from_bytes(address[:8], "big") << 21 | speaker << 17 | minor << 1

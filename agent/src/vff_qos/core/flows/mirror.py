@@ -12,7 +12,7 @@ Longer than 400 lines: what is known of flows is one state, and every event chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from sys import getsizeof
 
@@ -163,6 +163,10 @@ class Mirror:
         self._undecided: list[Held] = []
         #: Minors of static identities, and that of ended flows: theirs they are, whatever is said.
         self.fixed: frozenset[int] = frozenset((ENDED_MINOR,))
+        #: Minors of people who have static identities among others: theirs for good are the flows
+        #: of which `static_minor` says so.
+        self.partly_fixed: frozenset[int] = frozenset()
+        self.static_minor: Callable[[Flow], int] = lambda _flow: 0
         # Flows of users whose mark others have overwritten, as comparisons have found.
         self._robbed: set[Held] = set()
         #: Flows that were forgotten because of their number since the table was last compared.
@@ -272,6 +276,13 @@ class Mirror:
 
     # -- changing ---------------------------------------------------------------------------------
 
+    def pass_on(self, minors: Mapping[int, int]) -> None:
+        """What has fallen comes back as the flow of whoever has the user now: {before: now}."""
+        for fallen in self._fallen:
+            for held, record in fallen.items():
+                if (now := minors.get(record & MINOR)) is not None:
+                    fallen[held] = record & ~MINOR | now
+
     def put(self, client: bytes, record: int) -> None:
         """The flow of ``record`` (same end) is as this says now; nothing if it has gone."""
         for flows in (self._claimed, self._young, self._old):
@@ -302,7 +313,7 @@ class Mirror:
 
     def correct(self, client: bytes, record: int, mark: int) -> bool:
         """A flow that was nobody's bears this mark; returns whether it is other software's."""
-        given = self._of_mark(mark)
+        given = self._of_mark(mark, client, record)
         self.put(client, unowned(record) | given)
         return bool(given & FOREIGN)
 
@@ -324,7 +335,8 @@ class Mirror:
         for record in self.find(seen.client):
             if record & END == end:
                 return record
-        record = self._birth(now_s) | end | VAGUE | REUSED | self._of_mark(seen.mark)
+        record = self._birth(now_s) | end | VAGUE | REUSED
+        record |= self._of_mark(seen.mark, seen.client, end)
         self._enter(seen.client, record)
         return record
 
@@ -447,9 +459,9 @@ class Mirror:
                 born_ms = round((seen.started_ns / 1e9 - epoch_offset_s - self.epoch_s) * 1e3)
                 if born_ms > latest_ms:
                     born_ms = None  # the clock was set back since
-            record = self._compared(before, seen, lossy, born_ms)
+            record = self._compared(before, seen, lossy, born_ms, end)
             if not record:
-                given = self._of_mark(seen.mark)
+                given = self._of_mark(seen.mark, client, end)
                 if given & MINOR and rank(given) != FIXED and is_restricted(given & MINOR):
                     given = owned(0, given & MINOR, DOUBTED, RESTRICTED)
                 record = now | end | REUSED | given
@@ -518,7 +530,7 @@ class Mirror:
             # of 2), and lost ones were lost.
             self._bury(client, before, False, heard)
             lost = before
-        record = birth | end | self._of_mark(mark)
+        record = birth | end | self._of_mark(mark, client, end)
         if lost or client in self._graves[0] or client in self._graves[1]:
             record |= REUSED
         # A connection that goes on: somebody has emptied the table below it.
@@ -660,12 +672,14 @@ class Mirror:
             self._turn_fallen_s = now_s
             self._fallen = ({}, self._fallen[0])
 
-    def _compared(self, before: int, seen: FlowSeen, lossy: bool, born_ms: int | None) -> int:
+    def _compared(
+        self, before: int, seen: FlowSeen, lossy: bool, born_ms: int | None, end: int
+    ) -> int:
         """The record of a flow that the table has, from what was known; 0: nothing that holds."""
         if not before:
             return 0
         mark, held = seen.mark, self.mark(before)
-        if (rank(before) == FIXED) != (held & MINOR_MASK in self.fixed):
+        if (rank(before) == FIXED) != self._is_fixed(held & MINOR_MASK, seen.client, end):
             return 0
         if born_ms is not None and not before & VAGUE:
             if abs(born_ms - birth_ms(before)) > _SAME_BIRTH_MS:
@@ -709,15 +723,22 @@ class Mirror:
         end = self._ends[ours] = proto | number_of_port << PORT_SHIFT | number << ADDRESS_SHIFT
         return end
 
-    def _of_mark(self, mark: int) -> int:
-        """What a mark that was there before us says."""
+    def _is_fixed(self, minor: int, client: bytes, end: int) -> bool:
+        """Whether a flow that bears a minor's mark is that one's whatever is said."""
+        if minor in self.fixed:
+            return True
+        return minor in self.partly_fixed and self.static_minor(self.flow(client, end)) == minor
+
+    def _of_mark(self, mark: int, client: bytes, end: int) -> int:
+        """What a mark that was there before us says; ``end`` holds our end of the flow."""
         if not mark:
             return 0
         if mark & self._tag_mask == self._tag | PROVISIONAL_MARK:
             return mark & MINOR_MASK | PROVISIONAL
         if mark & self._tag_mask == self._tag and mark & MINOR_MASK:
             minor = mark & MINOR_MASK
-            return minor | (FIXED if minor in self.fixed else ADOPTED) << RANK_SHIFT
+            is_fixed = self._is_fixed(minor, client, end)
+            return minor | (FIXED if is_fixed else ADOPTED) << RANK_SHIFT
         return FOREIGN
 
     def _place(self, client: bytes, record: int) -> bytes:

@@ -39,6 +39,8 @@ PORT_SHIFT, ADDRESS_SHIFT = 26, 42
 MAX_ADDRESSES = 1 << 12
 BIRTH_SHIFT = 54
 
+#: What may stand beside a minor and a rank.
+FLAGS = RESTRICTED | PROVISIONAL
 #: All that a claim may change.
 OWNED = MINOR | RANK | RESTRICTED | PROVISIONAL | REMEMBERED
 #: A flow with none of these is nobody's, is certain, and may be given away without a second look.

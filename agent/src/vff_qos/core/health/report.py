@@ -98,6 +98,8 @@ class Report:
     settings_refused: str = ""
     #: The same of services and networks; and `config.identities_stamp` of those in force.
     identities_refused: str = ""
+    #: Entries of the policy that count for nobody: their users are identities of people.
+    joined_entries: list[str] = field(default_factory=list)
     identities: list[object] = field(default_factory=list)
     #: `config.settings_stamp` of the settings in force.
     settings: list[object] = field(default_factory=list)

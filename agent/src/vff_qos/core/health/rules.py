@@ -89,7 +89,8 @@ def judge(facts: Facts) -> list[Finding]:
     report = facts.report
     if report is not None and not facts.suspended:
         findings += [*_sources(facts, report), *_claims(facts, report), *_marks(facts, report)]
-        findings += [*_repairs(facts, report), *_follower(facts, report), *_static(report)]
+        findings += [*_repairs(facts, report), *_follower(facts, report)]
+        findings += [*_static(report), *_people(report)]
     return worst_first(
         [*findings, *_files(facts), *_kernel(facts), *unreported(facts.delivery, facts.now_s)]
     )
@@ -102,6 +103,17 @@ def _static(report: Report) -> Iterator[Finding]:
             DEGRADED, "static",
             f"{have} of {wanted} services and networks are in force; the others have no limit yet",
             "nothing, if the number grows: their classes are being made; else 'vff-qos doctor'",
+        )  # fmt: skip
+
+
+def _people(report: Report) -> Iterator[Finding]:
+    if report.joined_entries:
+        yield Finding(
+            DEGRADED, "people",
+            "the policy has entries for identities that people are joined of; they count for "
+            "nobody",
+            "give what they say to the person's own name, or take the identity out of the people",
+            report.joined_entries,
         )  # fmt: skip
 
 

@@ -76,6 +76,13 @@ class Window:
         cell = self._at + 1 + number % BUCKETS
         self._cells[cell] = min(self._cells[cell] + amount, _FULL)
 
+    def join(self, other: Window, now_s: float) -> None:
+        """Add what another one of the same rule holds."""
+        self._slide(now_s)
+        other._slide(now_s)
+        for number in range(BUCKETS):
+            self._enter(number, other._cells[other._at + 1 + number])
+
     def total(self, now_s: float) -> int:
         """The amount in the window."""
         self._slide(now_s)

@@ -103,6 +103,20 @@ class Usage:
         self.quota_up = self.quota_down = 0
         self.penalties.clear()
 
+    def join(self, other: Usage, now_s: float) -> None:
+        """Add what another user has used, of the same terms: they are one from now on."""
+        for number in range(len(self.terms.rules)):
+            self.window(number).join(other.window(number), now_s)
+        if other.period_start > self.period_start:
+            self.period_start, self.quota_up, self.quota_down = other.period_start, 0, 0
+        if other.period_start == self.period_start:
+            self.quota_up += other.quota_up
+            self.quota_down += other.quota_down
+        for text, penalty in other.penalties.items():
+            mine = self.penalties.get(text)
+            if mine is None or mine.until < penalty.until:
+                self.penalties[text] = penalty
+
     def to_json(self) -> dict[str, Any]:
         """What ``from_json`` takes."""
         windows = {}

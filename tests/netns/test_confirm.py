@@ -29,12 +29,21 @@ cd {directory}/units
 echo "$*" >> ../asked
 verb=$1; shift
 [ "$1" != --quiet ] || shift
+if [ "$verb" = show ]; then  # show --value --property=NAME UNIT
+    property=$2
+    shift 2
+fi
 set_word() {{ echo "$1 $2" > "$3"; }}
 for unit; do
-    [ -e "$unit" ] && read -r enabled active < "$unit" || {{ enabled=not-found active=inactive; }}
+    [ -e "$unit" ] && read -r enabled active < "$unit" || {{ enabled= active=inactive; }}
     case $verb in
-    is-enabled) echo "$enabled"; [ "$enabled" = enabled ] || exit 1 ;;
-    is-active) echo "$active"; [ "$active" = active ] || exit 3 ;;
+    show)
+        case $property in
+        --property=UnitFileState) echo "$enabled" ;;
+        --property=ActiveState) echo "$active" ;;
+        --property=LoadState) [ -e "$unit" ] && echo loaded || echo not-found ;;
+        *) exit 1 ;;
+        esac ;;
     cat) [ -e "{directory}/etc/$unit" ] || exit 1 ;;
     stop) [ ! -e "$unit" ] || set_word "$enabled" inactive "$unit" ;;
     start)

@@ -21,6 +21,11 @@ login() {
     done
 }
 
+# That of a run that was cut short, or that failed and asks for the way back; else there is none.
+stop_timer() {
+    [ "$(systemctl show --value --property=LoadState "$timer.timer")" = not-found ] || systemctl stop "$timer.timer"
+}
+
 arm() {
     directory=$1 seconds=$2
     printf '%s\n' "$3" > "$directory/command"
@@ -28,14 +33,15 @@ arm() {
     # Again, where a run was cut short: what was before that one counts.
     if [ ! -e "$directory/units" ]; then
         for unit in $5 $6; do
-            enabled=$(systemctl is-enabled "$unit" 2>/dev/null) || :  # its word is in its output
-            active=$(systemctl is-active "$unit" 2>/dev/null) || :
+            # Not is-enabled and is-active, to which "no" is a failure.
+            enabled=$(systemctl show --value --property=UnitFileState "$unit")
+            active=$(systemctl show --value --property=ActiveState "$unit")
             echo "$unit ${enabled:-none} ${active:-none}"
         done > "$directory/units.new"
         mv "$directory/units.new" "$directory/units"
     fi
     login > "$directory/login"
-    systemctl stop "$timer.timer" 2>/dev/null || :  # of a run that was cut short; else there is none
+    stop_timer
     systemd-run --quiet --collect --unit="$timer" --description="Per-user limits: back to before the last change" \
         --on-active="$seconds" --timer-property=AccuracySec=100ms /bin/sh "$directory/confirm.sh" back "$directory"
 }
@@ -75,8 +81,7 @@ try() {
 back() {
     directory=$1.back
     mv "$1" "$directory" || exit 0
-    # Where a failed run asks for it the timer is still there.
-    systemctl stop "$timer.timer" 2>/dev/null || :
+    try stop_timer
     echo "the last change was not confirmed over a new login; what was before is put back"
     command=$(cat "$directory/command") state=$(cat "$directory/state")
     units=$(cut -d' ' -f1 "$directory/units")

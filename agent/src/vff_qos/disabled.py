@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import NamedTuple
 
 from .config import Paths
 from .errors import Refused
+from .replacing import replacing
 
 
 class Record(NamedTuple):
@@ -46,10 +46,5 @@ def refuse_if_disabled(paths: Paths) -> None:
 
 def write_record(paths: Paths, record: Record) -> None:
     """Say who has disabled this node.  Raises OSError."""
-    new = paths.disabled + ".new"
-    with open(new, "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(json.dumps(record._asdict()) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, paths.disabled)
+    with replacing(paths.disabled, 0o644, durable=True) as file:
+        file.write(json.dumps(record._asdict()).encode() + b"\n")

@@ -14,6 +14,7 @@ from typing import Any
 
 from .core.health.delivery import Delivery
 from .core.health.report import Report
+from .replacing import replacing
 
 _FILE, _DELIVERY, _DIAGNOSIS = "follow.json", "report.json", "doctor.json"
 #: Four bytes for each minor, whole seconds of CLOCK_MONOTONIC, 0 for "not since the agent's start":
@@ -34,12 +35,9 @@ def write_report(run_dir: str, report: Report) -> None:
 
 def replace_file(run_dir: str, name: str, data: bytes | memoryview[int]) -> None:
     """Whoever reads it sees the old or the new one, whole.  Raises OSError."""
-    path = os.path.join(run_dir, name)
-    with open(path + ".new", "wb") as file:
-        # For the page, whose account is in the agent's group.
-        os.fchmod(file.fileno(), 0o640)
+    # For the page, whose account is in the agent's group.
+    with replacing(os.path.join(run_dir, name), 0o640) as file:
         file.write(data)
-    os.replace(path + ".new", path)
 
 
 def read_report(run_dir: str) -> Report | None:

@@ -15,6 +15,7 @@ from ..errors import QosError, Refused
 from ..metrics.exposition import exposition
 from ..metrics.snapshot import Snapshot
 from ..render import display_name
+from ..replacing import replacing
 from .facts import look
 from .node import Node
 from .status import MEASURE_S, describe, read_again
@@ -42,21 +43,12 @@ def write_textfile(node: Node, path: str, users: int | None) -> None:
     snapshot, settings = read_snapshot(node)
     most = settings.metrics_users if users is None else users
     group = settings.metrics_group
-    # The collector reads what ends in .prom.
-    fresh = f"{path}.{os.getpid()}"
+    mode, gid = (0o640, _number(group)) if group else (0o644, -1)
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                if group:
-                    os.fchown(descriptor, -1, _number(group))
-                os.fchmod(descriptor, 0o640 if group else 0o644)
-                for piece in exposition(snapshot, most):
-                    file.write(piece)
-            os.replace(fresh, path)
-        except BaseException:
-            os.unlink(fresh)
-            raise
+        # The collector reads what ends in .prom: not the file that is not whole yet.
+        with replacing(path, mode, gid=gid) as file:
+            for piece in exposition(snapshot, most):
+                file.write(piece)
     except OSError as error:
         raise QosError(f"{path}: {os.strerror(error.errno or 0)}") from error
 

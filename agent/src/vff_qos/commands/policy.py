@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from ..core.units import format_rate, format_size
 from ..errors import QosError, Refused
 from ..kept import keep_policy
 from ..render import display_name, limit, tell_limits
+from ..replacing import replacing
 from ..runfile import read_report
 from ..shaping import Both, Classes
 from ..state import State
@@ -184,18 +184,8 @@ def install(text: bytes, path: str) -> None:
     except FileNotFoundError:
         mode, gid, uid = 0o640, os.stat(directory).st_gid, os.geteuid()
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=".policy-", dir=directory)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchown(descriptor, uid, gid)
-                os.fchmod(descriptor, mode)
-                file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
+        with replacing(path, mode, uid, gid, durable=True) as file:
+            file.write(text)
     except OSError as error:
         raise QosError(f"{path}: {os.strerror(error.errno or 0)}") from error
 

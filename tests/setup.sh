@@ -65,7 +65,8 @@ fi
 # The distribution's interpreter, so that its python3-nftables and python3-systemd can be imported.
 # The lab's clients run here, so the engine is installed, too.
 stamp=.venv/.requirements
-if ! cat tests/requirements.txt tests/lab/xray.txt tests/lab/sing-box.txt | cmp -s - "$stamp"; then
+engines=(tests/lab/{xray,sing-box,hysteria}.txt)
+if ! cat tests/requirements.txt "${engines[@]}" | cmp -s - "$stamp"; then
   say "installing the tools of tests/requirements.txt into .venv"
   if [ ! -x .venv/bin/python ]; then
     /usr/bin/python3 -m venv --system-site-packages .venv
@@ -74,7 +75,12 @@ if ! cat tests/requirements.txt tests/lab/xray.txt tests/lab/sing-box.txt | cmp 
   # A call of its own: it asks for hashes.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/lab/xray.txt >&2
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/lab/sing-box.txt >&2
-  cat tests/requirements.txt tests/lab/xray.txt tests/lab/sing-box.txt >"$stamp"
+  # Not every interpreter has one; tests that need it are left out there.
+  if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    -r tests/lab/hysteria.txt >&2; then
+    say "there is no Hysteria for this interpreter: its tests are skipped"
+  fi
+  cat tests/requirements.txt "${engines[@]}" >"$stamp"
 fi
 
 # --- the tree in which ansible finds this checkout as vff.qos -----------------------------------

@@ -110,6 +110,11 @@ def unquoted_names(variables: Mapping[str, Any]) -> list[str]:
             for key, entry in value.items() if isinstance(value, Mapping) else ():
                 check(key, f"{name}: a name")
                 check_plan(entry, f"{name}[{key}]")
+        elif name == "qos_hooks_users":
+            for key, secret in value.items() if isinstance(value, Mapping) else ():
+                check(key, f"{name}: a name")
+                if not isinstance(secret, str):  # which is never shown
+                    problems.append(f"{name}[{key}]: the secret is no text; put it in quotes")
         elif name in ("qos_services", "qos_networks"):
             for key, entry in value.items() if isinstance(value, Mapping) else ():
                 check(key, f"{name}: a name")
@@ -252,12 +257,48 @@ def settings_problems(
     return problems
 
 
+def hooks_problems(
+    hooks: Mapping[str, Any], users: Mapping[str, Any], flows: Mapping[str, Any]
+) -> list[str]:
+    """One sentence for each thing in the settings of the hooks that they would refuse.
+
+    ``flows``: the node's source of that type; empty if there is none.
+    """
+    if str(_AGENT) not in sys.path:
+        sys.path.append(str(_AGENT))
+    try:
+        from vff_qos.core.hooks.credentials import parse_users
+        from vff_qos.core.hooks.hook_settings import parse_hooks
+        from vff_qos.errors import ConfigError
+    except ImportError as error:
+        raise AnsibleFilterError(f"the agent's code is not in {_AGENT}: {error}") from error
+
+    problems = []
+    if not flows:
+        problems.append(
+            "qos_hooks_enable needs a source of the type flows in qos_sources, such as "
+            "{type: flows, listen: 'unix:/run/vff-qos-flows.sock', group: vff-qos-hooks}"
+        )
+    elif flows.get("group") in (None, "", "root"):
+        problems.append(
+            "qos_hooks_enable needs a group other than root for the source flows of qos_sources, "
+            "such as vff-qos-hooks: the hooks are not root"
+        )
+    for how, data in ((parse_hooks, hooks), (parse_users, users)):
+        try:
+            how(json.dumps(data, ensure_ascii=False, default=str).encode(), "")
+        except ConfigError as error:
+            problems.append(f"{_variable('hooks_' + error.key)}: {error.problem}")
+    return problems
+
+
 class FilterModule:
     """Filters of this file."""
 
     def filters(self) -> dict[str, Any]:
         return {
             "contradictions": contradictions,
+            "hooks_problems": hooks_problems,
             "old_variables": old_variables,
             "one_form_of_sources": one_form_of_sources,
             "overruled": overruled,

@@ -39,7 +39,7 @@ options:
         type: str
         default: "0755"
   files:
-    description: Files to write; owned by root.
+    description: Files to write.
     type: list
     elements: dict
     default: []
@@ -52,6 +52,10 @@ options:
         description: What.
         type: str
         required: true
+      owner:
+        description: Owner of the file.
+        type: str
+        default: root
       group:
         description: Group of the file.
         type: str
@@ -175,7 +179,12 @@ def fix_attributes(module: AnsibleModule, item: Item) -> bool:
     if module.check_mode and not os.path.lexists(path):
         return False
     arguments = module.load_file_common_arguments(
-        {"path": path, "owner": "root", "group": item["group"], "mode": item["mode"]}
+        {
+            "path": path,
+            "owner": item.get("owner", "root"),
+            "group": item["group"],
+            "mode": item["mode"],
+        }
     )
     return bool(module.set_fs_attributes_if_different(arguments, False))
 
@@ -231,7 +240,12 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "directories": entries(mode={"type": "str", "default": "0755"}, group=group),
-            "files": entries(content=text, mode={"type": "str", "default": "0644"}, group=group),
+            "files": entries(
+                content=text,
+                mode={"type": "str", "default": "0644"},
+                owner={"type": "str", "default": "root"},
+                group=group,
+            ),
             "links": entries(target=required),
             "validate": {"type": "list", "elements": "str", "default": []},
             "absent": {"type": "list", "elements": "path", "default": []},

@@ -86,6 +86,10 @@ options:
     description: The same of the file of metrics.
     type: path
     required: true
+  hooks_unit:
+    description: The same of the hooks.
+    type: path
+    required: true
   page_unit:
     description: The same of the page.
     type: path
@@ -123,6 +127,7 @@ EXAMPLES = r"""
     disabled_file: /etc/vff-qos/disabled-by-hand
     socket_unit: /usr/local/lib/systemd/system/vff-qos-webhook.socket
     metrics_unit: /usr/local/lib/systemd/system/vff-qos-metrics.timer
+    hooks_unit: /usr/local/lib/systemd/system/vff-qos-hooks.socket
     page_unit: /usr/local/lib/systemd/system/vff-qos-web.socket
     state_file: /var/lib/vff-qos/state.db
     state_schema: 6
@@ -174,6 +179,11 @@ webhook_socket:
   sample: /run/vff-qos-webhook.sock
 metrics:
   description: Whether O(metrics_unit) is there.
+  type: bool
+  returned: success
+  sample: false
+hooks:
+  description: Whether O(hooks_unit) is there.
   type: bool
   returned: success
   sample: false
@@ -701,6 +711,7 @@ def main() -> None:
             "override_disable": {"type": "bool", "default": False},
             "socket_unit": {"type": "path", "required": True},
             "metrics_unit": {"type": "path", "required": True},
+            "hooks_unit": {"type": "path", "required": True},
             "page_unit": {"type": "path", "required": True},
             "state_file": {"type": "path", "required": True},
             "state_schema": {"type": "int", "required": True},
@@ -744,6 +755,7 @@ def main() -> None:
         disabled=disabled,
         webhook_socket=listens_at(read(module.params["socket_unit"])),
         metrics=os.path.exists(module.params["metrics_unit"]),
+        hooks=os.path.exists(module.params["hooks_unit"]),
         page=os.path.exists(module.params["page_unit"]),
         running=all_run(module),
         unconfirmed=os.path.isdir(module.params["kept"]),

@@ -104,6 +104,12 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", "tell usage to report_url, once (the timer's work)")
     report.add_argument("--now", action="store_true", help="also if the last try has just failed")
     command("web", "serve the page, where web_bind says (the unit's work)")
+    hooks = command(
+        "hooks", "answer engines that ask whether somebody may log in (the unit's work)"
+    )
+    hooks.add_argument(
+        "--hash", action="store_true", help="only print a secret's hash for the users file"
+    )
     metrics = command(
         "metrics", "the figures for Prometheus: on standard output, or in a file (the timer's work)"
     )
@@ -321,6 +327,18 @@ def _web(node: Node, _args: argparse.Namespace) -> int:
     return 0
 
 
+def _hooks(node: Node, args: argparse.Namespace) -> int:
+    if args.hash:
+        from .hooks.hashing import hash_of_input
+
+        print(hash_of_input())
+        return 0
+    from .hooks.answering import serve
+
+    serve(node)
+    return 0
+
+
 def _metrics(node: Node, args: argparse.Namespace) -> int:
     from .commands.metrics import print_metrics, write_textfile
 
@@ -455,6 +473,7 @@ _COMMANDS: dict[str, Callable[[Node, argparse.Namespace], int]] = {
     "usage": _usage,
     "report": _report,
     "web": _web,
+    "hooks": _hooks,
     "metrics": _metrics,
     "name": _name,
     "limit": _order,

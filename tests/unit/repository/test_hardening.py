@@ -28,7 +28,11 @@ SOURCES: dict[str, dict[str, Any]] = {
     "file": {},
     "container": {"qos_container": "remnanode", "qos_identity_source": "container"},
     "journal": {"qos_journal_unit": "xray.service", "qos_identity_source": "journal"},
-    "webhook": {"qos_identity_source": "webhook", "qos_report_url": "https://example.com/"},
+    "webhook": {
+        "qos_identity_source": "webhook",
+        "qos_report_url": "https://example.com/",
+        "qos_hooks_auth_url": "https://panel.example.com/auth",
+    },
     "singbox": {
         "qos_sources": [{"type": "singbox", "address": "127.0.0.1:9091", "secret": "some-secret"}]
     },

@@ -68,7 +68,12 @@ class Server:
         return response.status, claims
 
     def read(self, rounds: int = 3) -> list[Claim]:
-        return [claim for _ in range(rounds) for claim in self.source.read()]
+        """What comes of some rounds of the follower."""
+        claims = []
+        for _ in range(rounds):
+            claims += self.source.read()
+            self.source.settled()
+        return claims
 
     def raw(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
@@ -179,7 +184,7 @@ def test_half_open_connections_keep_nobody_out(
     server: Server, monkeypatch: pytest.MonkeyPatch, text: bytes
 ) -> None:
     clock = itertools.count(time.monotonic(), 0.003)
-    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("vff_qos.sources.posts.time.monotonic", lambda: next(clock))
     engine = Client(server.path)
     assert server.post(engine, posted())[0] == 200
     half = _halves(server, 400, text)
@@ -204,7 +209,7 @@ def test_who_has_to_wait_for_room_wakes_the_loop(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
-    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now)
+    monkeypatch.setattr("vff_qos.sources.posts.time.monotonic", lambda: now)
     half = _halves(server, 256, b"")
     server.read(6)
     assert len(server.source._connections) == 256
@@ -226,7 +231,7 @@ def test_of_two_processes_the_one_with_many_connections_makes_room(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(time.monotonic(), 0.003)
-    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("vff_qos.sources.posts.time.monotonic", lambda: next(clock))
     program = (
         "import socket, sys, time\n"
         "made = [socket.socket(socket.AF_UNIX) for _ in range(300)]\n"
@@ -267,7 +272,7 @@ def test_a_request_byte_by_byte_is_ended(server: Server) -> None:
 def test_the_window_says_when_the_claims_were_made(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: 1000.0)
+    monkeypatch.setattr("vff_qos.sources.posts.time.monotonic", lambda: 1000.0)
     with server.raw() as sock:
         for ages, window in (
             ([0.25], (999.75, 1000.0)),
@@ -279,6 +284,7 @@ def test_the_window_says_when_the_claims_were_made(
         ):
             sock.sendall(b"".join(post(posted(ts=THEN - age)) for age in ages))
             assert len(server.source.read()) == len(ages)
+            server.source.settled()
             assert server.source.window == window
 
 
@@ -289,7 +295,7 @@ def test_half_requests_are_ended_after_five_seconds(
         half.sendall(b"POST / HT")
         server.read()
         now = time.monotonic()
-        monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 6)
+        monkeypatch.setattr("vff_qos.sources.posts.time.monotonic", lambda: now + 6)
         half.sendall(b"T")
         server.read()
         assert "whole within 5 s" in (server.source.tick() or "")
@@ -303,7 +309,7 @@ def test_silence_of_the_engine_is_told_once(
 ) -> None:
     now = time.monotonic()
     assert server.source.tick() is None
-    monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 61)
+    monkeypatch.setattr("vff_qos.sources.posts.time.monotonic", lambda: now + 61)
     assert "nobody has connected" in (server.source.tick() or "")
     assert server.source.tick() is None
 
@@ -314,7 +320,7 @@ def test_a_silence_with_connections_is_another_one(
     now = time.monotonic()
     with server.raw():
         server.read()
-        monkeypatch.setattr("vff_qos.sources.webhook.time.monotonic", lambda: now + 61)
+        monkeypatch.setattr("vff_qos.sources.posts.time.monotonic", lambda: now + 61)
         assert "no event has come" in (server.source.tick() or "")
 
 
@@ -331,6 +337,7 @@ def test_a_client_that_reads_no_answers_is_let_go(server: Server) -> None:
             except (BrokenPipeError, ConnectionResetError):
                 break
             server.source.read()
+            server.source.settled()
         else:
             pytest.fail("it is still connected")
     assert not server.source._connections
@@ -376,6 +383,7 @@ def test_a_loopback_port_serves_as_well(listen: str) -> None:
 
         def has_read() -> list[Claim]:
             claims.extend(source.read())
+            source.settled()
             return claims
 
         eventually(has_read)
@@ -395,6 +403,7 @@ def test_a_socket_that_systemd_holds_loses_no_event_of_a_restart(tmp_path: Path)
         f"source = WebhookSource('unix:{path}', clock=lambda: {THEN})\n"
         "source.read()\n"
         "while not (claims := source.read()): time.sleep(0.01)\n"
+        "source.settled()\n"
         "source.close()\n"
         "print(claims[0].email.decode())\n"
     )

@@ -251,7 +251,7 @@ def _render_source(source: dict[str, Any], is_named: bool, now_s: float) -> list
         ]
     if "connections" in log:
         refused = ", ".join(f"{n} {why}" for why, n in log["refused"].items()) or "none"
-        name = f"{source['name']}: " if is_named else "webhook: "
+        name = f"{source['name'] if is_named else source['kind']}: "
         lines.append(f"{name}{log['connections']} connections, refused: {refused}")
     return lines
 

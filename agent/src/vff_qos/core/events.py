@@ -434,6 +434,63 @@ RELAID = JournalEvent(
     "their classes again when the agent has begun anew, some tenths of a second later.",
 )  # fmt: skip
 
+# -- engines that ask -----------------------------------------------------------------------------
+
+HOOKS = JournalEvent(
+    0x68, "hooks", INFO, "The hooks are answered",
+    "hooks are answered at {place}: {effect}",
+    "'vff-qos hooks' has started, or the file with users who may log in has changed.",
+)  # fmt: skip
+HOOK_USERS_REFUSED = JournalEvent(
+    0x69, "hook_users_refused", ERROR, "The file with users who may log in is refused",
+    "{error}; {effect}",
+    "The file of qos_hooks_users_file holds a mistake, is gone, or others may read it. Who could "
+    "log in before can do so still; changes since then do not count.",
+    "Mend the file: the sentence says what and where. It is looked at again with the next login.",
+)  # fmt: skip
+HOOK_PANEL_AWAY = JournalEvent(
+    0x6A, "hook_panel_away", WARNING, "The panel does not answer logins",
+    "the panel at {place} does not answer logins: {error}; whom it let in before is let in for a "
+    "while, nobody else is",
+    "Logins are passed on to qos_hooks_auth_url, and no answer came that could be understood. It "
+    "is asked again every few seconds.",
+    "Look whether the panel runs and can be reached from this node, and whether the URL is right.",
+    bound=ONCE,
+)  # fmt: skip
+HOOK_PANEL_BACK = JournalEvent(
+    0x6B, "hook_panel_back", NOTICE, "The panel answers logins again",
+    "the panel at {place} answers logins again",
+    "All logins are the panel's to judge again.",
+    bound=ONCE,
+)  # fmt: skip
+HOOK_AGENT_AWAY = JournalEvent(
+    0x6C, "hook_agent_away", WARNING, "The agent does not hear who has logged in",
+    "the agent does not answer at {place}: {error}; who logs in is not limited until it does",
+    "Engines' users log in as always. What could not be told is told again for a minute, so that "
+    "a restart of the agent leaves nobody without a limit.",
+    "Look at 'systemctl status vff-qos-follow', and whether 'vff-qos status' has a source 'flows'.",
+    bound=ONCE,
+)  # fmt: skip
+HOOK_AGENT_BACK = JournalEvent(
+    0x6D, "hook_agent_back", NOTICE, "The agent hears again who has logged in",
+    "the agent answers at {place} again",
+    "Who logged in within the last minute has their limit by now.",
+    bound=ONCE,
+)  # fmt: skip
+HOOK_FAILED = JournalEvent(
+    0x6E, "hook_failed", WARNING, "A hook has done its work in part",
+    "{error}; {effect}",
+    "The agent has not taken a user's name, or Hysteria's trafficStats did not answer.",
+    "Look at the names that the panel uses, and at qos_hooks_hysteria_stats_url and its secret.",
+    bound=ONCE,
+)  # fmt: skip
+HOOK_KICKED = JournalEvent(
+    0x6F, "hook_kicked", INFO, "Connections of users who are cut off were ended by Hysteria",
+    "{users} users who are cut off were kicked",
+    "Hysteria was told to end what the kernel drops anyway, so that clients give up at once.",
+    bound=ONCE,
+)  # fmt: skip
+
 # -- what people do ------------------------------------------------------------------------------
 
 COLLECTED = JournalEvent(

@@ -1,4 +1,4 @@
-"""As much of an HTTP/1.1 server's parser as a webhook needs: POST, a length, a body.
+"""As much of an HTTP/1.1 server's parser as a source needs: POST, a path, a length, a body.
 
 Strict on purpose: what RFC 9112 lets a server refuse is refused, and everything is bounded.
 """
@@ -6,17 +6,20 @@ Strict on purpose: what RFC 9112 lets a server refuse is refused, and everything
 from __future__ import annotations
 
 import hmac
+import json
 import re
 from typing import NamedTuple
 
 MAX_HEAD_BYTES = 8_192
 MAX_BODY_BYTES = 65_536
 
-#: What a person reads in the engine's log; nothing but the number matters to a program.
+#: What a person reads in a log; nothing but the number matters to a program.
 REASONS = {
     200: "OK",
+    204: "No Content",
     400: "Bad Request",
     403: "Forbidden",
+    404: "Not Found",
     405: "Method Not Allowed",
     411: "Length Required",
     413: "Content Too Large",
@@ -25,7 +28,7 @@ REASONS = {
     501: "Not Implemented",
 }
 
-_REQUEST = re.compile(rb"([A-Z]{1,16}) [!-~]{1,4096} HTTP/1\.([01])\r\n")
+_REQUEST = re.compile(rb"([A-Z]{1,16}) ([!-~]{1,4096}) HTTP/1\.([01])\r\n")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}):([\t -~\x80-\xff]*)\r\n")
 
 
@@ -42,11 +45,14 @@ class Request(NamedTuple):
 
     body: bytes
     keep_alive: bool
+    #: Path and query, as they were sent.
+    target: bytes = b"/"
 
 
 class _Head(NamedTuple):
     length: int
     keep_alive: bool
+    target: bytes
 
 
 class Parser:
@@ -85,10 +91,10 @@ class Parser:
                     return requests
                 self._head = _parse_head(bytes(self._buffer[: end + 2]), self._authorization)
                 del self._buffer[: end + 4]
-            length, keep_alive = self._head
+            length, keep_alive, target = self._head
             if len(self._buffer) < length:
                 return requests
-            requests.append(Request(bytes(self._buffer[:length]), keep_alive))
+            requests.append(Request(bytes(self._buffer[:length]), keep_alive, target))
             del self._buffer[:length]
             self._head = None
             seen = 0
@@ -127,13 +133,18 @@ def _parse_head(head: bytes, authorization: bytes) -> _Head:
         raise BadRequest(400, "a Content-Length that is no number")
     if int(length) > MAX_BODY_BYTES:
         raise BadRequest(413, f"a body of more than {MAX_BODY_BYTES} bytes")
-    close = line[2] == b"0" or b"close" in fields.get(b"connection", b"").lower()
-    return _Head(int(length), not close)
+    close = line[3] == b"0" or b"close" in fields.get(b"connection", b"").lower()
+    return _Head(int(length), not close, line[2])
 
 
-def answer(status: int, close: bool) -> bytes:
-    """A response without a body."""
-    lines = [f"HTTP/1.1 {status} {REASONS[status]}", "Content-Length: 0"]
+def answer(status: int, close: bool, sentence: str = "") -> bytes:
+    """A response; ``sentence`` says in JSON what is wrong with the request."""
+    body = json.dumps({"error": sentence}).encode() + b"\n" if sentence else b""
+    lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
+    if status != 204:  # RFC 9110, 8.6: it has none
+        lines.append(f"Content-Length: {len(body)}")
+    if body:
+        lines.append("Content-Type: application/json")
     if close:
         lines.append("Connection: close")
-    return "\r\n".join([*lines, "", ""]).encode()
+    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -51,6 +51,7 @@ from ..render import tell_limits
 from ..shaping import Classes, Listed
 from ..state import State, StateError
 from .adopt import adopt
+from .awaited import Early
 from .bookkeeping import Bookkeeping
 from .early import EarlyShaping
 from .flood_guard import FloodGuard
@@ -148,11 +149,10 @@ class Assigner:
             self._voices[0], self._registry, self._flows, self._known, self._vouchers,
             self._conntrack, self._early, self.counts, self._marking.failed,
         )  # fmt: skip
-        self._listen_to(0)
+        self._listen_to(self._voices[0])
 
-    def _listen_to(self, speaker: int) -> None:
-        """The claims that come now are of this source, by its number among the settings'."""
-        voice = self._voices[speaker]
+    def _listen_to(self, voice: Voice) -> None:
+        """The claims that come now are of this source."""
         self._judging.voice = self._plain_words.voice = self._known.voice = voice
         self._flows.tags, self._vouchers.speaker = voice.tags, speaker
 
@@ -380,11 +380,28 @@ class Assigner:
     def listen(self) -> None:
         """Flows have come or gone.  Raises Suspended."""
         heard = self._flows.drain()
-        if heard or self._limits.has_work:
+        come = self._come()
+        if heard or come or self._limits.has_work:
             with self._lock:
                 self._refresh()
                 self._marking.carry_out(heard)
+                self._give_early(come)
                 self._limits.settle()
+
+    def _come(self) -> list[Early]:
+        """Claims that came before their flows, which are here now."""
+        return self._judging.awaited.take(self._flows.mirror.find)
+
+    def _give_early(self, come: list[Early]) -> None:
+        if not come:
+            return
+        before, round_ = self._judging.voice, Round(self._steady_clock())
+        self._marking.look_at([(early.claim, early.client) for early in come])
+        for early in come:
+            self._listen_to(early.voice)
+            self._judging.judge(early.claim, early.client, round_, early=True)
+        self._marking.finish(round_)
+        self._listen_to(before)
 
     def saw_strangers(self, strangers: list[Stranger]) -> None:
         """Lines that bear strangers' text were read.  Raises Suspended."""
@@ -419,13 +436,14 @@ class Assigner:
         and their stamps count with ``epoch_offset_s``, see `stamp.written`.
         """
         now = self._steady_clock()
-        self._listen_to(speaker)
+        self._listen_to(self._voices[speaker])
         self._judging.window = window or (now - 1.0, now)
         self._judging.epoch_offset_s = epoch_offset_s
         with self._lock:
             if self._lock.changed_hands:
                 self._refresh()
             self._marking.carry_out(self._flows.drain())
+            self._give_early(self._come())
             repeated: dict[bytes, Claim] = {}
             others: list[Claim] = []
             # Where names are not checked, a line may be of a flow that nobody knows.
@@ -444,6 +462,7 @@ class Assigner:
                     and word[EMAIL] == claim[2]
                     and not claim[3]
                     and claim[6] is None
+                    and not claim[9]
                 ):
                     repeated[source] = claim
                 elif (name := claim[2]) and name.startswith(kinds):
@@ -544,10 +563,14 @@ class Assigner:
         """Once a second: what keeps the mirror true.  Raises Suspended."""
         self._marking.quic.tend()
         heard = self._flows.tend()
-        if heard or self._limits.is_on:
+        if self._flows.may_miss:
+            self._look_up([(early.claim, early.client) for early in self._judging.awaited])
+        come = self._come()
+        if heard or come or self._limits.is_on:
             with self._lock:
                 self._refresh()
                 self._marking.carry_out(heard)
+                self._give_early(come)
                 self._limits.tend()
 
     def keep_time(self) -> None:

@@ -123,6 +123,7 @@ class Intake:
                 self._lose(reading, error)
                 continue
             yield reading.index, source, claims
+            source.settled()
         self._end_replay()
 
     def tick(self) -> list[int]:

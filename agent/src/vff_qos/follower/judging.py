@@ -41,6 +41,7 @@ from ..core.owners import Owner
 from ..core.settings import Settings
 from ..errors import Exhausted
 from ..journal import Journal
+from .awaited import Awaited, Early, of_protocol
 from .early import EarlyShaping
 from .flow_table import FlowTable
 from .registry import Registry
@@ -73,6 +74,7 @@ class Judging:
         self._restriction = Restriction(registry)
         #: The source that is listened to.
         self.voice = voice
+        self.awaited = Awaited(clock, self._lost)
         #: Ends of clients whose claims named no flow, the latest last.
         self.not_found: deque[bytes] = deque(maxlen=_NOT_FOUND)
         #: When the claims of the round were made, see `stamp.written`.
@@ -83,19 +85,22 @@ class Judging:
         """The owner of the restricted class, with the default's limits, of a client's address."""
         return self._restriction.shared(client[:-2])
 
-    def judge(self, claim: Claim, client: bytes | None, round_: Round) -> None:
-        """One claim, by the rules of trust."""
+    def judge(self, claim: Claim, client: bytes | None, round_: Round, early: bool = False) -> None:
+        """One claim, by the rules of trust; ``early``: it came before its flow."""
         counts, mirror = self._counts, self._flows.mirror
         if client is None:
             counts.no_source += 1
             return
-        records = mirror.find(client)
+        records = of_protocol(mirror.find(client), claim.protocol)
         if (ports := self.voice.ports) is not None:
             records = tuple(record for record in records if ports[port(record)])
         tag = self._flows.tags.tag(claim.detour)
         if not records:
-            counts.no_flow += 1
-            self.not_found.append(client)
+            if claim.protocol and not early and not mirror.last_port(client):
+                counts.awaited += 1
+                self.awaited.add(Early(claim, client, self.voice))
+                return
+            self._lost(client)
             if self.voice.free_text:
                 self._taint_after(claim, self._ports(client, ()))
             return
@@ -118,7 +123,7 @@ class Judging:
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,
-            lambda: self._when(claim), mirror.earliest_ms,
+            lambda: self._when(claim, early), mirror.earliest_ms,
         )  # fmt: skip
         if meeting is None:
             counts.stale += 1
@@ -137,7 +142,8 @@ class Judging:
                 counts.early_corrected += 1
                 round_.give(client, record, unowned(record), None)
             return
-        word_rank = self._rank(claim, client, named, meeting.certain, is_tainted)
+        # What was said in advance may have meant a flow that never came.
+        word_rank = self._rank(claim, client, named, meeting.certain and not early, is_tainted)
         claimed = None if claim.email is None else named.minor if named else 0
         verdict = judge(record, claimed, word_rank)
         if verdict is Verdict.FOREIGN:
@@ -148,11 +154,11 @@ class Judging:
                 counts.ignored_tainted += bool(claim.tainted)
             elif claim.email:
                 # After a restart nothing else is there to learn from for a while.
-                self._learn(tag, client, records, word_rank)
+                self._learn(claim, tag, client, records, word_rank)
                 owner = self._registry.own(named.key if named else "")
                 if word_rank >= PLAIN:
                     self._witness(client, owner)
-                    if len(records) == 1:
+                    if len(records) == 1 and not claim.protocol:
                         round_.give(client, record, record, claim)
         elif verdict is Verdict.GIVE:
             assert claim.email
@@ -167,16 +173,27 @@ class Judging:
             after = owned(record, owner.minor, word_rank)
             if record & RESTRICTED:
                 self._registry.freed(record & MINOR, owner)
-            remembered = claim if word_rank >= PLAIN and len(records) == 1 else None
+            # By its text a word of one protocol would be taken for one of the other.
+            sole = len(records) == 1 and not claim.protocol
+            remembered = claim if word_rank >= PLAIN and sole else None
             if word_rank >= PLAIN:
                 self._witness(client, owner)
-            self._learn(tag, client, records, word_rank)
+            self._learn(claim, tag, client, records, word_rank)
             round_.give(client, record, after, remembered)
         else:
             self._restrict(claim, client, record, verdict, word_rank, round_)
 
-    def _learn(self, tag: bytes, client: bytes, records: Sequence[int], word_rank: int) -> None:
+    def _lost(self, client: bytes) -> None:
+        """A claim means a flow that nobody knows."""
+        self._counts.no_flow += 1
+        self.not_found.append(client)
+
+    def _learn(
+        self, claim: Claim, tag: bytes, client: bytes, records: Sequence[int], word_rank: int
+    ) -> None:
         """Where the inbound of a tag listens, from a word that can have meant one flow only."""
+        if claim.protocol:
+            return  # such a claim has no tag
         if word_rank >= WEAK and len(records) == 1 and not self._flows.mirror.last_port(client):
             self._flows.tags.learn(tag, records[0])
 
@@ -201,8 +218,10 @@ class Judging:
             for author in authors
         )
 
-    def _when(self, claim: Claim) -> Written:
-        """When a claim was made."""
+    def _when(self, claim: Claim, early: bool) -> Written:
+        """When a claim was made; one in advance is of whatever comes."""
+        if early:
+            return self._flows.written(self._clock(), self._clock())
         return self._flows.written(*written(claim.time, *self.window, self.epoch_offset_s))
 
     def _witness(self, client: bytes, owner: Owner) -> None:

@@ -69,8 +69,8 @@ class PlainWords:
         first = second = third = b""
         for end in ends:
             claim, client = end
-            source, detour, email, tainted, _time, _position, local, _author, _end = claim
-            if client is None or tainted or not email or client in held:
+            source, detour, email, tainted, _time, _position, local, _author, _end, proto = claim
+            if client is None or tainted or not email or proto or client in held:
                 skip(end)
                 continue
             record = plain(client, unseen)

@@ -16,6 +16,7 @@ class Counts:
     marked: int = 0
     kept: int = 0
     no_flow: int = 0
+    awaited: int = 0
     no_source: int = 0
     stale: int = 0
     restricted: int = 0

@@ -30,6 +30,9 @@ class Source(Protocol):
     def read(self) -> list[Claim]:
         """Claims that are there now, a bounded portion; empty when there are none."""
 
+    def settled(self) -> None:
+        """What the last ``read`` gave is dealt with: whoever waits for that may know."""
+
     @property
     def more(self) -> bool:
         """Whether there is more to read than the last ``read`` took."""

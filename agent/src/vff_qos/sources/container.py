@@ -189,6 +189,9 @@ class ContainerSource:
         """Whether what ``read`` gives was written before we looked."""
         return self._first if self._file is None else self._file.replaying
 
+    def settled(self) -> None:
+        """Nobody waits for a line of theirs."""
+
     def tick(self) -> str | None:
         """Look for the container, follow rotations inside it; say once what is missing."""
         sentence = self._look()

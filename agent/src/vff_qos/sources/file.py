@@ -337,6 +337,9 @@ class FileSource:
         self.replaying = self.replaying and self.more
         return claims
 
+    def settled(self) -> None:
+        """Nobody waits for a line of theirs."""
+
     def tick(self) -> str | None:
         """Follow rotations and truncation; complain once when the log is missing."""
         now = self._clock.look()

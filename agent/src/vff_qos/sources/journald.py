@@ -255,6 +255,9 @@ class JournalSource:
         self.counters.unparsed += 1
         self._scanner(stream).taint()
 
+    def settled(self) -> None:
+        """Nobody waits for a line of theirs."""
+
     def tick(self) -> str | None:
         """Open the journal anew after a rotation; say once when there is nothing to read."""
         # Not every change of the journal's files wakes us.

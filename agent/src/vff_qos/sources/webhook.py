@@ -1,102 +1,33 @@
 """Xray's routing-rule webhook: the source that cannot be forged.
 
-The engine posts one JSON event for each routed connection to our unix socket (preferred: the
-kernel checks who may connect) or to a loopback port.  A port can be reached by every local
-process, *and by every customer through the proxy itself*, so that events there must carry a
-token.  The engine does not repeat a POST: what comes while nobody listens is lost, and therefore
-systemd should own the socket (``vff-qos-webhook.socket``) and keep it through our restarts.
-
-The server lives in the follower's one thread: nothing here blocks, and everything is bounded.
-Whoever can connect can also open many connections and say nothing, or a byte now and then.  An
-engine speaks at once, so such a connection is the first to go when there is no room; it goes from
-the peer (on a unix socket a user and a process) that has the most.
+The engine posts one JSON event for each routed connection, and does not repeat it.
 """
 
 from __future__ import annotations
 
-import os
-import select
-import socket
-import struct
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from ..core.claims.accesslog import Claim, Counters, Stranger
+from ..core.claims.accesslog import Claim
 from ..core.claims.webhook_event import Event, Nothing, read_event
-from ..core.http import BadRequest, Parser, answer
-from ..errors import SourceError
-from .listener import is_loopback, open_listener
-
-_MAX_CONNECTIONS = 256
-_ACCEPTS_PER_READ = 64
-#: A request must be whole within the time after which the engine gives it up.
-_REQUEST_S = 5.0
-#: An engine writes a request at once; a stranger could wake us for each byte of one.
-_MAX_PIECES = 64
-#: A connection that was silent for this long may be closed to make room for another: before its
-#: first request, and after one.  Sooner, a request may be on its way.
-_STRANGER_S, _SETTLED_S = 0.02, 1.0
-#: After this without any event an operator should look at the engine's rules.
-_QUIET_S = 60.0
-#: struct ucred of unix(7): pid, uid, gid.
-_UCRED = struct.Struct("=iII")
-
-
-class Refusal(Enum):
-    """Why a connection was closed or a request not taken: key for programs."""
-
-    HTTP = "http"  # no POST as it must be
-    TOKEN = "token"  # none or a wrong one
-    EVENT = "event"  # the body is no event
-    SLOW = "slow"  # not whole in time, or byte by byte
-    SILENT = "silent"  # closed for another one, before it had said anything whole
-    STRANGER = "stranger"  # not from this host
-    DEAF = "deaf"  # does not read its answers
+from ..core.http import Request
+from .posts import REQUEST_S, PostCounters, PostSource, Refusal
 
 
 @dataclass
-class WebhookCounters(Counters):
-    """``lines`` are requests, ``harmless`` those without a user, ``unparsed`` the malformed.
-
-    ``connections`` have been made since the start; ``refused`` is by `Refusal`; ``last_event_s``
-    is when the last event came that could be read, in seconds since the epoch.
-    """
+class WebhookCounters(PostCounters):
+    """``harmless`` are events without a user."""
 
     no_flow: int = 0
     stale: int = 0
     bad_email: int = 0
-    connections: int = 0
-    last_event_s: float | None = None
-    refused: dict[str, int] = field(default_factory=dict)
 
 
-class _Peer(NamedTuple):
-    """Who has connected.  By TCP everybody is one: also a customer, through the engine itself."""
-
-    uid: int
-    pid: int
-
-
-class _Connection:
-    """One client."""
-
-    def __init__(self, sock: socket.socket, peer: _Peer, authorization: bytes, now: float) -> None:
-        self.sock, self.peer = sock, peer
-        self.parser = Parser(authorization)
-        #: Whether a whole event with the right token has come here.
-        self.proven = False
-        #: When the last bytes came; when the request that is not whole yet began, in how many
-        #: pieces it has come.
-        self.born = self.heard = self.began = now
-        self.pieces = 0
-
-
-class WebhookSource:
+class WebhookSource(PostSource):
     """Claims from the webhook at ``listen`` (``unix:/path`` or ``127.0.0.1:port``)."""
+
+    name = "webhook"
 
     def __init__(
         self,
@@ -106,79 +37,46 @@ class WebhookSource:
         token: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``group`` and ``mode`` are given to a unix socket; an inherited one keeps its own.
+        """As `PostSource`; ``clock`` is the one of the events' stamps."""
+        self._events = WebhookCounters()
+        super().__init__(self._events, listen, group, mode, token)
+        self._clock = clock
 
-        Raises SourceError if it cannot listen there.
+    def _take(self, request: Request, heard_s: float, claims: list[Claim]) -> tuple[int, str]:
+        counters, now_s = self._events, self._clock()
+        try:
+            event = read_event(request.body, now_s)
+        except ValueError as error:
+            counters.unparsed += 1
+            self._refuse(Refusal.EVENT, str(error))
+            return 400, ""
+        counters.last_event_s = now_s
+        if isinstance(event, Event):
+            counters.claims += 1
+            claims.append(event.claim)
+            self._note_time(heard_s, event.age_s)
+        elif event is Nothing.NO_USER:
+            counters.harmless += 1
+        elif event is Nothing.NO_FLOW:
+            counters.no_flow += 1
+        elif event is Nothing.STALE:
+            counters.stale += 1
+        else:
+            counters.bad_email += 1
+            self._problem = event.value
+        return 200, ""
+
+    def _note_time(self, heard_s: float, age_s: float | None) -> None:
+        """Note between when and when an event was written.
+
+        ``ts`` is the start of the second in which the event was written, by the clock that is ours,
+        too.  Where it does not help (none, or the clock was set back since), an event is as old as
+        the engine's patience at most.
         """
-        self._counts = WebhookCounters()
-        self.counters: Counters = self._counts
-        #: Nothing of the past is kept here; the first read ends the follower's replay.
-        self.replaying = True
-        self.more = False
-        #: Between when and when (time.monotonic()) the claims of the last ``read`` were made.
-        self.window = 0.0, 0.0
-        self._spans: list[tuple[float, float]] = []
-        #: Events say themselves when they were, and no text of strangers can leave its place.
-        self.epoch_offset_s: float | None = None
-        self.strangers: list[Stranger] = []
-        self._listen, self._clock = listen, clock
-        self._authorization = f"Bearer {token}".encode() if token else b""
-        self._listener, self._unlink = open_listener(listen, group, mode)
-        self._connections: dict[int, _Connection] = {}
-        self._epoll = select.epoll()
-        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-        self._quiet_until: float | None = time.monotonic() + _QUIET_S
-        self._problem = ""
-
-    # -- the interface --------------------------------------------------------------------------
-
-    def descriptors(self) -> list[int]:
-        """One epoll descriptor for the listener and all connections."""
-        return [self._epoll.fileno()]
-
-    def read(self) -> list[Claim]:
-        """Claims of what has arrived; answers at once."""
-        now = time.monotonic()
-        self.window = now, now
-        if self.replaying:
-            self.replaying = False
-            return []
-        self._spans.clear()
-        claims: list[Claim] = []
-        knock = False
-        # Everybody who has said something is served before anybody is closed for another.
-        for descriptor, _mask in self._epoll.poll(0, _MAX_CONNECTIONS + 1):
-            if descriptor == self._listener.fileno():
-                knock = True
-            else:
-                self._serve(self._connections[descriptor], claims)
-        if knock:
-            self._accept(claims)
-        if self._spans:
-            since, until = zip(*self._spans, strict=True)
-            self.window = min(since), max(until)
-        return claims
-
-    def tick(self) -> str | None:
-        """Close what hangs; say what an operator should know."""
-        now = time.monotonic()
-        for connection in list(self._connections.values()):
-            if not connection.parser.idle and now - connection.began > _REQUEST_S:
-                self._refuse(Refusal.SLOW, "a request that was not whole within 5 s")
-                self._close(connection)
-        if self._problem:
-            sentence = f"the webhook refused a request: {self._problem}"
-            self._problem = ""
-            return sentence
-        if self._quiet_until is not None and now >= self._quiet_until:
-            self._quiet_until = None
-            return self._silence()
-        return None
-
-    @property
-    def waiting(self) -> str:
-        """Nothing of ours: that nobody speaks may be because there is nobody."""
-        return ""
+        if age_s is None or age_s < 0:
+            self._spans.append((heard_s - REQUEST_S, heard_s))
+        else:
+            self._spans.append((heard_s - age_s, min(heard_s, heard_s - age_s + 1)))
 
     def _silence(self) -> str:
         if not self._counts.connections:
@@ -191,179 +89,3 @@ class WebhookSource:
             f"no event has come to {self._listen} since the start; if there are clients, look "
             'whether the last rule of the engine\'s "routing" has the "webhook"'
         )
-
-    def checkpoint(self) -> None:
-        """There is no place to go on from."""
-
-    def close(self) -> None:
-        """Stop listening."""
-        for connection in list(self._connections.values()):
-            self._close(connection)
-        self._epoll.close()
-        self._listener.close()
-        if self._unlink:
-            os.unlink(self._unlink)
-
-    # -- connections ----------------------------------------------------------------------------
-
-    def _accept(self, claims: list[Claim]) -> None:
-        for _ in range(_ACCEPTS_PER_READ):
-            if len(self._connections) >= _MAX_CONNECTIONS and not self._make_room():
-                return  # the rest waits in the kernel's queue, and we are woken again
-            try:
-                sock, peer = self._listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                raise SourceError(
-                    f"{self._listen}: accept: {os.strerror(error.errno or 0)}"
-                ) from error
-            self._counts.connections += 1
-            if sock.family != socket.AF_UNIX and not is_loopback(peer[0]):
-                self._refuse(
-                    Refusal.STRANGER, f"a connection from {peer[0]}, which is not this host"
-                )
-                sock.close()
-                continue
-            sock.setblocking(False)
-            connection = _Connection(sock, _peer(sock), self._authorization, time.monotonic())
-            self._connections[sock.fileno()] = connection
-            self._epoll.register(sock.fileno(), select.EPOLLIN)
-            # The request is often there already.
-            self._serve(connection, claims)
-
-    def _make_room(self) -> bool:
-        """Close the connection that is worth least; False if all are at work."""
-        now = time.monotonic()
-        strangers = [
-            c for c in self._connections.values() if not c.proven and c.born < now - _STRANGER_S
-        ]
-        if strangers:
-            by_uid = Counter(c.peer.uid for c in strangers)
-            by_peer = Counter(c.peer for c in strangers)
-            # Of equals the first, which has been there for longest.
-            worst = max(strangers, key=lambda c: (by_uid[c.peer.uid], by_peer[c.peer]))
-            self._refuse(Refusal.SILENT)
-            self._close(worst)
-            return True
-        for connection in self._connections.values():
-            if connection.proven and connection.parser.idle and connection.heard < now - _SETTLED_S:
-                self._close(connection)
-                return True
-        return False
-
-    def _close(self, connection: _Connection) -> None:
-        del self._connections[connection.sock.fileno()]
-        connection.sock.close()
-
-    def _serve(self, connection: _Connection, claims: list[Claim]) -> None:
-        """Take what has come on one connection."""
-        fresh = connection.parser.idle
-        try:
-            data = connection.sock.recv(connection.parser.room)
-        except BlockingIOError:
-            return
-        except OSError:
-            # Reset by the peer: the same as an orderly end.
-            data = b""
-        if not data:
-            self._close(connection)
-            return
-        connection.heard = time.monotonic()
-        if fresh:
-            connection.began, connection.pieces = connection.heard, 0
-        connection.pieces += 1
-        try:
-            requests = connection.parser.feed(data)
-        except BadRequest as error:
-            self._counts.lines += 1
-            self._counts.unparsed += error.status != 403
-            why = Refusal.TOKEN if error.status == 403 else Refusal.HTTP
-            self._refuse(why, error.problem)
-            self._answer(connection, error.status, True)
-            return
-        for request in requests:
-            connection.began, connection.pieces = connection.heard, 0
-            status = self._take(request.body, connection, claims)
-            if not self._answer(connection, status, not request.keep_alive):
-                return
-        if connection.pieces > _MAX_PIECES:
-            self._refuse(Refusal.SLOW, f"a request in more than {_MAX_PIECES} pieces")
-            self._close(connection)
-        elif connection.proven:
-            # Least recently heard first: see _make_room.
-            descriptor = connection.sock.fileno()
-            self._connections[descriptor] = self._connections.pop(descriptor)
-
-    def _answer(self, connection: _Connection, status: int, close: bool) -> bool:
-        """Send an answer; False if the connection is closed now."""
-        response = answer(status, close)
-        try:
-            whole = connection.sock.send(response) == len(response)
-        except OSError:
-            whole = False  # gone, or it does not read its answers
-        if not whole:
-            self._refuse(Refusal.DEAF)
-        if close or not whole:
-            self._close(connection)
-            return False
-        return True
-
-    # -- events ---------------------------------------------------------------------------------
-
-    def _take(self, body: bytes, connection: _Connection, claims: list[Claim]) -> int:
-        """Read one event; returns the status of the answer."""
-        counters = self._counts
-        counters.lines += 1
-        now_s = self._clock()
-        try:
-            event = read_event(body, now_s)
-        except ValueError as error:
-            counters.unparsed += 1
-            self._refuse(Refusal.EVENT, str(error))
-            return 400
-        connection.proven = True
-        self._quiet_until = None
-        counters.last_event_s = now_s
-        if isinstance(event, Event):
-            counters.claims += 1
-            claims.append(event.claim)
-            self._note_time(connection.heard, event.age_s)
-        elif event is Nothing.NO_USER:
-            counters.harmless += 1
-        elif event is Nothing.NO_FLOW:
-            counters.no_flow += 1
-        elif event is Nothing.STALE:
-            counters.stale += 1
-        else:
-            counters.bad_email += 1
-            self._problem = event.value
-        return 200
-
-    def _note_time(self, heard: float, age_s: float | None) -> None:
-        """Note between when and when an event was written.
-
-        ``ts`` is the start of the second in which the event was written, by the clock that is ours,
-        too.  Where it does not help (none, or the clock was set back since), an event is as old as
-        the engine's patience at most.
-        """
-        if age_s is None or age_s < 0:
-            self._spans.append((heard - _REQUEST_S, heard))
-        else:
-            self._spans.append((heard - age_s, min(heard, heard - age_s + 1)))
-
-    def _refuse(self, why: Refusal, problem: str = "") -> None:
-        """Count a refusal; ``problem``, if any, is told at the next tick."""
-        refused = self._counts.refused
-        refused[why.value] = refused.get(why.value, 0) + 1
-        self._problem = problem or self._problem
-
-
-def _peer(sock: socket.socket) -> _Peer:
-    if sock.family != socket.AF_UNIX:
-        return _Peer(-1, -1)
-    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, _gid = _UCRED.unpack(data)
-    return _Peer(uid, pid)

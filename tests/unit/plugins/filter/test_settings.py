@@ -241,3 +241,38 @@ def test_names_of_people_are_quoted(settings: ModuleType) -> None:
     first, second = settings.unquoted_names(data)
     assert first.startswith("qos_people: a name is ")
     assert second.startswith("qos_people[bob]: an identity is ")
+
+
+HOOKS = {"listen": "127.0.0.1:8014", "token": "0123456789abcdef", "users_file": "/x"}
+FLOWS = {"type": "flows", "listen": "unix:/run/x", "group": "vff-qos-hooks"}
+
+
+def test_good_hooks_have_no_problems(settings: ModuleType) -> None:
+    assert settings.hooks_problems(HOOKS, {"alice": "s3cret"}, FLOWS) == []
+
+
+@pytest.mark.parametrize(
+    ("hooks", "users", "flows", "start"),
+    [
+        ({"token": "x"}, {}, FLOWS, "qos_hooks_token: the value is not 16 to 256"),
+        ({"auth_url": "http://x/"}, {}, FLOWS, "qos_hooks_auth_url: must begin with https://"),
+        ({}, {"alice": "sha256$1"}, FLOWS, "qos_hooks_users[alice]: its hash is none of"),
+        ({}, {}, {}, "qos_hooks_enable needs a source of the type flows in qos_sources"),
+        ({}, {}, {"listen": "unix:/run/x"}, "qos_hooks_enable needs a group other than root"),
+    ],
+)
+def test_wrong_hooks_are_named_by_their_variable(
+    settings: ModuleType,
+    hooks: dict[str, Any],
+    users: dict[str, Any],
+    flows: dict[str, Any],
+    start: str,
+) -> None:
+    (problem,) = settings.hooks_problems({**HOOKS, **hooks}, users, flows)
+    assert problem.startswith(start)
+
+
+def test_a_secret_that_is_no_text_is_never_shown(settings: ModuleType) -> None:
+    problems = settings.unquoted_names({"qos_hooks_users": {"alice": 12345, 7: "x"}})
+    assert problems[0] == "qos_hooks_users[alice]: the secret is no text; put it in quotes"
+    assert problems[1].startswith("qos_hooks_users: a name is the number 7")

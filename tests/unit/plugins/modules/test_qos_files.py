@@ -48,6 +48,18 @@ def test_what_differs_is_made_and_nothing_else(
     assert (tmp_path / "d/b").stat().st_mode & 0o777 == 0o640
 
 
+def test_a_file_may_be_another_accounts(
+    run_module: Run, tmp_path: Path, wanted: dict[str, Any]
+) -> None:
+    wanted["files"][0] |= {"owner": "nobody", "group": "nogroup", "mode": "0600"}
+    assert run_module("qos_files", **wanted)["changed"]
+    status = (tmp_path / "d/a").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (65_534, 65_534, 0o600)
+    assert not run_module("qos_files", **wanted)["changed"]
+    os.chown(tmp_path / "d/a", 0, 0)
+    assert run_module("qos_files", **wanted)["paths"] == [str(tmp_path / "d/a")]
+
+
 def test_nothing_is_replaced_if_one_is_wrong(
     run_module: Run, tmp_path: Path, wanted: dict[str, Any]
 ) -> None:

@@ -199,7 +199,8 @@ class Claim(NamedTuple):
     ``stamp.written``).
     ``position`` counts the stream's bytes up to the line; no two streams of a source share a
     position.  ``local`` is our end of the flow where the source of claims knows it; no access log
-    does.
+    does.  ``protocol`` is the flow's own (IPPROTO_TCP or UDP), 0 where the source does not know it:
+    such a claim means no other one, and may come before the flow.
     """
 
     source: bytes
@@ -211,6 +212,7 @@ class Claim(NamedTuple):
     local: Endpoint | None = None
     author: bytes = NOBODY_KNOWS
     end: Endpoint | None = None
+    protocol: int = 0
 
 
 #: Half the cost of Claim(...).

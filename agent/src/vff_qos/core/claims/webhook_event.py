@@ -78,11 +78,9 @@ def read_event(body: bytes, now_s: float) -> Event | Nothing:
         return Nothing.NO_FLOW
     if age_s is not None and not abs(age_s) <= MAX_AGE_S:
         return Nothing.STALE
-    local = read_end(local_text)
-    if local is not None and (len(local.address) != len(end.address) or not any(local.address)):
-        local = None  # a wildcard listener's own address, not that of the flow
+    local = our_end(end, read_end(local_text))
     claim = Claim(
-        _key(end, local),
+        key_of(end, local),
         tag.encode("utf-8", "replace")[:_MAX_TAG_BYTES],
         email_bytes,
         False,
@@ -122,7 +120,14 @@ def read_end(text: str | None) -> Endpoint | None:
     return parse_source(text.encode())
 
 
-def _key(end: Endpoint, local: Endpoint | None) -> bytes:
+def our_end(end: Endpoint, local: Endpoint | None) -> Endpoint | None:
+    """``local``, unless it is a wildcard listener's own address, which is not that of a flow."""
+    if local is None or len(local.address) != len(end.address) or not any(local.address):
+        return None
+    return local
+
+
+def key_of(end: Endpoint, local: Endpoint | None) -> bytes:
     """What tells the flows of claims apart: what is known of both ends.
 
     The prefix of the client's says what the flow within the tunnel is, and nothing of this one.

@@ -273,7 +273,7 @@ def _silence(facts: Facts, report: Report) -> Iterator[Finding]:
             f"lines read: {report.log.get('lines', 0)}",
         ]
         if "connections" in report.log:
-            evidence.append(f"webhook: {report.log['connections']} connections, refused "
+            evidence.append(f"posted: {report.log['connections']} connections, refused "
                             f"{report.log.get('refused') or 'none'}")  # fmt: skip
         origins = ", ".join(source.origin for source in report.sources)
         yield Finding(

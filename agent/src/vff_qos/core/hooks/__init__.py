@@ -1,0 +1,1 @@
+"""What the hooks know without asking anybody: credentials, requests, answers."""

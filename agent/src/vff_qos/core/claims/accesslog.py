@@ -416,7 +416,10 @@ class Scanner:
         times, sources, detours, emails = zip(*found, strict=True)
         starts = accumulate(map(len, lines), initial=self._scanned)
         none, author = repeat(None), repeat(NOBODY_KNOWS)
-        fields = zip(sources, detours, emails, repeat(False), times, starts, none, author, none)
+        never = repeat(False)
+        fields = zip(
+            sources, detours, emails, never, times, starts, none, author, none, repeat(0)
+        )  # fmt: skip
         self.counters.lines += len(lines)
         self.counters.claims += len(lines)
         return list(map(_NEW, repeat(Claim), fields))

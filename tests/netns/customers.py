@@ -129,7 +129,8 @@ class Site:
         known = yaml.safe_load(file.read_text())
         del known["xray_access_log_path"]
         file.write_text(yaml.safe_dump(known))
-        self.set(sources=[{"type": "flows", "listen": f"unix:{self.node.directory / 'flows'}"}])
+        listen = f"unix:{self.node.directory / 'flows'}"
+        self.set(sources=[{"type": "flows", "listen": listen}], same_names=True)
 
     @contextlib.contextmanager
     def _entered(self) -> Iterator[None]:

@@ -135,3 +135,12 @@ def test_words_without_a_flow_are_counted_in_the_end(site: Site) -> None:
     """Or nobody would see that the service ports are not the engine's."""
     post(site, claim(ALICE, (CUSTOMERS[0], 43_000)))
     eventually(lambda: site.status().get("no_flow") == 1, 20)
+
+
+def test_names_are_others_than_those_of_a_log(site: Site) -> None:
+    site.set(same_names=False)
+    site.node.stop()
+    site.node.start()
+    alice = site.connect(proto=UDP)
+    assert post(site, claim(ALICE, alice.source)) == (204, "")
+    eventually(lambda: site.holders(alice) == [f"flows:{ALICE}"])

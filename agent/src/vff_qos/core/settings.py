@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..sources import kind_of, types
+from .claims.email import KINDS, decode_email, qualified
 from .document import Document
 from .health.report import TEXT
 from .htb import splits
@@ -262,6 +263,18 @@ def name_prefix(settings: Settings, source: SourceSettings) -> str:
 def name_prefixes(settings: Settings) -> dict[str, str]:
     """`name_prefix` of each source, by its name."""
     return {source.name: name_prefix(settings, source) for source in settings.sources}
+
+
+def other_kinds(settings: Settings) -> tuple[bytes, ...]:
+    """How names begin that no source without a prefix may give."""
+    prefixes = (name_prefix(settings, source).encode() for source in settings.sources)
+    return (*KINDS, *filter(None, prefixes))
+
+
+def user_of(settings: Settings, source: SourceSettings, name: str) -> str:
+    """The user who has this name in a source."""
+    prefix, raw = name_prefix(settings, source).encode(), name.encode()
+    return decode_email(prefix + raw if prefix else qualified(raw, other_kinds(settings)))
 
 
 def salvage_settings(text: bytes) -> Settings:

@@ -6,11 +6,10 @@ one voice at a time.
 
 from __future__ import annotations
 
-from ..core.claims.email import KINDS
 from ..core.claims.trust import PLAIN, TOLD
 from ..core.flows.meeting import Tags
 from ..core.health import report
-from ..core.settings import Settings, name_prefix
+from ..core.settings import Settings, name_prefix, other_kinds
 from ..core.source_settings import SourceSettings
 from .known import Word
 
@@ -25,8 +24,7 @@ class Voice:
         #: How its users' names begin, where equal names of other sources are other people; and how
         #: names of those begin.
         self.prefix = name_prefix(settings, source).encode()
-        others = (name_prefix(settings, other).encode() for other in settings.sources)
-        self.kinds = (*KINDS, *filter(None, others))
+        self.kinds = other_kinds(settings)
         #: Whether lines of some inbounds hold names that the engine did not check.
         self.free_text = bool(settings.free_text_ports) and not is_told
         #: Up to where such a name may have written what is read.

@@ -12,6 +12,7 @@ from ..config import Paths, policy_stamp
 from ..core.names import PLAIN
 from ..core.policy.model import Limits, Policy
 from ..core.policy.overrides import Overrides
+from ..core.settings import Settings, user_of
 from ..errors import QosError
 from ..name_hashing import mode_of
 
@@ -25,18 +26,23 @@ class Standing:
         self._stamp: list[list[object]] = []
         self._version = -1
         self._overrides: Overrides | None = None
+        self._settings: Settings | None = None
         self._cuts = False
         #: Why nothing is known; empty while it is.
         self.trouble = "not looked at yet"
 
-    def limits(self, user: str) -> Limits | None:
-        """None where nothing is known."""
-        overrides = self._overrides
-        return None if overrides is None else overrides.limits(user, time.time())
+    def limits(self, login: str) -> Limits | None:
+        """Of who logs in by this name; None where nothing is known."""
+        overrides, settings = self._overrides, self._settings
+        if overrides is None or settings is None:
+            return None
+        source = next((one for one in settings.sources if one.type == "flows"), None)
+        user = login if source is None else user_of(settings, source, login)
+        return overrides.limits(user, time.time())
 
-    def is_cut(self, user: str) -> bool:
+    def is_cut(self, login: str) -> bool:
         """Whether their connections are to end."""
-        limits = self.limits(user)
+        limits = self.limits(login)
         return limits is not None and limits.cut
 
     @property
@@ -74,4 +80,5 @@ class Standing:
         policy: Policy = self._node.policy_in_force if is_plain else self._node.written_policy
         self._cuts = policy.cuts
         self._overrides = Overrides(state.overrides() if is_plain else (), policy)
+        self._settings = self._node.settings
         self._stamp, self._version, self.trouble = stamp, version, ""

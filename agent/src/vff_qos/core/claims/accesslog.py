@@ -442,7 +442,8 @@ class Scanner:
             position = end + 1
             tainted = start < taint_end
             author = self._author if tainted else NOBODY_KNOWS
-            fields = (source, detour, email, tainted, time, scanned + start, None, author, None)
+            start += scanned
+            fields = (source, detour, email, tainted, time, start, None, author, None, 0)
             claims.append(_NEW(Claim, fields))
             whole += 1
         self.counters.lines += whole

@@ -57,7 +57,7 @@ def image_path(suite: str) -> Path:
     if suite not in recipe.SUITES:
         raise LabError(f"unknown suite {suite!r}: allowed are {', '.join(recipe.SUITES)}")
     digest = hashlib.sha256(suite.encode())
-    for source in (Path(recipe.__file__), recipe.XRAY_REQUIREMENT):
+    for source in (Path(recipe.__file__), *recipe.ENGINES):
         digest.update(source.read_bytes())
     return cache_dir() / f"{suite}-{digest.hexdigest()[:12]}"
 

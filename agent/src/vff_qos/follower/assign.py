@@ -396,7 +396,7 @@ class Assigner:
         if not come:
             return
         before, round_ = self._judging.voice, Round(self._steady_clock())
-        self._marking.look_at([(early.claim, early.client) for early in come])
+        self._marking.look_at([(early.claim, early.client) for early in come], 0)
         for early in come:
             self._listen_to(early.voice)
             self._judging.judge(early.claim, early.client, round_, early=True)

@@ -11,6 +11,7 @@ For tests alone, on x86-64, with the wheel of tests/lab/hysteria.txt.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def main() -> None:
     """Does not return before Hysteria ends."""
     import hysteria2
 
-    library = Library(hysteria2.hysteria2.__file__)
+    library = Library(os.path.realpath(hysteria2.hysteria2.__file__))
     source, target = library.functions(_FROM, _TO)
     libc = ctypes.CDLL(None)
     page = ctypes.c_void_p(source & -_PAGE)

@@ -142,6 +142,9 @@ class SingboxSource:
         self._counts.claims += len(portion)
         return [told.claim for told in portion]
 
+    def settled(self) -> None:
+        """Nobody waits for what is done with its events."""
+
     def tick(self) -> str | None:
         """Look for the engine, ask whether it is there; say once what is missing."""
         now = time.monotonic()

@@ -213,6 +213,26 @@ def test_goproxys_hook_and_whose_connection_it_is(site: Site, hooks: Hooks) -> N
     assert hooks.status()["no_flow"] == 1
 
 
+def test_limits_are_those_of_the_person_that_a_login_is(site: Site, hooks: Hooks) -> None:
+    identities = site.node.directory / "identities.yml"
+    identities.write_text("people: {ann: [alice@x, bob@x]}\n")
+    site.node.write_policy("users: {ann: {upload: 5mbit, download: 10mbit}}\n")
+    hooks.start()
+    query = f"?user={ALICE}&pass=alices-secret&ip=10.98.0.11"
+
+    def rate() -> str:
+        status, headers, _ = hooks.ask("GET", "/goproxy/auth" + query)
+        assert status == 204
+        return headers["usertotalrate"]
+
+    eventually(lambda: rate() == str(10_000_000 // 8))
+    site.node.write_policy("users: {ann: {blocked: cut}}\n")
+    eventually(lambda: hooks.ask("GET", "/goproxy/auth" + query)[0] == 401)
+    # Somebody else again.
+    identities.write_text("people: {ann: [bob@x]}\n")
+    eventually(lambda: hooks.ask("GET", "/goproxy/auth" + query)[0] == 204)
+
+
 def test_goproxys_panel_says_more(passing: Hooks) -> None:
     passing.start()
     assert passing.ask("GET", "/goproxy/auth?user=carol&pass=wrong")[0] == 401

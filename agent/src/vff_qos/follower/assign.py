@@ -149,10 +149,11 @@ class Assigner:
             self._voices[0], self._registry, self._flows, self._known, self._vouchers,
             self._conntrack, self._early, self.counts, self._marking.failed,
         )  # fmt: skip
-        self._listen_to(self._voices[0])
+        self._listen_to(0)
 
-    def _listen_to(self, voice: Voice) -> None:
-        """The claims that come now are of this source."""
+    def _listen_to(self, speaker: int) -> None:
+        """The claims that come now are of this source, by its number among the settings'."""
+        voice = self._voices[speaker]
         self._judging.voice = self._plain_words.voice = self._known.voice = voice
         self._flows.tags, self._vouchers.speaker = voice.tags, speaker
 
@@ -395,10 +396,10 @@ class Assigner:
     def _give_early(self, come: list[Early]) -> None:
         if not come:
             return
-        before, round_ = self._judging.voice, Round(self._steady_clock())
+        before, round_ = self._vouchers.speaker, Round(self._steady_clock())
         self._marking.look_at([(early.claim, early.client) for early in come], 0)
         for early in come:
-            self._listen_to(early.voice)
+            self._listen_to(early.speaker)
             self._judging.judge(early.claim, early.client, round_, early=True)
         self._marking.finish(round_)
         self._listen_to(before)
@@ -436,7 +437,7 @@ class Assigner:
         and their stamps count with ``epoch_offset_s``, see `stamp.written`.
         """
         now = self._steady_clock()
-        self._listen_to(self._voices[speaker])
+        self._listen_to(speaker)
         self._judging.window = window or (now - 1.0, now)
         self._judging.epoch_offset_s = epoch_offset_s
         with self._lock:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from ..core.claims.accesslog import UDP as UDP_PROTO
 from ..core.claims.accesslog import Claim
 from ..core.flows.record import UDP
-from .voice import Voice
 
 #: Whoever tells in advance knows of a client that is about to connect.
 WAIT_S = 10.0
@@ -17,11 +16,11 @@ MAX_WORDS = 1_024
 
 
 class Early(NamedTuple):
-    """A claim in advance, its client's packed end, and whose word it is."""
+    """A claim in advance, its client's packed end, and the number of the source that said it."""
 
     claim: Claim
     client: bytes
-    voice: Voice
+    speaker: int
 
 
 class Awaited:

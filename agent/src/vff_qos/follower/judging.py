@@ -98,7 +98,7 @@ class Judging:
         if not records:
             if claim.protocol and not early and not mirror.last_port(client):
                 counts.awaited += 1
-                self.awaited.add(Early(claim, client, self.voice))
+                self.awaited.add(Early(claim, client, self._vouchers.speaker))
                 return
             self._lost(client)
             if self.voice.free_text:

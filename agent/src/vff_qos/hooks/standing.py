@@ -6,9 +6,10 @@ Looked at once a second in one thread; all others read what it has found.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from ..commands.node import Node
-from ..config import Paths, policy_stamp
+from ..config import Paths, identities_stamp, policy_stamp
 from ..core.names import PLAIN
 from ..core.policy.model import Limits, Policy
 from ..core.policy.overrides import Overrides
@@ -27,6 +28,7 @@ class Standing:
         self._version = -1
         self._overrides: Overrides | None = None
         self._settings: Settings | None = None
+        self._people: Mapping[str, str] = {}
         self._cuts = False
         #: Why nothing is known; empty while it is.
         self.trouble = "not looked at yet"
@@ -38,7 +40,7 @@ class Standing:
             return None
         source = next((one for one in settings.sources if one.type == "flows"), None)
         user = login if source is None else user_of(settings, source, login)
-        return overrides.limits(user, time.time())
+        return overrides.limits(self._people.get(user, user), time.time())
 
     def is_cut(self, login: str) -> bool:
         """Whether their connections are to end."""
@@ -66,7 +68,7 @@ class Standing:
             self._node = None
 
     def _look(self) -> None:
-        stamp = policy_stamp(self._paths)
+        stamp = [*policy_stamp(self._paths), identities_stamp(self._paths)]
         if self._node is None or stamp != self._stamp:
             self.close()
             self._node = Node(self._paths, prints=False)
@@ -81,4 +83,5 @@ class Standing:
         self._cuts = policy.cuts
         self._overrides = Overrides(state.overrides() if is_plain else (), policy)
         self._settings = self._node.settings
+        self._people = self._node.identities_in_force(self._settings).people
         self._stamp, self._version, self.trouble = stamp, version, ""

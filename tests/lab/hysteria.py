@@ -116,13 +116,13 @@ class Client:
             )
 
     def wait(self) -> None:
-        """Until it is logged in.  Raises LabError with its last words.
+        """Until it is logged in and listens.  Raises LabError with its last words.
 
         It gives up after 5 s, in which a busy emulated node may not have answered: then it begins
         anew, as a customer would.
         """
         deadline = time.monotonic() + PATIENCE_S
-        while "connected to server" not in (said := self._log.read_text()):
+        while "TCP forwarding listening" not in (said := self._log.read_text()):
             if time.monotonic() > deadline:
                 raise LabError(f"a client of Hysteria does not log in: {said.strip()[-300:]}")
             if self._process.poll() is not None:

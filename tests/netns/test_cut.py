@@ -85,5 +85,60 @@ def test_the_kill_switch_lets_them_back(site: Site) -> None:
 
 def test_a_tuple_that_is_not_there_ends_no_listener(site: Site) -> None:
     absent = Flow(TCP, socket.inet_aton(CUSTOMERS[0]), 9, socket.inet_aton(NODE[0]), 443)
-    assert end_connections([absent]) == 0
+    assert end_connections([absent]) == []
     assert lives(site.connect())
+
+
+def test_one_address_is_cut_off_and_neither_others_nor_the_rest(site: Site) -> None:
+    here, neighbour = given(site, ALICE, BOB)
+    there = site.connect(CUSTOMERS[1])
+    site.node.write(there.line(ALICE))
+    eventually(lambda: site.holders(there) == [ALICE])
+    said = site.node.run("cut", ALICE, "--address", CUSTOMERS[0], "--for", "1h")
+    assert f"cut off from {CUSTOMERS[0]}" in said and "1 connections ended" in said
+    eventually(lambda: is_reset(here), 1.0)
+    again = site.connect(CUSTOMERS[0])
+    site.node.write(again.line(ALICE))
+    eventually(lambda: is_reset(again))
+    assert lives(neighbour) and lives(there)
+    assert f"cut off from {CUSTOMERS[0]} by" in site.node.run("explain", ALICE)
+    # It outlives the agent, and ends when it is reset.
+    site.node.stop()
+    site.node.start()
+    late = site.connect(CUSTOMERS[0])
+    site.node.write(late.line(ALICE))
+    eventually(lambda: is_reset(late))
+    assert f"no longer cut off from {CUSTOMERS[0]}" in site.node.run("reset", ALICE)
+    (back,) = given(site, ALICE)
+    assert lives(back)
+
+
+def test_one_address_is_free_again_when_its_time_is_over(site: Site) -> None:
+    given(site, ALICE)
+    site.node.run("cut", ALICE, "--address", CUSTOMERS[0], "--for", "2s")
+
+    def is_back() -> bool:
+        found, later = site.connect(CUSTOMERS[0]), site.connect(CUSTOMERS[1])
+        site.node.write(found.line(ALICE))
+        eventually(lambda: site.mark(found) or is_reset(found))
+        # What is said later is heard later: by then the one before has ended, if it has to.
+        site.node.write(later.line(BOB))
+        eventually(lambda: site.mark(later))
+        return not is_reset(found)
+
+    assert not is_back()
+    eventually(is_back)
+
+
+def test_the_next_connection_from_an_ended_ones_port_is_nobodys(site: Site) -> None:
+    """A carrier's NAT gives a port to the next customer within seconds."""
+    (alices,) = given(site, ALICE)
+    site.node.run("cut", ALICE)
+    eventually(lambda: is_reset(alices), 1.0)
+    port = alices.source[1]
+    alices.reset()
+    bobs = site.connect(CUSTOMERS[0], port)
+    assert lives(bobs)
+    site.node.write(bobs.line(BOB))
+    eventually(lambda: site.holders(bobs) == [BOB])
+    assert lives(bobs)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vff_qos.core.owners import Owner
-from vff_qos.state import State, StateError
+from vff_qos.state import BARRED, State, StateError
 from vff_qos.state_file import SCHEMA_VERSION, UPGRADES
 
 
@@ -115,3 +115,14 @@ def test_a_newer_state_names_the_copy_that_this_program_can_read(tmp_path: Path)
         db.execute("PRAGMA user_version=99")
     with pytest.raises(StateError, match=rf"move .*/state\.db\.schema-{SCHEMA_VERSION} there"):
         State(str(tmp_path))
+
+
+def test_who_is_kept_out_from_an_address_is_renamed_with_all_else(tmp_path: Path) -> None:
+    state = State(str(tmp_path))
+    assert state.names() == set()
+    state.set_value(BARRED, [["alice@x", "c0000201", None, "ops"], ["bob@x", "c0000202", 9.0, "x"]])
+    assert state.names() == {"alice@x", "bob@x"}
+    state.rename({"alice@x": "user-1"}, {})
+    assert state.get_value(BARRED) == [
+        ["user-1", "c0000201", None, "ops"], ["bob@x", "c0000202", 9.0, "x"],
+    ]  # fmt: skip

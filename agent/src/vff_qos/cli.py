@@ -167,6 +167,8 @@ def _order_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
             )  # fmt: skip
         else:
             order.add_argument("--for", dest="for_time", metavar="TIME", help="such as 2h or 1d")
+        if name == "cut":
+            order.add_argument("--address", metavar="IP", help="only what comes from there")
         if name == "limit":
             order.add_argument("--download", metavar="RATE", help="such as 5mbit")
             order.add_argument("--upload", metavar="RATE")
@@ -352,7 +354,7 @@ def _metrics(node: Node, args: argparse.Namespace) -> int:
 
 
 def _order(node: Node, args: argparse.Namespace) -> int:
-    from .commands.limit import give_order, let_off
+    from .commands.limit import cut_from, give_order, let_off
     from .core.policy.terms import CUT
     from .core.units import parse_duration
 
@@ -381,6 +383,9 @@ def _order(node: Node, args: argparse.Namespace) -> int:
     name = node.name_of(args.email)
     if is_hash(name) and name != args.email and args.email in sys.orig_argv:
         _begin_again(node, args.email, name)
+    if getattr(args, "address", None) is not None:
+        print(cut_from(node, args.email, args.address, for_s, args.reason))
+        return 0
     print(give_order(node, args.email, entry, for_s, args.reason))
     return 0
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Set
 
+from .core.claims.trust import address_key
+from .core.flows.ends import unmapped
 from .core.htb import ENDED_MINOR
 from .core.layout import Layout
 from .errors import KernelRefused
@@ -79,6 +81,27 @@ class Cuts:
             raise
         finally:
             elements.close()
+
+    def end_from(self, minor: int, place: bytes) -> int:
+        """End a user's connections from one address, for good; returns how many there were.
+
+        Raises KernelRefused.
+        """
+        conntrack, layout = Conntrack(), self._layout
+        try:
+            found = [
+                (entry, flow)
+                for entry in conntrack.dump_of(layout.tag, layout.mask, {layout.mark(minor)})
+                if (flow := decode_tuple(entry.tuple_raw)) is not None
+                and address_key(unmapped(flow.src)) == place
+            ]
+            end_connections(flow for _entry, flow in found)
+            self.end_marked()
+            ended = layout.mark(ENDED_MINOR)
+            conntrack.set_entries([(entry, ended) for entry, _flow in found])
+        finally:
+            conntrack.close()
+        return len(found)
 
     def _end(self, minors: Set[int]) -> None:
         """End all live TCP connections of these users whose sockets are on this host."""

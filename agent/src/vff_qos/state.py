@@ -15,12 +15,14 @@ from .core.policy.overrides import Override
 from .state_file import MemoryFile, StateError, StateFile
 from .state_reader import ReadFile, is_anothers
 
-__all__ = ["KERNEL_RECORD", "STATIC_MINORS", "State", "StateError"]
+__all__ = ["BARRED", "KERNEL_RECORD", "STATIC_MINORS", "State", "StateError"]
 
 #: Name of the value that holds what the last bootstrap made, and what was there before it.
 KERNEL_RECORD = "kernel"
 #: Name of the one with the minors of static identities, which are never collected.
 STATIC_MINORS = "static_minors"
+#: Name of the value with users who are kept out from an address (core/policy/barred.py).
+BARRED = "barred"
 #: Names of values, each before an email; and what is after all of them.
 _FORGIVEN, _AFTER_FORGIVEN = "forgiven ", "forgiven!"
 #: Tables that hold users, and where.
@@ -174,12 +176,13 @@ class State:
 
     def names(self) -> set[str]:
         """All users of whom anything is kept."""
-        return {
+        named = {
             name
             for table, column in _NAMED
             for (name,) in self._file.read(f"SELECT {column} FROM {table}")
             if name >= " "  # other owners of minors have control characters
         }
+        return named | {email for email, *_rest in self.get_value(BARRED) or ()}
 
     def hashes(self) -> set[str]:
         """Those of them that are hashes."""
@@ -200,6 +203,7 @@ class State:
         that there are from now on.  The caller holds the lock."""
         pairs = [(new, old) for old, new in names.items()]
         rows = [(key, json.dumps(found)) for key, found in globs.items()]
+        self.rename_barred(names)
         self._write(
             *(
                 (f"UPDATE OR REPLACE {table} SET {column}=? WHERE {column}=?", pairs)
@@ -210,6 +214,13 @@ class State:
         )
         if names:
             self.scrub()
+
+    def rename_barred(self, names: Mapping[str, str]) -> None:
+        """The same of who is kept out from an address."""
+        barred = self.get_value(BARRED) or []
+        renamed = [[names.get(email, email), *rest] for email, *rest in barred]
+        if renamed != barred:
+            self.set_value(BARRED, renamed)
 
     def scrub(self) -> None:
         """Have nothing left in the file of what it held before."""

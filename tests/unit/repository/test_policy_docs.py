@@ -69,7 +69,7 @@ def test_the_examples_are_true(policy: Policy, row: list[str]) -> None:
 
 def test_the_commands_exist() -> None:
     commands = re.findall(r"^vff-qos (.*?)(?: +#.*)?$", TEXT, re.M)
-    assert len(commands) == 12
+    assert len(commands) == 13
     for command in commands:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
         parser().parse_args(words)

@@ -20,6 +20,7 @@ from ..core.htb import (
     sent_of,
 )
 from ..core.owners import Owner
+from ..core.policy.barred import read_barred
 from ..core.policy.model import Limits, Policy
 from ..core.policy.overrides import Override
 from ..core.policy.terms import EVICT, REFUSE
@@ -30,10 +31,10 @@ from ..errors import ConfigError, Refused
 from ..kernel.devices import shaping_devices
 from ..kernel.packed.conntrack import Conntrack
 from ..name_hashing import people_of
-from ..render import describe_limits, describe_override, limit, local_time, value
+from ..render import describe_limits, describe_override, limit, local_time, place_name, value
 from ..runfile import read_last_named
 from ..shaping import Classes
-from ..state import STATIC_MINORS, State
+from ..state import BARRED, STATIC_MINORS, State
 from .flows import RESTRICTED_UNTIL, flows_of, render_flow, render_unsaid, restricted_why
 from .node import Node
 
@@ -96,6 +97,11 @@ def read_explanation(node: Node, email: str, deep: bool = True) -> dict[str, Any
         "named_s": read_last_named(node.paths.run_dir, owner.minor) if owner else None,
         "flows": flows,
         "devices": sorted({flow["place"] for flow in flows if not flow["restricted"]}),
+        "cut_from": [
+            {"place": place_name(one.packed), "until": one.until, "who": one.who}
+            for one in read_barred(state.get_value(BARRED), now)
+            if one.email == email
+        ],
         "holding": _holding(node, settings, owner, devices, deciding, restricted),
         "wanted": _both(classes.params_of(limits)),
     }
@@ -224,7 +230,7 @@ def render(found: dict[str, Any]) -> str:
     if found["suspended"]:
         lines.append("SUSPENDED: nobody is limited ('vff-qos enable' ends it)")
     lines.append(f"decided by: {_decision(found)}")
-    lines += [*_render_connections(found), *_render_devices(found)]
+    lines += [*_render_connections(found), *_render_devices(found), *_render_barred(found)]
     lines.append("strongest first:")
     for override in found["overrides"]:
         data = {key: value for key, value in override.items() if key != "in_force"}
@@ -258,6 +264,14 @@ def _render_connections(found: dict[str, Any]) -> list[str]:
     return [
         f"connections: {limits.connections} at most, of more {ends}; the kernel lists {have}, "
         "those just closed included"
+    ]
+
+
+def _render_barred(found: dict[str, Any]) -> list[str]:
+    return [
+        f"cut off from {one['place']} by {one['who']}, "
+        + ("until reset" if one["until"] is None else f"until {local_time(one['until'])}")
+        for one in found["cut_from"]
     ]
 
 

@@ -6,19 +6,23 @@ the state, keeps it in force and ends it in time.
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from ..core import events
+from ..core.claims.trust import address_key
+from ..core.flows.ends import unmapped
 from ..core.owners import ACTIVE, Owner
+from ..core.policy.barred import Barred, read_barred, with_one
 from ..core.policy.overrides import OPERATOR, Override
 from ..core.policy.parse import email_problem, parse_layer
 from ..core.policy.usage import Usage, is_automatic
 from ..errors import Refused
-from ..render import describe_end, describe_limits
+from ..render import describe_end, describe_limits, place_name
 from ..shaping import Classes
-from ..state import State
+from ..state import BARRED, State
 from .node import Node
 
 _MAX_WHY = 500
@@ -48,6 +52,50 @@ def give_order(
         if order is None:
             return _end(node, classes, email, why)
         return _begin(node, classes, order)
+
+
+def cut_from(node: Node, email: str, address: str, for_s: int | None = None, why: str = "") -> str:
+    """End a user's connections from one address, new ones too; returns what holds now.
+
+    Raises Refused (nothing was changed), ConfigError or KernelRefused.
+    """
+    _check(email, why)
+    try:
+        place = address_key(unmapped(ipaddress.ip_address(address).packed))
+    except ValueError as error:
+        raise Refused(f"--address: {address!r} is not an IPv4 or IPv6 address") from error
+    email = node.name_of(email)
+    classes = node.classes(node.settings_in_force, node.policy_in_force)
+    state, now = node.state, time.time()
+    until = None if for_s is None else now + for_s
+    one = Barred(email, place.hex(), until, node.user)
+    with node.lock:
+        state.set_value(BARRED, with_one(read_barred(state.get_value(BARRED), now), one))
+        ended = 0
+        if not state.get_value("suspended"):
+            owner = next((o for o in state.owners() if o.key == email), None)
+            ended = classes.cuts.end_from(owner.minor, place) if owner is not None else 0
+    order = Override(email, OPERATOR, {}, until, node.user, why, now)
+    result = (
+        f"{email}: cut off from {place_name(place)}, {describe_end(order, now)}; {ended} "
+        f"connections ended; 'vff-qos reset {email}' ends it"
+    )
+    told = result + (f" (reason: {why})" if why else "")
+    node.journal.tell(
+        events.ORDER, who=node.user, order=told, email=email, origin=OPERATOR, why=why
+    )
+    return result
+
+
+def _let_in(state: State, email: str) -> str:
+    """Nobody keeps a user out from any address any more; returns what that changes."""
+    known = read_barred(state.get_value(BARRED), time.time())
+    left = [one for one in known if one.email != email]
+    if len(left) == len(known):
+        return ""
+    state.set_value(BARRED, left)
+    places = ", ".join(place_name(one.packed) for one in known if one.email == email)
+    return f"; no longer cut off from {places}"
 
 
 def let_off(node: Node, email: str, why: str = "") -> str:
@@ -133,9 +181,11 @@ def _end(node: Node, classes: Classes, email: str, why: str) -> str:
     known = state.overrides()
     ended = [o for o in known if (o.email, o.origin) == (email, OPERATOR)]
     state.delete_overrides(ended)
-    result = _enforce(classes, state, email)
+    let_in = _let_in(state, email)
+    result = _enforce(classes, state, email) + let_in
     if not ended:
-        return f"no change; {result}{_held(state, email)}"
+        no_change = "" if let_in else "no change; "
+        return f"{no_change}{result}{_held(state, email)}"
     result += _when(classes, state, email) + _held(state, email)
     for order in ended:
         node.journal.tell(

@@ -22,6 +22,15 @@ class Ending:
         """End these.  Raises KernelRefused."""
         mirror = self._flows.mirror
         # First the sockets: nft would keep their last word, the reset, from leaving.
-        end_connections(mirror.flow(client, record) for client, record in flows)
-        self._cuts.end_marked()
-        self._marking.give((c, r, owned(r, ENDED_MINOR, FIXED)) for c, r in flows)
+        named = [(mirror.flow(client, record), client, record) for client, record in flows]
+        ended = set(end_connections(flow for flow, _client, _record in named))
+        rest = []
+        for flow, client, record in named:
+            if flow in ended:
+                mirror.remove(client, record)
+                self._marking.forget(client)
+            else:
+                rest.append((client, record, owned(record, ENDED_MINOR, FIXED)))
+        if rest:
+            self._cuts.end_marked()
+            self._marking.give(rest)

@@ -8,9 +8,11 @@ kernel's table remembers what was decided, whatever becomes of the agent.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from ..core import events
+from ..core.claims.trust import address_key
 from ..core.flows.mirror import Held
 from ..core.flows.quietest import Life, Quietest, Timeouts, name
 from ..core.flows.record import holder
@@ -60,12 +62,16 @@ class FlowLimits:
         self._queues: dict[int, Quietest] = {}
         # Flows that the table still has, and through which nothing passes any more.
         self._over: set[Held] = set()
+        # Who is kept out from where, and when it is to be looked at again.
+        self._barred: dict[str, set[bytes]] = {}
+        self._barred_end_s: float | None = None
 
     @property
     def is_wanted(self) -> bool:
         """Whether anybody's flows are to be counted."""
         classes = self._registry.classes
-        return classes.policy.counts_flows or classes.overrides.counts_flows
+        limited = classes.policy.counts_flows or classes.overrides.counts_flows
+        return limited or bool(self._barred)
 
     @property
     def is_on(self) -> bool:
@@ -91,6 +97,12 @@ class FlowLimits:
     def renew(self) -> None:
         """The policy, orders or the kernel's table may be others: count anew with `settle`."""
         classes, mirror = self._registry.classes, self._flows.mirror
+        self._barred, now_s = {}, time.time()
+        barred = self._registry.barred()
+        for one in barred:
+            self._barred.setdefault(one.email, set()).add(one.packed)
+        ends = [one.until for one in barred if one.until is not None]
+        self._barred_end_s = min(ends) - now_s + self._clock() if ends else None
         is_wanted = self.is_wanted
         if not is_wanted and mirror.changes is None:
             return
@@ -123,9 +135,12 @@ class FlowLimits:
             return
         mirror.changes = []
         new: dict[int, list[Held]] = {}
+        barred: list[Held] = []
         if mirror.anew:
             mirror.anew = False
             self._recount()
+            if self._barred:
+                barred = [held for held in mirror.claimed_flows() if self._is_barred(*held)]
             new = {minor: [] for minor in self._living}
         else:
             for client, was, now in changes:
@@ -136,12 +151,16 @@ class FlowLimits:
                     self._devices.lose(before, client, was)
                     if self._limits(before) is not None:
                         self._lose(before, client, was)
+                if after and self._barred and self._is_barred(client, now):
+                    barred.append((client, now))
                 if after:
                     limits = self._limits(after)
                     self._devices.gain(after, limits, client, now)
                     if limits is not None:
                         self._gain(after, client, now)
                         new.setdefault(after, []).append((client, now))
+        if barred:
+            self._bar(barred)
         for minor, held in new.items():
             limits = self._limits(minor)
             if limits is not None:
@@ -149,12 +168,25 @@ class FlowLimits:
 
     def tend(self) -> None:
         """Once a second: `settle`, and what only time brings."""
+        if self._barred_end_s is not None and self._clock() >= self._barred_end_s:
+            self.renew()
         self.settle()
         if self.is_on:
             try:
                 self._devices.tend(self._limits, self._timeouts)
             except KernelRefused as error:
                 self._registry.refused(error)
+
+    def _is_barred(self, client: bytes, record: int) -> bool:
+        owner = self._registry.owner(holder(record))
+        places = self._barred.get(owner.key) if owner is not None else None
+        return places is not None and address_key(client[:-2]) in places
+
+    def _bar(self, flows: list[Held]) -> None:
+        try:
+            self._ending.end(flows)
+        except KernelRefused as error:
+            self._registry.refused(error)
 
     def _recount(self) -> None:
         self._forget()

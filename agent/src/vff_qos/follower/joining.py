@@ -145,6 +145,7 @@ class People:
             other = held.get(name)
             if other is None or other.created <= order.created:
                 held[name] = changed[name] = order._replace(email=name[0])
+        self._state.rename_barred(people)
         if gone:
             self._state.join_overrides(changed.values(), gone)
             self._registry.classes.set_overrides(self._state.overrides())

@@ -20,6 +20,7 @@ from ..core.htb import ENDED_MINOR
 from ..core.layout import Layout
 from ..core.names import HASHED, MIXED, PLAIN, Names, is_hash
 from ..core.owners import ACTIVE, DEVICE, QUARANTINE, RESTRICTED_KEY, Minors, Owner
+from ..core.policy.barred import Barred, read_barred
 from ..core.policy.model import DEVICE_BPS, Limits
 from ..errors import Exhausted, KernelRefused
 from ..journal import Journal
@@ -27,7 +28,7 @@ from ..kernel.packed.conntrack import mark_part
 from ..kernel.packed.sockets import end_connections
 from ..lock import Lock
 from ..shaping import Classes, Listed
-from ..state import State, StateError
+from ..state import BARRED, State, StateError
 
 #: Owner of a class that the kernel has and the state does not know.
 ORPHAN = "\x02"
@@ -244,6 +245,10 @@ class Registry:
         limits = self.classes.limits_of(name)
         self.names.note(name, before)
         return limits
+
+    def barred(self) -> list[Barred]:
+        """Users who are kept out from an address."""
+        return read_barred(self._state.get_value(BARRED), self._clock())
 
     def own_device(self, user: str, place: bytes) -> Owner:
         """The owner of the slow class of a user's device too many, active; ``place`` as for

@@ -3,6 +3,10 @@
 Source of the numbers: include/uapi/linux/{sock_diag,inet_diag}.h.  Needs CAP_NET_ADMIN and a kernel
 with CONFIG_INET_DIAG_DESTROY (Debian's and Ubuntu's have it); both ends see a reset.
 
+The kernel's table would keep the entry of such a connection for ten seconds, and a SYN after a
+reset of our side begins no new one (nf_conntrack_proto_tcp.c): whoever has the port next, another
+customer behind a carrier's NAT, would be refused by the mark of the last.  So the entry goes, too.
+
 A socket is looked up first and destroyed by its cookie: for a tuple that is not there and no
 cookie, the kernel finds whoever *listens* on the port, and destroys that.
 """
@@ -16,6 +20,7 @@ from collections.abc import Iterable
 
 from ...core.flow import Flow
 from ...errors import KernelRefused
+from .conntrack import Conntrack
 from .netlink import HEADER, NLM_F_ACK, NLM_F_REQUEST, Encoder, Netlink
 
 _SOCK_DIAG = 4
@@ -46,14 +51,15 @@ def cookie_of(payload: bytes) -> bytes | None:
     return payload[_COOKIE_AT : _COOKIE_AT + 8]
 
 
-def end_connections(flows: Iterable[Flow]) -> int:
+def end_connections(flows: Iterable[Flow]) -> list[Flow]:
     """Reset the TCP connections among ``flows`` whose sockets are in this network namespace.
 
-    Returns how many; those that end by themselves meanwhile are none.  Raises KernelRefused.
+    Returns them, whose entries are gone from the kernel's table; those that end by themselves
+    meanwhile are not among them.  Raises KernelRefused.
     """
     wanted = [flow for flow in flows if flow.proto == socket.IPPROTO_TCP]
     if not wanted:
-        return 0
+        return []
     netlink = Netlink(_SOCK_DIAG)
     try:
         look_ups: list[Encoder] = [
@@ -61,11 +67,14 @@ def end_connections(flows: Iterable[Flow]) -> int:
             for flow in wanted
         ]
         _errors, replies = netlink.batch(look_ups)  # ENOENT: its socket is elsewhere, or gone
-        found = [(wanted[reply.number], cookie_of(reply.payload)) for reply in replies]
+        found = [
+            (wanted[reply.number], cookie)
+            for reply in replies
+            if (cookie := cookie_of(reply.payload)) is not None
+        ]
         destroys: list[Encoder] = [
             lambda seq, f=flow, c=cookie: encode(seq, _DESTROY, NLM_F_ACK, f, c)  # type: ignore[misc]
             for flow, cookie in found
-            if cookie is not None
         ]
         errors, _replies = netlink.batch(destroys)
     finally:
@@ -73,4 +82,11 @@ def end_connections(flows: Iterable[Flow]) -> int:
     for code in errors.values():
         if code != errno.ENOENT:
             raise KernelRefused(code, "ending a connection by its socket")
-    return len(destroys) - len(errors)
+    ended = [flow for index, (flow, _cookie) in enumerate(found) if index not in errors]
+    if ended:
+        conntrack = Conntrack()
+        try:
+            conntrack.delete(ended)
+        finally:
+            conntrack.close()
+    return ended

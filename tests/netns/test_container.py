@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from vff_qos.core.claims.singbox_log import SingboxScanner
 from vff_qos.errors import SourceError
-from vff_qos.sources.container import Books, Found, find_container
+from vff_qos.sources.container import Books, ContainerSource, Found, find_container
 
 from .containers import ID, LOG, Host, ports, wakes
 
@@ -286,3 +287,16 @@ def test_the_two_capabilities_suffice(host: Host) -> None:
         check=False,
     )  # fmt: skip
     assert done.stdout == "['192.0.2.5:7']\n", done.stderr
+
+
+def test_sing_boxs_log_inside_a_container(host: Host) -> None:
+    container = host.start()
+    host.docker(container.pid)
+    source = ContainerSource("xray", LOG, books=host.books, scanner=SingboxScanner)
+    assert '"log": {"level": "info", "timestamp": true, "output": "' in (source.tick() or "")
+    head = "+0000 2026-11-26 14:04:05 INFO [7 0ms] inbound/vless[in]:"
+    container.command("write", LOG, f"{head} inbound connection from 192.0.2.5:7")
+    assert ports(source) == []
+    container.command("write", LOG, f"{head} [alice] inbound connection to a.example:443")
+    assert ports(source) == [7]
+    source.close()

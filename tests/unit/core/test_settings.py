@@ -130,6 +130,22 @@ def test_one_source_in_the_short_form_and_several_in_a_list() -> None:
     assert [name_prefix(same, one) for one in same.sources] == ["", "", ""]
 
 
+def test_sing_boxs_log_may_be_in_four_places() -> None:
+    entries = (
+        "{path: /a}", "{name: b, path: /a, container: c}", "{name: c, container: c}",
+        "{name: d, journal_unit: s.service}",
+    )  # fmt: skip
+    text = "sources: [" + ", ".join(e.replace("{", "{type: singbox_log, ") for e in entries) + "]"
+    settings = parse_settings(text.encode(), "s")
+    assert [(source.origin, source.trust) for source in settings.sources] == [
+        ("/a", "text"),
+        ("/a in container c", "text"),
+        ("the journal of container c", "text"),
+        ("the journal of s.service", "text"),
+    ]
+    assert settings.reads_text
+
+
 TOKEN = "0123456789abcdef"
 
 
@@ -186,6 +202,11 @@ TOKEN = "0123456789abcdef"
         (
             f"sources: [{{type: singbox, address: '[::1]:65536', secret: {TOKEN}}}]",
             "sources.0.address: 65536 is not a port (1 to 65535)",
+        ),
+        ("sources: [{type: singbox_log}]", "sources.0.path: is needed, or container, or both, or"),
+        (
+            "sources: [{type: singbox_log, path: /a, journal_unit: a.service}]",
+            "sources.0.journal_unit: says where the log is, and so do path and container",
         ),
         (
             "sources: [{type: singbox, address: '127.0.0.1:9091'}]",

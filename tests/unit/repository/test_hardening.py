@@ -36,6 +36,12 @@ SOURCES: dict[str, dict[str, Any]] = {
     "singbox": {
         "qos_sources": [{"type": "singbox", "address": "127.0.0.1:9091", "secret": "some-secret"}]
     },
+    "singbox_log": {
+        "qos_sources": [
+            {"type": "singbox_log", "name": "b", "path": "/log", "container": "c"},
+            {"type": "singbox_log", "name": "c", "journal_unit": "sing-box.service"},
+        ]
+    },
     "port": {
         "qos_identity_source": "webhook",
         "qos_webhook_listen": "127.0.0.1:8011",
@@ -124,3 +130,14 @@ def test_a_line_that_it_does_not_know_would_be_seen(rendered: Path) -> None:
         env={**os.environ, "SYSTEMD_UNIT_PATH": f"{rendered / 'file'}:"},
     )
     assert "PrivateIpcs" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("source,has", [("singbox_log", True), ("singbox", False)])
+def test_sing_boxs_log_may_be_wherever_xrays_may(rendered: Path, source: str, has: bool) -> None:
+    unit = (rendered / source / "vff-qos-follow.service").read_text()
+    words = (
+        "CAP_NET_ADMIN CAP_DAC_READ_SEARCH CAP_SYS_PTRACE\n",
+        "SupplementaryGroups=systemd-journal\n",
+    )  # fmt: skip
+    assert [word in unit for word in words] == [has] * 2
+    assert ("IPAddressAllow=localhost\n" in unit) is not has

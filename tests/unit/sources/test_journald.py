@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from vff_qos.core.claims.accesslog import NAME_BYTES, Claim, Stranger
+from vff_qos.core.claims.accesslog import NAME_BYTES, Claim, Scanner, Stranger
+from vff_qos.core.claims.singbox_log import SingboxScanner
 from vff_qos.core.claims.stamp import written
 from vff_qos.sources import journald as journald_module
 from vff_qos.sources.base import Source
@@ -68,11 +69,15 @@ class JournalFiles:
         )
 
     def source(
-        self, checkpoint: object = None, matches: dict[str, str] | None = None
+        self,
+        checkpoint: object = None,
+        matches: dict[str, str] | None = None,
+        scanner: type[Scanner] = Scanner,
     ) -> JournalSource:
         return JournalSource(
-            matches or unit_matches("xray.service"), checkpoint, directory=str(self.directory)
-        )
+            matches or unit_matches("xray.service"), checkpoint, directory=str(self.directory),
+            scanner=scanner,
+        )  # fmt: skip
 
 
 def _line(number: int, email: str = "alice@x") -> bytes:
@@ -410,3 +415,18 @@ def test_many_entries_come_in_portions(files: JournalFiles) -> None:
     assert source.more
     assert source.replaying
     assert len(_ports(source)) == 5_000 - 2_048
+
+
+@needs_journal
+def test_sing_boxs_log_is_read_in_its_colours(files: JournalFiles) -> None:
+    """As it writes to standard error; the two lines of a connection may be told of apart."""
+    head = b"\x1b[36mINFO\x1b[0m[0001] [\x1b[38;5;36m274\x1b[0m 0ms] inbound/vless[in]: "
+    files.write(head + b"inbound connection from 192.0.2.1:1", _STREAM_ID="a")
+    source = files.source(scanner=SingboxScanner)
+    assert _all(source) == []
+    files.write(head + b"[bob] inbound connection to a.example:443", _STREAM_ID="a")
+    # Another process of the unit has ids of its own.
+    files.write(head + b"[eve] inbound connection to a.example:443", _STREAM_ID="b")
+    (claim,) = _all(source)
+    assert (claim.source, claim.email) == (b"192.0.2.1:1", b"bob")
+    source.close()

@@ -16,7 +16,7 @@ import os
 import select
 from typing import Any
 
-from ..core.claims.accesslog import Claim, Counters, Stranger
+from ..core.claims.accesslog import Claim, Counters, Scanner, Stranger
 from ..errors import SourceError
 from .file import FileSource
 from .runtimes import Books, Finder, Found, bears_id, find_container, inside
@@ -87,12 +87,13 @@ class ContainerSource:
         checkpoint: Any = None,
         replay_since_s: float | None = None,
         books: Books | None = None,
+        scanner: type[Scanner] = Scanner,
     ) -> None:
-        """``checkpoint`` and ``replay_since_s`` as for FileSource, for what runs now.
+        """``checkpoint``, ``replay_since_s`` and ``scanner`` as for FileSource, for what runs now.
 
         A container that does not run is waited for.  Raises SourceError.
         """
-        self.name, self.path = name, path
+        self.name, self.path, self._scanner = name, path, scanner
         self.counters = Counters()
         self.window = 0.0, 0.0
         self.epoch_offset_s: float | None = None
@@ -134,7 +135,7 @@ class ContainerSource:
         assert self._process is not None
         path = self._process.path(self.path)
         try:
-            self._file = FileSource(path, self._checkpoint, replay_since_s)
+            self._file = FileSource(path, self._checkpoint, replay_since_s, scanner=self._scanner)
         except SourceError as error:
             raise self._translated(error, path) from error
         self._epoll.register(self._file.descriptors()[0], select.EPOLLIN)
@@ -220,7 +221,7 @@ class ContainerSource:
             return None
         return (
             f"container {self.name}: there is no {self.path} inside; waiting for it. The proxy "
-            f'writes it when its config has "log": {{"access": "{self.path}"}}'
+            f"writes it when its config has {self._scanner.needs_in_file % self.path}"
         )
 
     @property

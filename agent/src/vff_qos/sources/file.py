@@ -47,7 +47,7 @@ _DIR_EVENTS = (
 class _Tail:
     """One inode of the log, open."""
 
-    def __init__(self, path: str, since_s: float, position: int) -> None:
+    def __init__(self, path: str, since_s: float, position: int, scanner: type[Scanner]) -> None:
         """``since_s``: nothing that is to be read was written before."""
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self.fd)
@@ -58,7 +58,7 @@ class _Tail:
         self.offset = 0
         self.fingerprint = b""
         self.assembler = Assembler()
-        self.scanner = Scanner(position=position)
+        self.scanner = scanner(position=position)
         #: The file that was the log before this one, until that one is read to its end.
         self.after: _Tail | None = None
         self.watch = -1
@@ -174,8 +174,10 @@ class FileSource:
         checkpoint: Any = None,
         replay_since_s: float | None = None,
         clock: Clock | None = None,
+        scanner: type[Scanner] = Scanner,
     ) -> None:
-        """``checkpoint`` is what an earlier run saved: reading goes on there.
+        """``checkpoint`` is what an earlier run saved: reading goes on there.  ``scanner`` knows
+        the log's grammar.
 
         Without one the last 4 MiB are read; 64 MiB if lines since ``replay_since_s`` (epoch) are
         asked for.  A missing file is waited for; raises SourceError if it cannot be read.
@@ -185,7 +187,7 @@ class FileSource:
         self.more = False
         self.replaying = True
         self.strangers: list[Stranger] = []
-        self._clock = clock or Clock()
+        self._clock, self._scanner = clock or Clock(), scanner
         now = self._clock.now()
         self.window = now, now
         self.epoch_offset_s: float | None = self._clock.offset_s
@@ -261,7 +263,7 @@ class FileSource:
 
     def _open(self, path: str, since_s: float) -> _Tail:
         try:
-            tail = _Tail(path, since_s, self._opened * _FILE_POSITIONS)
+            tail = _Tail(path, since_s, self._opened * _FILE_POSITIONS, self._scanner)
         except PermissionError as error:
             status = os.stat(path)
             raise SourceError(
@@ -299,7 +301,7 @@ class FileSource:
             return ""
         return (
             f"{self.path}: there is no such log; waiting for it. The proxy writes it when its "
-            'config has "log": {"access": "' + self.path + '"}'
+            f"config has {self._scanner.needs_in_file % self.path}"
         )
 
     def descriptors(self) -> list[int]:

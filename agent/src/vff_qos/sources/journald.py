@@ -55,6 +55,11 @@ def container_matches(name: str) -> dict[str, str]:
     return {"CONTAINER_NAME": name, "_UID": "0"}
 
 
+def matches_of(unit: str, container: str) -> dict[str, str]:
+    """Entries of a unit, or without one of a container."""
+    return unit_matches(unit) if unit else container_matches(container)
+
+
 class JournalSource:
     """Claims from journal entries that match."""
 
@@ -64,11 +69,13 @@ class JournalSource:
         checkpoint: Any = None,
         replay_since_s: float | None = None,
         directory: str | None = None,
+        scanner: type[Scanner] = Scanner,
     ) -> None:
         """``checkpoint`` is what an earlier run saved: reading goes on there.
 
         Without one the last 16,384 entries are read; 262,144 if lines since ``replay_since_s``
-        are asked for.  ``directory``: not the system's journal.
+        are asked for.  ``directory``: not the system's journal; ``scanner`` knows
+        the log's grammar.
         """
         self.more = False
         self.replaying = True
@@ -77,7 +84,7 @@ class JournalSource:
         now = time.monotonic()
         self.window = now, now
         self.epoch_offset_s: float | None = None
-        self._matches, self._directory = matches, directory
+        self._matches, self._directory, self._grammar = matches, directory, scanner
         self._boot = bytes.fromhex(boot_id().replace("-", ""))
         self._first_look = FIRST_LOOK_ENTRIES if replay_since_s is None else REPLAY_ENTRIES
         self._cursor: str | None = None
@@ -169,7 +176,7 @@ class JournalSource:
         scanner = self._scanners.pop(stream, None)
         if scanner is None:
             self._streams += 1
-            scanner = Scanner(self.counters, self._streams << 48)
+            scanner = self._grammar(self.counters, self._streams << 48)
             if self._within and not (self._all_seen and is_start(first)):
                 scanner.begin_within()
             if len(self._scanners) >= _MAX_STREAMS:
@@ -281,7 +288,7 @@ class JournalSource:
         return (
             f"the journal holds no entry with {what} that uid {os.geteuid()} can read; waiting "
             "for one. The agent needs the group systemd-journal, and the proxy's config "
-            '"log": {"access": ""} under that unit or container'
+            f"{self._grammar.needs_in_journal} under that unit or container"
         )
 
     def checkpoint(self) -> Any:

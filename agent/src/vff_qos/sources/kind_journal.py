@@ -13,7 +13,7 @@ from .kind_container import CONTAINER
 if TYPE_CHECKING:
     from .base import Source
 
-_UNIT = Option(
+UNIT = Option(
     "journal_unit",
     re.compile(r"[A-Za-z0-9:_.@\\-]{1,247}\.(?:service|scope)"),
     "a unit such as 'xray.service'",
@@ -28,16 +28,17 @@ def _check(options: Mapping[str, str]) -> Problem | None:
     return None
 
 
-def _origin(options: Mapping[str, str]) -> str:
+def journal_of(options: Mapping[str, str]) -> str:
+    """Whose entries are read, for people."""
     return f"the journal of {options['journal_unit'] or 'container ' + options['container']}"
 
 
 def _open(settings: SourceSettings, checkpoint: Any, replay_since_s: float | None) -> Source:
-    from .journald import JournalSource, container_matches, unit_matches  # noqa: PLC0415
+    from .journald import JournalSource, matches_of  # noqa: PLC0415
 
-    unit, container = settings.options["journal_unit"], settings.options["container"]
-    matches = unit_matches(unit) if unit else container_matches(container)
+    options = settings.options
+    matches = matches_of(options["journal_unit"], options["container"])
     return JournalSource(matches, checkpoint, replay_since_s)
 
 
-KIND = Kind("journal", (_UNIT, CONTAINER), TEXT, _origin, _open, _check, has_emails=True)
+KIND = Kind("journal", (UNIT, CONTAINER), TEXT, journal_of, _open, _check, has_emails=True)

@@ -344,6 +344,9 @@ class Stranger(NamedTuple):
 class Scanner:
     """Claims out of blocks of whole lines; remembers across blocks how far taint reaches."""
 
+    #: What the engine's configuration must hold where the log is a file, and where the journal.
+    needs_in_file, needs_in_journal = '"log": {"access": "%s"}', '"log": {"access": ""}'
+
     def __init__(self, counters: Counters | None = None, position: int = 0) -> None:
         """``counters`` may be shared, ``position`` is where the stream's bytes count from."""
         self.counters = Counters() if counters is None else counters

@@ -281,8 +281,9 @@ def _silence(facts: Facts, report: Report) -> Iterator[Finding]:
             f"{origins}: silent while the service ports are busy: nobody new is limited"
             if len(report.sources) > 1
             else f"{origins} is silent while the service ports are busy: nobody new is limited",
-            "look whether the engine writes there at all (\"access\" in its log settings), and "
-            "whether its users have an email; 'vff-qos doctor' looks into its configuration",
+            "look whether the engine writes there at all (\"access\" in its log settings, in "
+            "sing-box's \"level\": \"info\"), and whether its users have an email; "
+            "'vff-qos doctor' looks into its configuration",
             evidence,
         )  # fmt: skip
     elif (

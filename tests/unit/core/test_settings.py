@@ -200,6 +200,10 @@ TOKEN = "0123456789abcdef"
             "sources.0.address: '10.0.0.1:9091' is not an address of this host and a port",
         ),
         (
+            f"sources: [{{type: singbox, address: '127.0.0.300:9091', secret: {TOKEN}}}]",
+            "sources.0.address: '127.0.0.300:9091' is not an address of this host and a port",
+        ),
+        (
             f"sources: [{{type: singbox, address: '[::1]:65536', secret: {TOKEN}}}]",
             "sources.0.address: 65536 is not a port (1 to 65535)",
         ),

@@ -6,6 +6,8 @@ The real engine is in the tests of tests/netns.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import select
 import socket
 import time
@@ -250,3 +252,20 @@ def test_who_never_reads_does_not_hold_it_up(engine: Engine) -> None:
         if engine.source._sock is None:
             break
     assert len(engine.source._out) <= singbox._MAX_OUT
+
+
+def test_without_a_descriptor_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As every other failure: nothing of it ends the agent."""
+
+    def refuse(*_args: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.socket", refuse)
+        source = SingboxSource("127.0.0.1:9", "s3cret-s3cret")
+    assert "cannot be asked: Too many open files" in (source.tick() or "")
+    assert source.read() == []
+    source._retry_at = 0.0
+    source.tick()
+    eventually(lambda: source.read() or "is not there" in source.waiting)
+    source.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,10 @@ def _check(options: Mapping[str, str]) -> Problem | None:
     if not options["address"]:
         return "address", "is needed: where sing-box's service 'api' listens, '127.0.0.1:9091'"
     found = _HOST_PORT.fullmatch(options["address"])
+    try:
+        ipaddress.ip_address(options["address"].rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return "address", f"{options['address']!r} is not {_ADDRESS.what}"
     if found and not 1 <= int(found["port"]) <= 65_535:
         return "address", f"{found['port']} is not a port (1 to 65535)"
     if not options["secret"]:

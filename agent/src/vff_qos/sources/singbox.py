@@ -12,7 +12,6 @@ away it is looked for, at first every second.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import math
 import os
 import select
@@ -199,15 +198,18 @@ class SingboxSource:
     def _connect(self) -> None:
         host, _colon, port = self._address.rpartition(":")
         family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-        host = str(ipaddress.ip_address(host.strip("[]")))
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        code = sock.connect_ex((host, int(port)))
-        self._sock, self._events = sock, Events()
+        self._is_new, self._events = True, Events()
+        self._asked = self._heard = time.monotonic()
+        try:
+            self._sock = socket.socket(family, socket.SOCK_STREAM)
+            self._sock.setblocking(False)
+            code = self._sock.connect_ex((host.strip("[]"), int(port)))
+            self._epoll.register(self._sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        except OSError as error:  # without IPv6, or without a descriptor
+            self._fail_with(error)
+            return
         self._out = request(self._address, self._secret, _INTERVAL_S)
-        self._is_new, self._heard = True, time.monotonic()
-        self._asked, self._deadline = self._heard, self._heard + _ANSWER_S
-        self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        self._deadline = self._heard + _ANSWER_S
         if code not in (0, errno.EINPROGRESS):
             self._fail_with(OSError(code, os.strerror(code)))
 

@@ -36,12 +36,13 @@ SOURCES: dict[str, dict[str, Any]] = {
     "singbox": {
         "qos_sources": [{"type": "singbox", "address": "127.0.0.1:9091", "secret": "some-secret"}]
     },
-    "singbox_log": {
-        "qos_sources": [
-            {"type": "singbox_log", "name": "b", "path": "/log", "container": "c"},
-            {"type": "singbox_log", "name": "c", "journal_unit": "sing-box.service"},
-        ]
+    "singbox_container": {
+        "qos_sources": [{"type": "singbox_log", "path": "/log", "container": "c"}]
     },
+    "singbox_journal": {
+        "qos_sources": [{"type": "singbox_log", "journal_unit": "sing-box.service"}]
+    },
+    "singbox_file": {"qos_sources": [{"type": "singbox_log", "path": "/var/log/sing-box.log"}]},
     "port": {
         "qos_identity_source": "webhook",
         "qos_webhook_listen": "127.0.0.1:8011",
@@ -132,12 +133,18 @@ def test_a_line_that_it_does_not_know_would_be_seen(rendered: Path) -> None:
     assert "PrivateIpcs" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("source,has", [("singbox_log", True), ("singbox", False)])
-def test_sing_boxs_log_may_be_wherever_xrays_may(rendered: Path, source: str, has: bool) -> None:
-    unit = (rendered / source / "vff-qos-follow.service").read_text()
-    words = (
-        "CAP_NET_ADMIN CAP_DAC_READ_SEARCH CAP_SYS_PTRACE\n",
-        "SupplementaryGroups=systemd-journal\n",
-    )  # fmt: skip
-    assert [word in unit for word in words] == [has] * 2
-    assert ("IPAddressAllow=localhost\n" in unit) is not has
+@pytest.mark.parametrize(
+    "source,alike",
+    [("singbox_container", "container"), ("singbox_journal", "journal"), ("singbox_file", "file")],
+)
+def test_sing_boxs_log_is_read_with_the_rights_that_xrays_takes(
+    rendered: Path, source: str, alike: str
+) -> None:
+    units = [(rendered / one / "vff-qos-follow.service").read_text() for one in (source, alike)]
+    assert units[0] == units[1]
+
+
+def test_sing_boxs_stream_takes_the_loopback_and_no_capability(rendered: Path) -> None:
+    unit = (rendered / "singbox/vff-qos-follow.service").read_text()
+    assert "IPAddressAllow=localhost\n" in unit
+    assert "CapabilityBoundingSet=CAP_NET_ADMIN\n" in unit

@@ -108,7 +108,7 @@ _ASKED = re.compile(
 _PROCESS = re.compile(_INBOUND + rb"process (?:packet )?connection from (" + _SOURCE + rb"): ")
 
 
-class _Connection(NamedTuple):
+class _FirstLine(NamedTuple):
     """What the first line of a connection said, and whether it may have been a stranger's."""
 
     source: bytes
@@ -128,7 +128,7 @@ class SingboxScanner(Scanner):
     def __init__(self, counters: Counters | None = None, position: int = 0) -> None:
         """As `Scanner`."""
         super().__init__(counters, position)
-        self._connections: OrderedDict[bytes, _Connection] = OrderedDict()
+        self._connections: OrderedDict[bytes, _FirstLine] = OrderedDict()
 
     def follow(self, before: Scanner) -> None:
         """The stream goes on from where another one ended, between two lines perhaps."""
@@ -183,7 +183,7 @@ class SingboxScanner(Scanner):
         if tainted and ident in self._connections:
             return  # what nobody can have forged stays
         author = self._author if tainted else NOBODY_KNOWS
-        self._connections[ident] = _Connection(source, kind, tainted, author)
+        self._connections[ident] = _FirstLine(source, kind, tainted, author)
         self._connections.move_to_end(ident)
         if len(self._connections) > MAX_IDS:
             self._connections.popitem(last=False)
@@ -194,7 +194,7 @@ class SingboxScanner(Scanner):
         found: re.Match[bytes],
         start: int,
         tainted: bool,
-        known: _Connection | None,
+        known: _FirstLine | None,
         claims: list[Claim],
     ) -> None:
         if known is None or found[3] is None:
@@ -219,7 +219,7 @@ class SingboxScanner(Scanner):
         self.strangers = strangers
 
     def _unknown(
-        self, message: bytes, known: _Connection | None, start: int, size: int, tainted: bool
+        self, message: bytes, known: _FirstLine | None, start: int, size: int, tainted: bool
     ) -> int:
         """A line that may hold a stranger's text, or be one; returns how far that reaches."""
         end = start + size + 1
@@ -239,7 +239,7 @@ class SingboxScanner(Scanner):
         return end + _reach(known.kind if known else b"", _PRINTED)
 
 
-def _certain(known: _Connection | None) -> bytes | None:
+def _certain(known: _FirstLine | None) -> bytes | None:
     """Where a connection comes from, if nobody can have forged that."""
     return known.source if known is not None and not known.tainted else None
 

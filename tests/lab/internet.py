@@ -25,7 +25,7 @@ from .users import Device
 
 GUEST = Path(__file__).parent / "guest"
 TUNSETIFF = 0x400454CA
-IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
 ENGINE_TIMEOUT_S = 30.0
 #: In the environment of our processes: what tells them from a stranger's with a reused pid.
 MARK = "VFF_QOS_LAB"
@@ -48,8 +48,9 @@ class Internet:
     def _state(self) -> Path:
         return self._folder / "internet.json"
 
-    def up(self) -> int:
-        """Make the namespaces; returns the descriptor of the tap device for the node's WAN.
+    def up(self, queues: int = 1) -> list[int]:
+        """Make the namespaces; returns the descriptors of the tap device for the node's WAN, one for
+        each queue.
 
         Raises LabError where this machine does not allow it.
         """
@@ -62,7 +63,7 @@ class Internet:
                 if time.monotonic() > deadline:
                     raise LabError("cannot make a network namespace: the lab needs root")
                 time.sleep(0.01)
-        return self._tap()
+        return self._tap(queues)
 
     def namespace(self, name: str) -> str:
         """The path of a namespace, for setns(2) and nsenter."""
@@ -148,17 +149,19 @@ class Internet:
         self._pids[name] = child.pid
         self._state.write_text(json.dumps(self._pids))
 
-    def _tap(self) -> int:
-        """A tap device in `inet`; it lives as long as its descriptor, which the node inherits.
+    def _tap(self, queues: int) -> list[int]:
+        """A tap device in `inet`; it lives as long as its descriptors, which the node inherits.
 
         With virtio headers, so that large segments pass in one piece as on real hardware.
         """
+        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if queues > 1 else 0)
+        request = struct.pack("16sH22x", network.TAP.encode(), flags)
+        descriptors: list[int] = []
         with counters.inside(self.namespace("inet")):
             try:
-                descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-                flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
-                request = struct.pack("16sH22x", network.TAP.encode(), flags)
-                fcntl.ioctl(descriptor, TUNSETIFF, request)
+                for _queue in range(queues):
+                    descriptors.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+                    fcntl.ioctl(descriptors[-1], TUNSETIFF, request)
             except OSError as error:
                 raise LabError(f"cannot make a tap device: {error}") from error
-        return descriptor
+        return descriptors

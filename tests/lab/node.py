@@ -61,6 +61,7 @@ class Node:
         memory_mib: int = 3072,
         counted: bool = False,
         cpu: str = CPU,
+        queues: int = 1,
     ) -> None:
         self.name = name
         self.suite = suite
@@ -69,6 +70,7 @@ class Node:
         self.memory_mib = memory_mib
         self.counted = counted
         self.cpu = cpu
+        self.queues = queues
         self.port = 0
         self.pid = 0
         self.boot_s = 0.0
@@ -294,8 +296,13 @@ class Node:
             + ["-b", str(base.disk), str(self.overlay)]
         )
         self.port = _free_port()
-        tap = self.internet.up()
+        taps = self.internet.up(self.queues)
         (self.dir / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {base.host_key}\n")
+        wan, many = f"fd={taps[0]}", ""
+        if len(taps) > 1:
+            wan = f"fds={':'.join(map(str, taps))}"
+            # An interrupt for each direction of each queue, one for changes and one for control.
+            many = f",mq=on,vectors={2 * len(taps) + 2}"
         command = [
             *("qemu-system-x86_64", "-name", f"vff-lab-{self.name}", "-nodefaults"),
             *("-cpu", self.cpu, *(COUNTED if self.counted else PARALLEL)),
@@ -307,9 +314,9 @@ class Node:
             "-netdev",
             f"user,id=mgmt,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{self.port}-:22",
             *("-device", "virtio-net-pci,netdev=mgmt,romfile="),
-            *("-netdev", f"tap,id=wan,fd={tap}"),
+            *("-netdev", f"tap,id=wan,{wan}"),
             # QEMU's main loop is the bottleneck; so it is asked half as often.
-            *("-device", "virtio-net-pci,netdev=wan,romfile=,ioeventfd=off,tx=timer"),
+            *("-device", f"virtio-net-pci,netdev=wan,romfile=,ioeventfd=off,tx=timer{many}"),
             *("-kernel", str(base.kernel), "-initrd", str(base.initrd), "-append"),
             KERNEL_OPTIONS,
         ]
@@ -321,13 +328,14 @@ class Node:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C is for us; we take the machine down
-                    pass_fds=(tap,),
+                    pass_fds=taps,
                     preexec_fn=None if self.persistent else die_with_parent(),
                 )
             except FileNotFoundError as error:
                 raise LabError(_missing("qemu-system-x86_64")) from error
             finally:
-                os.close(tap)
+                for tap in taps:
+                    os.close(tap)
         self.pid = self._process.pid
         state = {"pid": self.pid, "port": self.port, "suite": self.suite, "image": str(base.path)}
         (self.dir / "state.json").write_text(json.dumps(state) + "\n")

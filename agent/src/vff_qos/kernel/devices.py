@@ -85,7 +85,8 @@ def used_queues(name: str) -> int | None:
     buffer = array("B", request)
     asked = _IFREQ.pack(os.fsencode(name)[:15], buffer.buffer_info()[0])
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        # Any socket will do, and our units may open no others.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             fcntl.ioctl(sock, _SIOCETHTOOL, asked)
     except OSError:
         return None  # vanished, or a driver that knows no channels

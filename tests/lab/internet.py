@@ -49,8 +49,7 @@ class Internet:
         return self._folder / "internet.json"
 
     def up(self, queues: int = 1) -> list[int]:
-        """Make the namespaces; returns the descriptors of the tap device for the node's WAN, one for
-        each queue.
+        """Make the namespaces; returns descriptors of the node's WAN, a tap: one for each queue.
 
         Raises LabError where this machine does not allow it.
         """

@@ -920,12 +920,102 @@ def dependent() -> None:
     limited()
 
 
+#: What makes two trees of one, in the node's settings.
+_TWO_TREES = {
+    "trees": "2",
+    "wan_ceil": "10gbit",
+    "unclassified_upload": "10gbit",
+    "unclassified_download": "10gbit",
+}
+_UNITS = "vff-qos-bootstrap vff-qos-follow"
+#: What is broken of two trees; all else stays as it is.
+_TREE_BREAKS = (
+    "tc qdisc del dev wan0 parent 51ff:2",
+    "tc qdisc del dev vffqos0 parent 51ff:1",
+    "tc filter del dev wan0 egress",
+    "tc qdisc del dev wan0 root",
+)
+#: A root that somebody has set, with a leaf that is not the kernel's default.
+_FOREIGN_MQ = (
+    "tc qdisc replace dev wan0 root handle 77: mq && "
+    "tc qdisc replace dev wan0 parent 77:2 handle 78: fq limit 777"
+)
+
+
+def marked_flows(lab: Lab) -> dict[str, int]:
+    """Marks of the live TCP connections to the service port, by the client's end."""
+    said = lab.node.ssh("conntrack -L -p tcp --dport 443 --state ESTABLISHED 2>/dev/null")
+    found = {}
+    for line in said.splitlines():
+        words = dict(word.split("=", 1) for word in reversed(line.split()) if "=" in word)
+        found[f"{words['src']} {words['sport']}"] = int(words["mark"])
+    return found
+
+
+def in_trees(lab: Lab, before: dict[str, int], trees: int, timeout_s: float = HEAL_S) -> float:
+    """Wait until each live connection of before has the mark of its class in so many trees, and the
+    class is there in both directions; returns how many seconds it took."""
+    started, wrong = time.monotonic(), ["nothing was seen"]
+    look = " && ".join(f"tc class show dev {dev}" for dev in ("wan0", "vffqos0"))
+    while time.monotonic() < started + timeout_s:
+        names = lab.node.ssh(look).split()
+        wrong, now = [], marked_flows(lab)
+        for end, mark in before.items():
+            minor = mark & 0xFFFF
+            name = f"{0x5100 + minor % trees:x}:{minor:x}"
+            if now.get(end) != (0x5100 + minor % trees) << 16 | minor or names.count(name) < 2:
+                wrong.append(f"{end}: {now.get(end, 0):#x}, class {name}: {names.count(name)}")
+        if not wrong:
+            return time.monotonic() - started
+    raise Failed("\n".join([f"{trees} trees are not there after {timeout_s} s:", *wrong]))
+
+
+def trees() -> None:
+    """A tree for each of two queues: limits, healing, another number of queues under traffic, the
+    kill switch, and somebody's mq that comes back with its leaves."""
+    lab = attach()
+    users = [replace(user, flows=1) for user in USERS]
+    restart = f"systemctl restart {_UNITS}"
+    with settings_by_hand(lab, _TWO_TREES, restart):
+        if json.loads(lab.node.run("vff-qos status --json", check=False).stdout)["trees"] != 2:
+            raise Failed(lab.node.ssh("journalctl -b -u vff-qos-bootstrap -n 5 -o cat"))
+        run = lab.start_traffic("download", LONG_S, users=users, idle_s=1.0, warmup_s=1.0)
+        time.sleep(WARMUP_S)
+        flows = marked_flows(lab)
+        if {mark >> 16 for mark in flows.values()} != {0x5100, 0x5101}:
+            raise Failed(f"users are not in both trees: {flows}")
+        for command in _TREE_BREAKS:
+            lab.node.ssh(command)
+            time.sleep(1)
+            say(f"{command}: mended within {1 + in_trees(lab, flows, 2):.1f} s")
+        for queues in (1, 2):
+            lab.node.ssh(f"ethtool -L wan0 combined {queues}")
+            say(f"{queues} queues: moved within {in_trees(lab, flows, queues):.1f} s")
+        lab.node.ssh("vff-qos disable --reason drill")
+        if any(marked_flows(lab).values()):
+            raise Failed(f"the kill switch left marks: {marked_flows(lab)}")
+        lab.node.ssh("vff-qos enable")
+        in_trees(lab, flows, 2)
+        run.finish()
+        limited()
+        lab.node.ssh(f"systemctl stop {_UNITS} && vff-qos remove && {_FOREIGN_MQ}")
+        before = lab.node.ssh("tc qdisc show dev wan0")
+        with settings_by_hand(lab, {"take_foreign_root": "true"}, restart):
+            if "mq 51ff: root" not in lab.node.ssh("tc qdisc show dev wan0"):
+                raise Failed("our trees do not stand in the place of somebody's mq")
+            lab.node.ssh(f"systemctl stop {_UNITS} && vff-qos remove")
+            after = lab.node.ssh("tc qdisc show dev wan0")
+            lab.node.ssh("tc qdisc del dev wan0 root")
+    if after != before:
+        raise Failed(f"somebody's mq came back as\n{after}instead of\n{before}")
+
+
 STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, story, reboot, confirm, gc, memory, hysteria, journal, webhook, metrics, page,
-        absent, never_installed, takeover, dependent, disabled_reboot, broken,
+        round_trips, trees, story, reboot, confirm, gc, memory, hysteria, journal, webhook, metrics,
+        page, absent, never_installed, takeover, dependent, disabled_reboot, broken,
     )
 }  # fmt: skip
 

@@ -88,13 +88,13 @@ class Minors:
         self.by_key: dict[str, Owner] = {}
         self.by_minor: dict[int, Owner] = {}
         self._reserve = reserve
-        # Spare classes come first: nobody's return is the slower for it.
-        self._spare: dict[int, None] = {}
-        self._parked: dict[int, None] = {}
+        # By tree.  Spare classes come first: nobody's return is the slower for it.
+        self._spare: list[dict[int, None]] = [{} for _tree in range(trees)]
+        self._parked: list[dict[int, None]] = [{} for _tree in range(trees)]
         self._restricted: set[int] = set()
         # Minors from here on were never taken; those below that are free, once they are needed.
-        self._next = FIRST_USER_MINOR
-        self._free: list[int] | None = None
+        self._next = [self._first(tree) for tree in range(trees)]
+        self._free: list[list[int]] | None = None
         for owner in sorted(owners, key=lambda owner: owner.moved):
             # After a change of the handle one or two minors cannot be had any more.
             if not is_handle(major, owner.minor, trees):
@@ -104,32 +104,42 @@ class Minors:
         self.by_key[owner.key] = owner
         self.by_minor[owner.minor] = owner
         if owner.state == PARKED and owner.minor <= LAST_USER_MINOR:
-            pool = self._spare if owner.key.startswith(SPARE) else self._parked
-            pool[owner.minor] = None
+            pools = self._spare if owner.key.startswith(SPARE) else self._parked
+            pools[owner.minor % self._trees][owner.minor] = None
         elif owner.key.startswith(RESTRICTED_KEY) and not owner.is_common:
             self._restricted.add(owner.minor)
         if owner.minor <= LAST_USER_MINOR:
-            self._next = max(self._next, owner.minor + 1)
+            tree = owner.minor % self._trees
+            self._next[tree] = max(self._next[tree], owner.minor + self._trees)
 
     @property
     def pooled(self) -> int:
         """How many minors wait for their next owner."""
-        return len(self._spare) + len(self._parked)
+        return sum(map(self._pooled, range(self._trees)))
 
-    def take(self, key: str, now_s: float) -> tuple[Owner, Owner | None]:
+    def _pooled(self, tree: int) -> int:
+        return len(self._spare[tree]) + len(self._parked[tree])
+
+    def _first(self, tree: int) -> int:
+        return FIRST_USER_MINOR + (tree - FIRST_USER_MINOR) % self._trees
+
+    def take(self, key: str, now_s: float, tree: int | None = None) -> tuple[Owner, Owner | None]:
         """The owner record of ``key``, made active; and the record it displaced, if any.
 
         An owner that comes back gets its own minor, then a spare one is used, then the longest
-        parked one is reused, then a fresh one.  Raises Exhausted when all 65,528 are taken.
+        parked one is reused, then a fresh one; of ``tree`` as long as it has any, where none is
+        named of the one where most wait.  Raises Exhausted when all 65,528 are taken.
         """
         owner = self.by_key.get(key)
         if owner is not None:
             if owner.state != ACTIVE:
-                self._parked.pop(owner.minor, None)
+                self._parked[owner.minor % self._trees].pop(owner.minor, None)
                 owner.state, owner.since, owner.moved = ACTIVE, now_s, now_s
                 self._enter(owner)
             return owner, None
-        pool = self._spare or self._parked
+        if tree is None:
+            tree = max(range(self._trees), key=self._pooled)
+        pool = self._spare[tree] or self._parked[tree]
         if pool:
             minor = next(iter(pool))
             old = self.by_minor[minor]
@@ -137,7 +147,14 @@ class Minors:
             owner = Owner(key, minor, ACTIVE, now_s, now_s, old.up_seen, old.down_seen)
             self._enter(owner)
             return owner, old
-        owner = Owner(key, self._fresh(), ACTIVE, now_s, now_s)
+        try:
+            minor = self._fresh(tree)
+        except Exhausted:
+            others = [other for other in range(self._trees) if self._pooled(other)]
+            if not others:
+                raise
+            return self.take(key, now_s, others[0])
+        owner = Owner(key, minor, ACTIVE, now_s, now_s)
         self._enter(owner)
         return owner, None
 
@@ -174,7 +191,7 @@ class Minors:
             holder = self.by_minor.get(minor)
             if holder is not None and holder.is_user:
                 # Before these minors were set apart a user may have got one; they keep it.
-                minor = self._fresh()
+                minor = self._fresh(0)
             elif holder is not None:
                 self._drop(holder)  # the kernel had this class, and the state was lost
             owner = Owner(key, minor, ACTIVE, now_s, now_s)
@@ -186,7 +203,7 @@ class Minors:
         made = []
         for _ in range(count):
             try:
-                minor = self._fresh()
+                minor = self._fresh(min(range(self._trees), key=self._pooled))
             except Exhausted:
                 break
             owner = Owner(f"{SPARE}{minor:x}", minor, PARKED, now_s)
@@ -194,19 +211,25 @@ class Minors:
             made.append(owner)
         return made
 
-    def _fresh(self) -> int:
-        while self._next <= LAST_USER_MINOR:
-            minor = self._next
-            self._next += 1
-            if self._is_free(minor):
-                return minor
-        if self._free is None:
-            # Once: a look at each minor for each line would take milliseconds.
-            self._free = list(range(LAST_USER_MINOR, FIRST_USER_MINOR - 1, -1))
-        while self._free:
-            minor = self._free.pop()
-            if self._is_free(minor):
-                return minor
+    def _fresh(self, tree: int) -> int:
+        """A minor of a tree, or of another one when it has none left."""
+        trees = [tree, *(other for other in range(self._trees) if other != tree)]
+        for each in trees:
+            while self._next[each] <= LAST_USER_MINOR:
+                minor = self._next[each]
+                self._next[each] += self._trees
+                if self._is_free(minor):
+                    return minor
+            if self._free is None:
+                # Once: a look at each minor for each line would take milliseconds.
+                self._free = [
+                    list(range(self._first(one), LAST_USER_MINOR + 1, self._trees))[::-1]
+                    for one in range(self._trees)
+                ]
+            while self._free[each]:
+                minor = self._free[each].pop()
+                if self._is_free(minor):
+                    return minor
         raise Exhausted(
             f"all {len(self.by_minor)} minors are taken; newcomers share one class with the "
             "default limits until idle users are collected"
@@ -219,7 +242,7 @@ class Minors:
         """Drop an owner; its minor is free."""
         self._drop(owner)
         if self._free is not None:
-            self._free.append(owner.minor)
+            self._free[owner.minor % self._trees].append(owner.minor)
 
     def rename(self, owner: Owner, key: str) -> None:
         """Whoever has a minor is called otherwise."""
@@ -230,8 +253,8 @@ class Minors:
     def _drop(self, owner: Owner) -> None:
         self.by_key.pop(owner.key, None)
         self.by_minor.pop(owner.minor, None)
-        for pool in (self._spare, self._parked):
-            pool.pop(owner.minor, None)
+        for pools in (self._spare, self._parked):
+            pools[owner.minor % self._trees].pop(owner.minor, None)
         self._restricted.discard(owner.minor)
 
 

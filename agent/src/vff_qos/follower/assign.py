@@ -626,6 +626,7 @@ class Assigner:
             registry.fit_all()
             self._orders.complain()
             registry.classes.recount(owners)
+            registry.weigh()
             changed = registry.classes.outdated(filter(registry.is_shaped, owners))
             registry.ensure(changed)
             self._renew_limits()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from ..core import events
+from ..core.balance import Balance, wanted_bps
 from ..core.claims.email import decode_email
 from ..core.flow import Flow
 from ..core.flows.mirror import Held
@@ -80,6 +81,8 @@ class Registry:
         #: Users who are new or back, for who tells of them.
         self.came: list[Owner] = []
         self._first, self._trees = layout
+        # With one tree there is nothing to choose.
+        self._balance = Balance(layout.trees) if layout.trees > 1 else None
         self._reserve = reserve
         self._state, self._lock, self._journal, self._clock = state, lock, journal, clock
         self._version = self._version_read = -1
@@ -139,8 +142,10 @@ class Registry:
             if not self.classes.has(known.minor):
                 self._fresh[known.minor] = known
             return known
-        owner, displaced = self.minors.take(key, self._clock())
+        owner, displaced = self.minors.take(key, self._clock(), self._tree_for(key))
         self._fresh[owner.minor] = owner
+        if self._balance is not None and owner.is_user:
+            self._balance.put(owner.minor, wanted_bps(self.classes.limits(owner)))
         if displaced is not None:
             self._gone.append(displaced)
             self.displaced.append(owner.minor)
@@ -148,6 +153,21 @@ class Registry:
         if owner.is_user:
             self.came.append(owner)
         return owner
+
+    def _tree_for(self, key: str) -> int | None:
+        """The tree for a user who is new; None where that does not matter."""
+        if self._balance is None or key < " ":
+            return None
+        return self._balance.lightest(wanted_bps(self.classes.limits_of(key)))
+
+    def weigh(self) -> None:
+        """Others have come and gone, or may use something else: see what each tree has to carry."""
+        if self._balance is None:
+            return
+        self._balance = Balance(self._trees)
+        for owner in self.minors.by_minor.values():
+            if owner.is_user and owner.state == ACTIVE:
+                self._balance.put(owner.minor, wanted_bps(self.classes.limits(owner)))
 
     def own_email(self, email: bytes) -> Owner:
         """As `own`, for a user as the source of claims writes the email."""
@@ -404,6 +424,7 @@ class Registry:
     def loaded(self) -> None:
         """All of it is in force: what was refused on the way would have been done again."""
         self._version = self._version_read
+        self.weigh()
 
     def is_suspended(self) -> bool:
         """Whether the kill switch is on."""

@@ -63,6 +63,22 @@ def test_users_are_spread_over_the_trees_and_each_has_one_class(node: HealingNod
     assert shown["bob@x"] in node.run("explain", "bob@x")
 
 
+def test_a_user_goes_to_the_tree_whose_users_may_use_the_least(node: HealingNode) -> None:
+    policy = "users: {b0@x: {unlimited: true}, b1@x: {unlimited: true}}"
+    (node.directory / "policy.d").mkdir(exist_ok=True)
+    (node.directory / "policy.d" / "heavy.yml").write_text(policy)
+    node.run("policy", "apply")
+    heavy = users(node, "b0@x")
+    small = users(node, *(f"small{number}@x" for number in range(4)))
+    heavy += users(node, "b1@x")
+    # Alice is in the first tree, so that the first heavy one is in the other; the small ones keep
+    # away from it, and so does the second heavy one.
+    everybody = [node.client, *heavy, *small]
+    trees = [(node.mark(client) or 0) >> 16 for client in everybody]
+    assert trees == [0x5100, 0x5101, 0x5100, *[0x5100] * 4]
+    assert all(is_right(node, client, 2) for client in everybody)
+
+
 @pytest.mark.parametrize(
     "harm",
     [

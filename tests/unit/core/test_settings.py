@@ -158,6 +158,10 @@ TOKEN = "0123456789abcdef"
         ("identity_source: webhook", "s: webhook_listen: is needed: 'unix:/run"),
         ("identity_source: webhook\nwebhook_listen: 127.0.0.1:9", "s: webhook_token: is needed"),
         (
+            "identity_source: webhook\nwebhook_listen: '@a:/b'",
+            "s:2: webhook_listen: '@a:/b' is not",
+        ),
+        (
             "identity_source: webhook\nwebhook_listen: 10.0.0.1:9",
             "webhook_listen: '10.0.0.1:9' is ",
         ),

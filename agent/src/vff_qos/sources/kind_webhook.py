@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from .base import Source
 
 _LISTEN = re.compile(
-    r"unix:/[!-~]{1,106}|(?:127(?:\.\d{1,3}){3}|\[::1\]):(?P<port>\d{1,5})", re.ASCII
+    r"unix:/[!-~]{1,106}|@[A-Za-z0-9._-]{1,100}|(?:127(?:\.\d{1,3}){3}|\[::1\]):(?P<port>\d{1,5})",
+    re.ASCII,
 )
-#: Where a source listens; who may write to a unix socket; what must be shown on a port.
-LISTEN = Option("listen", _LISTEN, "'unix:/absolute/path' or '127.0.0.1:port'")
+#: Where a source listens; who may write to a unix socket (``@name``: an abstract one, unix(7));
+#: what must be shown on a port.
+LISTEN = Option("listen", _LISTEN, "'unix:/absolute/path', '@name' or '127.0.0.1:port'")
 GROUP = Option("group", re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"), "the name of a group")
 TOKEN = Option(
     "token",
@@ -29,7 +31,7 @@ TOKEN = Option(
 def check_listener(options: Mapping[str, str]) -> Problem | None:
     """What listens for a told word must be out of every customer's reach."""
     if not options["listen"]:
-        return "listen", "is needed: 'unix:/run/vff-qos/webhook.sock' or '127.0.0.1:port'"
+        return "listen", "is needed: 'unix:/run/vff-qos/webhook.sock', '@name' or '127.0.0.1:port'"
     found = _LISTEN.fullmatch(options["listen"])
     if found and found["port"]:
         if not 1 <= int(found["port"]) <= 65_535:

@@ -7,19 +7,24 @@ import grp
 import os
 import socket
 import stat
+import struct
 
 from ..errors import SourceError
 
 _BACKLOG = 1_024
 _FIRST_INHERITED_FD = 3
+_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
+#: What getsockopt() of Python takes: 256 groups.
+_MAX_GROUPS_BYTES = 1_024
 
 
 def open_listener(listen: str, group: str, mode: int) -> tuple[socket.socket, str]:
-    """The socket that listens at ``unix:/path`` or ``127.0.0.1:port``, without blocking; and the
-    path that is to be unlinked with it, empty if none.
+    """The socket that listens at ``unix:/path``, ``@name`` (abstract, see unix(7)) or
+    ``127.0.0.1:port``, without blocking; and the path that is to be unlinked with it, empty if
+    none.
 
-    ``group`` and ``mode`` are given to a unix socket; an inherited one keeps its own.  Raises
-    SourceError if it cannot listen there.
+    ``group`` and ``mode`` are given to a unix socket; an inherited one keeps its own, an abstract
+    one has none (see `may_write`).  Raises SourceError if it cannot listen there.
     """
     inherited = _inherited(listen)
     if inherited is not None:
@@ -28,7 +33,11 @@ def open_listener(listen: str, group: str, mode: int) -> tuple[socket.socket, st
     path = listen[5:] if listen.startswith("unix:") else ""
     bound = False
     try:
-        if not path:
+        if is_abstract(listen):
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(f"\0{listen[1:]}")
+            listener.listen(_BACKLOG)
+        elif not path:
             listener = _listen_tcp(listen)
         else:
             _remove_stale(path)
@@ -92,7 +101,8 @@ def _inherited(listen: str) -> socket.socket | None:
         listener = socket.socket(fileno=os.dup(descriptor))
         name = listener.getsockname()
         if listener.family == socket.AF_UNIX:
-            have = f"unix:{name}"
+            # Names of abstract sockets are bytes.
+            have = f"@{name[1:].decode()}" if isinstance(name, bytes) else f"unix:{name}"
         else:
             have = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
         if have == listen:
@@ -102,9 +112,41 @@ def _inherited(listen: str) -> socket.socket | None:
 
 
 def keep_inherited() -> None:
-    """Before this process begins anew: the socket that systemd has opened for us is still ours."""
+    """Before this process begins anew: what systemd has opened for us is still ours."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
-        os.set_inheritable(_FIRST_INHERITED_FD, True)
+        count = int(os.environ.get("LISTEN_FDS", "0"))
+        for descriptor in range(_FIRST_INHERITED_FD, _FIRST_INHERITED_FD + count):
+            os.set_inheritable(descriptor, True)
+
+
+def is_abstract(listen: str) -> bool:
+    """Whether a socket has a name of unix(7) that is no file."""
+    return listen.startswith("@")
+
+
+def group_number(listen: str, group: str) -> int:
+    """The number of the group that may write; root's where none is named.  Raises SourceError."""
+    try:
+        return grp.getgrnam(group).gr_gid if group else 0
+    except KeyError as error:
+        raise SourceError(f"{listen}: there is no group {group}") from error
+
+
+def may_write(sock: socket.socket, uid: int, gid: int, group: int) -> bool:
+    """Whether who has connected to an abstract socket may: it has no mode that the kernel asks, so
+    that this is what ``0660`` would say.
+
+    ``uid`` and ``gid`` are the peer's (SO_PEERCRED).
+    """
+    if uid == 0 or group == gid:
+        return True
+    try:
+        groups = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS_BYTES)
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+        return False  # in so many groups is no engine
+    return group in struct.unpack(f"={len(groups) // 4}I", groups)
 
 
 def is_loopback(address: str) -> bool:

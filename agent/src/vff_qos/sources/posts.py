@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from ..core.claims.accesslog import Claim, Counters, Stranger
 from ..core.http import BadRequest, Parser, Request, answer
 from ..errors import SourceError
-from .listener import is_loopback, open_listener
+from .listener import group_number, is_abstract, is_loopback, may_write, open_listener
 
 _MAX_CONNECTIONS = 256
 _ACCEPTS_PER_READ = 64
@@ -53,7 +53,7 @@ class Refusal(Enum):
     PATH = "path"  # posted to another one
     SLOW = "slow"  # not whole in time, or byte by byte
     SILENT = "silent"  # closed for another one, before it had said anything whole
-    STRANGER = "stranger"  # not from this host
+    STRANGER = "stranger"  # not from this host, or not in the group of an abstract socket
     DEAF = "deaf"  # does not read its answers
 
 
@@ -124,6 +124,8 @@ class PostSource(ABC):
         self.strangers: list[Stranger] = []
         self._listen = listen
         self._authorization = f"Bearer {token}".encode() if token else b""
+        # The kernel asks nobody at an abstract socket; so we do.
+        self._group = group_number(listen, group) if is_abstract(listen) else None
         self._listener, self._unlink = open_listener(listen, group, mode)
         self._connections: dict[int, _Connection] = {}
         self._epoll = select.epoll()
@@ -222,8 +224,17 @@ class PostSource(ABC):
                 )
                 sock.close()
                 continue
+            who, gid = _peer(sock)
+            if self._group is not None and not may_write(sock, who.uid, gid, self._group):
+                self._refuse(
+                    Refusal.STRANGER,
+                    f"a connection of user {who.uid} (process {who.pid}), who is neither root nor "
+                    "in the group of the webhook",
+                )
+                sock.close()
+                continue
             sock.setblocking(False)
-            connection = _Connection(sock, _peer(sock), self._authorization, time.monotonic())
+            connection = _Connection(sock, who, self._authorization, time.monotonic())
             self._connections[sock.fileno()] = connection
             self._epoll.register(sock.fileno(), select.EPOLLIN)
             # The request is often there already.
@@ -334,9 +345,10 @@ class PostSource(ABC):
         self._problem = problem or self._problem
 
 
-def _peer(sock: socket.socket) -> _Peer:
+def _peer(sock: socket.socket) -> tuple[_Peer, int]:
+    """Who has connected, and their group."""
     if sock.family != socket.AF_UNIX:
-        return _Peer(-1, -1)
+        return _Peer(-1, -1), -1
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, _gid = _UCRED.unpack(data)
-    return _Peer(uid, pid)
+    pid, uid, gid = _UCRED.unpack(data)
+    return _Peer(uid, pid), gid

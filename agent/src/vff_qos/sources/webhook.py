@@ -25,7 +25,7 @@ class WebhookCounters(PostCounters):
 
 
 class WebhookSource(PostSource):
-    """Claims from the webhook at ``listen`` (``unix:/path`` or ``127.0.0.1:port``)."""
+    """Claims from the webhook at ``listen`` (``unix:/path``, ``@name`` or ``127.0.0.1:port``)."""
 
     name = "webhook"
 

@@ -267,7 +267,7 @@ def _hooks_of(engine: Engine, settings: Settings) -> list[SourceSettings]:
 def _place(source: SourceSettings) -> tuple[str, str]:
     """Path of the unix socket, empty if there is none, and where it listens as the settings say."""
     listen = source.options["listen"]
-    return listen.removeprefix("unix:") if listen.startswith("unix:") else "", listen
+    return listen.removeprefix("unix:") if listen.startswith(("unix:", "@")) else "", listen
 
 
 def _examine_webhook(engine: Engine, source: SourceSettings, where: str) -> Iterator[Finding]:

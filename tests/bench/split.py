@@ -22,7 +22,7 @@ from vff_qos.core.htb import (
     shared_class,
     user_class,
 )
-from vff_qos.core.plan.objects import ROOT_PARENT
+from vff_qos.core.plan.objects import ROOT_PARENT, splitter
 from vff_qos.kernel.packed.tc import ADD, ClassKey, Tc, add_class, encode_class
 from vff_qos.kernel.route import delete_qdisc, put_splitter, put_tree
 
@@ -56,9 +56,11 @@ def measure(report: Report, seconds: float, runs: int) -> None:
 
 def _core_pct(index: int, rate_bps: int, split_bytes: int, seconds: float) -> float:
     ipr, tc = IPRoute(), Tc()
+    parent = ROOT_PARENT
     if split_bytes:
         put_splitter(ipr, index, _MAJOR, split_bytes)
-    put_tree(ipr, index, _MAJOR, FIRST_USER_MINOR, split_bytes)
+        parent = splitter(_MAJOR) | 1
+    put_tree(ipr, index, _MAJOR, FIRST_USER_MINOR, parent)
     shared = shared_class(max(_RATES_BPS))
     ceiling = ClassKey(index, _MAJOR, CEIL_MINOR)
     tc.apply([(lambda s: encode_class(s, ceiling, ROOT_MINOR, shared, ADD), "ceiling")])

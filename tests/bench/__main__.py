@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lab.progress import LabError
 
-from . import accuracy, agent_bench, hooks_bench, lab_bench, split
+from . import accuracy, agent_bench, hooks_bench, lab_bench, split, trees_bench
 from .rows import Report
 from .world import BENCH_CPU, HERE, Code, enter_namespace, run
 
@@ -19,7 +19,7 @@ BUILD = Path(__file__).parents[2] / "build"
 REPORT = BUILD / "bench" / "report.json"
 ACCURACY = BUILD / "lab" / "accuracy.json"
 BASE = BUILD / "bench" / "base"
-PARTS = ("agent", "accuracy", "split", "hooks", "lab")
+PARTS = ("agent", "accuracy", "split", "trees", "hooks", "lab")
 
 
 def main() -> None:
@@ -55,6 +55,11 @@ def _measure(part: str, quick: bool, base: str | None) -> None:
         print(f"What splitting packets costs, natively ({1 if quick else 3} minutes):", flush=True)
         seconds, runs = (3.0, 1) if quick else (5.0, 3)
         _in_namespace(lambda: split.measure(report, seconds, runs), report, part)
+        return
+    if part == "trees":
+        print(f"One tree and two, natively ({1 if quick else 2} minutes):", flush=True)
+        seconds, runs = (1.0, 3) if quick else (2.0, 7)
+        _in_namespace(lambda: trees_bench.measure(report, seconds, runs), report, part)
         return
     if part == "hooks":
         print("Logins at the auth hook, natively (less than a minute):", flush=True)

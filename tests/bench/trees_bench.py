@@ -1,0 +1,162 @@
+"""Packets per second through one tree and through two, natively: one sender and two, each on a core
+of its own.
+
+This machine's kernel may lack cls_fw and act_skbedit: in their place a packet bears its class as
+its priority (SO_PRIORITY), which HTB takes first, and a program of the same few steps leads it to
+its queue.  All else is the agent's own: root, trees, shared classes, users' classes and leaves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from pyroute2 import IPRoute
+
+from lab.node import die_with_parent
+from netns.queues import lead_packets
+from vff_qos.commands.steps import carry_out
+from vff_qos.core.htb import CEIL_MINOR, FIRST_USER_MINOR, user_class
+from vff_qos.core.plan.desired import desired
+from vff_qos.core.plan.diff import Operation
+from vff_qos.core.plan.objects import Mq, SharedClass, SharedLeaf, Tree
+from vff_qos.core.settings import Settings
+from vff_qos.kernel.packed.tc import ClassKey, Tc, add_class
+from vff_qos.kernel.route import add_clsact
+
+from .rows import Report
+from .world import run
+
+_DEVICE = "t0"
+_QUEUES = 2
+_PAYLOAD = 100 - 8 - 20  # 100 bytes of IPv4
+_BATCH = 256
+#: Never reached, nor borrowed from others: what is measured is the way through.
+_LIMIT_BPS = 10_000_000_000
+_SO_MARK, _SO_PRIORITY = 36, 12
+
+
+def measure(report: Report, seconds: float, runs: int) -> None:
+    """Rows in millions of packets a second.  Call it in a namespace of its own."""
+    cases: dict[str, Callable[[], Settings]] = {
+        "none": lambda: _device(0),
+        "one": lambda: _device(1),
+        "two": lambda: _device(2),
+    }
+    for senders in (1, 2):
+        report.progress(f"packets of {senders} senders, without a tree, through one, through two")
+        found: dict[str, list[float]] = {case: [] for case in cases}
+        for _ in range(runs):
+            for case, make in cases.items():
+                found[case].append(_rate(make(), senders, seconds) / 1e6)
+        for case, rates in found.items():
+            report.add(f"trees.mpps.senders_{senders}.{case}", rates, "M/s")
+        names = [f"trees.mpps.senders_{senders}.{case}" for case in ("two", "one", "none")]
+        report.ratio(f"trees.two_to_one.senders_{senders}", names[0], names[1])
+        report.ratio(f"trees.two_to_none.senders_{senders}", names[0], names[2])
+
+
+def _device(trees: int) -> Settings:
+    """A device of two queues, whose other end drops what it is given, with so many trees."""
+    if _DEVICE in {name for _index, name in socket.if_nameindex()}:
+        run("ip", "link", "del", _DEVICE)
+    queues = ("numtxqueues", str(_QUEUES), "numrxqueues", str(_QUEUES))
+    run("ip", "link", "add", _DEVICE, *queues, "type", "veth", "peer", "name", "t1", *queues)
+    # Whose address is another one: the other end drops what comes as soon as it sees it.
+    run("ip", "link", "set", "t1", "up")
+    run("ip", "address", "add", "10.0.0.1/24", "dev", _DEVICE)
+    run("ip", "link", "set", _DEVICE, "up")
+    run("ip", "neigh", "add", "10.0.0.2", "lladdr", "02:00:00:00:00:02", "dev", _DEVICE)
+    # The leaf that every kernel has.
+    settings = replace(Settings(), wan=_DEVICE, leaf="pfifo", trees=max(trees, 1))
+    if not trees:
+        return settings
+    ours = (Mq, Tree, SharedClass, SharedLeaf)
+    wanted = [
+        Operation("add", item)
+        for item in desired(settings, _DEVICE)
+        if isinstance(item, ours) and item.dev == _DEVICE
+    ]
+    carry_out(settings, wanted)
+    index, tc = socket.if_nametoindex(_DEVICE), Tc()
+    params = user_class(_LIMIT_BPS, guaranteed_bps=_LIMIT_BPS)
+    for minor in _minors():
+        key = ClassKey(index, settings.layout.tree(minor), minor)
+        tc.apply(add_class(key, CEIL_MINOR, params, settings.leaf))
+    tc.close()
+    if trees > 1:
+        with IPRoute() as ipr:
+            add_clsact(ipr, index)
+        lead_packets(_DEVICE)
+    return settings
+
+
+def _minors() -> range:
+    """Of the senders: with two trees one in each."""
+    return range(FIRST_USER_MINOR, FIRST_USER_MINOR + _QUEUES)
+
+
+def _rate(settings: Settings, senders: int, seconds: float) -> float:
+    """Packets a second of all senders."""
+    tie, pids = die_with_parent(), []
+    for number in range(senders):
+        pid = os.fork()
+        if pid == 0:
+            tie()
+            os.sched_setaffinity(0, {number % (os.cpu_count() or 1)})
+            _send(settings.layout.mark(_minors()[number]))
+        pids.append(pid)
+    time.sleep(0.3)
+    before, began = _sent(), time.monotonic()
+    time.sleep(seconds)
+    found = (_sent() - before) / (time.monotonic() - began)
+    for pid in pids:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    return found
+
+
+def _sent() -> int:
+    # sysfs would be of the namespace in which it was mounted.
+    with open("/proc/net/dev", encoding="ascii") as file:
+        (counters,) = (line.split() for line in file if line.lstrip().startswith(f"{_DEVICE}:"))
+    return int(counters[10])
+
+
+class _IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr of sendmmsg(2)."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint),
+        ("iov", ctypes.POINTER(_IoVec)),
+        ("iov_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+        ("sent", ctypes.c_uint),
+    )
+
+
+def _send(mark: int) -> None:
+    """Send for ever, by hundreds: Python's own time must not be what is measured."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_PRIORITY, mark)
+    sock.connect(("10.0.0.2", 9))
+    part = _IoVec(bytes(_PAYLOAD), _PAYLOAD)
+    messages = (_Message * _BATCH)()
+    for message in messages:
+        message.iov, message.iov_count = ctypes.pointer(part), 1
+    send = ctypes.CDLL(None, use_errno=True).sendmmsg
+    while True:
+        # ENOBUFS: the leaf is full.
+        send(sock.fileno(), messages, _BATCH, 0)

@@ -44,6 +44,8 @@ from .self_check import SelfCheck
 from .vitals import Vitals
 
 _TICK_S = 1.0
+#: How often the number of queues is looked at: meanwhile some users have no limit.
+_QUEUES_S = 0.2
 _ENDS = {signal.SIGTERM, signal.SIGINT}
 #: Rounds begin no faster than this: lines that come meanwhile share one trip to the kernel.
 _ROUND_S = 0.001
@@ -100,6 +102,8 @@ class Follower:
         #: Whether to begin anew.
         self.is_relaid = False
         self._queues: int | None = None
+        #: When the number of queues is looked at again; None where it does not matter.
+        self._queues_due = None if self._settings.trees_wanted == 1 else 0.0
 
     def _take_names_back(self) -> None:
         """Users whose hashes were seen again have their emails from now on."""
@@ -162,8 +166,7 @@ class Follower:
     def _look_at_queues(self, now: float) -> None:
         """Have the trees made anew where the WAN device uses another number of queues by now: no
         notification tells of it."""
-        if self._settings.trees_wanted == 1:
-            return
+        self._queues_due = now + _QUEUES_S
         queues = used_queues(self._wan_name())
         if queues != self._queues and self._queues is not None:
             self._assigner.read_counters()
@@ -225,7 +228,7 @@ class Follower:
         now = time.monotonic()
         timeout = 0.0 if self._intake.more else max(0.0, self._next_tick - now)
         heal_due, pool_due = self._healer.due(), self._assigner.pool_due
-        for due in (heal_due, pool_due):
+        for due in (heal_due, pool_due, self._queues_due):
             if due is not None:
                 timeout = min(timeout, max(0.0, due - now))
         ready = {descriptor for descriptor, _events in self._poll.poll(timeout)}
@@ -245,6 +248,8 @@ class Follower:
             self._assigner.listen()
         elif pool_due is not None and pool_due <= time.monotonic():
             self._assigner.fill_pool()
+        if self._queues_due is not None and self._queues_due <= time.monotonic():
+            self._look_at_queues(time.monotonic())
         if time.monotonic() >= self._next_tick:
             self._tick()
 
@@ -298,7 +303,6 @@ class Follower:
         if pool_due is None or pool_due <= now:
             self._assigner.fill_pool()
         self._save_checkpoint()
-        self._look_at_queues(now)
         self._heal()
         if self.is_relaid:
             return

@@ -298,11 +298,8 @@ class Node:
         self.port = _free_port()
         taps = self.internet.up(self.queues)
         (self.dir / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {base.host_key}\n")
-        wan, many = f"fd={taps[0]}", ""
-        if len(taps) > 1:
-            wan = f"fds={':'.join(map(str, taps))}"
-            # An interrupt for each direction of each queue, one for changes and one for control.
-            many = f",mq=on,vectors={2 * len(taps) + 2}"
+        # An interrupt for each direction of each queue, one for changes and one for control.
+        many = f",mq=on,vectors={2 * len(taps) + 2}" if len(taps) > 1 else ""
         command = [
             *("qemu-system-x86_64", "-name", f"vff-lab-{self.name}", "-nodefaults"),
             *("-cpu", self.cpu, *(COUNTED if self.counted else PARALLEL)),
@@ -314,7 +311,7 @@ class Node:
             "-netdev",
             f"user,id=mgmt,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{self.port}-:22",
             *("-device", "virtio-net-pci,netdev=mgmt,romfile="),
-            *("-netdev", f"tap,id=wan,{wan}"),
+            *("-netdev", f"tap,id=wan,{'fds' if many else 'fd'}={':'.join(map(str, taps))}"),
             # QEMU's main loop is the bottleneck; so it is asked half as often.
             *("-device", f"virtio-net-pci,netdev=wan,romfile=,ioeventfd=off,tx=timer{many}"),
             *("-kernel", str(base.kernel), "-initrd", str(base.initrd), "-append"),

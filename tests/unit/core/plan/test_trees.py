@@ -134,7 +134,7 @@ def test_who_has_a_minor_that_several_trees_need_gets_another_one() -> None:
     assert Minors(0x5100, owners).by_key.keys() == {"a", "b"}
     many = Minors(0x5100, owners, trees=2)
     assert many.by_key.keys() == {"b"}
-    assert many.take("a", 0.0)[0].minor == 0x2B
+    assert many.take("a", 0.0, 1)[0].minor == 3
 
 
 def test_with_one_tree_nothing_is_new() -> None:

@@ -79,6 +79,33 @@ def test_a_user_goes_to_the_tree_whose_users_may_use_the_least(node: HealingNode
     assert all(is_right(node, client, 2) for client in everybody)
 
 
+def test_a_user_moves_where_trees_have_become_uneven(node: HealingNode) -> None:
+    bob, carol = users(node, "bob@x", "carol@x")
+    clients = [node.client, bob, carol]
+    before = [node.mark(client) or 0 for client in clients]
+    assert [mark >> 16 for mark in before] == [0x5100, 0x5101, 0x5101]
+    (node.directory / "policy.d").mkdir(exist_ok=True)
+    rates = {"alice@x": "10mbit", "bob@x": "500mbit", "carol@x": "400mbit"}
+    entries = (f"{email}: {{upload: {r}, download: {r}}}" for email, r in rates.items())
+    (node.directory / "policy.d" / "more.yml").write_text(f"users: {{{', '.join(entries)}}}")
+    node.run("policy", "apply")
+    node.wait(lambda: (node.mark(carol) or 0) >> 16 == 0x5100)
+    after = node.mark(carol) or 0
+    assert is_right(node, carol, 2)
+    assert [node.mark(client) for client in clients[:2]] == before[:2]
+    was, now = (f"{mark >> 16:x}:{mark & 0xFFFF:x}" for mark in (before[2], after))
+    assert f"carol@x has moved from class {was} to {now}, with 1 connections" in node.told()
+    # What is said of them later means the class of now, also after a restart.
+    (another,) = users(node, "carol@x")
+    assert node.mark(another) == after
+    node.stop()
+    node.start()
+    (third,) = users(node, "carol@x")
+    assert [node.mark(client) for client in (carol, another, third)] == [after] * 3
+    shown = {one["email"]: one["class"] for one in status(node)["users"]}
+    assert shown["carol@x"] == now
+
+
 @pytest.mark.parametrize(
     "harm",
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vff_qos.core.balance import HEAVY_BPS, Balance, wanted_bps
-from vff_qos.core.owners import ACTIVE, PARKED, SPARE, Minors, Owner
+from vff_qos.core.owners import ACTIVE, PARKED, QUARANTINE, SPARE, Minors, Owner
 from vff_qos.core.policy.model import Limits
 from vff_qos.errors import Exhausted
 
@@ -74,3 +74,53 @@ def test_all_minors_can_be_had_once_whichever_tree_is_wanted(trees: int) -> None
     gone = minors.by_key["u7"]
     minors.forget(gone)
     assert minors.take("next", 0.0, trees - 1)[0].minor == gone.minor
+
+
+def loads(trees: int, *users: tuple[int, int]) -> Balance:
+    balance = Balance(trees)
+    for minor, bps in users:
+        balance.put(minor, bps)
+    return balance
+
+
+def test_the_user_moves_who_levels_two_trees_best() -> None:
+    uneven = loads(2, (2, 500 * MBIT), (4, 400 * MBIT), (6, 50 * MBIT), (3, 10 * MBIT))
+    assert uneven.better(set()) == (2, 1)
+    assert uneven.better({2}) == (4, 1)
+    assert uneven.better({2, 4, 6}) is None
+    uneven.remove(2)
+    uneven.put(5, 500 * MBIT)
+    # 450 and 510: what is left is not worth a move.
+    assert uneven.better(set()) is None
+    # One who has a tree alone has nowhere to go.
+    assert loads(2, (2, 900 * MBIT)).better(set()) is None
+
+
+def test_heavy_users_move_apart_and_then_everybody_stays() -> None:
+    balance = loads(4, *((2 + 4 * n, 2 * HEAVY_BPS) for n in range(6)))
+    moves = 0
+    while move := balance.better(set()):
+        minor, tree = move
+        balance.remove(minor)
+        balance.put(1_000 + 4 * moves + tree, 2 * HEAVY_BPS)
+        moves += 1
+    assert moves == 4
+
+
+def test_a_moved_user_leaves_a_minor_that_nobody_else_gets() -> None:
+    minors = Minors(0x5100, trees=2)
+    alice = minors.take("alice", 1.0, 0)[0]
+    moved, displaced, left = minors.move(alice, 1, "\x022", 5.0)
+    assert (alice.minor, moved.minor, moved.key, displaced) == (2, 3, "alice", None)
+    assert (left.minor, left.state, left.key) == (2, QUARANTINE, "\x022")
+    assert minors.by_key["alice"] is moved and minors.by_minor[2] is left
+    assert minors.take("bob", 6.0, 0)[0].minor == 4
+    for number in range(0x8000):
+        minors.take(f"u{number}", 7.0, 0)
+    bob = minors.by_key["bob"]
+    with pytest.raises(Exhausted):
+        while True:
+            minors.take(f"v{len(minors.by_key)}", 7.0, 1)
+    with pytest.raises(Exhausted):
+        minors.move(bob, 1, "\x024", 8.0)
+    assert minors.by_key["bob"] is bob and minors.by_minor[4] is bob

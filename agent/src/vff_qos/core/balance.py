@@ -1,16 +1,20 @@
 """Which of several trees the next user goes to: the one whose users may use the least.
 
 Not a hash of the name: two users of a gigabit on one queue, and none on the other, is what a hash
-gives every other time.  A user stays in their tree, which their minor names and the state keeps.
+gives every other time.  A user's tree is what their minor names, which the state keeps.
 """
 
 from __future__ import annotations
+
+from collections.abc import Set
 
 from .policy.model import Limits
 
 #: Whoever may use more than this in a direction can fill a queue alone.  Such users are counted,
 #: and put as far from each other as there are trees; among others they count as so much.
 HEAVY_BPS = 1_000_000_000
+#: A difference of less than this part of what the fullest tree has is left.
+_WORTH = 4
 
 
 def wanted_bps(limits: Limits) -> int:
@@ -52,3 +56,31 @@ class Balance:
         if bps > HEAVY_BPS:
             return min(range(self._trees), key=lambda t: (self._heavy[t], self._bps[t]))
         return min(range(self._trees), key=self._bps.__getitem__)
+
+    def better(self, staying: Set[int]) -> tuple[int, int] | None:
+        """The minor of a user who should move, and the tree; None if it is not worth it.
+
+        Each move makes the difference smaller by a quarter at least, so that they come to an end.
+        """
+        heavy, bps = self._heavy, self._bps
+        full, empty = heavy.index(max(heavy)), heavy.index(min(heavy))
+        if heavy[full] - heavy[empty] > 1:
+            wanted = [m for m, rate in self._of_tree(full, staying) if rate > HEAVY_BPS]
+            return (min(wanted), empty) if wanted else None
+        full, empty = bps.index(max(bps)), bps.index(min(bps))
+        gap = bps[full] - bps[empty]
+        if gap <= bps[full] // _WORTH:
+            return None
+        rest, minor = min(
+            ((abs(gap - 2 * rate), m) for m, rate in self._of_tree(full, staying)
+             if rate <= HEAVY_BPS),
+            default=(gap, 0),
+        )  # fmt: skip
+        return (minor, empty) if rest <= gap - gap // 4 else None
+
+    def _of_tree(self, tree: int, staying: Set[int]) -> list[tuple[int, int]]:
+        return [
+            (minor, rate)
+            for minor, rate in self._users.items()
+            if minor % self._trees == tree and minor not in staying
+        ]

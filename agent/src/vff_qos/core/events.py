@@ -434,6 +434,13 @@ RELAID = JournalEvent(
     "their classes again when the agent has begun anew, some tenths of a second later.",
 )  # fmt: skip
 
+BALANCED = JournalEvent(
+    0xA0, "balanced", INFO, "A user is in another tree",
+    "{email} has moved from class {before} to {class}, with {flows} connections",
+    "What the users of one tree may use had become much more than what those of another may. "
+    "Connections go on, in the other tree's transmit queue.",
+)  # fmt: skip
+
 # -- engines that ask -----------------------------------------------------------------------------
 
 HOOKS = JournalEvent(

@@ -158,6 +158,27 @@ class Minors:
         self._enter(owner)
         return owner, None
 
+    def move(
+        self, owner: Owner, tree: int, rest: str, now_s: float
+    ) -> tuple[Owner, Owner | None, Owner]:
+        """A user gets a minor of another tree: (the record as it is now, the one that it displaced,
+        the old minor's).  The latter is in quarantine under the key ``rest``: flows may bear its
+        mark.  Raises Exhausted if that tree has no minor left.
+        """
+        self._drop(owner)
+        try:
+            moved, displaced = self.take(owner.key, now_s, tree)
+        except Exhausted:
+            self._enter(owner)
+            raise
+        left = Owner(rest, owner.minor, QUARANTINE, now_s, now_s, owner.up_seen, owner.down_seen)
+        if moved.minor % self._trees != tree:
+            self.forget(moved)
+            self._enter(owner)
+            raise Exhausted(f"tree {tree} has no minor left")
+        self._enter(left)
+        return moved, displaced, left
+
     def restricted(self, address: str, now_s: float) -> Owner:
         """The owner of the restricted class of ``address`` (hexadecimal), made active.
 

@@ -52,6 +52,7 @@ from ..shaping import Classes, Listed
 from ..state import State, StateError
 from .adopt import adopt
 from .awaited import Early
+from .balancing import Balancing
 from .bookkeeping import Bookkeeping
 from .early import EarlyShaping
 from .flood_guard import FloodGuard
@@ -145,6 +146,9 @@ class Assigner:
             self._layout, self._registry, self._flows, self._marking, self._conntrack, journal,
             steady_clock,
         )  # fmt: skip
+        self._balancing = Balancing(
+            self._layout, self._registry, self._flows, self._marking, journal, steady_clock
+        )
         self._plain_words = PlainWords(
             self._voices[0], self._registry, self._flows, self._known, self._vouchers,
             self._conntrack, self._early, self.counts, self._marking.failed,
@@ -574,6 +578,25 @@ class Assigner:
                 self._give_early(come)
                 self._limits.tend()
 
+    def tend_trees(self) -> None:
+        """Once a minute, where there are several: who should be in another one.  Raises
+        Suspended."""
+        if not self._balancing.is_due:
+            return
+        self.read_counters()
+        with self._lock:
+            self._refresh()
+            try:
+                staying = self._flows.mirror.fixed | self._registry.classes.cuts.minors
+            except KernelRefused as error:
+                self._registry.refused(error)
+                return
+            if self._balancing.move_one(staying):
+                self._known.keep(self._still_holds)
+                if self._early is not None:
+                    self._early.renew()
+                self._renew_limits()
+
     def keep_time(self) -> None:
         """Once a second: take over what other processes ordered, end overrides in time."""
         if not self._registry.is_current:
@@ -627,6 +650,7 @@ class Assigner:
             self._orders.complain()
             registry.classes.recount(owners)
             registry.weigh()
+            self._balancing.look_soon()
             changed = registry.classes.outdated(filter(registry.is_shaped, owners))
             registry.ensure(changed)
             self._renew_limits()

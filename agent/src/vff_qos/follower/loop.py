@@ -296,6 +296,7 @@ class Follower:
         self._fair_use.step(now)
         self._assigner.flush()
         self._assigner.tend_flows()
+        self._assigner.tend_trees()
         self._watch_flows()
         self._assigner.tend_early()
         self._assigner.tend_statics()

@@ -81,8 +81,8 @@ class Registry:
         #: Users who are new or back, for who tells of them.
         self.came: list[Owner] = []
         self._first, self._trees = layout
-        # With one tree there is nothing to choose.
-        self._balance = Balance(layout.trees) if layout.trees > 1 else None
+        #: What each tree carries; None where there is one: nothing to choose.
+        self.balance = Balance(layout.trees) if layout.trees > 1 else None
         self._reserve = reserve
         self._state, self._lock, self._journal, self._clock = state, lock, journal, clock
         self._version = self._version_read = -1
@@ -144,8 +144,8 @@ class Registry:
             return known
         owner, displaced = self.minors.take(key, self._clock(), self._tree_for(key))
         self._fresh[owner.minor] = owner
-        if self._balance is not None and owner.is_user:
-            self._balance.put(owner.minor, wanted_bps(self.classes.limits(owner)))
+        if self.balance is not None and owner.is_user:
+            self.balance.put(owner.minor, wanted_bps(self.classes.limits(owner)))
         if displaced is not None:
             self._gone.append(displaced)
             self.displaced.append(owner.minor)
@@ -156,18 +156,33 @@ class Registry:
 
     def _tree_for(self, key: str) -> int | None:
         """The tree for a user who is new; None where that does not matter."""
-        if self._balance is None or key < " ":
+        if self.balance is None or key < " ":
             return None
-        return self._balance.lightest(wanted_bps(self.classes.limits_of(key)))
+        return self.balance.lightest(wanted_bps(self.classes.limits_of(key)))
 
     def weigh(self) -> None:
         """Others have come and gone, or may use something else: see what each tree has to carry."""
-        if self._balance is None:
+        if self.balance is None:
             return
-        self._balance = Balance(self._trees)
+        self.balance = Balance(self._trees)
         for owner in self.minors.by_minor.values():
             if owner.is_user and owner.state == ACTIVE:
-                self._balance.put(owner.minor, wanted_bps(self.classes.limits(owner)))
+                self.balance.put(owner.minor, wanted_bps(self.classes.limits(owner)))
+
+    def move(self, owner: Owner, tree: int) -> Owner:
+        """Give a user another minor, whose class is made; their flows are the caller's to mark.
+
+        Raises Exhausted.
+        """
+        rest = f"{ORPHAN}{owner.minor:x}"
+        moved, displaced, left = self.minors.move(owner, tree, rest, self._clock())
+        if displaced is not None:
+            self._gone.append(displaced)
+        self.displaced += [moved.minor, left.minor]
+        self._fresh |= {left.minor: left, moved.minor: moved}
+        self.commit()
+        self.weigh()
+        return moved
 
     def own_email(self, email: bytes) -> Owner:
         """As `own`, for a user as the source of claims writes the email."""

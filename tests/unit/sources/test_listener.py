@@ -43,6 +43,7 @@ def says(source: WebhookSource, *who: str) -> tuple[str, list[bytes | None]]:
         claims = []
         while process.poll() is None:
             claims += source.read()
+            source.settled()
         return process.stdout.read().strip(), [claim.email for claim in claims]
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from lab import Lab, LabError, User, network, operate
+from lab import Lab, LabError, Node, User, network, operate
 from lab.hysteria import HOP_S, PATIENCE_S, Client, Hysteria
 from lab.internet import Internet
 from lab.labnode import GUEST
@@ -148,8 +148,6 @@ def role() -> dict[str, Any]:
 
 def down() -> None:
     """Stop the node."""
-    from lab import Node
-
     Node(NAME).down()
 
 
@@ -213,10 +211,14 @@ def free(user: User, direction: Direction, measured_bps: float) -> bool:
 
 
 def expect(
-    what: str, test: Callable[[User, Direction, float], bool], seconds: float, warmup_s: float
+    what: str,
+    test: Callable[[User, Direction, float], bool],
+    seconds: float,
+    warmup_s: float,
+    lab: Lab | None = None,
 ) -> None:
     """Measure, and twice more if somebody is wrong; who is wrong twice is, see `within`."""
-    lab = attach()
+    lab = lab or attach()
     texts: dict[tuple[str, Direction], list[str]] = {}
     for _try in range(3):
         for direction in DIRECTIONS:
@@ -234,9 +236,9 @@ def expect(
         raise Failed(f"{what}, but:\n" + "\n".join(wrong))
 
 
-def limited() -> None:
+def limited(lab: Lab | None = None) -> None:
     """Every user gets their limit, in both directions."""
-    expect("everybody should be limited", held, SECONDS, WARMUP_S)
+    expect("everybody should be limited", held, SECONDS, WARMUP_S, lab)
 
 
 def unlimited() -> None:
@@ -921,13 +923,6 @@ def dependent() -> None:
     limited()
 
 
-#: What makes two trees of one, in the node's settings.
-_TWO_TREES = {
-    "trees": "2",
-    "wan_ceil": "10gbit",
-    "unclassified_upload": "10gbit",
-    "unclassified_download": "10gbit",
-}
 _UNITS = "vff-qos-bootstrap vff-qos-follow"
 #: What is broken of two trees; all else stays as it is.
 _TREE_BREAKS = (
@@ -972,41 +967,57 @@ def in_trees(lab: Lab, before: dict[str, int], trees: int, timeout_s: float = HE
 
 
 def trees() -> None:
-    """A tree for each of two queues: limits, healing, another number of queues under traffic, the
-    kill switch, and somebody's mq that comes back with its leaves."""
-    lab = attach()
+    """On a node of its own with two queues, a tree for each: limits, another number of queues under
+    traffic, healing, the kill switch, and somebody's mq that comes back with its leaves."""
+    with Lab(node=Node("queues", queues=2)) as lab:
+        lab.start_engine(USERS)
+        variables = trial_variables(USERS) | {"qos_trees": "2", "qos_wan_ceil": "10gbit"}
+        make_on(lab, "qos", variables)
+        changed_under_traffic(lab)
+        limited(lab)
+        given_back(lab)
+
+
+def make_on(lab: Lab, target: str, variables: dict[str, Any]) -> None:
+    """A make target on a node that is not molecule's."""
+    operate.make(target, operate.inventory(lab.node, lab.node.dir / "inventory", variables))
+
+
+def changed_under_traffic(lab: Lab) -> None:
+    """Whatever happens to queues and trees: each live connection has its class again."""
+    if json.loads(lab.node.run("vff-qos status --json", check=False).stdout)["trees"] != 2:
+        raise Failed(lab.node.ssh("journalctl -b -u vff-qos-bootstrap -n 5 -o cat"))
     users = [replace(user, flows=1) for user in USERS]
-    restart = f"systemctl restart {_UNITS}"
-    with settings_by_hand(lab, _TWO_TREES, restart):
-        if json.loads(lab.node.run("vff-qos status --json", check=False).stdout)["trees"] != 2:
-            raise Failed(lab.node.ssh("journalctl -b -u vff-qos-bootstrap -n 5 -o cat"))
-        run = lab.start_traffic("download", LONG_S, users=users, idle_s=1.0, warmup_s=1.0)
-        time.sleep(WARMUP_S)
-        flows = marked_flows(lab)
-        if {mark >> 16 for mark in flows.values()} != {0x5100, 0x5101}:
-            raise Failed(f"users are not in both trees: {flows}")
-        for queues in (1, 2):
-            lab.node.ssh(f"ethtool -L wan0 combined {queues}")
-            say(f"{queues} queues: moved within {in_trees(lab, flows, queues, ANEW_S):.1f} s")
-        for command in _TREE_BREAKS:
-            lab.node.ssh(command)
-            time.sleep(1)
-            say(f"{command}: mended within {1 + in_trees(lab, flows, 2):.1f} s")
-        lab.node.ssh("vff-qos disable --reason drill")
-        if any(marked_flows(lab).values()):
-            raise Failed(f"the kill switch left marks: {marked_flows(lab)}")
-        lab.node.ssh("vff-qos enable")
-        in_trees(lab, flows, 2, ANEW_S)
-        run.finish()
-        limited()
-        lab.node.ssh(f"systemctl stop {_UNITS} && vff-qos remove && {_FOREIGN_MQ}")
-        before = lab.node.ssh("tc qdisc show dev wan0")
-        with settings_by_hand(lab, {"take_foreign_root": "true"}, restart):
-            if "mq 51ff: root" not in lab.node.ssh("tc qdisc show dev wan0"):
-                raise Failed("our trees do not stand in the place of somebody's mq")
-            lab.node.ssh(f"systemctl stop {_UNITS} && vff-qos remove")
-            after = lab.node.ssh("tc qdisc show dev wan0")
-            lab.node.ssh("tc qdisc del dev wan0 root")
+    run = lab.start_traffic("download", LONG_S, users=users, idle_s=1.0, warmup_s=1.0)
+    time.sleep(WARMUP_S)
+    flows = marked_flows(lab)
+    if {mark >> 16 for mark in flows.values()} != {0x5100, 0x5101}:
+        raise Failed(f"users are not in both trees: {flows}")
+    for queues in (1, 2):
+        lab.node.ssh(f"ethtool -L wan0 combined {queues}")
+        say(f"{queues} queues: moved within {in_trees(lab, flows, queues, ANEW_S):.1f} s")
+    for command in _TREE_BREAKS:
+        lab.node.ssh(command)
+        time.sleep(1)
+        say(f"{command}: mended within {1 + in_trees(lab, flows, 2):.1f} s")
+    lab.node.ssh("vff-qos disable --reason drill")
+    if any(marked_flows(lab).values()):
+        raise Failed(f"the kill switch left marks: {marked_flows(lab)}")
+    lab.node.ssh("vff-qos enable")
+    in_trees(lab, flows, 2, ANEW_S)
+    run.finish()
+
+
+def given_back(lab: Lab) -> None:
+    """An mq that somebody has set comes back with its leaves."""
+    lab.node.ssh(f"systemctl stop {_UNITS} && vff-qos remove && {_FOREIGN_MQ}")
+    before = lab.node.ssh("tc qdisc show dev wan0")
+    with settings_by_hand(lab, {"take_foreign_root": "true"}, "vff-qos bootstrap"):
+        if "mq 51ff: root" not in lab.node.ssh("tc qdisc show dev wan0"):
+            raise Failed("our trees do not stand in the place of somebody's mq")
+        lab.node.ssh("vff-qos remove")
+        after = lab.node.ssh("tc qdisc show dev wan0")
+        lab.node.ssh("tc qdisc del dev wan0 root")
     if after != before:
         raise Failed(f"somebody's mq came back as\n{after}instead of\n{before}")
 

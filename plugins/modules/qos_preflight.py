@@ -70,6 +70,10 @@ options:
     description: Name of the account that an earlier run may have made.
     type: str
     required: true
+  hooks_user:
+    description: The same of the hooks' account.
+    type: str
+    required: true
   disabled_file:
     description: File in which C(vff-qos disable) says who has disabled this node by hand.
     type: path
@@ -124,6 +128,7 @@ EXAMPLES = r"""
     access_logs: [/var/log/xray/access.log]
     wheel_dir: /opt/vff-qos/wheels
     user: vff-qos
+    hooks_user: vff-qos-hooks
     disabled_file: /etc/vff-qos/disabled-by-hand
     socket_unit: /usr/local/lib/systemd/system/vff-qos-webhook.socket
     metrics_unit: /usr/local/lib/systemd/system/vff-qos-metrics.timer
@@ -164,6 +169,11 @@ wheels:
   sample: {}
 account:
   description: Group, comment, home and shell of O(user); empty if there is none.
+  type: dict
+  returned: success
+  sample: {}
+hooks_account:
+  description: The same of O(hooks_user).
   type: dict
   returned: success
   sample: {}
@@ -707,6 +717,7 @@ def main() -> None:
             "access_logs": {"type": "list", "elements": "path", "default": []},
             "wheel_dir": {"type": "path", "required": True},
             "user": {"type": "str", "required": True},
+            "hooks_user": {"type": "str", "required": True},
             "disabled_file": {"type": "path", "required": True},
             "override_disable": {"type": "bool", "default": False},
             "socket_unit": {"type": "path", "required": True},
@@ -752,6 +763,7 @@ def main() -> None:
         missing_imports=missing,
         wheels=hashes(module, module.params["wheel_dir"]),
         account=account(module.params["user"]),
+        hooks_account=account(module.params["hooks_user"]),
         disabled=disabled,
         webhook_socket=listens_at(read(module.params["socket_unit"])),
         metrics=os.path.exists(module.params["metrics_unit"]),

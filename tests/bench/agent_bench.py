@@ -24,6 +24,7 @@ from . import (
     flows_bench,
     metrics_bench,
     quic_bench,
+    static_bench,
     top_bench,
     watch_bench,
     web_bench,
@@ -89,6 +90,7 @@ def measure(report: Report, effort: Effort, base: Code | None = None) -> None:
                 step(report, code, effort)
     baselines(report, effort.runs)
     quic_bench.measure(report, effort.runs)
+    static_bench.measure(report, effort.runs)
     if base:
         report.ratios(base.prefix)
 

@@ -233,3 +233,14 @@ def test_each_is_read_in_turn(node: SourcesNode) -> None:
     intake.close()
     state.close()
     poll.close()
+
+
+def test_what_a_source_said_is_told_with_its_users_name(node: SourcesNode) -> None:
+    node.start()
+    first, second = Client("127.0.0.1", 4430), Client("127.0.0.1", 4430)
+    node.write(first.line("second:eve"))
+    node.write_second(second.line("alice@x"))
+    eventually(lambda: node.mark(first) and node.mark(second))
+    explained = node.run("explain", f"127.0.0.1:{second.port}")
+    assert "names second:alice@x" in explained and "names alice@x" not in explained
+    assert "names xray:second:eve" in node.run("explain", "xray:second:eve")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..core.claims.accesslog import TORN, Claim, spellings_of
 from ..core.claims.email import decode_email
 from ..core.health.report import TEXT
-from ..core.settings import Settings
+from ..core.settings import Settings, identity_of
 from ..core.source_settings import SourceSettings
 from ..errors import SourceError
 from ..sources import open_source
@@ -38,7 +38,9 @@ def look_up(settings: Settings, clients: Iterable[bytes], deep: bool) -> Said:
     if not wanted:
         return Said(found)
     texts = [source for source in settings.sources if source.trust == TEXT]
-    problems = [problem for one in texts if (problem := _search(one, wanted, found, deep))]
+    problems = [
+        problem for one in texts if (problem := _search(settings, one, wanted, found, deep))
+    ]
     told = [source for source in settings.sources if source.trust != TEXT]
     if told:
         types = " or ".join(dict.fromkeys(source.type for source in told))
@@ -47,14 +49,15 @@ def look_up(settings: Settings, clients: Iterable[bytes], deep: bool) -> Said:
 
 
 def _search(
-    settings: SourceSettings,
+    settings: Settings,
+    one: SourceSettings,
     wanted: dict[bytes, bytes],
     found: dict[bytes, list[Claim]],
     deep: bool,
 ) -> str:
     """Add what one source says; returns why it says nothing, if it cannot be read."""
     try:
-        source = open_source(settings, None, 0.0 if deep else None)
+        source = open_source(one, None, 0.0 if deep else None)
     except SourceError as error:
         return str(error)
     try:
@@ -62,6 +65,10 @@ def _search(
             claims = source.read()
             for claim in claims:
                 if claim.source in wanted:
+                    if claim.email:
+                        # As the agent calls whoever is named.
+                        email = identity_of(settings, one, claim.email)
+                        claim = claim._replace(email=email)  # noqa: PLW2901
                     _remember(found.setdefault(wanted[claim.source], []), claim)
             if not claims and not source.more:
                 return source.waiting

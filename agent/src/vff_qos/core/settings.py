@@ -271,10 +271,15 @@ def other_kinds(settings: Settings) -> tuple[bytes, ...]:
     return (*KINDS, *filter(None, prefixes))
 
 
+def identity_of(settings: Settings, source: SourceSettings, raw: bytes) -> bytes:
+    """What a source's name for a user is among those of all sources."""
+    prefix = name_prefix(settings, source).encode()
+    return prefix + raw if prefix else qualified(raw, other_kinds(settings))
+
+
 def user_of(settings: Settings, source: SourceSettings, name: str) -> str:
     """The user who has this name in a source."""
-    prefix, raw = name_prefix(settings, source).encode(), name.encode()
-    return decode_email(prefix + raw if prefix else qualified(raw, other_kinds(settings)))
+    return decode_email(identity_of(settings, source, name.encode()))
 
 
 def salvage_settings(text: bytes) -> Settings:

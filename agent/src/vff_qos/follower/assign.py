@@ -308,6 +308,15 @@ class Assigner:
         self._statics.identities = identities
         self._people.want(identities.people)
 
+    def nobodys(self, speaker: int, within_s: float) -> int:
+        """How many live flows to a source's own ports began within so long and are nobody's."""
+        ports = self._voices[speaker].ports
+        if ports is None:
+            # Those that no other source has for its own.
+            taken = (v.ports for v in self._voices if v.ports is not None)
+            ports = bytes(not any(of) for of in zip(bytes(1 << 16), *taken, strict=True))
+        return self._flows.mirror.nobodys_since(self._steady_clock() - within_s, ports)
+
     @property
     def joined_entries(self) -> list[str]:
         """Users of the policy who are a person's identity."""

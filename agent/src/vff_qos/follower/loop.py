@@ -373,7 +373,7 @@ class Follower:
             log=vitals.log,
             version=__version__,
             started=vitals.started,
-            sources=vitals.sources(self._intake.readings),
+            sources=vitals.sources(self._intake.readings, self._assigner.nobodys),
             repair=self._healer.health,
             traffic=vitals.traffic,
             recent=vitals.recent,

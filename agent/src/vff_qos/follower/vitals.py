@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..core.claims.stamp import SLACK_S
 from ..core.health.report import SourceHealth, TrafficHealth
+from ..core.health.rules import SILENT_BORN, SILENT_S
 from ..core.htb import usable_minor
 from ..core.settings import Settings
 from ..errors import KernelRefused
@@ -113,13 +115,21 @@ class Vitals:
             return 0, 0  # no tree at the moment: the healer has more to say of it
         return up, down
 
-    def sources(self, readings: Sequence[Reading]) -> list[SourceHealth]:
-        """How each source is."""
-        now = self._clock.now()
-        return [
-            own.health(reading, now)
-            for reading, own in zip(readings, self._of_sources, strict=True)
-        ]
+    def sources(
+        self, readings: Sequence[Reading], nobodys: Callable[[int, float], int]
+    ) -> list[SourceHealth]:
+        """How each source is; ``nobodys`` is asked only of one that has long said nothing, beside
+        others: how many flows to its ports began within so many seconds and are nobody's."""
+        now, epoch_s = self._clock.now(), time.time()
+        found = []
+        for number, (reading, own) in enumerate(zip(readings, self._of_sources, strict=True)):
+            health = own.health(reading, now)
+            quiet_s = epoch_s - max(health.last_claim_s or 0.0, self.started)
+            is_quiet = quiet_s >= SILENT_S and health.flows_since_claim >= SILENT_BORN
+            if is_quiet and len(readings) > 1:
+                health = replace(health, nobodys_since_claim=nobodys(number, quiet_s))
+            found.append(health)
+        return found
 
 
 class _SourceVitals:

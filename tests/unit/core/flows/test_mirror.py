@@ -434,3 +434,27 @@ def test_once_it_is_no_network_any_more_a_word_takes_it(kernel: Kernel, lossy: b
     kernel.mirror.fixed = frozenset({ALICE})
     kernel.dump(table, lossy=lossy)
     assert rank(kernel.only(client(1))) == FIXED
+
+
+def test_only_live_flows_of_nobody_to_these_ports_since_then_count(kernel: Kernel) -> None:
+    ports = bytearray(1 << 16)
+    ports[443] = 1
+    mirror = kernel.mirror
+
+    def count(since_s: float) -> int:
+        return mirror.nobodys_since(since_s, bytes(ports))
+
+    kernel.now_s = 10.0
+    kernel.new(client(1), ours())
+    kernel.now_s = 20.0
+    kernel.new(client(2), ours())
+    kernel.new(client(3), ours(UDP))
+    kernel.new(client(4), ours(TCP, 8443))
+    kernel.new(client(5), ours(), mark=0x42)  # other software's
+    kernel.new(client(6), ours())
+    mirror.put(client(6), owned(kernel.only(client(6)), 7, PLAIN))
+    assert [count(since_s) for since_s in (0.0, 15.0, 25.0)] == [3, 2, 0]
+    kernel.destroy(client(2))
+    assert count(0.0) == 2
+    ports[8443] = 1
+    assert count(0.0) == 3

@@ -155,6 +155,26 @@ def test_each_source_has_findings_of_its_own_and_a_quiet_one_beside_others_is_no
     assert finding.kind == "source_silent" and finding.sentence.startswith("/log, the webhook: ")
 
 
+def test_one_of_several_is_silent_on_its_own_ports() -> None:
+    busy = {"last_claim_s": NOW - 1, "flows_since_claim": 0}
+    counts: dict[str, int | str] = {"flows_known": 60, "flows_claimed": 50}
+
+    def told(**more: Any) -> list[str]:
+        given: dict[str, Any] = {
+            "last_claim_s": NOW - 30, "flows_since_claim": 10, "nobodys_since_claim": 5, **more,
+        }  # fmt: skip
+        hook = SourceHealth("webhook", "hook", "the webhook", **given)
+        return [f.sentence for f in judge(facts(report(source=busy, others=[hook], counts=counts)))]
+
+    (sentence,) = told()
+    assert sentence.startswith("hook (the webhook) is silent while its ports are busy")
+    assert told(nobodys_since_claim=4) == told(last_claim_s=NOW - 19) == []
+    assert told(flows_since_claim=9) == []
+    # What it waits for is told instead.
+    (sentence,) = told(waiting="no such socket")
+    assert "no such socket" in sentence
+
+
 def test_a_silent_source_a_wrong_port_a_fight_and_lost_marks() -> None:
     silent = report(
         source={"last_claim_s": NOW - 20, "flows_since_claim": 10},

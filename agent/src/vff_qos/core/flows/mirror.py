@@ -259,6 +259,17 @@ class Mirror:
                     if record & MINOR:
                         yield client, record
 
+    def nobodys_since(self, since_s: float, ports: bytes) -> int:
+        """How many live flows that began after a time are nobody's; ``ports`` says of which of
+        ours they are counted."""
+        since_ms = round((since_s - self.epoch_s) * 1e3)
+        return sum(
+            not record & (MINOR | FOREIGN) and birth_ms(record) >= since_ms and ports[port(record)]
+            for flows in (self._young, self._old)
+            for entry in flows.values()
+            for record in _records(entry)
+        )
+
     def watch(self, on: bool) -> None:
         """Keep `changes`, or do not."""
         if on != (self.changes is not None):

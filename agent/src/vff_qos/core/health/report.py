@@ -34,6 +34,9 @@ class SourceHealth:
     lag_s: float = 0.0
     #: New flows to the service ports since the last claim.
     flows_since_claim: int = 0
+    #: Of several sources, once one has said nothing for a while: how many of these live, go to its
+    #: own ports and are nobody's.
+    nobodys_since_claim: int = 0
     #: Its lines by what they were, and when each of these counters grew last.
     log: dict[str, Any] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)

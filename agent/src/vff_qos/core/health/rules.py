@@ -253,16 +253,37 @@ def _source(facts: Facts, source: SourceHealth, whose: str) -> Iterator[Finding]
         )  # fmt: skip
 
 
+def _silent_one(facts: Facts, report: Report, source: SourceHealth) -> Iterator[Finding]:
+    """One of several says nothing of connections to its own ports, of which nobody else does."""
+    quiet_s = facts.now_s - max(source.last_claim_s or 0.0, report.started)
+    if (
+        not _is_masked(source)
+        and quiet_s >= SILENT_S
+        and source.flows_since_claim >= SILENT_BORN
+        and source.nobodys_since_claim >= SILENT_LIVE
+    ):
+        yield Finding(
+            DEGRADED, "source_silent",
+            f"{source.name} ({source.origin}) is silent while its ports are busy: nobody new there "
+            "is limited",
+            "look whether the engine writes there at all, and whether its users have an email; "
+            "'vff-qos doctor' looks into its configuration",
+            [f"{source.nobodys_since_claim} open connections to its ports began since its last "
+             f"claim, {quiet_s:.0f} s ago, and are nobody's",
+             f"lines read: {source.log.get('lines', 0)}"],
+        )  # fmt: skip
+
+
 def _silence(facts: Facts, report: Report) -> Iterator[Finding]:
-    """No source says anything of connections that there are."""
+    """No source says anything of connections that there are, or one says nothing of its own."""
     known, nobodys = _number(report, "flows_known"), _nobodys(report)
     last_claim_s = max(source.last_claim_s or 0.0 for source in report.sources)
     born = min(source.flows_since_claim for source in report.sources)
     since = max(last_claim_s, report.started)
-    if any(source.waiting for source in report.sources):
-        return  # a finding of its own
+    is_waiting = any(source.waiting for source in report.sources)  # a finding of its own
     if (
-        not any(_is_masked(source) for source in report.sources)
+        not is_waiting
+        and not any(_is_masked(source) for source in report.sources)
         and facts.now_s - since >= SILENT_S
         and born >= SILENT_BORN
         and nobodys >= SILENT_LIVE
@@ -286,8 +307,13 @@ def _silence(facts: Facts, report: Report) -> Iterator[Finding]:
             "'vff-qos doctor' looks into its configuration",
             evidence,
         )  # fmt: skip
-    elif (
-        known >= UNOWNED_MIN
+        return
+    for source in report.sources if len(report.sources) > 1 else ():
+        if not source.waiting:
+            yield from _silent_one(facts, report, source)
+    if (
+        not is_waiting
+        and known >= UNOWNED_MIN
         and nobodys > UNOWNED_SHARE * known
         # Else the source is silent, or was a moment ago: another finding.
         and born < SILENT_BORN

@@ -1,14 +1,18 @@
-"""A number for each minor, in 8 bytes: dictionaries of 10,000 classes would take megabytes."""
+"""Something for each minor, in 8 bytes: dictionaries of 10,000 classes would take megabytes."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, TypeVar
 
 from .htb import LAST_USER_MINOR
 
 _NONE = -1
+#: A list grows by so many places at least.
+_STEP = 256
+
+_T = TypeVar("_T")
 
 
 class MinorTable(Mapping[int, int]):
@@ -26,7 +30,7 @@ class MinorTable(Mapping[int, int]):
                 continue
             missing = minor + 1 - len(numbers)
             if missing > 0:
-                numbers.extend([_NONE] * (missing + 255))
+                numbers.extend([_NONE] * (missing + _STEP - 1))
             numbers[minor] = number
         self._numbers, self._shared = numbers, shared
 
@@ -53,3 +57,61 @@ class MinorTable(Mapping[int, int]):
 
     def __len__(self) -> int:
         return len(self._numbers) - self._numbers.count(_NONE) + len(self._shared)
+
+
+class ByMinor(MutableMapping[int, _T]):
+    """{minor: an object}; iterates by minor, those that many share last."""
+
+    __slots__ = ("_count", "_objects", "_shared")
+
+    def __init__(self) -> None:
+        self._objects: list[_T | None] = []
+        # The few that many share have the highest minors.
+        self._shared: dict[int, _T] = {}
+        self._count = 0
+
+    def get(self, minor: int, default: _T | None = None) -> _T | None:  # type: ignore[override]
+        """As that of a dictionary, and without an exception inside."""
+        if 0 <= minor < len(self._objects):
+            found = self._objects[minor]
+            return default if found is None else found
+        return self._shared.get(minor, default)
+
+    def __getitem__(self, minor: int) -> _T:
+        found = self.get(minor)
+        if found is None:
+            raise KeyError(minor)
+        return found
+
+    def __setitem__(self, minor: int, what: _T) -> None:
+        if minor > LAST_USER_MINOR:
+            self._shared[minor] = what
+            return
+        missing = minor + 1 - len(self._objects)
+        if missing > 0:
+            self._objects.extend([None] * (missing + _STEP - 1))
+        self._count += self._objects[minor] is None
+        self._objects[minor] = what
+
+    def __delitem__(self, minor: int) -> None:
+        if minor > LAST_USER_MINOR:
+            del self._shared[minor]
+            return
+        self[minor]  # raises KeyError
+        self._objects[minor] = None
+        self._count -= 1
+
+    def __iter__(self) -> Iterator[int]:
+        for minor, what in enumerate(self._objects):
+            if what is not None:
+                yield minor
+        yield from sorted(self._shared)
+
+    def __len__(self) -> int:
+        return self._count + len(self._shared)
+
+    def values(self) -> list[_T]:  # type: ignore[override]
+        """As they are now: what changes meanwhile is not seen."""
+        return [what for what in self._objects if what is not None] + [
+            self._shared[minor] for minor in sorted(self._shared)
+        ]

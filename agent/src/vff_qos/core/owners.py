@@ -17,6 +17,7 @@ from .htb import (
     is_handle,
     usable_minor,
 )
+from .minor_table import ByMinor
 
 #: Owner of the class that the distrusted flows of one address share; without an address, of the
 #: one that all further addresses share.  An email has no control characters, so that these kinds
@@ -86,7 +87,7 @@ class Minors:
         """
         self.major, self._trees = major, trees
         self.by_key: dict[str, Owner] = {}
-        self.by_minor: dict[int, Owner] = {}
+        self.by_minor: ByMinor[Owner] = ByMinor()
         self._reserve = reserve
         # By tree.  Spare classes come first: nobody's return is the slower for it.
         self._spare: list[dict[int, None]] = [{} for _tree in range(trees)]

@@ -35,6 +35,8 @@ from ..state import BARRED, State, StateError
 ORPHAN = "\x02"
 #: So many users who are gone may be remembered.
 _FEW = 1_000
+#: Whoever comes so soon after another came at the same time, in seconds.
+_MOMENT_S = 0.1
 
 
 class Suspended(Exception):
@@ -86,6 +88,7 @@ class Registry:
         self._reserve = reserve
         self._state, self._lock, self._journal, self._clock = state, lock, journal, clock
         self._version = self._version_read = -1
+        self._came_s = 0.0
         # The kernel has refused something since its classes were listed.
         self._unlisted = False
         self._unsaved: dict[str, Owner] = {}
@@ -132,6 +135,13 @@ class Registry:
 
     # -- giving -----------------------------------------------------------------------------------
 
+    def _moment_s(self) -> float:
+        """The time; thousands who come at once share one number."""
+        now = self._clock()
+        if not 0 <= now - self._came_s < _MOMENT_S:
+            self._came_s = now
+        return self._came_s
+
     def own(self, key: str) -> Owner:
         """The owner record of ``key``, active; `commit` saves it and makes its class.
 
@@ -142,7 +152,7 @@ class Registry:
             if not self.classes.has(known.minor):
                 self._fresh[known.minor] = known
             return known
-        owner, displaced = self.minors.take(key, self._clock(), self._tree_for(key))
+        owner, displaced = self.minors.take(key, self._moment_s(), self._tree_for(key))
         self._fresh[owner.minor] = owner
         if self.balance is not None and owner.is_user:
             self.balance.put(owner.minor, wanted_bps(self.classes.limits(owner)))

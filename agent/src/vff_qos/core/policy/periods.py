@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 from array import array
 from datetime import date, datetime, timedelta, tzinfo
 
@@ -109,8 +108,9 @@ def period(per: str, reset: int, now_s: float, zone: tzinfo | None = None) -> Pe
         starts = []
         for months in (-1, 0, 1, 2):
             year, month0 = divmod(today.year * 12 + today.month - 1 + months, 12)
-            last = calendar.monthrange(year, month0 + 1)[1]
-            starts.append(moment(date(year, month0 + 1, min(reset, last)), 0, zone))
+            first = date(year, month0 + 1, 1)
+            last = (first + 31 * _DAY).replace(day=1) - _DAY
+            starts.append(moment(min(first + (reset - 1) * _DAY, last), 0, zone))
     start = max(at for at in starts if at <= now_s)
     return start, min(at for at in starts if at > now_s)
 

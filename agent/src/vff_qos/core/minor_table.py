@@ -72,10 +72,10 @@ class ByMinor(MutableMapping[int, _T]):
 
     def get(self, minor: int, default: _T | None = None) -> _T | None:  # type: ignore[override]
         """As that of a dictionary, and without an exception inside."""
-        if 0 <= minor < len(self._objects):
-            found = self._objects[minor]
-            return default if found is None else found
-        return self._shared.get(minor, default)
+        if minor > LAST_USER_MINOR:
+            return self._shared.get(minor, default)
+        found = self._objects[minor] if 0 <= minor < len(self._objects) else None
+        return default if found is None else found
 
     def __getitem__(self, minor: int) -> _T:
         found = self.get(minor)

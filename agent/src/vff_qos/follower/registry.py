@@ -61,6 +61,8 @@ class Registry:
         #: What users are called.
         self.names = names or Names()
         self._plain, self._people = self.names.are_emails, self.names.people
+        # Where there are people: the keys of users who were seen.
+        self._keys: dict[bytes, str] = {}
         #: Names of all who are joined of several identities.
         self.persons: frozenset[str] = frozenset(self.names.people.values())
         # Where names are hashes: those of users who were seen, and whose patterns are not saved.
@@ -109,11 +111,18 @@ class Registry:
 
     def of_email(self, email: bytes) -> Owner | None:
         """The owner record of a user as the source of claims writes the email."""
+        if self._plain and not self._people:
+            return self.minors.by_key.get(decode_email(email))
         if self._plain:
-            key = decode_email(email)
-            if self._people:
-                key = self._people.get(key, key)
-            return self.minors.by_key.get(key)
+            key = self._keys.get(email)
+            if key is not None:
+                return self.minors.by_key.get(key)
+            key = self.name_of(email)
+            known = self.minors.by_key.get(key)
+            if known is not None:
+                # Not of strangers: their names are without end.
+                self._keys[email] = key
+            return known
         owner = self.minors.by_key.get(self.name_of(email))
         if owner is not None:
             self._meet(email, owner.key)
@@ -266,7 +275,7 @@ class Registry:
     def join(self, people: Mapping[str, str]) -> None:
         """Whose identities are whose from now on: {identity: person}."""
         self.names.join(people)
-        self._people, self._met = self.names.people, {}
+        self._people, self._met, self._keys = self.names.people, {}, {}
         self.persons = frozenset(self._people.values())
 
     def rename(self, owner: Owner, key: str) -> None:

@@ -347,6 +347,7 @@ def test_a_full_disk_stops_nobody_and_nothing_is_lost(node: Node) -> None:
         eventually(lambda: all(map(node.mark, clients.values())))
         marks = {email: node.mark(client) for email, client in clients.items()}
         assert set(node.classes()[1]) >= {(mark or 0) & 0xFFFF for mark in marks.values()}
+        eventually(lambda: "database or disk is full; " in status(node)["follower"]["state"])
         ballast.unlink()
         eventually(lambda: "user199@x" in look(node, "--all")[1], 10)
         assert node.agent is not None

@@ -87,7 +87,8 @@ class Names:
         """The user's name as people write it; None if only its hash is known."""
         if (person := self._written.get(email)) is not None:
             return person
-        return None if self.mode == HASHED and self.alone(email) in self.people else email
+        is_hashed = self.people and self.mode == HASHED
+        return None if is_hashed and self.alone(email) in self.people else email
 
     def all_of(self, email: str) -> tuple[str, ...]:
         """Every name that an email of a policy's file may have."""

@@ -54,10 +54,14 @@ class Target:
                 return
 
 
-def connect(internet: Internet, port: int, how: bytes) -> socket.socket:
-    """A connection to a local end of a tunnel."""
+def connect(internet: Internet, port: int, how: bytes, uplink: str = "") -> socket.socket:
+    """A connection to a local end of a tunnel, or from a device's link to the node itself."""
     with counters.inside(internet.namespace("clients")):
-        sock = socket.create_connection(("127.0.0.1", port), timeout=30)
+        sock = socket.socket()
+    sock.settimeout(30)
+    if uplink:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, uplink.encode())
+    sock.connect((network.NODE_IPV4 if uplink else "127.0.0.1", port))
     sock.sendall(how)
     return sock
 
@@ -75,8 +79,8 @@ def echoes(sock: socket.socket, within_s: float = 10.0) -> bool:
 class Download:
     """What a connection receives, from now on."""
 
-    def __init__(self, internet: Internet, port: int) -> None:
-        self._sock = connect(internet, port, SEND)
+    def __init__(self, internet: Internet, port: int, uplink: str = "") -> None:
+        self._sock = connect(internet, port, SEND, uplink)
         self._seen = [(time.monotonic(), 0)]
         self.has_ended = False
         threading.Thread(target=self._read, daemon=True).start()

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from lab import Lab, LabError, Node, User, network, operate
+from lab.counters import Queues
 from lab.hysteria import HOP_S, PATIENCE_S, Client, Hysteria
 from lab.internet import Internet
 from lab.labnode import GUEST
@@ -415,7 +416,15 @@ DROP_IN = """users:
   judy@lab: {upload: 20mbit, download: 20mbit, connections: 200}
 """
 HYSTERIA_HOOK = f"http://127.0.0.1:8014/{HOOKS_TOKEN}/hysteria"
-HOPS, UNMARKED_MS, CUT_S = 20, 100.0, 1.0
+IDENTITIES = """
+services: {tunnel: {ports: [20090], protocol: tcp}}
+networks: {office: {prefixes: [OFFICE/32]}}
+people: {alice@lab: ["service:tunnel", "network:office"]}
+"""
+TUNNEL_PORT, OFFICE_PORT = 20090, 20091
+#: Of alice, whatever she comes by, and of the neighbour behind her address.
+LIMITS = (2 * MBIT, 1 * MBIT)
+HOPS, UNMARKED_MS, CUT_S, ONE_LIMIT = 20, 100.0, 1.0, 0.05
 #: Of a limit, in bytes of payload: QUIC's packets have 4 % more on the wire, Xray's segments 6 %.
 PAYLOAD = (0.85, 1.0)
 #: The target's port behind Hysteria; each client has a local one.
@@ -423,20 +432,21 @@ TARGET_PORT, LOCAL_PORT = 7000, 7100
 
 
 def hysteria() -> None:
-    """Users of Hysteria behind one address keep their own limits while they hop, one of them Xray's
-    as well; a fourth device is refused, a 201st connection ends the oldest silent one; who is cut
-    off is so at once, on TCP and QUIC, and the neighbour is not."""
+    """Users of Hysteria behind one address keep their own limits while they hop.  One of them is
+    Xray's as well, has a tunnel's port and an office: all together have one limit.  A fourth device
+    is refused, a 201st connection ends the oldest silent one.  Who is cut off is so at once, on TCP
+    and QUIC, and the neighbour is not."""
     if importlib.util.find_spec("hysteria2") is None:
         say("there is no Hysteria for this interpreter: left out")
         return
     lab = attach()
     internet, node = lab.node.internet, lab.node
-    alice = lab.devices[0]
+    alice, office = lab.devices[0], lab.devices[-1]
     judy = next(device for device in lab.devices if device.user.email == "judy@lab")
     ports = iter(range(LOCAL_PORT, LOCAL_PORT + 100))
     node.put(GUEST / "unmarked.py", "/opt/lab/unmarked.py")
     with (
-        drop_in(lab, DROP_IN),
+        by_hand(lab, office.ipv4),
         closing(Target(internet, (TARGET_PORT, alice.target_port, judy.target_port))),
         Hysteria(lab, HYSTERIA_HOOK, 30000, "30001-30100") as engine,
     ):
@@ -454,62 +464,88 @@ def hysteria() -> None:
             Download(internet, port)
             for port in [login(email, alice.uplink) for email in ("alice@lab", "hugo@lab")]
         )
-        by_tcp = Download(internet, alice.target_port)
+        alices = {
+            "Hysteria": by_quic,
+            "Xray": Download(internet, alice.target_port),
+            "a tunnel": Download(internet, TUNNEL_PORT, alice.uplink),
+            "an office": Download(internet, OFFICE_PORT, office.uplink),
+        }
         time.sleep(WARMUP_S)
+        queues = Queues(internet.namespace("inet"))
         with ThreadPoolExecutor(1) as pool:
             begun = time.monotonic()
-            span_s = HOPS * HOP_S + 2
-            watch = f"/usr/bin/python3 /opt/lab/unmarked.py {alice.ipv4} {span_s}"
+            watch = f"/usr/bin/python3 /opt/lab/unmarked.py {alice.ipv4} {HOPS * HOP_S + 2}"
             watched = pool.submit(node.ssh, watch)
             fourth_device(lab, partial(start, "dora@lab"))
             one_connection_more(internet, judy.target_port)
-            quiet = time.monotonic()
+            quiet, before = time.monotonic(), queues.read()
             flows = json.loads(watched.result())
-        ended = time.monotonic()
-        rates = {
-            "alice@lab": (2 * MBIT, [by_quic, by_tcp]),
-            "hugo@lab": (1 * MBIT, [neighbour]),
-        }
-        wrong = []
-        for email, (limit_bps, downloads) in rates.items():
-            got = [8 * one.received(quiet, ended) / (ended - quiet) for one in downloads]
-            gap_s = max(one.longest_gap_s(begun, ended) for one in downloads)
-            shown = " + ".join(f"{bps / MBIT:.2f}" for bps in got)
-            text = f"{email}: {shown} of {limit_bps / MBIT:.0f} Mbit/s, {gap_s:.1f} s of silence"
+        ended, after = time.monotonic(), queues.read()
+        seconds, wrong = ended - quiet, []
+
+        def check(holds: bool, text: str) -> None:
             say(text)
-            if not PAYLOAD[0] <= sum(got) / limit_bps <= PAYLOAD[1]:
+            if not holds:
                 wrong.append(text)
-        ports_seen = [flow["port"] for flow in flows]
+
+        wire = [after[d.router_port] - before[d.router_port] for d in (alice, office)]
+        share = 8 * sum(wire) / seconds / sum(LIMITS)
+        check(abs(share - 1) <= ONE_LIMIT, f"both users have {share:.1%} of both limits")
+        for email, limit, streams in (
+            ("alice@lab", LIMITS[0], list(alices.values())),
+            ("hugo@lab", LIMITS[1], [neighbour]),
+        ):
+            got = [8 * one.received(quiet, ended) / seconds for one in streams]
+            gap_s = max(one.longest_gap_s(begun, ended) for one in streams)
+            shown = " + ".join(f"{bps / MBIT:.2f}" for bps in got)
+            check(
+                PAYLOAD[0] <= sum(got) / limit <= PAYLOAD[1],
+                f"{email}: {shown} of {limit / MBIT:.0f} Mbit/s, {gap_s:.1f} s of silence",
+            )
         longest_ms = max((flow["ms"] for flow in flows), default=0.0)
-        say(f"{len(flows)} hops, none unmarked for longer than {longest_ms:.1f} ms")
-        if len(flows) < HOPS or len(set(ports_seen)) < HOPS / 2 or longest_ms > UNMARKED_MS:
-            wrong.append(f"hops: {flows}")
+        check(
+            len(flows) >= HOPS and longest_ms <= UNMARKED_MS,
+            f"{len(flows)} hops, none unmarked for longer than {longest_ms:.1f} ms",
+        )
         with step("cutting a user off"):
             node.ssh("vff-qos cut alice@lab")
         cut = time.monotonic()
         time.sleep(8)
         end = time.monotonic()
-        for what, one in (("QUIC", by_quic), ("TCP", by_tcp)):
-            if more := one.received(cut + CUT_S, end):
-                wrong.append(f"cut off, alice@lab got {more} bytes over {what}")
+        for what, one in alices.items():
+            more = one.received(cut + CUT_S, end)
+            check(not more, f"cut off, over {what} come {more} bytes")
         kept = 8 * neighbour.received(cut, end) / (end - cut)
-        say(f"the neighbour of whom was cut off gets {kept / MBIT:.2f} Mbit/s")
-        if not by_tcp.has_ended or kept < PAYLOAD[0] * MBIT:
-            wrong.append(f"cut: TCP ended: {by_tcp.has_ended}; the neighbour got {kept:.0f} bit/s")
+        check(kept >= PAYLOAD[0] * LIMITS[1], f"the neighbour gets {kept / MBIT:.2f} Mbit/s")
+        check(alices["Xray"].has_ended, "TCP is ended, not silent")
         if wrong:
             raise Failed("\n".join(wrong))
 
 
 @contextmanager
-def drop_in(lab: Lab, text: str) -> Iterator[None]:
-    """Other limits for some users, and back; what was ordered for alice ends, too."""
-    path = "/etc/vff-qos/policy.d/hysteria.yml"
-    lab.node.write(path, text)
-    lab.node.ssh("vff-qos policy apply --yes")
+def by_hand(lab: Lab, office: str) -> Iterator[None]:
+    """Limits and identities as an operator writes them, and back; what was ordered for alice ends.
+
+    Servers of the node are what a tunnel would lead to.
+    """
+    policy, identities = "/etc/vff-qos/policy.d/hysteria.yml", "/etc/vff-qos/identities.yml"
+    given = IDENTITIES.replace("OFFICE", office)
+    sender = f"/usr/bin/python3 /opt/lab/sender.py {TUNNEL_PORT} {OFFICE_PORT}"
+    theirs = "vff-qos explain service:tunnel 2>&1 | grep -q 'service:tunnel is alice@lab'"
+    lab.node.put(GUEST / "sender.py", "/opt/lab/sender.py")
+    lab.node.ssh(f"cp -p {identities} /opt/lab/")
     try:
+        lab.node.write(policy, DROP_IN)
+        lab.node.ssh(f"cat >{identities} <<'END'{given}END")
+        lab.node.ssh("vff-qos policy apply --yes")
+        lab.node.ssh(f"systemd-run --quiet --collect --unit=sender-lab {sender}")
+        lab.node.ssh(f'timeout {PATIENCE_S} sh -c "until {theirs}; do sleep 1; done"')
         yield
     finally:
-        lab.node.ssh(f"rm {path}; vff-qos reset alice@lab; vff-qos policy apply --yes")
+        lab.node.ssh(
+            f"systemctl stop sender-lab; rm {policy}; cp -p /opt/lab/identities.yml /etc/vff-qos; "
+            "vff-qos reset alice@lab; vff-qos policy apply --yes"
+        )
 
 
 def fourth_device(lab: Lab, start: Callable[[str], tuple[int, Client]]) -> None:

@@ -63,6 +63,7 @@ class Hysteria:
         node.ssh(
             f"systemd-run --quiet --collect --unit={UNIT} --property=WorkingDirectory={FOLDER} "
             "--property=Nice=-10 --setenv=PYTHONPATH=/opt/hysteria "
+            "--setenv=PYTHONDONTWRITEBYTECODE=1 "
             "--setenv=HYSTERIA_DISABLE_UPDATE_CHECK=1 /usr/bin/python3 server -c config.yaml"
         )
         up = f"journalctl -q -u {UNIT} | grep -q server.up.and.running"

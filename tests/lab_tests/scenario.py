@@ -417,11 +417,11 @@ DROP_IN = """users:
 """
 HYSTERIA_HOOK = f"http://127.0.0.1:8014/{HOOKS_TOKEN}/hysteria"
 IDENTITIES = """
-services: {tunnel: {ports: [20090], protocol: tcp}}
+services: {tunnel: {ports: [20190], protocol: tcp}}
 networks: {office: {prefixes: [OFFICE/32]}}
 people: {alice@lab: ["service:tunnel", "network:office"]}
 """
-TUNNEL_PORT, OFFICE_PORT = 20090, 20091
+TUNNEL_PORT, OFFICE_PORT = 20190, 20091
 #: Of alice, whatever she comes by, and of the neighbour behind her address.
 LIMITS = (2 * MBIT, 1 * MBIT)
 HOPS, UNMARKED_MS, CUT_S, ONE_LIMIT = 20, 100.0, 1.0, 0.05
@@ -537,7 +537,7 @@ def by_hand(lab: Lab, office: str) -> Iterator[None]:
     try:
         lab.node.write(policy, DROP_IN)
         lab.node.ssh(f"cat >{identities} <<'END'{given}END")
-        lab.node.ssh("vff-qos policy apply --yes")
+        lab.node.ssh("vff-qos check-config && vff-qos policy apply --yes")
         lab.node.ssh(f"systemd-run --quiet --collect --unit=sender-lab {sender}")
         lab.node.ssh(f'timeout {PATIENCE_S} sh -c "until {theirs}; do sleep 1; done"')
         yield

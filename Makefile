@@ -64,8 +64,8 @@ demo: build ## Boot a lab node, deploy, move traffic of many users, measure, dra
 	$(PY) -m lab demo
 
 .PHONY: test
-test: build lint ## Lint, unit tests, network namespaces, the molecule scenario on a lab node; branch coverage
-	$(PY) -m pytest tests -n 2 --dist loadgroup --cov=vff_qos --cov-report=term
+test: build ## Lint, unit tests, network namespaces, the molecule scenario on a lab node; branch coverage
+	$(PY) -m pytest tests -n 3 --dist loadgroup --cov=vff_qos --cov-report=term
 
 .PHONY: molecule
 molecule: build ## Only the molecule scenario
@@ -73,7 +73,7 @@ molecule: build ## Only the molecule scenario
 
 .PHONY: test-unit
 test-unit: build ## Only what needs neither root nor a lab node
-	$(PY) -m pytest tests/unit
+	$(PY) -m pytest tests/unit -m 'not lint'
 
 .PHONY: test-platforms
 test-platforms: build ## What `make test` runs on one version, on all: ansible-core 2.16 to the newest

@@ -1,4 +1,4 @@
-"""Tests run side by side, in two processes (pytest-xdist); some of them must not.
+"""Tests run side by side, in several processes (pytest-xdist); some of them must not.
 
 ``@pytest.mark.alone``: the test measures, or loads the machine: no other runs meanwhile, and it
 comes after those that can share.  ``@pytest.mark.xdist_group(name)``: all of a group run in the
@@ -18,8 +18,12 @@ _BUILD = Path(__file__).resolve().parents[1] / "build"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that can share come first."""
-    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+    """The longest comes first, those that cannot share come last."""
+
+    def turn(item: pytest.Item) -> int:
+        return bool(item.get_closest_marker("alone")) - bool(item.get_closest_marker("lint"))
+
+    items.sort(key=turn)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time of the test's timeout begins

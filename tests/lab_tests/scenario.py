@@ -321,69 +321,86 @@ def disabled_reboot() -> None:
     limited()
 
 
-def journal() -> None:
-    """What the engine says on its standard output is as good as its log file."""
-    lab = attach()
+def options() -> None:
+    """What the role offers beside the rest comes with its variables, and goes with them."""
+    lab, hook = attach(), "/run/vff-qos-webhook.sock"
+    # What the engine says on its standard output is as good as its log file.
     restart = "systemctl restart xray"
     lab.node.ssh(f'sed -i.file \'/"access":/s|/[^"]*||\' {SERVER_CONFIG} && {restart}')
-    source = {"type": "journal", "journal_unit": "xray.service"}
-    settings = {"qos_sources": [source, FLOWS_SOURCE]}
-    make("qos", f"EXTRA=-e '{json.dumps(settings)}'")
+    make_with(
+        {
+            "qos_sources": [{"type": "journal", "journal_unit": "xray.service"}, FLOWS_SOURCE],
+            "qos_metrics_textfile": True,
+            "qos_metrics_group": "daemon",
+            "qos_web_enable": True,
+        }
+    )
     limited()
+    metrics(lab)
+    page(lab)
     lab.node.ssh(f"mv {SERVER_CONFIG}.file {SERVER_CONFIG} && {restart}")
 
-
-def webhook() -> None:
-    """The socket of a source comes and goes with it, and the hooks likewise."""
-    lab, path = attach(), "/run/vff-qos-webhook.sock"
-    unit, hooks = "vff-qos-webhook.socket", "vff-qos-hooks.socket vff-qos-hooks.service"
-    log = {"qos_sources": [LOG_SOURCE], "qos_hooks_enable": False}
-    posts = {**log, "qos_sources": [{"type": "webhook", "listen": f"unix:{path}"}]}
-    make("qos", f"EXTRA=-e '{json.dumps(posts)}'")
-    lab.node.ssh(f"systemctl is-active {unit} && test -S {path}")
-    make("qos", f"EXTRA=-e '{json.dumps(log)}'")
+    source = {"type": "webhook", "listen": f"unix:{hook}"}
+    make_with({"qos_sources": [source], "qos_hooks_enable": False})
+    lab.node.ssh(f"systemctl is-active vff-qos-webhook.socket && test -S {hook}")
+    gone(lab, "vff-qos-metrics* vff-qos-web.* vff-qos-doctor.* vff-qos-hooks.*", METRICS_FILE, PAGE)
     left = lab.node.ssh(
-        f"systemctl list-units --all --no-legend {unit} {hooks}; find /run -path {path}; "
         "find /etc/vff-qos /var/lib -name '*hooks*'; getent passwd vff-qos-hooks || test $? = 2"
     )
     if left:
-        raise Failed(f"the webhook or the hooks left something behind: {left}")
+        raise Failed(f"the hooks left something behind: {left}")
+
     make("qos")
-    lab.node.ssh(f"systemctl is-active {unit} {hooks} && test ! -e {path}")
+    gone(lab, "vff-qos-webhook.*", hook)
+    lab.node.ssh("systemctl is-active vff-qos-hooks.socket vff-qos-hooks.service")
     lab.node.ssh("systemctl is-active vff-qos-bootstrap vff-qos-follow vff-qos-gc.timer")
 
 
-def metrics() -> None:
-    """The file of metrics is written from within the sandbox, for a group; nothing of it stays."""
-    lab, unit, file = attach(), "vff-qos-metrics", "/run/vff-qos-metrics/vff_qos.prom"
-    settings = {"qos_metrics_textfile": True, "qos_metrics_group": "daemon"}
+def make_with(settings: dict[str, Any]) -> None:
+    """`make qos` with other variables than the inventory's."""
     make("qos", f"EXTRA=-e '{json.dumps(settings)}'")
+
+
+def gone(lab: Lab, units: str, *files: str) -> None:
+    """Neither units (names with *) nor files are there any more."""
+    # Quoted, or the shell would look for files.
+    names = " ".join(f"'{unit}'" for unit in units.split())
+    paths = " -o ".join(f"-path {file}" for file in files)
+    left = lab.node.ssh(f"systemctl list-units --all --no-legend {names}; find /run {paths}")
+    if left:
+        raise Failed(f"what was switched off has left something behind: {left}")
+
+
+#: What a timer writes for a node_exporter.
+METRICS_FILE = "/run/vff-qos-metrics/vff_qos.prom"
+#: Where the page listens.
+PAGE = "/run/vff-qos-web.sock"
+
+
+def metrics(lab: Lab) -> None:
+    """The file of metrics is written from within the sandbox, for a group."""
+    unit = "vff-qos-metrics"
     lab.node.ssh(f"systemctl is-active {unit}.timer && systemctl start {unit}.service")
     lab.node.ssh(f"systemd-analyze security --no-pager --threshold=15 {unit}.service")
-    shown = lab.node.ssh(f"stat -c '%U:%G %a' {file}; cat {file}").splitlines()
+    shown = lab.node.ssh(f"stat -c '%U:%G %a' {METRICS_FILE}; cat {METRICS_FILE}").splitlines()
     wanted = {"vff-qos:daemon 640", "vff_qos_follower_up 1.0", "vff_qos_limits_lifted 0.0"}
     if missing := wanted.difference(shown):
-        raise Failed(f"{file} lacks {missing}: {shown[:5]}")
-    make("qos")
-    left = lab.node.ssh(f"systemctl list-units --all --no-legend '{unit}*'; find /run -path {file}")
-    if left:
-        raise Failed(f"metrics left something behind: {left}")
+        raise Failed(f"{METRICS_FILE} lacks {missing}: {shown[:5]}")
 
 
 #: Asks the page's socket, and prints what it says; curl need not be there.
-_ASK = """import http.client, socket, sys
+_ASK = f"""import http.client, socket, sys
 page = http.client.HTTPConnection("localhost", timeout=60)
 page.sock = socket.socket(socket.AF_UNIX)
-page.sock.connect("/run/vff-qos-web.sock")
+page.sock.connect("{PAGE}")
 page.request("GET", sys.argv[1])
 answer = page.getresponse()
 print(answer.status, answer.read().decode())"""
 
 
-def page() -> None:
-    """The page answers as the commands do, with what its sandbox leaves it, and goes again."""
-    lab, units = attach(), "vff-qos-web.socket vff-qos-web.service vff-qos-doctor.timer"
-    make("qos", "EXTRA=-e qos_web_enable=true")
+def page(lab: Lab) -> None:
+    """The page answers as the commands do, with what its sandbox leaves it."""
+    units = "vff-qos-web.socket vff-qos-web.service vff-qos-doctor.timer"
     lab.node.ssh("systemctl start vff-qos-doctor.service")
     for question in ("status", "users", "usage", "restricted", "events", "doctor"):
         said = lab.node.ssh(f"python3 -c '{_ASK}' /api/v1/{question}")
@@ -400,12 +417,6 @@ def page() -> None:
     lab.node.ssh(f"systemctl is-active {units}")
     for unit in ("vff-qos-web.service", "vff-qos-doctor.service"):
         lab.node.ssh(f"systemd-analyze security --no-pager --threshold=20 {unit}")
-    make("qos")
-    left = lab.node.ssh(
-        f"systemctl list-units --all --no-legend {units}; find /run -path /run/vff-qos-web.sock"
-    )
-    if left:
-        raise Failed(f"the page left something behind: {left}")
 
 
 #: What the emulated node can encrypt in user space beside all else.
@@ -1066,8 +1077,8 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, trees, story, reboot, confirm, gc, memory, hysteria, journal, webhook, metrics,
-        page, absent, never_installed, takeover, dependent, disabled_reboot, broken,
+        round_trips, trees, story, reboot, confirm, gc, memory, hysteria, options,
+        absent, never_installed, takeover, dependent, disabled_reboot, broken,
     )
 }  # fmt: skip
 

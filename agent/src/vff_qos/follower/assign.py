@@ -466,7 +466,7 @@ class Assigner:
             kinds, prefix = self._judging.voice.kinds, self._judging.voice.prefix
             if prefix:
                 claims = [c._replace(email=prefix + c.email) if c.email else c for c in claims]
-                kinds = (b"\0",)  # what begins so is of no other kind
+                kinds = (b"\0:",)  # what begins so is of no other kind
             for claim in claims:
                 # By number, because every line comes here: source, email, tainted, local.
                 source = claim[0]
@@ -479,7 +479,7 @@ class Assigner:
                     and not claim[9]
                 ):
                     repeated[source] = claim
-                elif (name := claim[2]) and name.startswith(kinds):
+                elif (name := claim[2]) and b":" in name and name.startswith(kinds):
                     others.append(claim._replace(email=qualified(name, kinds)))
                 else:
                     others.append(claim)

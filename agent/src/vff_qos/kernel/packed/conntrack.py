@@ -205,7 +205,8 @@ def prepare(flow: Flow, mark: int = 0) -> bytes:
 #: Our end to what stands around the client's address and port in a request.
 _around: dict[bytes, tuple[bytes, bytes, bytes]] = {}
 _MAX_AROUND = 65_536
-_AFTER_MARK = struct.pack("=HH", 8, _MARK_MASK) + _FULL_MASK
+#: What follows the four bytes of the mark in a request.
+AFTER_MARK = struct.pack("=HH", 8, _MARK_MASK) + _FULL_MASK
 
 
 def pack_mark(client: bytes, ours: bytes, mark: int) -> bytes:
@@ -220,7 +221,7 @@ def pack_mark(client: bytes, ours: bytes, mark: int) -> bytes:
 
 def mark_part(mark: int) -> bytes:
     """The end of a request, with its mark."""
-    return mark.to_bytes(4, "big") + _AFTER_MARK
+    return mark.to_bytes(4, "big") + AFTER_MARK
 
 
 def surround(ours: bytes) -> tuple[bytes, bytes, bytes]:
@@ -312,7 +313,10 @@ class Conntrack:
                 indexes = [i for i, request in enumerate(prepared) if len(request) == size]
             for start in range(0, len(indexes), MAX_BATCH):
                 part = indexes[start : start + MAX_BATCH]
-                requests = [prepared[index] for index in part]
+                if len(sizes) > 1:
+                    requests = [prepared[index] for index in part]
+                else:
+                    requests = prepared[start : start + MAX_BATCH]
                 failed, replies = self._send_batch(requests, size, kind)
                 errors.update((part[index], code) for index, code in failed.items())
                 answers += [(part[index], answer, text) for index, answer, text in replies]

@@ -216,9 +216,10 @@ def main() -> None:
             act(module, systemctl, "daemon-reload", [])
             facts = query(module, systemctl, units)
         plan = steps(units, facts, *wanted)
-        if plan and plan[0][0] == "unmask":
-            act(module, systemctl, *plan[0])
-            commands.append(plan[0])
+        # Whatever else is to be done, and be it to stop units that the mask is not on.
+        for unmask in [step for step in plan if step[0] == "unmask"]:
+            act(module, systemctl, *unmask)
+            commands.append(unmask)
             facts = query(module, systemctl, units)
             plan = steps(units, facts, *wanted)
         stopped: list[str] = []

@@ -7,7 +7,6 @@ import fcntl
 import http.client
 import os
 import random
-import ssl
 import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from ..core.units import format_duration
 from ..core.usage_reports import HttpRequest, Total, pause_s, requests, shown_url
 from ..errors import ConfigError, QosError, Refused
 from ..name_hashing import people_of
+from ..over_http import trust, why
 from ..report_queue import ReportQueue
 from ..runfile import write_delivery
 from .node import Node
@@ -137,7 +137,7 @@ class Receiver:
         parts = urlsplit(settings.report_url)
         self._connection: http.client.HTTPConnection
         if parts.scheme == "https":
-            context = _trust(settings.report_ca_file)
+            context = trust(settings.report_ca_file)
             self._connection = http.client.HTTPSConnection(
                 parts.hostname or "", parts.port, timeout=_PATIENCE_S, context=context
             )
@@ -199,21 +199,7 @@ def _retry_after_s(text: str) -> float:
 def _words(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"did not answer within {_PATIENCE_S:.0f} s"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
-
-
-def _trust(ca_file: str) -> ssl.SSLContext:
-    """Certificates of the system's authorities, or of those in a file."""
-    try:
-        return ssl.create_default_context(cafile=ca_file or None)
-    except OSError as error:
-        raise ConfigError(
-            ca_file, f"holds no certificates of authorities: {error.strerror or error}"
-        ) from error
+    return why(error)
 
 
 def _secret(node: Node, settings: Settings) -> str:

@@ -12,10 +12,10 @@ import socket
 import threading
 import time
 from collections import deque
-from typing import Any
 
 from ..core import events
 from ..journal import Journal
+from ..over_http import why
 
 #: An engine's answer waits for it.
 _PATIENCE_S = 0.3
@@ -124,7 +124,7 @@ class Agent:
             self._journal.tell(events.HOOK_AGENT_BACK, place=self._path)
 
 
-def _words(error: Any) -> str:
+def _words(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"it did not answer within {_PATIENCE_S:g} s"
-    return getattr(error, "strerror", "") or str(error) or type(error).__name__
+    return why(error)

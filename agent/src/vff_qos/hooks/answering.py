@@ -11,8 +11,6 @@ import signal
 import threading
 from typing import Any
 
-from waitress.server import create_server
-
 from ..commands.node import Node
 from ..config import read_file
 from ..core import events
@@ -20,6 +18,7 @@ from ..core.hooks.hook_settings import HookSettings, parse_hooks
 from ..errors import ConfigError
 from ..follower.memory import give_memory_back
 from ..journal import Journal, notify
+from ..serving import make_server
 from ..sources.listener import open_listener
 from .agent import Agent
 from .desk import Desk, Logins, make_app
@@ -66,19 +65,7 @@ def serve(node: Node) -> None:
         Logins(),
     )
     listener, made = open_listener(settings.listen, "", 0o660)
-    server = create_server(
-        make_app(desk),
-        sockets=[listener],
-        threads=_THREADS,
-        ident=None,
-        connection_limit=500,
-        channel_timeout=60,
-        channel_request_lookahead=1,
-        max_request_header_size=16_384,
-        max_request_body_size=_MAX_BODY,
-        asyncore_use_poll=True,
-        clear_untrusted_proxy_headers=True,
-    )
+    server = make_server(make_app(desk), listener, _THREADS, 500, _MAX_BODY)
     server.channel_class = channel_of(settings.token)
     keeper = _Keeper(desk, settings, journal)
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from ..core import events
 from ..errors import QosError
 from ..journal import Journal
+from ..over_http import why
 from .standing import Standing
 
 _PATIENCE_S = 2.0
@@ -70,8 +71,7 @@ class TrafficStats:
             answer = connection.getresponse()
             text = answer.read(_MAX_ANSWER)
         except (OSError, http.client.HTTPException) as error:
-            words = getattr(error, "strerror", "") or str(error) or type(error).__name__
-            raise NotAnswered(f"{self._url.netloc}: {words}") from error
+            raise NotAnswered(f"{self._url.netloc}: {why(error)}") from error
         finally:
             connection.close()
         if answer.status == 401:

@@ -22,8 +22,8 @@ from .. import __version__
 from ..core import events
 from ..core.claims.webhook_event import read_email
 from ..core.hooks.hook_settings import HookSettings
-from ..errors import ConfigError
 from ..journal import Journal
+from ..over_http import trust, why
 from .store import Store
 
 #: So many are asked at once.  Whoever is not answered in time may hang for longer than we wait:
@@ -62,13 +62,7 @@ class Panel:
         self._url = urlsplit(settings.auth_url)
         self._context: ssl.SSLContext | None = None
         if self._url.scheme == "https":
-            try:
-                self._context = ssl.create_default_context(cafile=settings.auth_ca_file or None)
-            except OSError as error:
-                raise ConfigError(
-                    settings.auth_ca_file,
-                    f"holds no certificates of authorities: {error.strerror or error}",
-                ) from error
+            self._context = trust(settings.auth_ca_file)
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(_AT_ONCE, "panel")
         self._retry_s = 0.0
@@ -139,11 +133,8 @@ class Panel:
         except TooLate:
             future.cancel()
             raise _Away(f"it did not answer within {self._patience_s} s") from None
-        except ssl.SSLCertVerificationError as error:
-            raise _Away(f"its certificate is not trusted: {error.verify_message}") from error
         except (OSError, http.client.HTTPException) as error:
-            words = getattr(error, "strerror", "") or str(error) or type(error).__name__
-            raise _Away(words) from error
+            raise _Away(why(error)) from error
 
     def _exchange(
         self, method: str, target: str, body: bytes | None

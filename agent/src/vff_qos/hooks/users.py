@@ -78,10 +78,6 @@ class Users:
         text = given.encode("utf-8", "surrogatepass")
         return secret is not None and self._fits(name, secret, text, address)
 
-    def knows(self, name: str) -> bool:
-        """Whether there is such a user."""
-        return name in self._current().secrets
-
     def _current(self) -> Credentials:
         stamp = _stamp(self._path)
         if stamp != self._stamp:

@@ -7,8 +7,6 @@ import signal
 import socket
 from typing import Any
 
-from waitress.server import create_server
-
 from ..commands.node import Node
 from ..config import read_ours
 from ..core.settings import Settings
@@ -16,6 +14,7 @@ from ..core.web_access import TOKEN_BYTES
 from ..errors import ConfigError
 from ..follower.memory import give_memory_back
 from ..journal import notify
+from ..serving import make_server
 from ..sources.listener import open_listener
 from .api import MAX_STREAMS
 from .app import Site, make_app
@@ -34,19 +33,7 @@ def serve(node: Node) -> None:
     listener, made = open_listener(settings.web_bind, "", 0o600)
     bound = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
     site = Site(node.paths, bound, settings.web_hosts, token)
-    server = create_server(
-        make_app(site),
-        sockets=[listener],
-        threads=_THREADS,
-        ident=None,
-        connection_limit=200,
-        channel_timeout=60,
-        channel_request_lookahead=1,
-        max_request_header_size=16_384,
-        max_request_body_size=4_096,
-        asyncore_use_poll=True,
-        clear_untrusted_proxy_headers=True,
-    )
+    server = make_server(make_app(site), listener, _THREADS, 200, 4_096)
 
     def end(*_signal: Any) -> None:
         for observer in site.observers:

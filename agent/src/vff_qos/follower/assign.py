@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
+from functools import cached_property
 
 from ..core import events
 from ..core.claims.accesslog import (
@@ -310,12 +311,14 @@ class Assigner:
 
     def nobodys(self, speaker: int, within_s: float) -> int:
         """How many live flows to a source's own ports began within so long and are nobody's."""
-        ports = self._voices[speaker].ports
-        if ports is None:
-            # Those that no other source has for its own.
-            taken = (v.ports for v in self._voices if v.ports is not None)
-            ports = bytes(not any(of) for of in zip(bytes(1 << 16), *taken, strict=True))
+        ports = self._voices[speaker].ports or self._nobodys_ports
         return self._flows.mirror.nobodys_since(self._steady_clock() - within_s, ports)
+
+    @cached_property
+    def _nobodys_ports(self) -> bytes:
+        """By port whether no source has it for its own."""
+        taken = (voice.ports for voice in self._voices if voice.ports is not None)
+        return bytes(not any(of) for of in zip(bytes(1 << 16), *taken, strict=True))
 
     @property
     def joined_entries(self) -> list[str]:

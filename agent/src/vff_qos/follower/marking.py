@@ -161,10 +161,11 @@ class Marking:
         return 0
 
     def look_at(self, ends: list[End], flags: int) -> bool:
-        """Look at flows that are nobody's and have one of ``flags``; whether there are any."""
+        """Look at flows that are nobody's and have one of ``flags``, if there are flags; whether
+        there are any."""
         found = self._look_at(ends, flags)
-        if found and self._is_careful:
-            self._look_at(ends, 0)
+        if found and flags and self._is_careful:
+            self._look_at(ends, 0)  # the others as well, once one has borne another's mark
         return found
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import importlib
 import json
 import re
 import sys
@@ -210,6 +211,29 @@ def entries_of_people(policy: Mapping[str, Any], people: Mapping[str, str]) -> l
     ]
 
 
+def _agents(name: str) -> Any:
+    """A module of the agent, by its name below vff_qos: what it refuses, the role refuses."""
+    if str(_AGENT) not in sys.path:
+        sys.path.append(str(_AGENT))
+    try:
+        return importlib.import_module(f"vff_qos.{name}")
+    except ImportError as error:
+        raise AnsibleFilterError(f"the agent's code is not in {_AGENT}: {error}") from error
+
+
+def _parse(problems: list[str], kind: str, how: Any, data: Mapping[str, Any], *more: Any) -> Any:
+    """What ``how`` makes of ``data``; None if it refuses them, with a sentence in ``problems``.
+
+    ``kind``: how the role's variables for these data begin, after ``qos_``.
+    """
+    try:
+        # JSON is YAML; ansible's own string and number types pass through it as plain ones.
+        return how(json.dumps(data, ensure_ascii=False, default=str).encode(), "", *more)
+    except _agents("errors").ConfigError as error:
+        problems.append(f"{_variable(kind + error.key)}: {error.problem}")
+        return None
+
+
 def settings_problems(
     settings: Mapping[str, Any],
     policy: Mapping[str, Any],
@@ -220,33 +244,20 @@ def settings_problems(
 
     The agent names the first problem of a file, so at most one comes from each of the three.
     """
-    if str(_AGENT) not in sys.path:
-        sys.path.append(str(_AGENT))
-    try:
-        from vff_qos.core.identities import parse_identities
-        from vff_qos.core.policy.parse import parse_policy
-        from vff_qos.core.settings import name_prefixes, parse_settings
-        from vff_qos.errors import ConfigError
-    except ImportError as error:
-        raise AnsibleFilterError(f"the agent's code is not in {_AGENT}: {error}") from error
-
-    problems = []
+    in_settings, in_identities = _agents("core.settings"), _agents("core.identities")
+    problems: list[str] = []
 
     def parse(how: Any, data: Mapping[str, Any], *more: Any) -> Any:
-        try:
-            # JSON is YAML; ansible's own string and number types pass through it as plain ones.
-            return how(json.dumps(data, ensure_ascii=False, default=str).encode(), "", *more)
-        except ConfigError as error:
-            problems.append(f"{_variable(error.key)}: {error.problem}")
-            return None
+        return _parse(problems, "", how, data, *more)
 
-    known = parse(parse_settings, one_form_of_sources(settings))
-    parse(parse_policy, policy)
+    known = parse(in_settings.parse_settings, one_form_of_sources(settings))
+    parse(_agents("core.policy.parse").parse_policy, policy)
     if known:
-        found = parse(parse_identities, identities, known.service_ports, name_prefixes(known))
+        prefixes = in_settings.name_prefixes(known)
+        found = parse(in_identities.parse_identities, identities, known.service_ports, prefixes)
     else:
         # Which sources there are is not known: the next run says what is wrong with people.
-        found = parse(parse_identities, {**identities, "people": {}})
+        found = parse(in_identities.parse_identities, {**identities, "people": {}})
     if found is not None:
         problems += entries_of_people(policy, found.people)
     problems += [
@@ -264,16 +275,7 @@ def hooks_problems(
 
     ``flows``: the node's source of that type; empty if there is none.
     """
-    if str(_AGENT) not in sys.path:
-        sys.path.append(str(_AGENT))
-    try:
-        from vff_qos.core.hooks.credentials import parse_users
-        from vff_qos.core.hooks.hook_settings import parse_hooks
-        from vff_qos.errors import ConfigError
-    except ImportError as error:
-        raise AnsibleFilterError(f"the agent's code is not in {_AGENT}: {error}") from error
-
-    problems = []
+    problems: list[str] = []
     if not flows:
         problems.append(
             "qos_hooks_enable needs a source of the type flows in qos_sources, such as "
@@ -284,12 +286,14 @@ def hooks_problems(
             "qos_hooks_enable needs a group other than root for the source flows of qos_sources, "
             "such as vff-qos-hooks: the hooks are not root"
         )
-    for how, data in ((parse_hooks, hooks), (parse_users, users)):
-        try:
-            how(json.dumps(data, ensure_ascii=False, default=str).encode(), "")
-        except ConfigError as error:
-            problems.append(f"{_variable('hooks_' + error.key)}: {error.problem}")
+    _parse(problems, "hooks_", _agents("core.hooks.hook_settings").parse_hooks, hooks)
+    _parse(problems, "hooks_", _agents("core.hooks.credentials").parse_users, users)
     return problems
+
+
+def leads_to_itself(url: str) -> bool:
+    """Whether a URL leads a host to itself alone; an empty one does."""
+    return bool(_agents("core.hooks.hook_settings").is_local(url))
 
 
 class FilterModule:
@@ -299,6 +303,7 @@ class FilterModule:
         return {
             "contradictions": contradictions,
             "hooks_problems": hooks_problems,
+            "leads_to_itself": leads_to_itself,
             "old_variables": old_variables,
             "one_form_of_sources": one_form_of_sources,
             "overruled": overruled,

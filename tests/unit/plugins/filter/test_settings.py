@@ -276,3 +276,19 @@ def test_a_secret_that_is_no_text_is_never_shown(settings: ModuleType) -> None:
     problems = settings.unquoted_names({"qos_hooks_users": {"alice": 12345, 7: "x"}})
     assert problems[0] == "qos_hooks_users[alice]: the secret is no text; put it in quotes"
     assert problems[1].startswith("qos_hooks_users: a name is the number 7")
+
+
+@pytest.mark.parametrize(
+    ("url", "is_so"),
+    [
+        ("", True),
+        ("http://127.0.0.1:9/auth", True),
+        ("http://[::1]/auth", True),
+        ("https://localhost/auth", True),
+        # They only begin so, and the sandbox must let the hooks out.
+        ("https://localhost.example.com/auth", False),
+        ("https://127.0.0.1.example.com/auth", False),
+    ],
+)
+def test_a_panel_on_the_node_itself_is_known(settings: ModuleType, url: str, is_so: bool) -> None:
+    assert settings.leads_to_itself(url) is is_so

@@ -24,6 +24,7 @@ from vff_qos.state import State
 
 from .customers import NODE, UDP, Site
 from .harness import Node, eventually, run
+from .tunnel import Echo, certificate
 
 HYSTERIA = ROOT / "tests/lab/guest/hysteria.py"
 TOKEN = "0123456789abcdef"
@@ -197,32 +198,6 @@ class Engine:
         self.process.wait()
 
 
-class Sink:
-    """Whatever is sent comes back, and so it is known when a connection lives."""
-
-    def __init__(self, port: int = TARGET_PORT) -> None:
-        self._sock = socket.create_server(("127.0.0.1", port))
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                peer, _ = self._sock.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._echo, args=(peer,), daemon=True).start()
-
-    def _echo(self, peer: socket.socket) -> None:
-        try:
-            while data := peer.recv(65_536):
-                peer.sendall(data)
-        except OSError:
-            pass
-
-    def close(self) -> None:
-        self._sock.close()
-
-
 class HysteriaSite(Site):
     """A node with Hysteria, whose customers come from one address."""
 
@@ -234,13 +209,9 @@ class HysteriaSite(Site):
         node.make_table()
         node.start()
         self.hooks = Hooks(node, **hooks)
-        run(
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-            "-nodes", "-subj", "/CN=lab", "-days", "2", "-keyout", str(directory / "key.pem"),
-            "-out", str(directory / "cert.pem"),
-        )  # fmt: skip
+        certificate(directory)
         self.engines: list[Engine] = []
-        self.target = Sink()
+        self.target = Echo(TARGET_PORT)
         self._ports = iter(range(5_001, 5_100))
         run(*self._enter("ip", "link", "set", "lo", "up"))
 

@@ -17,6 +17,7 @@ from vff_qos.kernel.packed.conntrack import decode_tuple
 
 from .customers import CUSTOMERS, NODE, UDP, Site
 from .harness import Node, eventually, run
+from .tunnel import Echo, certificate
 
 _FROM = re.compile(r"\[(\d+) [^]]+\] inbound/hysteria2\[in\]: inbound connection from (\S+)$")
 _WHOSE = re.compile(r"\[(\d+) [^]]+\] inbound/hysteria2\[in\]: \[(\S+)\] inbound connection to ")
@@ -52,13 +53,8 @@ class HoppingSite(Site):
         self._enter = ["nsenter", "-t", str(self._process.pid), "-n"]
         run(*self._enter, "ip", "link", "set", "lo", "up")
         directory = node.directory
-        run(
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-            "-nodes", "-subj", "/CN=lab", "-days", "2", "-keyout", str(directory / "key.pem"),
-            "-out", str(directory / "cert.pem"),
-        )  # fmt: skip
-        self._target = socket.create_server(("127.0.0.1", TARGET_PORT))
-        threading.Thread(target=self._serve, daemon=True).start()
+        certificate(directory)
+        self._target = Echo(TARGET_PORT)
 
     def serve(self, **users: str) -> None:
         """The engine, whose users are {name: password}."""
@@ -159,22 +155,6 @@ class HoppingSite(Site):
     def _drain(client: subprocess.Popen[str]) -> None:
         assert client.stderr is not None
         for _line in client.stderr:
-            pass
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                peer, _ = self._target.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._echo, args=(peer,), daemon=True).start()
-
-    @staticmethod
-    def _echo(peer: socket.socket) -> None:
-        try:
-            while data := peer.recv(65_536):
-                peer.sendall(data)
-        except OSError:
             pass
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from vff_qos.state import State
 from .harness import Client, eventually, look, send_through, status
 from .healing import WITHIN_S, WholeNode, plan_without_filters
 from .sources_node import SourcesNode
+from .static_node import WithIdentities
 
 STATIC = """
 services:
@@ -34,7 +35,7 @@ users:
 """
 
 
-class PeopleNode(SourcesNode, WholeNode):
+class PeopleNode(WithIdentities, SourcesNode, WholeNode):
     """A node with two logs, a webhook, services and a network."""
 
     def __init__(self, directory: Path, identities: str = PEOPLE) -> None:
@@ -44,20 +45,6 @@ class PeopleNode(SourcesNode, WholeNode):
         self.identify(identities)
         for port in (7000, 7002):
             self.listeners.append(socket.create_server(("127.0.0.1", port)))
-
-    def identify(self, text: str) -> None:
-        """Others from now on."""
-        (self.directory / "identities.yml").write_text(text)
-
-    def from_office(self, port: int = 4430) -> Client:
-        """A connection from 127.0.0.2."""
-        client = Client.__new__(Client)
-        client.sock = socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0))
-        client.address, client.port = client.sock.getsockname()
-        client.text = client.address
-        packed = socket.inet_aton("127.0.0.2")
-        client.flow = Client("127.0.0.1", port).flow._replace(src=packed, sport=client.port)
-        return client
 
     def owner(self, client: Client) -> str | None:
         """Who has the class that a flow is in, as the state says; None for nobody."""

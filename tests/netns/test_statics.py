@@ -15,6 +15,7 @@ from vff_qos.kernel.packed.conntrack import prepare
 
 from .harness import Client, eventually, look, run, send_through, status
 from .healing import WITHIN_S, WholeNode, plan_without_filters
+from .static_node import WithIdentities
 
 FILE = """
 services:
@@ -32,7 +33,7 @@ match:
 """
 
 
-class StaticNode(WholeNode):
+class StaticNode(WithIdentities, WholeNode):
     """A node with services, a network, and servers for them."""
 
     def __init__(self, directory: Path, settings: str = "") -> None:
@@ -42,20 +43,6 @@ class StaticNode(WholeNode):
         for port in (7000, 7002, 7010):
             listener = socket.create_server(("127.0.0.1", port))
             self.listeners.append(listener)
-
-    def identify(self, text: str) -> None:
-        """Others from now on."""
-        (self.directory / "identities.yml").write_text(text)
-
-    def from_office(self, port: int = 4430) -> Client:
-        """A connection from 127.0.0.2."""
-        client = Client.__new__(Client)
-        client.sock = socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0))
-        client.address, client.port = client.sock.getsockname()
-        client.text = client.address
-        packed = socket.inet_aton("127.0.0.2"), socket.inet_aton("127.0.0.1")
-        client.flow = Client("127.0.0.1", port).flow._replace(src=packed[0], sport=client.port)
-        return client
 
     def user_of(self, client: Client) -> str | None:
         """Whose class a flow is in, as ``status`` says."""

@@ -32,7 +32,7 @@ from lab.internet import Internet
 from lab.labnode import GUEST
 from lab.machine import Load
 from lab.progress import say, step
-from lab.snapshot import difference
+from lab.snapshot import COUNTED, difference, without_counts
 from lab.snapshot import snapshot as take_snapshot
 from lab.streams import ECHO, Download, Target, connect, echoes
 from lab.trials import (
@@ -190,7 +190,7 @@ def kernel() -> None:
     """The first time write the kernel's objects down, after that compare with them."""
     lab = attach()
     await_pool(lab)
-    seen = lab.node.ssh(KERNEL)
+    seen = without_counts(lab.node.ssh(KERNEL))
     note = NOTES / "kernel"
     changed = difference(note.read_text(), seen) if note.exists() else []
     if changed:
@@ -727,6 +727,7 @@ def healing() -> None:
     lab.node.put(GUEST / "heal.py", "/opt/lab/heal.py")
 
     def heal(**job: object) -> Any:
+        job["forget"] = COUNTED
         done = lab.node.run("/usr/bin/python3 /opt/lab/heal.py", stdin=json.dumps(job))
         return json.loads(done.stdout)
 

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
+from lab.snapshot import without_counts
 from vff_qos.core.flow import Flow
 from vff_qos.core.htb import user_class
 from vff_qos.core.plan.desired import desired, our_table
@@ -338,17 +339,22 @@ def vff_qos(
 
 
 def snapshot() -> dict[str, str]:
-    """Everything that could be left behind."""
+    """Everything that could be left behind; nothing that a single packet changes."""
     links = json.loads(run("ip", "-j", "-d", "link"))
     names = [link["ifname"] for link in links]
     return {
         "links": run("ip", "-br", "link"),
         "addresses": run("ip", "-br", "address"),
-        "qdiscs": "\n".join(sorted(run("tc", "qdisc", "show").splitlines())),
+        "qdiscs": "\n".join(shown_qdiscs()),
         "ingress": "".join(run("tc", "filter", "show", "dev", n, "ingress") for n in names),
         "egress": "".join(run("tc", "filter", "show", "dev", n, "egress") for n in names),
         "nft": run("nft", "list", "tables").replace("table inet track\n", ""),
     }
+
+
+def shown_qdiscs(*of: str) -> list[str]:
+    """Lines of ``tc qdisc show``, in an order of their own; ``of``: ``dev`` and a name."""
+    return sorted(without_counts(run("tc", "qdisc", "show", *of)).splitlines())
 
 
 def root_of(dev: str) -> str:
@@ -433,12 +439,8 @@ class Module:
 
     def __init__(self, **params: object) -> None:
         self.params: dict[str, Any] = {
-            "wan": "auto",
-            "ifb": "vffqos0",
-            "handle": "5100",
-            "take_foreign_root": False,
-            **params,
-        }
+            "wan": "auto", "ifb": "vffqos0", "handle": "5100", "take_foreign_root": False, **params
+        }  # fmt: skip
 
     def run_command(
         self, command: list[str], environ_update: dict[str, str] | None = None

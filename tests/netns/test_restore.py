@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from vff_qos.commands import bootstrap
 from vff_qos.core.settings import Settings
 
-from .harness import Memory, Network, run, vff_qos
+from .harness import WAN, Memory, Network, run, shown_qdiscs, snapshot, vff_qos
 
 
 def test_a_saved_ruleset_that_is_loaded_again_is_healed(
@@ -29,6 +30,18 @@ def test_a_saved_ruleset_that_is_loaded_again_is_healed(
     assert bootstrap.reconcile(settings, memory) == []
 
 
+@pytest.mark.usefixtures("net")
+def test_a_packet_that_passes_an_htb_by_changes_no_comparison() -> None:
+    """The kernel sends some by itself, whenever it likes."""
+    run("tc", "qdisc", "add", "dev", WAN, "root", "handle", "1:", "htb")
+    before, counted = snapshot(), run("tc", "qdisc", "show")
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((WAN, 0))
+        sock.send(bytes(60))
+    assert run("tc", "qdisc", "show") != counted
+    assert snapshot() == before
+
+
 @pytest.mark.parametrize("root", ["mq", "handle 1234: mq"])
 def test_multiqueue_with_children_of_somebody_comes_back(
     settings: Settings,
@@ -43,13 +56,13 @@ def test_multiqueue_with_children_of_somebody_comes_back(
         where = ["parent", f"{handle}{queue}", "handle", child]
         run("tc", "qdisc", "replace", "dev", "mq0", *where, *words.split())
     run("tc", "qdisc", "replace", "dev", "mq0", "parent", "2:1", "handle", "1:", "bfifo")
-    before = sorted(run("tc", "qdisc", "show", "dev", "mq0").splitlines())
+    before = shown_qdiscs("dev", "mq0")
     memory = Memory()
     consent = replace(settings, wan="mq0", take_foreign_root=True)
     bootstrap.reconcile(consent, memory)
     lines = bootstrap.remove(consent, memory)
     assert f"restore root qdisc mq {handle} of mq0, with 3 qdiscs below it" in lines
-    assert sorted(run("tc", "qdisc", "show", "dev", "mq0").splitlines()) == before
+    assert shown_qdiscs("dev", "mq0") == before
 
 
 _TIMESTAMP = Path("/proc/sys/net/netfilter/nf_conntrack_timestamp")

@@ -19,7 +19,7 @@ from vff_qos.core.settings import Settings
 from vff_qos.errors import Refused
 from vff_qos.kernel.packed import tc
 
-from .harness import CLIENT, MARK, WAN, Flood, Memory, Network, root_of, run
+from .harness import CLIENT, MARK, WAN, Flood, Memory, Network, root_of, run, shown_qdiscs
 
 _CEIL_BPS = 20_000_000
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2  # not in Python's socket module
@@ -146,10 +146,10 @@ def test_a_tbf_of_somebody_else_is_not_taken_for_a_splitter(
     run("ip", "link", "add", "other0", "type", "veth", "peer", "other1")
     foreign = ["root", "handle", "5101:", "tbf", "rate", "7mbit", "burst", "7k", "limit", "7k"]
     run("tc", "qdisc", "add", "dev", "other0", *foreign)
-    before, memory = run("tc", "qdisc", "show", "dev", "other0"), Memory()
+    before, memory = shown_qdiscs("dev", "other0"), Memory()
     bootstrap.reconcile(settings, memory)
     bootstrap.remove(settings, memory)
-    assert run("tc", "qdisc", "show", "dev", "other0") == before
+    assert shown_qdiscs("dev", "other0") == before
     run("tc", "qdisc", "add", "dev", WAN, *foreign)
     with pytest.raises(Refused, match="is tbf 5101:, which somebody set"):
         bootstrap.reconcile(settings, memory)

@@ -26,7 +26,7 @@ from vff_qos.lock import Lock
 from vff_qos.state import KERNEL_RECORD, State
 
 from .connections import connection, marks, preflight
-from .harness import Memory, Network, root_of, run, snapshot
+from .harness import Memory, Network, root_of, run, shown_qdiscs, snapshot
 from .queues import lead_packets, redirect_uploads, use_queues
 
 TWO = Layout(0x5100, 2)
@@ -178,14 +178,14 @@ def test_an_mq_of_somebody_comes_back_with_its_leaves(two: Settings, root: str) 
     handle = run("tc", "qdisc", "show", "dev", "mq0", "root").split()[2]
     run("tc", "qdisc", "replace", "dev", "mq0", "parent", f"{handle}2", "handle", "2:", "pfifo",
         "limit", "71")  # fmt: skip
-    before, memory = sorted(run("tc", "qdisc", "show", "dev", "mq0").splitlines()), Memory()
+    before, memory = shown_qdiscs("dev", "mq0"), Memory()
     with pytest.raises(Refused, match="which somebody set"):
         bootstrap.reconcile(two, memory)
     consent = replace(two, take_foreign_root=True)
     bootstrap.reconcile(consent, memory)
     assert root_of("mq0") == "mq 51ff:"
     bootstrap.remove(consent, memory)
-    assert sorted(run("tc", "qdisc", "show", "dev", "mq0").splitlines()) == before
+    assert shown_qdiscs("dev", "mq0") == before
 
 
 def test_the_kill_switch_lifts_the_limits_of_every_tree(two: Settings, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Break something and wait until the agent has mended it; runs on the node.
 
 Reads a job (JSON) on standard input: {"command": what breaks it, "test": a shell command or null,
-"healthy": lines of a state, "timeout_s"}. Writes {"took_s": seconds or null, "differs": lines}.
-Mended is what passes the test or, without one, what is as it was. Without a command it writes the
-state of now.
+"healthy": lines of a state, "timeout_s"}, and in any case "forget": a regular expression of what
+does not matter. Writes {"took_s": seconds or null, "differs": lines}. Mended is what passes the
+test or, without one, what is as it was. Without a command it writes the state of now.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ PAUSE_S = 1.0
 #: Numbers and addresses of devices do not matter, nor do leaves of fq_codel. wan7 is wan0, renamed.
 FORGET = [
     (r"wan7", "wan0"),
-    (r" direct_packets_stat \d+", ""),
     (r"\bindex \d+", ""),
     (r"(?m)^class fq_codel .*\n", ""),
 ]
@@ -82,6 +81,7 @@ def mend(
 
 def main() -> None:
     job = json.load(sys.stdin)
+    FORGET.append((job["forget"], ""))
     if "command" not in job:
         json.dump(state(), sys.stdout)
         return

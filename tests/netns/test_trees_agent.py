@@ -14,7 +14,7 @@ from vff_qos.kernel.packed.tc import Tc
 
 from .harness import Client, root_of, run, status
 from .healing import HealingNode, plan_without_filters
-from .queues import use_queues
+from .queues import lead_packets, use_queues
 
 
 @pytest.fixture
@@ -104,6 +104,43 @@ def test_a_user_moves_where_trees_have_become_uneven(node: HealingNode) -> None:
     assert [node.mark(client) for client in (carol, another, third)] == [after] * 3
     shown = {one["email"]: one["class"] for one in status(node)["users"]}
     assert shown["carol@x"] == now
+
+
+def apply(node: HealingNode, **rates: str) -> None:
+    """Limits of users at x, in both directions."""
+    (node.directory / "policy.d").mkdir(exist_ok=True)
+    entries = (f"{name}@x: {{upload: {rate}, download: {rate}}}" for name, rate in rates.items())
+    text = f"users: {{{', '.join(entries)}}}"
+    (node.directory / "policy.d" / "rates.yml").write_text(text)
+    node.run("policy", "apply")
+
+
+def test_what_waits_for_a_user_who_moves_leaves_no_more(node: HealingNode) -> None:
+    """Or the user would have the limits of two classes, for as long as it lasts."""
+    _bob, carol = users(node, "bob@x", "carol@x")
+    apply(node, alice="3mbit", bob="2mbit", carol="1mbit")
+    before = node.mark(carol) or 0
+    assert before >> 16 == 0x5101
+    lead_packets("wan0")
+    frame, count = bytes.fromhex("0200000000090200000000010800") + bytes(1_500), 500
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, before)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2_000_000)
+        sock.bind(("wan0", 0x0800))
+        for _ in range(count):  # six seconds of the limit
+            sock.send(frame)
+
+    def waiting() -> tuple[int, int]:
+        with closing(Tc()) as tc:
+            state = tc.classes(socket.if_nametoindex("wan0"), 0x5101, 1)[before & 0xFFFF]
+        return state.backlog_bytes, state.sent_bytes
+
+    assert waiting()[0] > 0
+    apply(node, alice="500kbit", bob="2mbit", carol="1mbit")
+    node.wait(lambda: (node.mark(carol) or 0) >> 16 == 0x5100)
+    node.wait(lambda: waiting()[0] == 0)
+    assert waiting()[1] < count * len(frame)
+    assert is_right(node, carol, 2)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 Users go to the lightest tree when they come (`core.balance`), but limits change, others leave, and
 with another number of trees everybody is where their minor says.  A user who moves gets a minor of
 the other tree and its class first, then all their flows that class's mark.  What still waits in the
-old class leaves at the old limit, within the time that its queue aims at: a user has so much more
-once, and the burst of a class that begins.
+old class is dropped then, or the user would have both limits for as long as it lasts: some ms of a
+TCP connection, which takes it for one of CoDel's drops, seconds of who sends without listening.
 """
 
 from __future__ import annotations
@@ -67,14 +67,16 @@ class Balancing:
             return False
         before = owner.minor
         try:
-            after = registry.move(owner, move[1]).minor
+            moved, left = registry.move(owner, move[1])
         except Exhausted:
             return False  # that tree has no minor left
+        after = moved.minor
         if not registry.classes.has(after):
             return True  # the kernel has refused it: the old class holds until the next word
         mirror = self._flows.mirror
         flows = list(mirror.flows_of(before))
         self._marking.give((client, record, record & ~MINOR | after) for client, record in flows)
+        registry.leave(left)
         self._journal.tell(
             events.BALANCED, self._layout.mark(after), email=owner.key,
             before=format_classid(self._layout.mark(before)), flows=len(flows),

@@ -188,20 +188,25 @@ class Registry:
             if owner.is_user and owner.state == ACTIVE:
                 self.balance.put(owner.minor, wanted_bps(self.classes.limits(owner)))
 
-    def move(self, owner: Owner, tree: int) -> Owner:
+    def move(self, owner: Owner, tree: int) -> tuple[Owner, Owner]:
         """Give a user another minor, whose class is made; their flows are the caller's to mark.
 
-        Raises Exhausted.
+        Returns the record as it is now, and that of the old minor, whose class still is the
+        user's: `leave` it then.  Raises Exhausted.
         """
+        self.commit()
         rest = f"{ORPHAN}{owner.minor:x}"
         moved, displaced, left = self.minors.move(owner, tree, rest, self._clock())
-        if displaced is not None:
-            self._gone.append(displaced)
         self.displaced += [moved.minor, left.minor]
-        self._fresh |= {left.minor: left, moved.minor: moved}
-        self.commit()
+        self.save([left, moved], [] if displaced is None else [displaced])
+        self.ensure([moved])
         self.weigh()
-        return moved
+        return moved, left
+
+    def leave(self, left: Owner) -> None:
+        """No flow has the mark of this class any more: it waits for its next owner, empty."""
+        for error in self.classes.ensure([left]) + self.classes.empty(left):
+            self.refused(error)
 
     def own_email(self, email: bytes) -> Owner:
         """As `own`, for a user as the source of claims writes the email."""

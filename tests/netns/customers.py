@@ -109,13 +109,17 @@ class Site:
             for address in (*CUSTOMERS, STRANGER):
                 run("ip", "address", "add", f"{address}/24", "dev", "wan1")
         self._sockets: list[socket.socket] = []
+        #: By port, of TCP and UDP.
+        self.listeners: list[socket.socket] = []
+        self.answerers: list[socket.socket] = []
         for port in ports:
             listener = socket.socket()
             listener.bind(("0.0.0.0", port))
             listener.listen(4096)
             answerer = socket.socket(type=socket.SOCK_DGRAM)
             answerer.bind(("0.0.0.0", port))
-            self._sockets += [listener, answerer]
+            self.listeners.append(listener)
+            self.answerers.append(answerer)
         self.set(service_ports=list(ports))
 
     def set(self, **more: object) -> None:
@@ -198,7 +202,7 @@ class Site:
 
     def close(self) -> None:
         """End it."""
-        for sock in self._sockets:
+        for sock in (*self._sockets, *self.listeners, *self.answerers):
             sock.close()
         self._process.kill()
         self._process.wait()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
+import pytest
+
 from vff_qos.core.flow import Flow
+from vff_qos.core.htb import ClassState
 from vff_qos.kernel.packed.sockets import end_connections
+from vff_qos.kernel.packed.tc import Tc
 
 from .customers import CUSTOMERS, NODE, TCP, UDP, Connection, Site, is_reset, lives
-from .harness import cut_marks, eventually, run
+from .harness import MAJOR, cut_marks, eventually, run
 
 ALICE, BOB = "alice@x", "bob@x"
 
@@ -142,3 +147,81 @@ def test_the_next_connection_from_an_ended_ones_port_is_nobodys(site: Site) -> N
     site.node.write(bobs.line(BOB))
     eventually(lambda: site.holders(bobs) == [BOB])
     assert lives(bobs)
+
+
+class Downloads:
+    """What the node sends goes by the class of its mark, as the filter of a real node has it."""
+
+    def __init__(self, site: Site, *connections: Connection) -> None:
+        self.marks = [site.mark(connection) for connection in connections]
+        classes = ", ".join(f"{mark:#x} : 5100:{mark & 0xFFFF:x}" for mark in self.marks)
+        run(
+            "nft", "-f", "-",
+            stdin="table inet lab { chain out { type filter hook postrouting priority 0; "
+            f"meta priority set meta mark map {{ {classes} }}; }}; }}",
+        )  # fmt: skip
+
+    def state(self, which: int = 0) -> ClassState:
+        """The user's class at the WAN device."""
+        with contextlib.closing(Tc()) as tc:
+            found = tc.classes(socket.if_nametoindex("wan0"), MAJOR)
+        return found[self.marks[which] & 0xFFFF]
+
+
+def test_what_waits_in_the_queue_goes_and_the_reset_does_not_wait(site: Site) -> None:
+    site.node.write_policy(f"users: {{{ALICE}: {{download: 100kbit}}}}")
+    (alices,) = given(site, ALICE)
+    downloads = Downloads(site, alices)
+    ours, _end = site.listeners[0].accept()
+    ours.setblocking(False)
+    with ours, contextlib.suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(65_536))
+    alices.sock.settimeout(20)
+    eventually(lambda: alices.sock.recv(1 << 20) and downloads.state().backlog_bytes > 20_000)
+    site.node.run("cut", ALICE)
+    assert downloads.state().backlog_bytes == 0
+    # At the trickle 20 kB take 20 s.
+    alices.sock.settimeout(5)
+    with pytest.raises(ConnectionResetError):
+        while True:
+            assert alices.sock.recv(1 << 20)
+
+
+def test_datagrams_to_them_end_too_and_the_sender_hears_of_it(site: Site) -> None:
+    site.node.write_policy(f"users: {{{ALICE}: {{download: 100kbit}}}}")
+    alices, bobs = given(site, ALICE, BOB, proto=UDP)
+    downloads, ours = Downloads(site, alices, bobs), site.answerers[0]
+    for _ in range(50):
+        ours.sendto(bytes(1_000), alices.source)
+    assert downloads.state().backlog_bytes > 20_000
+    site.node.run("cut", ALICE)
+    before = downloads.state()
+    for _ in range(5):
+        with pytest.raises(PermissionError):
+            ours.sendto(bytes(1_000), alices.source)
+        ours.sendto(b"heard", bobs.source)
+    assert downloads.state() == before and before.backlog_bytes == 0
+    assert [bobs.sock.recv(10) for _ in range(5)] == 5 * [b"heard"]
+
+
+def test_datagrams_to_one_address_end_and_those_to_others_do_not(site: Site) -> None:
+    (here,), there = given(site, ALICE, proto=UDP), site.connect(CUSTOMERS[1], proto=UDP)
+    site.node.write(there.line(ALICE))
+    eventually(lambda: site.holders(there) == [ALICE])
+    site.node.run("cut", ALICE, "--address", CUSTOMERS[0])
+    ours = site.answerers[0]
+    with pytest.raises(PermissionError):
+        ours.sendto(b"lost", here.source)
+    ours.sendto(b"heard", there.source)
+    assert there.sock.recv(10) == b"heard"
+
+
+def test_a_proxy_of_this_host_hears_of_it(site: Site) -> None:
+    """One that stands before the engine, and says nothing by itself."""
+    before = Connection(socket.create_connection((NODE[0], 443)), TCP, (NODE[0], 443))
+    site.node.write(before.line(ALICE))
+    eventually(lambda: site.holders(before) == [ALICE])
+    site.node.run("cut", ALICE)
+    eventually(lambda: is_reset(before), 1.0)
+    before.sock.close()

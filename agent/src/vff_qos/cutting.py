@@ -1,7 +1,9 @@
 """Users who are cut off: their connections end at once, and new ones as soon as they are known.
 
-nft answers packets of their marks with a reset and drops their UDP (core/plan/nft_table.py); what
-has its socket on this host ends without waiting for a packet.
+nft answers packets of their marks with a reset and drops their UDP, both ways
+(core/plan/nft_table.py); what has its socket on this host ends without waiting for a packet.  Marks
+are in the set before sockets end: from then on nothing but resets leaves, and these by no class, so
+that they wait for no queue.
 """
 
 from __future__ import annotations
@@ -59,18 +61,19 @@ class Cuts:
             self._put([self._layout.mark(ENDED_MINOR)], [])
             self._ends_marked = True
 
-    def change(self, cut: set[int], others: set[int]) -> None:
-        """Cut off the users of ``cut``, and nobody of ``others``.  Raises KernelRefused."""
+    def change(self, cut: set[int], others: set[int]) -> frozenset[int]:
+        """Cut off the users of ``cut``, and nobody of ``others``; returns who was not before.
+
+        What waits in their queues still leaves: the caller has these emptied.  Raises
+        KernelRefused.
+        """
         known = self.minors
-        fresh, gone = cut - known, others & known
-        if not fresh and not gone:
-            return
-        # First the sockets: nft would keep their last word, the reset, from leaving.
-        self._end(fresh)
-        mark = self._layout.mark
-        self._put([mark(m) for m in fresh], [mark(m) for m in gone])
-        self._minors = known - gone | fresh
-        self._end(fresh)
+        fresh, gone = frozenset(cut - known), others & known
+        if fresh or gone:
+            mark = self._layout.mark
+            self._put([mark(m) for m in fresh], [mark(m) for m in gone])
+            self._minors = known - gone | fresh
+        return fresh
 
     def _put(self, marks: list[int], gone: list[int]) -> None:
         elements = CutSet()
@@ -95,16 +98,21 @@ class Cuts:
                 if (flow := decode_tuple(entry.tuple_raw)) is not None
                 and address_key(unmapped(flow.src)) == place
             ]
-            end_connections(flow for _entry, flow in found)
             self.end_marked()
             ended = layout.mark(ENDED_MINOR)
             conntrack.set_entries([(entry, ended) for entry, _flow in found])
+            end_connections(flow for _entry, flow in found)
         finally:
             conntrack.close()
         return len(found)
 
-    def _end(self, minors: Set[int]) -> None:
-        """End all live TCP connections of these users whose sockets are on this host."""
+    def end(self, minors: Set[int]) -> None:
+        """End all live TCP connections of these users whose sockets are on this host.
+
+        Raises KernelRefused.
+        """
+        if not minors:
+            return
         marks = {self._layout.mark(minor) for minor in minors}
         conntrack = Conntrack()
         try:

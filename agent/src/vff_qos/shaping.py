@@ -246,7 +246,29 @@ class Classes:
         if self._may_cut():
             every = {owner.minor: owner for owner in owners}
             cut = {minor for minor, owner in every.items() if self._is_cut(owner)}
-            self.cuts.change(cut, every.keys() - cut)
+            fresh = self.cuts.change(cut, every.keys() - cut)
+            try:
+                self._empty([every[minor] for minor in fresh])
+            finally:
+                self.cuts.end(fresh)
+
+    def _empty(self, owners: list[Owner]) -> None:
+        """Drop what waits in the queues of ``owners``: at the trickle it would leave for minutes.
+
+        Leaves are made anew.  Raises KernelRefused.
+        """
+        requests: list[Request] = []
+        for owner in owners:
+            leaf = self.leaf(owner)
+            for ifindex, params in zip(self.devices, self.params(owner), strict=True):
+                key = ClassKey(ifindex, self._layout.tree(owner.minor), owner.minor)
+                target_us = leaf_target_us(params.ceil_bps, self._node)
+                requests += [delete_leaf(key), add_leaf(key, leaf, target_us)]
+        for index, code, what in self._tc.attempt(requests):
+            if index % 2 == 0 and code in (errno.ENOENT, errno.EINVAL):
+                continue  # there was none
+            self._note_leaf(owners[index // 4].minor, _MIXED)
+            raise KernelRefused(code, what)
 
     def _may_cut(self) -> bool:
         """Whether anybody is cut off, or is to be."""

@@ -21,7 +21,7 @@ class Ending:
     def end(self, flows: list[Held]) -> None:
         """End these.  Raises KernelRefused."""
         mirror = self._flows.mirror
-        # First the sockets: nft would keep their last word, the reset, from leaving.
+        # First the sockets: what ends with them needs no mark.
         named = [(mirror.flow(client, record), client, record) for client, record in flows]
         ended = set(end_connections(flow for flow, _client, _record in named))
         rest = []

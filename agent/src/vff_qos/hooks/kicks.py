@@ -1,8 +1,8 @@
 """Hysteria's trafficStats: who is there, what they have moved, and the end of who is cut off.
 
-The kernel drops the packets of who is cut off at once; a kick ends the connection, so that the
-client does not hop and hope.  One kick ends one of a user's connections (Hysteria app 2.13), hence
-it is said until nobody is there.
+The kernel drops the packets of who is cut off at once, both ways, and whoever sends to them is told
+(EPERM), which ends a busy connection; a kick ends the idle ones, too.  One kick ends one of a
+user's connections (Hysteria app 2.13), hence it is said until nobody is there.
 """
 
 from __future__ import annotations

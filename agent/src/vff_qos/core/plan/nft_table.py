@@ -3,8 +3,9 @@
 See libnftables-json(5).  ``post`` gives packets of a marked flow their flow's mark.  ``pre`` takes
 our mark away that a packet carried through the IFB, before routing can see it.  ``early`` gives new
 flows to the service ports a provisional mark if their source is known; the agent fills the maps.
-``cut`` ends the connections of users whose marks are in the set of that name.  ``flood`` paces new
-flows to the service ports from addresses that the agent has put into its sets.
+``cut`` ends the connections of users whose marks are in the set of that name; what is still sent to
+them ends in ``post``.  ``flood`` paces new flows to the service ports from addresses that the agent
+has put into its sets.
 ``static`` gives new flows to services and from networks (core/identities.py) their mark, and
 ``static_back`` those whose first packet comes from here, because somebody has emptied conntrack's
 table.  An established flow costs one look at its state, whatever the maps hold.
@@ -66,8 +67,9 @@ def table(settings: Settings) -> Listing:
         _chain("pre", "prerouting", -300),
         _chain("post", "postrouting", -150),
         _mangle("pre", [_tagged("meta", layout.tag_mask, tag)], "meta", 0),
+        *_cut(),
     ]
-    objects += [*_static(settings), *_cut(), *_flood_guard(settings), *_hop(settings)]
+    objects += [*_static(settings), *_flood_guard(settings), *_hop(settings)]
     objects += quic_rules(settings, TABLE)[0]
     if not settings.early_shaping:
         return [*objects, _mangle("post", [_tagged("ct", layout.tag_mask, tag)], "meta", _CT_MARK)]
@@ -121,18 +123,33 @@ def _range(hop: Hop) -> Json:
 
 
 def _cut() -> Listing:
-    """What ends the connections of marks in the set: in the chain where both directions of what
-    goes to a container pass, and all that clients send.  Others pay one look-up."""
+    """What ends the connections of marks in the set.  Others pay one look-up in each direction.
+
+    ``cut`` stands where both directions of what goes to a container pass, and all that clients
+    send.  What programs of this host send (datagrams: TCP has no socket any more) ends in ``post``,
+    and the program is told (EPERM): so a QUIC server ends the connection on its side, too.  Resets
+    pass everywhere; in ``post`` without the mark, so that they wait in no class's queue.
+    """
     body: dict[str, Json] = {"family": "inet", "table": TABLE, "name": CUT}
+    reset: list[Json] = [
+        _match({"payload": {"protocol": "tcp", "field": "flags"}}, "rst", "in"),
+        {"accept": None},
+    ]
     tcp: list[Json] = [_match({"meta": {"key": "l4proto"}}, 6), {"reject": {"type": "tcp reset"}}]
+    is_cut = _match(_CT_MARK, f"@{CUT}")
     return [
         # After conntrack (-200), which knows the mark.
         _chain("cut", "prerouting", -150),
-        {"chain": {"family": "inet", "table": TABLE, "name": "cut_off"}},
+        _jump_chain("cut_off"),
+        _jump_chain("cut_out"),
         {"set": {**body, "type": "mark", "size": MAX_CUT}},
-        _rule("cut", [_match(_CT_MARK, f"@{CUT}"), {"goto": {"target": "cut_off"}}]),
+        _rule("cut", [is_cut, {"goto": {"target": "cut_off"}}]),
+        _rule("cut_off", reset),
         _rule("cut_off", tcp),
         _rule("cut_off", [{"drop": None}]),
+        _rule("post", [is_cut, {"goto": {"target": "cut_out"}}]),
+        _rule("cut_out", reset),
+        _rule("cut_out", [{"drop": None}]),
     ]
 
 

@@ -178,6 +178,27 @@ def test_another_number_of_queues_takes_everybody_along(node: HealingNode) -> No
     assert os.path.exists(f"/proc/{node.agent.pid}")
 
 
+def test_whoever_has_connections_has_a_class_before_the_agent_has_begun_anew(
+    node: HealingNode,
+) -> None:
+    clients = [node.client, *users(node, "bob@x", "carol@x")]
+    (away,) = users(node, "dave@x")
+    minor = (node.mark(away) or 0) & 0xFFFF
+    node.stop()
+    away.sock.close()
+    run("conntrack", "-D", "-p", "tcp", "--sport", str(away.port))
+    for queues in (1, 2):
+        use_queues("wan0", queues)
+        said = node.run("bootstrap", "--repair")
+        assert "add the classes of 3 users with live connections" in said
+        assert all(is_right(node, client, queues) for client in clients)
+        with closing(Tc()) as tc:
+            assert minor not in tc.params(socket.if_nametoindex("wan0"), 0x5100, queues)
+        assert "no change" in node.run("bootstrap", "--repair")
+    node.start()
+    wait_for_trees(node, clients, 2)
+
+
 def test_the_kill_switch_and_the_collector_know_every_tree(node: HealingNode) -> None:
     clients = [node.client, *users(node, "bob@x", "carol@x")]
     marks = [node.mark(client) for client in clients]

@@ -224,23 +224,6 @@ class Classes:
             refused.append(error)
         return refused
 
-    def empty(self, owner: Owner) -> list[KernelRefused]:
-        """Drop what waits in an owner's class; returns what the kernel refused.
-
-        The leaf is made anew: no qdisc of the kernel can be told to drop what it has.
-        """
-        requests: list[Request] = []
-        for ifindex, params in zip(self.devices, self.params(owner), strict=True):
-            key = ClassKey(ifindex, self._layout.tree(owner.minor), owner.minor)
-            target_us = leaf_target_us(params.ceil_bps, self._node)
-            requests += [delete_leaf(key), add_leaf(key, self.leaf(owner), target_us)]
-        # Others may have deleted it a moment ago.
-        return [
-            KernelRefused(code, what)
-            for index, code, what in self._tc.attempt(requests)
-            if index % 2 or code not in (errno.ENOENT, errno.EINVAL)
-        ]
-
     def _cut(self, owners: Iterable[Owner]) -> None:
         """Cut off those of ``owners`` whose limits say so, and nobody else of them."""
         if self._may_cut():
@@ -248,12 +231,13 @@ class Classes:
             cut = {minor for minor, owner in every.items() if self._is_cut(owner)}
             fresh = self.cuts.change(cut, every.keys() - cut)
             try:
-                self._empty([every[minor] for minor in fresh])
+                self.empty([every[minor] for minor in fresh])
             finally:
                 self.cuts.end(fresh)
 
-    def _empty(self, owners: list[Owner]) -> None:
-        """Drop what waits in the queues of ``owners``: at the trickle it would leave for minutes.
+    def empty(self, owners: list[Owner]) -> None:
+        """Drop what waits in the queues of ``owners``: at the trickle of who is cut off it would
+        leave for minutes, beside the class of who has moved it would be a second limit.
 
         Leaves are made anew.  Raises KernelRefused.
         """

@@ -56,6 +56,7 @@ from ..state import KERNEL_RECORD
 from .books import book_now
 from .killswitch import resume
 from .node import Node
+from .relaying import layout_of, make_classes
 from .steps import carry_out
 from .suspend import lift_limits
 from .takeover import Memory, Takeover
@@ -71,7 +72,9 @@ def bring_up(node: Node, dry_run: bool, say: Callable[[list[str]], None]) -> Non
     _ = node.written_policy  # without one the follower cannot start
     if not dry_run:
         book_now(node, node.settings)  # a tree that is made anew counts from 0
-    say(reconcile(node.planned(node.settings), node.state, dry_run, Takeover(node)))
+    before = layout_of(node, node.settings)
+    lines = reconcile(node.planned(node.settings), node.state, dry_run, Takeover(node))
+    say(lines + make_classes(node, node.settings, before))
     if dry_run:
         return
     names = Names()
@@ -88,7 +91,9 @@ def bring_up(node: Node, dry_run: bool, say: Callable[[list[str]], None]) -> Non
 def heal(node: Node, dry_run: bool, say: Callable[[list[str]], None]) -> None:
     """``bootstrap --repair``: the follower's own repairs do not end what a person has ordered."""
     begun = Takeover(node, by_order=False)
-    say(repair(node.planned(node.settings_in_force), node.state, dry_run, begun))
+    before = layout_of(node, node.settings_in_force)
+    lines = repair(node.planned(node.settings_in_force), node.state, dry_run, begun)
+    say(lines + make_classes(node, node.settings_in_force, before))
 
 
 def take_down(node: Node, dry_run: bool, say: Callable[[list[str]], None]) -> None:

@@ -430,8 +430,9 @@ RELAID = JournalEvent(
     0x78, "relaid", NOTICE, "The number of trees has changed",
     "there are {trees} trees instead of {before}; the agent begins anew",
     "The WAN device uses another number of transmit queues ('ethtool -l'), or qos_trees has "
-    "changed. All trees are made anew, open connections get marks of the new ones, and users have "
-    "their classes again when the agent has begun anew, some tenths of a second later.",
+    "changed. All trees are made anew, open connections get marks of the new ones, and whose they "
+    "are has a class again at once, some tenths of a second after the change. All others have one "
+    "when the agent has begun anew.",
 )  # fmt: skip
 
 BALANCED = JournalEvent(

@@ -205,7 +205,11 @@ class Registry:
 
     def leave(self, left: Owner) -> None:
         """No flow has the mark of this class any more: it waits for its next owner, empty."""
-        for error in self.classes.ensure([left]) + self.classes.empty(left):
+        for error in self.classes.ensure([left]):
+            self.refused(error)
+        try:
+            self.classes.empty([left])
+        except KernelRefused as error:
             self.refused(error)
 
     def own_email(self, email: bytes) -> Owner:

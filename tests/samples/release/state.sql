@@ -1,0 +1,17 @@
+BEGIN TRANSACTION;
+CREATE TABLE overrides (email TEXT NOT NULL, origin TEXT NOT NULL, entry TEXT NOT NULL, until REAL, who TEXT NOT NULL, why TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (email, origin)) WITHOUT ROWID;
+INSERT INTO "overrides" VALUES('carol@x','operator','{"download": "1mbit"}',@UNTIL@,'root','ticket 1',1.795714428470772028e+09);
+CREATE TABLE owners (key TEXT PRIMARY KEY, minor INTEGER NOT NULL UNIQUE, state TEXT NOT NULL, since REAL NOT NULL, moved REAL NOT NULL, up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL, up_bps INTEGER, down_bps INTEGER) WITHOUT ROWID;
+INSERT INTO "owners" VALUES('alice@x',2,'active',1.79571457934503626819e+09,1.79571460566242098811e+09,0,2422400,NULL,NULL);
+INSERT INTO "owners" VALUES('bob@x',3,'active',1.79571457934507870668e+09,1.79571457934507870668e+09,0,0,NULL,NULL);
+INSERT INTO "owners" VALUES('carol@x',4,'active',1.79571457934509563442e+09,1.79571457934509563442e+09,0,0,NULL,NULL);
+INSERT INTO "owners" VALUES('dora@x',5,'active',1.79571457934510540959e+09,1.79571457934510540959e+09,0,0,NULL,NULL);
+CREATE TABLE usage (key TEXT PRIMARY KEY, minor INTEGER NOT NULL, up_seen INTEGER NOT NULL, down_seen INTEGER NOT NULL, json TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO "usage" VALUES('alice@x',2,0,0,'{"windows": {}, "quota": [@MONTH@, 0, 3000000000], "penalties": {}}');
+CREATE TABLE vals (name TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO "vals" VALUES('checkpoint','[{"device": @DEVICE@, "inode": @INODE@, "offset": @OFFSET@, "fingerprint": "@FINGERPRINT@"}]');
+INSERT INTO "vals" VALUES('kernel','{"major": 20736, "devices": {"wan0": {"index": @WAN@, "qdiscs": [], "ingress": true}}}');
+INSERT INTO "vals" VALUES('policy','[["default: {upload: 2mbit, download: 3mbit}\n", "/etc/vff-qos/policy.yml"]]');
+INSERT INTO "vals" VALUES('usage_read','1795714581.3483107');
+PRAGMA user_version=4;
+COMMIT;

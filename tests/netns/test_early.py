@@ -150,7 +150,7 @@ def first_packets(address: str, mark: int) -> str:
     table = f"""table inet spy {{
       counter marked {{ }}
       chain post {{
-        type filter hook postrouting priority 0
+        type filter hook postrouting priority {nft_table.POST_PRIORITY + 1}
         tcp flags & (syn | ack) == syn | ack meta mark {mark} counter name marked
       }}
     }}"""

@@ -45,6 +45,9 @@ STATIC_MAPS = (TCP_PORTS, UDP_PORTS, ENDS4, ENDS6, NETWORKS4, NETWORKS6)
 #: From this libnftables on JSON has the statements of a set; earlier ones leave them out.
 SETS_WITH_LIMITS = (1, 0, 6)
 
+#: Of the chain that gives packets their class; what looks at our mark comes later.
+POST_PRIORITY = 300
+
 Json = str | int | bool | None | list["Json"] | dict[str, "Json"]
 #: What libnftables lists: one object an item, ``{"chain": {...}}``.
 Listing = list[dict[str, Json]]
@@ -65,7 +68,9 @@ def table(settings: Settings) -> Listing:
     objects: Listing = [
         {"table": {"family": "inet", "name": TABLE}},
         _chain("pre", "prerouting", -300),
-        _chain("post", "postrouting", -150),
+        # The last word before the device: what else marks packets there (mangle, -150) must not
+        # hide the class, and NAT (100) must not take our mark for one of its own.
+        _chain("post", "postrouting", POST_PRIORITY),
         _mangle("pre", [_tagged("meta", layout.tag_mask, tag)], "meta", 0),
         *_cut(),
     ]

@@ -207,7 +207,7 @@ def test_another_mtu_is_followed_while_traffic_goes_on(
         for mtu in ("1280", "9000", "1500"):
             last = split_above()
             run("ip", "link", "set", "wan0", "mtu", mtu)
-            node.wait(lambda last=last: not split_above() & last)  # type: ignore[misc]
+            node.wait(lambda last=last: not split_above() & last)
             assert run("tc", "class", "show", "dev", "wan0") == before
         assert split_above() == first
     finally:

@@ -2,7 +2,8 @@
 and that it understands every line.
 
 The lab node runs the agent under them, and asks its own systemd the same (verify.yml of the
-molecule scenario).
+molecule scenario). With VFF_QOS_PLATFORMS=1 (`make test-platforms`) the systemd of Debian 13 is
+asked, too: its program and libraries, out of the lab's image.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 import pytest
 
 from checkout import ROLE, ROOT
+from lab import image
 
+SYSTEMDS = ["own", "trixie"] if os.environ.get("VFF_QOS_PLATFORMS") else ["own"]
 #: systemd-analyze(1): ten times the exposure.
 THRESHOLD = 15
 #: Doctor reads logs that may be in home directories, and into the engine's process.
@@ -88,13 +91,40 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module", params=SYSTEMDS)
+def analyze(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command systemd-analyze of a version."""
+    if request.param == "own":
+        return ["systemd-analyze"]
+    tree = tmp_path_factory.mktemp(request.param)
+    disk = str(image.ensure(request.param).disk)
+    library = f"{tree}/x86_64-linux-gnu"
+    asked = [
+        f"dump /usr/bin/systemd-analyze {tree}/systemd-analyze",
+        f"rdump /usr/lib/systemd {tree}",
+        f"rdump /usr/lib/x86_64-linux-gnu {tree}",
+    ]
+    for request_ in asked:
+        subprocess.run(["debugfs", "-R", request_, disk], check=True, capture_output=True)
+    return [
+        f"{library}/ld-linux-x86-64.so.2", "--library-path",
+        f"{library}:{library}/systemd:{tree}/systemd", f"{tree}/systemd-analyze",
+    ]  # fmt: skip
+
+
+def test_it_is_the_systemd_that_was_meant(analyze: list[str]) -> None:
+    said = subprocess.run([*analyze, "--version"], capture_output=True, text=True, check=True)
+    if len(analyze) > 1:
+        assert said.stdout.startswith("systemd 257 ")
+
+
 @pytest.mark.parametrize("source", SOURCES)
-def test_at_most_1_5_is_left_open(rendered: Path, source: str) -> None:
+def test_at_most_1_5_is_left_open(rendered: Path, analyze: list[str], source: str) -> None:
     units = sorted((rendered / source).glob("*.service"))
     assert len(units) == sum(name.endswith(".service.j2") for name in TEMPLATES)
     for unit in units:
         done = subprocess.run(
-            ["systemd-analyze", "security", "--offline=true", "--no-pager",
+            [*analyze, "security", "--offline=true", "--no-pager",
              f"--threshold={OPENER.get(unit.name, THRESHOLD)}", unit.name],
             cwd=unit.parent,
             capture_output=True,
@@ -105,10 +135,10 @@ def test_at_most_1_5_is_left_open(rendered: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_systemd_understands_every_line(rendered: Path, source: str) -> None:
+def test_systemd_understands_every_line(rendered: Path, analyze: list[str], source: str) -> None:
     units = sorted(path.name for path in (rendered / source).iterdir())
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
+        [*analyze, "verify", "--man=no", "--recursive-errors=no",
          *(f"./{name}" for name in units)],
         cwd=rendered / source,
         capture_output=True,
@@ -118,13 +148,13 @@ def test_systemd_understands_every_line(rendered: Path, source: str) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_a_line_that_it_does_not_know_would_be_seen(rendered: Path) -> None:
+def test_a_line_that_it_does_not_know_would_be_seen(rendered: Path, analyze: list[str]) -> None:
     """The words of `verify` are all that tells: it ends with 0 all the same."""
     unit = rendered / "wrong.service"
     text = (rendered / "file/vff-qos-gc.service").read_text()
     unit.write_text(text.replace("\nPrivateIPC=yes\n", "\nPrivateIpcs=yes\n"))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", f"./{unit.name}"],
+        [*analyze, "verify", "--man=no", "--recursive-errors=no", f"./{unit.name}"],
         cwd=rendered,
         capture_output=True,
         text=True,

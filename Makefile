@@ -76,8 +76,10 @@ test-unit: build ## Only what needs neither root nor a lab node
 	$(PY) -m pytest tests/unit -m 'not lint'
 
 .PHONY: test-platforms
-test-platforms: build ## What `make test` runs on one version, on all: ansible-core 2.16 to the newest
-	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/repository/test_ansible_cores.py
+test-platforms: build ## ansible-core 2.16 to the newest, Debian 13 with its systemd, a node that others share
+	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/repository/test_ansible_cores.py tests/unit/repository/test_hardening.py
+	$(PY) -m lab_tests.coexistence
+	VFF_QOS_SUITE=trixie $(MAKE) molecule
 
 .PHONY: test-sanity
 test-sanity: build ## ansible-test sanity on the collection as it is shipped

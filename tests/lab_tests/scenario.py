@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -50,6 +51,8 @@ from vff_qos.core.events import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "molecule"
+#: Debian's name of the node's release.
+SUITE = os.environ.get("VFF_QOS_SUITE", "bookworm")
 FOLDER = ROOT / "build" / "lab" / NAME
 INVENTORY = FOLDER / "inventory.yml"
 NOTES = ROOT / "build" / "molecule"
@@ -118,7 +121,7 @@ def up() -> None:
     if NOTES.exists():
         shutil.rmtree(NOTES)
     NOTES.mkdir(parents=True)
-    lab = Lab(NAME, persistent=True)
+    lab = Lab(NAME, suite=SUITE, persistent=True)
     lab.node.up()
     lab.start_engine(ALL_USERS)
     lab.node.inventory(INVENTORY)

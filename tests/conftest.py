@@ -13,6 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing of the code where other processes have the machine.
+settings.register_profile("vff.qos", deadline=None)
+settings.load_profile("vff.qos")
 
 _BUILD = Path(__file__).resolve().parents[1] / "build"
 

@@ -153,7 +153,7 @@ def role_variables(users: Sequence[User] = USERS) -> dict[str, object]:
     return {
         "qos_service_ports": list(SERVICE_PORTS),
         # The emulated node needs many times as long for everything, more under traffic.
-        "qos_confirm_sec": 120,
+        "qos_confirm_sec": 600,
         "qos_xray_access_log_path": "/var/log/xray/access.log",
         "qos_upload_default": _rate(DEFAULT_UPLOAD),
         "qos_download_default": _rate(DEFAULT_DOWNLOAD),

@@ -362,9 +362,7 @@ def test_whatever_lines_come_an_early_flow_ends_where_an_unmarked_one_does(scene
         key = owners[found & 0xFFFF] if found else "nobody"
         return "restricted" if key.startswith(RESTRICTED_KEY) else key
 
-    @settings(
-        max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(claims=CLAIMS)
     @example(claims=[(b"alice@x", False), (b"bob@x", False)])
     @example(claims=[(b"bob@x", True), (b"alice@x", False)])

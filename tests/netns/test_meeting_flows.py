@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from vff_qos.kernel.packed.conntrack import prepare
+
 from .customers import CUSTOMERS, NODE, UDP, Connection, Site
 from .harness import Node, eventually, run
 
@@ -48,6 +50,25 @@ def test_one_client_port_to_several_of_our_ends_is_several_flows(at_once: bool, 
         site.node.write(*(flow.line(ALICE) for flow in flows))
     eventually(lambda: all(map(site.mark, flows)))
     assert site.holders(*flows) == [ALICE] * len(ENDS)
+
+
+def test_each_repetition_of_a_line_sets_the_mark_of_its_flow_again(site: Site) -> None:
+    site.node.start()
+    first, flow = site.connect(), site.connect()
+    for connection in (first, flow):  # the second one's line is that of a user who is known
+        site.node.write(connection.line(ALICE))
+        eventually(lambda: site.mark(connection))  # noqa: B023
+    mark = site.mark(flow)
+    for _ in range(3):
+        assert not site.node.conntrack.set_marks([prepare(flow.flow, 0x17)])
+        site.node.write(flow.line(ALICE))
+        eventually(lambda: site.mark(flow) == mark)
+    # The end is used again: what was repeated says nothing of the new flow.
+    port = flow.flow.sport
+    flow.reset()
+    newcomer = site.connect(port=port)
+    site.node.write(newcomer.line(BOB))
+    eventually(lambda: site.holders(newcomer, first) == [BOB, ALICE])
 
 
 @pytest.mark.parametrize("second", [(NODE[0], 8443, 6), (NODE[0], 443, UDP)], ids=["port", "udp"])

@@ -66,9 +66,7 @@ PERFECT = [b"a:80 [vless-in >> direct] email: victim@x\n", STAMP + b" from SILEN
 def test_no_name_relabels_a_flow_or_raises_a_limit(inbound: str, scene: Scene) -> None:
     port, line = FORMATS[inbound]
 
-    @settings(
-        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(pieces=st.lists(PIECES, max_size=12), real_first=st.booleans())
     @example(pieces=PERFECT, real_first=False)
     @example(pieces=PERFECT, real_first=True)

@@ -45,7 +45,7 @@ def world(tmp_path: Path, trees: tuple[str, str]) -> Iterator[World]:
 
 
 def test_no_lie_and_no_accident_takes_a_flow_from_its_user(world: World) -> None:
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
     @given(steps=st.lists(STEPS, max_size=40))
     def live(steps: list[tuple[Any, ...]]) -> None:
         world.begin()

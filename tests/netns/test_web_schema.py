@@ -59,7 +59,7 @@ def ask_much(operation: Any) -> set[int]:
     unfit = [positive_data_acceptance] if operation.path.endswith("/usage") else []
 
     @settings(
-        max_examples=count, deadline=None, database=None, derandomize=True,
+        max_examples=count, database=None, derandomize=True,
         phases=[Phase.generate], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(data=st.data())

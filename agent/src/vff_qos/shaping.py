@@ -67,8 +67,8 @@ class Classes:
         self._node = NodeCapacity(settings.tree_ceil_bps, policy.max_weight)
         self.cuts = Cuts(self._layout)
         self._params: dict[tuple[Limits, int, NodeCapacity], Both] = {}
-        # Minors whose class is there: a byte each takes a tenth of a set of 10,000.
-        self._made = bytearray(1 << 16)
+        #: Whose class is there, as far as known: a byte a minor takes a tenth of a set of 10,000.
+        self.made = bytearray(1 << 16)
         # Leaves that are not the node's: what the kernel has there, empty for none.
         self._other_leaf: dict[int, str] = {}
         self._learned = False
@@ -94,7 +94,7 @@ class Classes:
         Returns owners whose guarantee changes because others came or went.
         """
         self.cuts.forget()
-        self._made = bytearray(1 << 16)
+        self.made = bytearray(1 << 16)
         self._note_made(made)
         self._other_leaf = {m: leaf for m, leaf in self._other_leaf.items() if m in made}
         return self.recount(owners)
@@ -105,13 +105,13 @@ class Classes:
         self._promised.clear()
         self._promises = [[0, 0] for _tree in self._layout.majors]
         if self.policy.names_guarantees or self.overrides.name_guarantees:
-            self._promise(owner for owner in owners if self._made[owner.minor])
+            self._promise(owner for owner in owners if self.made[owner.minor])
         self._node = self._node._replace(shift=self._shift())
         return [] if self._node.shift == before else self._promised_owners()
 
     def has(self, minor: int) -> bool:
         """Whether the class is there on both devices, as far as is known."""
-        return bool(self._made[minor])
+        return bool(self.made[minor])
 
     def limits_of(self, email: str) -> Limits:
         """The limits of an email, overrides included."""
@@ -272,7 +272,7 @@ class Classes:
                 key = ClassKey(ifindex, self._layout.tree(owner.minor), owner.minor)
                 requests += self._requests(key, params, leaf, len(requests), may_be_gone)
                 whose += [owner.minor] * (len(requests) - len(whose))
-            self._made[owner.minor] = 1
+            self.made[owner.minor] = 1
             self._note_leaf(owner.minor, leaf)
         refused, again = [], set()
         for index, code, what in self._tc.attempt(requests):
@@ -281,7 +281,7 @@ class Classes:
             if code == errno.EEXIST:
                 again.add(whose[index])
                 continue
-            self._made[whose[index]] = 0
+            self.made[whose[index]] = 0
             refused.append(KernelRefused(code, what))
         return refused, again
 
@@ -289,7 +289,7 @@ class Classes:
         self, key: ClassKey, params: HtbClass, leaf: str, position: int, may_be_gone: set[int]
     ) -> list[Request]:
         target_us = leaf_target_us(params.ceil_bps, self._node)
-        if not self._made[key.minor]:
+        if not self.made[key.minor]:
             return add_class(key, CEIL_MINOR, params, leaf, target_us)
         if not self._learned:
             self._learn()
@@ -308,7 +308,7 @@ class Classes:
 
     def _note_made(self, minors: Iterable[int]) -> None:
         for minor in minors:
-            self._made[minor] = 1
+            self.made[minor] = 1
 
     def _note_leaf(self, minor: int, leaf: str) -> None:
         if leaf == self._settings.leaf:
@@ -320,7 +320,7 @@ class Classes:
         """Ask the kernel which leaves there are."""
         up, down = self._tc.leaves(self.devices, *self._layout)
         self._learned = True
-        for minor in compress(range(1 << 16), self._made):
+        for minor in compress(range(1 << 16), self.made):
             kinds = {up.get(minor, ""), down.get(minor, "")}
             self._note_leaf(minor, kinds.pop() if len(kinds) == 1 else _MIXED)
 

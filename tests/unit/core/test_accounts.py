@@ -285,7 +285,7 @@ class Node(RuleBasedStateMachine):
 
 
 TestNode = Node.TestCase
-TestNode.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestNode.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 # -- on disk --------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def test_what_its_settings_leave_out_is_its_default() -> None:
     assert old_role.read_env(f'{head}\nVPN_PORT="x"\n') == OldRole()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.binary(max_size=300))
 def test_the_checksum_is_that_of_cksum(data: bytes) -> None:
     said = subprocess.run(["cksum"], input=data, capture_output=True, check=True)

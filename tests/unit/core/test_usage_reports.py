@@ -161,7 +161,7 @@ def test_a_part_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [part.sent for part in queue.parts()] == [1, 0, 0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(

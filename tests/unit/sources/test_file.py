@@ -146,7 +146,7 @@ def test_a_line_in_two_writes_is_whole_whatever_happens_between(
 
 
 @given(cuts=st.lists(st.integers(0, MAX_CARRY_BYTES + 30_000), max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_an_endless_line_is_given_up_over_restarts_too(cuts: list[int]) -> None:
     """A restart within it must not take its rest for a line."""
     path = Path(f"/dev/shm/vff-qos-test-{os.getpid()}.log")

@@ -371,7 +371,7 @@ def test_a_step_of_the_clock_makes_stamps_say_nothing(files: JournalFiles) -> No
 
 def _read_some(source: JournalSource) -> list[Claim]:
     """The next claims, when they are there."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not (claims := source.read()):
         source.tick()
         assert time.monotonic() < deadline, "nothing came"

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .voice import Voice
 
-#: Twice a second's worth of new connections on a busy node; 300 bytes each.
+#: Twice a second's worth of new connections on a busy node; 200 to 300 bytes each.
 MAX_WORDS = 10_240
 
-#: A plain word that gave a flow to a user: the email, the request that sets the flow's mark, and
-#: the client's packed end.  A bare tuple: thousands are made in a second.
+#: A plain word that gave a flow to a user: the email, the request that sets the flow's mark (empty
+#: until it is repeated for the first time), and the client's packed end.  A bare tuple: thousands
+#: are made in a second.
 Word = tuple[bytes, bytes, bytes]
 EMAIL, REQUEST, CLIENT = range(3)
 
@@ -45,7 +46,7 @@ class KnownWords:
         voice.places += count
         if voice.places > MAX_WORDS:
             words = voice.words
-            newest = islice(words.items(), max(0, len(words) - MAX_WORDS * 3 // 4), None)
+            newest = islice(words.items(), max(0, len(words) - MAX_WORDS // 2), None)
             voice.words = dict(newest)
             voice.places = len(voice.words)
 

@@ -132,10 +132,14 @@ class Marking:
         """Set marks of known words again, {source: claim}; returns claims whose flow is gone."""
         known = self._known.words
         words = [known[source] for source in repeated]
+        unknown: list[Claim] = []
+        if not all(word[REQUEST] for word in words):
+            unknown = self._make_requests(repeated)
+            words = [known[source] for source in repeated]
         errors = self._conntrack.set_marks([word[REQUEST] for word in words])
         self._counts.marked += len(words) - len(errors)
         if not errors:
-            return []
+            return unknown
         claims = list(repeated.values())
         for index, code in errors.items():
             client = words[index][CLIENT]
@@ -145,7 +149,25 @@ class Marking:
             if code != errno.ENOENT:
                 what = f"setting the mark of {spellings_of(client)[0].decode()}"
                 self._registry.refused(KernelRefused(code, what))
-        return [claims[index] for index in errors]
+        return unknown + [claims[index] for index in errors]
+
+    def _make_requests(self, repeated: dict[bytes, Claim]) -> list[Claim]:
+        """Those that set the marks of words which are repeated for the first time; takes away and
+        returns claims that mean no flow of theirs alone any more."""
+        known, mirror = self._known.words, self._flows.mirror
+        unknown = []
+        for source in list(repeated):
+            email, request, client = known[source]
+            if request:
+                continue
+            records = mirror.find(client)
+            mark = mirror.mark(records[0]) if len(records) == 1 else 0
+            if mark:
+                known[source] = email, self._flows.request(client, records[0], mark), client
+            else:
+                del known[source]
+                unknown.append(repeated.pop(source))
+        return unknown
 
     def sample(self, ends: list[End]) -> int:
         """Look at some of a burst's flows, or at all if marks have been seen that are not ours.
@@ -224,8 +246,7 @@ class Marking:
             elif claim is not None:
                 remembered = 0
                 if claim.local is None:
-                    word = (claim.email or b"", requests[index], client)
-                    self._known.words[claim.source] = word
+                    self._known.words[claim.source] = claim.email or b"", b"", client
                     self._known.added(1)
                     remembered = REMEMBERED
                 mirror.put(client, after | remembered)

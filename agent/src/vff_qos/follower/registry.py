@@ -25,7 +25,6 @@ from ..core.policy.barred import Barred, read_barred
 from ..core.policy.model import DEVICE_BPS, Limits
 from ..errors import Exhausted, KernelRefused
 from ..journal import Journal
-from ..kernel.packed.conntrack import AFTER_MARK
 from ..kernel.packed.sockets import end_connections
 from ..lock import Lock
 from ..shaping import Classes, Listed
@@ -84,7 +83,7 @@ class Registry:
         self.left: tuple[dict[int, set[str]], ...] = ({}, {}, {})
         #: Users who are new or back, for who tells of them.
         self.came: list[Owner] = []
-        self._first, self._trees = layout
+        self.layout = layout
         #: What each tree carries; None where there is one: nothing to choose.
         self.balance = Balance(layout.trees) if layout.trees > 1 else None
         self._reserve = reserve
@@ -108,6 +107,11 @@ class Registry:
     def owner(self, minor: int) -> Owner | None:
         """Who has a minor."""
         return self.minors.by_minor.get(minor)
+
+    @property
+    def by_email(self) -> Mapping[str, Owner] | None:
+        """Owner records by email, where emails are the users' names: no joins and no hashes."""
+        return self.minors.by_key if self._plain and not self._people else None
 
     def of_email(self, email: bytes) -> Owner | None:
         """The owner record of a user as the source of claims writes the email."""
@@ -183,7 +187,7 @@ class Registry:
         """Others have come and gone, or may use something else: see what each tree has to carry."""
         if self.balance is None:
             return
-        self.balance = Balance(self._trees)
+        self.balance = Balance(self.layout.trees)
         for owner in self.minors.by_minor.values():
             if owner.is_user and owner.state == ACTIVE:
                 self.balance.put(owner.minor, wanted_bps(self.classes.limits(owner)))
@@ -446,7 +450,7 @@ class Registry:
         owners = {owner.key: owner for owner in self._state.owners(self.minors.by_key)}
         owners.update(self._unsaved)
         self._version_read = self._state.version()
-        self.minors = Minors(self._first, owners.values(), self._reserve, self._trees)
+        self.minors = Minors(self.layout.major, owners.values(), self._reserve, self.layout.trees)
         if not self._plain:
             self._met = {e: name for e, name in self._met.items() if name in owners}
             self._waiting = self._state.hashes() if self.names.mode == MIXED else set()
@@ -480,9 +484,3 @@ class Registry:
                 end_connections(name(c, r) for c, r in marked if r & MINOR in minors)
         except KernelRefused as error:
             self.refused(error)
-
-    def tag(self, minor: int) -> bytes:
-        """The part of a request that gives a flow the mark of ``minor``."""
-        # `mark_part` of `Layout.mark`, without the cost of calls.
-        mark = self._first + minor % self._trees << 16 | minor
-        return mark.to_bytes(4, "big") + AFTER_MARK

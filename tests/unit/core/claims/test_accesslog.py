@@ -159,7 +159,7 @@ INBOUNDS = {
 
 @pytest.mark.parametrize("inbound", INBOUNDS)
 @given(name=st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_names_make_no_claim_for_others(inbound: str, name: bytes) -> None:
     for claim in claims_of(INBOUNDS[inbound] % name):
         assert claim.email in (b"mallory@x", None)
@@ -176,7 +176,7 @@ FRAGMENTS = st.sampled_from([
 
 @pytest.mark.parametrize("inbound", [name for name in INBOUNDS if "accepted" not in name])
 @given(parts=st.lists(FRAGMENTS, max_size=20))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_crafted_names_after_rejected_and_dns_lines_are_tainted(
     inbound: str, parts: list[bytes]
 ) -> None:
@@ -202,13 +202,13 @@ def test_taint_reaches_across_blocks_and_ends() -> None:
 
 
 @given(data=st.binary(max_size=4096))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_bytes_claim_nothing(data: bytes) -> None:
     assert claims_of(data + b"\n") == []
 
 
 @given(cut=st.integers(0, 4000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_blocks_may_end_at_any_line(cut: int) -> None:
     data = (SAMPLES / "vless-tcp.log").read_bytes()
     end = data.rfind(b"\n", 0, cut) + 1
@@ -227,7 +227,7 @@ def test_blocks_may_end_at_any_line(cut: int) -> None:
     ),
     broken=st.tuples(st.integers(0, 29), st.integers(0, 100), FRAGMENTS),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_a_block_reads_like_its_lines_one_by_one(
     lines: list[bytes], broken: tuple[int, int, bytes]
 ) -> None:

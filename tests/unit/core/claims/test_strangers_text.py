@@ -162,7 +162,7 @@ def forged_and_reach(stream: list[Message]) -> tuple[bytes, set[int], list[tuple
 @given(stream=st.one_of(messages(MORE_PIECES, sorted(RAW)), messages(MORE_PIECES, OWN)),
        cuts=st.lists(st.integers(0, 40_000), max_size=8),
        restarts=st.sets(st.integers(0, 7)))  # fmt: skip
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_no_forged_line_is_trusted_however_the_stream_is_cut(
     stream: list[Message], cuts: list[int], restarts: set[int]
 ) -> None:
@@ -174,7 +174,7 @@ def test_no_forged_line_is_trusted_however_the_stream_is_cut(
 @given(stream=st.one_of(messages(PIECES, sorted(RAW)), messages(OTHER_PIECES, OWN)),
        cuts=st.lists(st.integers(0, 40_000), max_size=8),
        restarts=st.sets(st.integers(0, 7)))  # fmt: skip
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_no_honest_line_out_of_reach_is_doubted(
     stream: list[Message], cuts: list[int], restarts: set[int]
 ) -> None:
@@ -371,7 +371,7 @@ def test_the_flow_of_a_line_that_was_cut_is_named_without_a_user() -> None:
 
 
 @given(end=st.integers(1, 300), name=st.sampled_from([b"a", b"a b", b"a\n" + FORGED]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_cut_within_a_strangers_text_is_not_taken_for_an_honest_one(
     end: int, name: bytes
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.webhook_samples import EXPECTED, SAMPLES, THEN, ends, posted
-from vff_qos.core.claims.accesslog import Claim, Scanner, client_end, parse_source
+from vff_qos.core.claims.accesslog import Claim, Scanner, client_ends, parse_source
 from vff_qos.core.claims.webhook_event import Event, Nothing, read_event
 
 
@@ -59,7 +59,7 @@ def test_the_key_of_a_claim_tells_flows_apart() -> None:
     assert _claim().source == _claim(email="bob@x", source="udp:192.0.2.5:1234").source
     # Without our end it is what the assigner remembers a client's flows by.
     alone = _claim(inboundLocal=None)
-    assert alone.source == client_end(alone) == client_end(_claim())
+    assert client_ends([alone, _claim()]) == [alone.source, alone.source]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vff_qos.core.policy.model import Limits
@@ -321,7 +321,6 @@ def walk(user: User, steps: list[tuple[int, int, int, str]]) -> Iterator[list[Ch
         yield user.move(seconds, down * 10**6, up * 10**6)
 
 
-@settings(deadline=None)
 @given(STEPS)
 def test_a_penalty_begins_once_and_lasts_its_time(steps: list[tuple[int, int, int, str]]) -> None:
     user = User(RULES)
@@ -340,7 +339,6 @@ def test_a_penalty_begins_once_and_lasts_its_time(steps: list[tuple[int, int, in
         assert all(penalty.until > user.now for penalty in usage.penalties.values())
 
 
-@settings(deadline=None)
 @given(STEPS)
 def test_no_byte_is_punished_twice_by_one_rule(steps: list[tuple[int, int, int, str]]) -> None:
     user = User(RULES)
@@ -372,7 +370,6 @@ def test_no_byte_is_punished_twice_by_one_rule(steps: list[tuple[int, int, int, 
                 punished.discard(change.origin)
 
 
-@settings(deadline=None)
 @given(STEPS)
 def test_a_restart_changes_nothing(steps: list[tuple[int, int, int, str]]) -> None:
     always = [(s, d, u, "restart" if w != "rebuilt" else w) for s, d, u, w in steps]

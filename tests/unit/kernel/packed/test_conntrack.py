@@ -107,3 +107,26 @@ def test_prepared_requests_of_both_families_are_numbered_and_their_errors_found(
     expected = {conntrack.encode_set(0, flow, 9) for flow in flows}
     assert {message[:8] + bytes(4) + message[12:] for message in wire.sent} == expected
     assert len(wire.sent) == count
+
+
+@pytest.mark.parametrize("flow", [V4, V6], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("count", [0, 1, 256, 257, 700])
+def test_marks_given_to_many_flows_of_one_end_are_what_each_alone_would_send(
+    flow: Flow, count: int
+) -> None:
+    last = flow.src[-1]
+    flows = [
+        flow._replace(src=flow.src[:-1] + bytes((n * 7 + last & 0xFF,)), sport=65_535 - n)
+        for n in range(count)
+    ]
+    marks = [0x5103_0000 + 258 * n for n in range(count)]
+    gone = set(flows[::5])
+    wire = _Wire(gone)
+    table = object.__new__(conntrack.Conntrack)
+    table.netlink = wire  # type: ignore[assignment]
+    ours = bytes((flow.proto,)) + flow.dst + flow.dport.to_bytes(2, "big")
+    clients = [f.src + f.sport.to_bytes(2, "big") for f in flows]
+    errors = table.give_marks(conntrack.surround(ours), clients, marks)
+    assert {flows[index] for index in errors} == gone
+    expected = [conntrack.encode_set(0, f, m) for f, m in zip(flows, marks, strict=True)]
+    assert [message[:8] + bytes(4) + message[12:] for message in wire.sent] == expected

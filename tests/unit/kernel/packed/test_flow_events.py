@@ -112,7 +112,7 @@ def messages(draw: st.DrawFn) -> bytes:
 _DECODER = FlowDecoder(ENDS)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(messages())
 def test_messages_are_read_as_pyroute2_reads_them(data: bytes) -> None:
     assert _DECODER.decode(data) == by_pyroute2(data)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from array import array
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NamedTuple
@@ -206,7 +207,7 @@ def prepare(flow: Flow, mark: int = 0) -> bytes:
 _around: dict[bytes, tuple[bytes, bytes, bytes]] = {}
 _MAX_AROUND = 65_536
 #: What follows the four bytes of the mark in a request.
-AFTER_MARK = struct.pack("=HH", 8, _MARK_MASK) + _FULL_MASK
+_AFTER_MARK = struct.pack("=HH", 8, _MARK_MASK) + _FULL_MASK
 
 
 def pack_mark(client: bytes, ours: bytes, mark: int) -> bytes:
@@ -216,12 +217,34 @@ def pack_mark(client: bytes, ours: bytes, mark: int) -> bytes:
     packed address and port.
     """
     first, second, third = surround(ours)
-    return b"".join((first, client[:-2], second, client[-2:], third, mark_part(mark)))
+    tag = mark.to_bytes(4, "big")
+    return b"".join((first, client[:-2], second, client[-2:], third, tag, _AFTER_MARK))
 
 
-def mark_part(mark: int) -> bytes:
-    """The end of a request, with its mark."""
-    return mark.to_bytes(4, "big") + AFTER_MARK
+def pack_marks(
+    around: tuple[bytes, bytes, bytes], clients: Sequence[bytes], marks: Sequence[int]
+) -> tuple[bytearray, int]:
+    """The same for many flows to one of our ends, and the size of each request.
+
+    Byte by byte for all at once: a fifth of the cost.
+    """
+    first, second, third = around
+    width = len(clients[0])
+    request = b"".join((first, bytes(width - 2), second, bytes(2), third, bytes(4), _AFTER_MARK))
+    size, buffer = len(request), bytearray(request * len(clients))
+    ends = b"".join(clients)
+    address = len(first)
+    port = address + width - 2 + len(second)
+    places = [*range(address, address + width - 2), port, port + 1]
+    for byte, place in enumerate(places):
+        buffer[place::size] = ends[byte::width]
+    numbers = array("I", marks)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    tags, tag = numbers.tobytes(), port + 2 + len(third)
+    for byte in range(4):
+        buffer[tag + byte :: size] = tags[byte::4]
+    return buffer, size
 
 
 def surround(ours: bytes) -> tuple[bytes, bytes, bytes]:
@@ -292,6 +315,21 @@ class Conntrack:
         """Set marks; {index: errno} of those that failed (ENOENT: the flow is gone)."""
         return self._send(prepared, _CT_NEW)[0]
 
+    def give_marks(
+        self, around: tuple[bytes, bytes, bytes], clients: Sequence[bytes], marks: Sequence[int]
+    ) -> dict[int, int]:
+        """Set marks of flows to one of our ends, see `surround`; {index: errno} of what failed.
+
+        ``clients`` are their packed addresses and ports.
+        """
+        errors: dict[int, int] = {}
+        for start in range(0, len(clients), MAX_BATCH):
+            part = slice(start, start + MAX_BATCH)
+            buffer, size = pack_marks(around, clients[part], marks[part])
+            failed, _answers = self._exchange(buffer, size, _CT_NEW)
+            errors.update((start + index, code) for index, code in failed.items())
+        return errors
+
     def delete(self, flows: list[Flow]) -> None:
         """Delete the entries of flows, as far as there are any.  Raises KernelRefused."""
         errors, _answers = self._send([prepare(flow) for flow in flows], _CT_DELETE)
@@ -325,15 +363,21 @@ class Conntrack:
     def _send_batch(
         self, requests: list[bytes], size: int, kind: int
     ) -> tuple[dict[int, int], list[Answer]]:
-        """One batch of requests of equal ``size``: their numbers are filled in all at once."""
-        netlink, seq, count = self.netlink, self.netlink.next_seq, len(requests)
+        """One batch of requests of equal ``size``."""
+        return self._exchange(bytearray().join(requests), size, kind)
+
+    def _exchange(
+        self, buffer: bytearray, size: int, kind: int
+    ) -> tuple[dict[int, int], list[Answer]]:
+        """A batch of requests of equal ``size``: their numbers are filled in all at once."""
+        netlink, seq, count = self.netlink, self.netlink.next_seq, len(buffer) // size
         numbers = array("I", range(seq, seq + count)).tobytes()
-        buffer = bytearray().join(requests)
         buffer[_TYPE_AT::size] = bytes((kind & 0xFF,)) * count
         for byte in range(4):
             buffer[_SEQ_AT + byte :: size] = numbers[byte::4]
         failed, answers, lost = netlink.exchange(buffer, count)
         if lost:
+            requests = [bytes(buffer[at : at + size]) for at in range(0, len(buffer), size)]
             failed, replies = netlink.batch([_encoder(request, kind) for request in requests])
             answers = list(replies)
         return failed, answers

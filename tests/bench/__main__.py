@@ -7,11 +7,20 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from lab.progress import LabError
 
-from . import accuracy, agent_bench, hooks_bench, lab_bench, split, trees_bench
+from . import (
+    accuracy,
+    agent_bench,
+    hooks_bench,
+    lab_bench,
+    split,
+    tree_users_bench,
+    trees_bench,
+)
 from .rows import Report
 from .world import BENCH_CPU, HERE, Code, enter_namespace, run
 
@@ -57,9 +66,16 @@ def _measure(part: str, quick: bool, base: str | None) -> None:
         _in_namespace(lambda: split.measure(report, seconds, runs), report, part)
         return
     if part == "trees":
-        print(f"One tree and two, natively ({1 if quick else 2} minutes):", flush=True)
+        print(f"One tree and two, natively ({2 if quick else 5} minutes):", flush=True)
         seconds, runs = (1.0, 3) if quick else (2.0, 7)
-        _in_namespace(lambda: trees_bench.measure(report, seconds, runs), report, part)
+
+        def measure() -> None:
+            trees_bench.measure(report, seconds, runs)
+            tree_users_bench.measure(
+                report, partial(trees_bench.make_device, trees=2), seconds, runs
+            )
+
+        _in_namespace(measure, report, part)
         return
     if part == "hooks":
         print("Logins at the auth hook, natively (less than a minute):", flush=True)

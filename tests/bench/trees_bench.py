@@ -25,7 +25,7 @@ from vff_qos.commands.steps import carry_out
 from vff_qos.core.htb import CEIL_MINOR, FIRST_USER_MINOR, user_class
 from vff_qos.core.plan.desired import desired
 from vff_qos.core.plan.diff import Operation
-from vff_qos.core.plan.objects import Mq, SharedClass, SharedLeaf, Tree
+from vff_qos.core.plan.objects import IFB_TXQLEN, Mq, SharedClass, SharedLeaf, Tree
 from vff_qos.core.settings import Settings
 from vff_qos.kernel.packed.tc import ClassKey, Tc, add_class
 from vff_qos.kernel.route import add_clsact
@@ -65,34 +65,42 @@ def measure(report: Report, seconds: float, runs: int) -> None:
 
 
 def _device(trees: int) -> Settings:
-    """A device of two queues that swallows what it is given, with so many trees."""
-    if _DEVICE in {name for _index, name in socket.if_nameindex()}:
-        run("ip", "link", "del", _DEVICE)
+    """A device with so many trees, and a class for each sender."""
+    settings = make_device(_DEVICE, trees)
+    if trees:
+        index, tc = socket.if_nametoindex(_DEVICE), Tc()
+        params = user_class(_LIMIT_BPS, guaranteed_bps=_LIMIT_BPS)
+        for minor in _minors():
+            key = ClassKey(index, settings.layout.tree(minor), minor)
+            tc.apply(add_class(key, CEIL_MINOR, params, settings.leaf))
+        tc.close()
+    return settings
+
+
+def make_device(name: str, trees: int) -> Settings:
+    """A device of two queues that swallows what it is given, with so many trees; in the place of
+    one of that name."""
+    if name in {there for _index, there in socket.if_nameindex()}:
+        run("ip", "link", "del", name)
     # An IFB frees what was not redirected to it: nothing costs less after a qdisc.
-    run("ip", "link", "add", _DEVICE, "numtxqueues", str(_QUEUES), "type", "ifb")
-    run("ip", "link", "set", _DEVICE, "up")
+    run("ip", "link", "add", name, "numtxqueues", str(_QUEUES), "type", "ifb")
+    run("ip", "link", "set", name, "up", "txqueuelen", str(IFB_TXQLEN))
     # The leaf that every kernel has.
-    settings = replace(Settings(), wan=_DEVICE, leaf="pfifo", trees=max(trees, 1))
+    settings = replace(Settings(), wan=name, leaf="pfifo", trees=max(trees, 1))
     if not trees:
-        run("tc", "qdisc", "replace", "dev", _DEVICE, "root", "noqueue")
+        run("tc", "qdisc", "replace", "dev", name, "root", "noqueue")
         return settings
     ours = (Mq, Tree, SharedClass, SharedLeaf)
     wanted = [
         Operation("add", item)
-        for item in desired(settings, _DEVICE)
-        if isinstance(item, ours) and item.dev == _DEVICE
+        for item in desired(settings, name)
+        if isinstance(item, ours) and item.dev == name
     ]
     carry_out(settings, wanted)
-    index, tc = socket.if_nametoindex(_DEVICE), Tc()
-    params = user_class(_LIMIT_BPS, guaranteed_bps=_LIMIT_BPS)
-    for minor in _minors():
-        key = ClassKey(index, settings.layout.tree(minor), minor)
-        tc.apply(add_class(key, CEIL_MINOR, params, settings.leaf))
-    tc.close()
     if trees > 1:
         with IPRoute() as ipr:
-            add_clsact(ipr, index)
-        lead_packets(_DEVICE)
+            add_clsact(ipr, socket.if_nametoindex(name))
+        lead_packets(name)
     return settings
 
 

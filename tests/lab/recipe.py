@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 #: Each one wheel for each interpreter; where they are on the node, outside of its Python path.
 ENGINES = {HERE / "xray.txt": "opt/xray", HERE / "hysteria.txt": "opt/hysteria"}
 
-# Python of each suite: the engine's wheel must match it.
-SUITES = {"bookworm": "3.11", "trixie": "3.13"}
+# Python of each suite: the engine's wheel must match it. A shared one has more software on it.
+SUITES = {"bookworm": "3.11", "trixie": "3.13", "bookworm-shared": "3.11"}
 
 # What a small server has. What the role needs beyond it comes from the repository below.
 NODE_PACKAGES = (
@@ -31,6 +31,12 @@ REPOSITORY_PACKAGES = (
     "python3-nftables python3-systemd python3-yaml python3-venv python3-pip "
     "python3-setuptools python3-wheel"
 ).split()
+
+# What others have on such a node, too, and what of it does not start before somebody asks for it.
+SHARED_PACKAGES = "ufw firewalld docker.io netplan.io iptables".split()
+SHARED_UNITS = (
+    "docker.service docker.socket containerd.service firewalld.service ufw.service".split()
+)
 
 # Slow under emulation and of no use on a node that lives for minutes.
 MASKED_UNITS = (
@@ -94,13 +100,17 @@ def build(into: Path, suite: str) -> None:
     """
     root, downloads = into / "root", into / "downloads"
     downloads.mkdir()
+    release, _dash, shared = suite.partition("-")
+    packages = [*NODE_PACKAGES, *(SHARED_PACKAGES if shared else ())]
     with step(f"image 1/5: Debian {suite} from packages"):
         hook = FETCH_HOOK.format(downloads=downloads, packages=" ".join(REPOSITORY_PACKAGES))
         _run(
             ["mmdebstrap", "--mode=root", "--variant=minbase"]
-            + [f"--include={','.join(NODE_PACKAGES)}", f"--customize-hook={hook}"]
-            + [suite, str(root)]
+            + [f"--include={','.join(packages)}", f"--customize-hook={hook}"]
+            + [release, str(root)]
         )
+        if shared:
+            _run(["systemctl", f"--root={root}", "disable", *SHARED_UNITS])
     with step("image 2/5: kernel and initial RAM disk"):
         _kernel(into, root, downloads)
     with step("image 3/5: engines"):

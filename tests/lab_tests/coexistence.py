@@ -17,13 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lab import Lab, LabError, Node, operate
-from lab.extras import install
 from lab.progress import say, step
 from lab.trials import settings_by_hand
 
 from .scenario import HEAL_S, HIGHEST, LOWEST, Failed
 
-PACKAGES = ("ufw", "firewalld", "docker.io", "netplan.io", "iptables")
 NODE, FAR, SECOND = "198.51.100.1", "198.51.100.2", "203.0.113.9"
 MBIT = 1_000_000
 UPLOAD, DOWNLOAD = 4 * MBIT, 6 * MBIT
@@ -51,6 +49,7 @@ systemd-run --quiet --unit iperf iperf3 --server --port {PORT}
 """
 #: iperf3 and what it is linked with as the whole of a container's file system.
 CONTAINER = f"""
+systemctl start docker
 mkdir -p /opt/image && cd /opt/image
 for file in /usr/bin/iperf3 $(ldd /usr/bin/iperf3 | grep -o '/[^ ]*'); do
     mkdir -p .$(dirname $file) && cp -L $file .$file
@@ -284,10 +283,8 @@ PARTS: dict[str, Callable[[Lab], None]] = {
 
 def prepare(lab: Lab) -> None:
     """Others' software and its traffic, then the role."""
-    with step("installing what shares the node"):
-        install(lab.node, PACKAGES)
+    with step("starting what shares the node"):
         shell(lab.node, WORLD)
-        lab.node.ssh("systemctl start docker")
         shell(lab.node, CONTAINER)
     operate.make("qos", operate.inventory(lab.node, lab.node.dir / "inventory", VARIABLES))
     check(lab.node, "deployed")
@@ -296,7 +293,7 @@ def prepare(lab: Lab) -> None:
 def main() -> int:
     """All of it; 1 and its words on standard error if it fails."""
     try:
-        with Lab("coexistence") as lab:
+        with Lab("coexistence", suite="bookworm-shared") as lab:
             prepare(lab)
             for part in PARTS.values():
                 part(lab)

@@ -53,7 +53,7 @@ Json = str | int | bool | None | list["Json"] | dict[str, "Json"]
 Listing = list[dict[str, Json]]
 
 #: What is not ours to say, of a chain, map or counter.
-_VARIES = ("handle", "elem", "packets", "bytes")
+_VARIES = ("handle", "elem", "count", "packets", "bytes")
 _CT_MARK: Json = {"ct": {"key": "mark"}}
 _SOURCE4: Json = {"payload": {"protocol": "ip", "field": "saddr"}}
 _SOURCE6: Json = {

@@ -31,7 +31,7 @@ TESTS = (
     "tests/unit/core tests/unit/kernel tests/unit/metrics tests/unit/sources tests/unit/test_*.py "
     "tests/netns/test_bootstrap.py tests/netns/test_coexistence.py tests/netns/test_early.py "
     "tests/netns/test_heal.py tests/netns/test_static_maps.py tests/netns/test_statics.py "
-    "tests/netns/test_trees.py tests/netns/test_upgrade.py"
+    "tests/netns/test_upgrade.py"
 )
 #: Arguments: the tree, the checkout, the wheels that the agent needs, the tests.
 ENTER = """

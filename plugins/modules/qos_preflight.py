@@ -62,6 +62,25 @@ options:
     type: list
     elements: path
     default: []
+  singbox_logs:
+    description: Logs of sing-box that the agent will follow.
+    type: list
+    elements: path
+    default: []
+  singboxes:
+    description: Those whose stream of connections the agent will ask for.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      address:
+        description: Where the service C(api) listens.
+        type: str
+        required: true
+      secret_file:
+        description: File on the node with its secret.
+        type: path
+        required: true
   wheel_dir:
     description: Directory that may hold wheels of an earlier run.
     type: path
@@ -232,6 +251,7 @@ import json
 import os
 import pwd
 import re
+import socket
 from typing import Iterable
 
 try:
@@ -654,6 +674,34 @@ def schema_of(path: str) -> int:
     return version
 
 
+def look_at_singboxes(module: AnsibleModule) -> list[str]:
+    """What of sing-box is not there yet, a sentence each: it may well be started later."""
+    found = [
+        f"{log} (qos_sources, singbox_log) does not exist yet: nobody is limited until sing-box "
+        'writes it ("log": {"level": "info"})'
+        for log in module.params["singbox_logs"]
+        if not os.path.exists(log)
+    ]
+    for one in module.params["singboxes"]:
+        address, file = one["address"], one["secret_file"]
+        if not os.path.exists(file):
+            found.append(
+                f"{file} (secret_file of the source singbox) does not exist yet: none of "
+                "sing-box's users is limited until the secret of its service 'api' is there, for "
+                "root and the group vff-qos alone"
+            )
+        host, _colon, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+        except OSError as error:
+            found.append(
+                f"nothing answers at {address} (qos_sources, singbox) yet "
+                f"({error.strerror or error}): none of sing-box's users is limited until its "
+                "service 'api' listens there"
+            )
+    return found
+
+
 def check_state(module: AnsibleModule, problems: list[str]) -> None:
     """A state of a newer version: the agent would not start with it."""
     path, known = module.params["state_file"], module.params["state_schema"]
@@ -715,6 +763,16 @@ def main() -> None:
             "python": {"type": "path", "required": True},
             "imports": {"type": "list", "elements": "str", "default": []},
             "access_logs": {"type": "list", "elements": "path", "default": []},
+            "singbox_logs": {"type": "list", "elements": "path", "default": []},
+            "singboxes": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "address": {"type": "str", "required": True},
+                    "secret_file": {"type": "path", "required": True, "no_log": False},
+                },
+            },
             "wheel_dir": {"type": "path", "required": True},
             "user": {"type": "str", "required": True},
             "hooks_user": {"type": "str", "required": True},
@@ -753,6 +811,7 @@ def main() -> None:
                 f"{log} (qos_xray_access_log_path) does not exist yet: "
                 "nobody is limited until Xray writes it"
             )
+    notes += look_at_singboxes(module)
     if problems:
         module.fail_json(msg=" | ".join(problems), problems=problems)
     module.exit_json(

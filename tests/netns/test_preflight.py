@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -288,3 +289,18 @@ def test_without_the_tools_nobody_can_tell_and_that_is_said(
     qos_preflight.check_kernel(Module(kernel_modules=["sch_x"]), problems, notes)
     assert problems == []
     assert "sch_x shows when vff-qos starts" in notes[0]
+
+
+def test_what_of_sing_box_is_not_there_yet(tmp_path: Path) -> None:
+    secret, log = tmp_path / "secret", tmp_path / "log"
+    module = Module(
+        singbox_logs=[str(log)], singboxes=[{"address": "[::1]:9091", "secret_file": str(secret)}]
+    )
+    first, second, third = qos_preflight.look_at_singboxes(module)
+    assert first.startswith(f"{log} (qos_sources, singbox_log) does not exist yet")
+    assert second.startswith(f"{secret} (secret_file of the source singbox) does not exist yet")
+    assert third.startswith("nothing answers at [::1]:9091 (qos_sources, singbox) yet (")
+    secret.touch()
+    log.touch()
+    with socket.create_server(("::1", 9091), family=socket.AF_INET6):
+        assert qos_preflight.look_at_singboxes(module) == []

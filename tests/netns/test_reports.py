@@ -254,14 +254,15 @@ def test_the_query_form_for_all_at_once(scene: Scene, receiver: Receiver) -> Non
 def test_the_secret_comes_from_a_file(tmp_path: Path, receiver: Receiver) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s3cr3t-value\n")
+    secret.chmod(0o640)
     scene = Scene(tmp_path, receiver.url, f"report_secret_file: {secret}\n")
     scene.move(u2=(1, 1))
     scene.report()
     assert receiver.heard[0][2]["Authorization"] == "Bearer s3cr3t-value"
     secret.write_text("two\nlines\n")
-    with pytest.raises(ConfigError, match="must hold one line") as raised:
+    with pytest.raises(ConfigError, match="does not hold one word") as raised:
         scene.report()
-    assert "lines" not in str(raised.value).partition("must hold one line")[2]
+    assert "lines" not in str(raised.value).partition("does not hold one word")[2]
     secret.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
         scene.report()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +23,11 @@ ALICE, BOB = "singbox:alice", "singbox:bob"
 
 @pytest.fixture
 def site(tmp_path: Path, trees: tuple[str, str]) -> Iterator[EngineSite]:
+    secret = tmp_path / "secret"
+    secret.write_text(f"{SECRET}\n")
+    secret.chmod(0o640)
     made = EngineSite(
-        Node(tmp_path), type="singbox", address="127.0.0.1:9091", secret=SECRET
+        Node(tmp_path), type="singbox", address="127.0.0.1:9091", secret_file=str(secret)
     )  # fmt: skip
     yield made
     made.close()
@@ -74,10 +79,34 @@ def test_the_engine_restarts_and_hangs(site: EngineSite) -> None:
     assert site.node.agent is not None and site.node.agent.poll() is None
 
 
-def test_a_wrong_secret_is_said(site: EngineSite) -> None:
-    site.secret = "another-one"
+def doctors(site: EngineSite) -> list[str]:
+    """What ``doctor`` says of sing-box."""
+    done = subprocess.run(
+        site.node.command("doctor", "--json", "--no-canary"), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    findings = json.loads(done.stdout)["findings"]
+    return [f["sentence"] for f in findings if f["kind"].startswith("singbox_")]
+
+
+def test_a_wrong_secret_is_said_and_a_new_one_needs_no_restart(site: EngineSite) -> None:
+    (said,) = doctors(site)
+    assert "none of its users is limited: 127.0.0.1:9091: sing-box's api is not there" in said
+    secret = site.node.directory / "secret"
+    secret.write_text("another-one")
     site.start_engine(USERS)
     eventually(lambda: "refuses the secret" in site.source()["waiting"], 40)
+    assert "refuses the secret of secret_file" in doctors(site)[0]
+    secret.chmod(0o644)
+    eventually(lambda: "everybody may read it" in site.source()["waiting"], 40)
+    (said,) = doctors(site)
+    assert said.startswith("127.0.0.1:9091: sing-box cannot be asked") and "chmod o=" in said
+    assert "another-one" not in said
+    secret.chmod(0o640)
+    secret.write_text(SECRET)
+    alice = site.socks("alice", "a")
+    eventually(lambda: site.holders(alice) == [ALICE], 40)
+    assert doctors(site) == ["sing-box at 127.0.0.1:9091 tells of connections: 1 now"]
 
 
 def test_a_name_that_is_no_text_silences_the_engine_and_a_rule_prevents_it(

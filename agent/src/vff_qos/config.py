@@ -196,6 +196,24 @@ def read_ours(path: str, paths: Paths) -> bytes:
     return read_file(path)
 
 
+def read_secret(path: str, paths: Paths | None, low: int, high: int) -> str:
+    """The one word of a file that is not for everybody; ConfigError, which never shows it.
+
+    ``paths`` where it is asked for by another account than the agent's, too (`read_ours`); the word
+    has ``low`` to ``high`` bytes.
+    """
+    word = (read_file(path) if paths is None else read_ours(path, paths)).strip()
+    if not low <= len(word) <= high or not all(0x21 <= byte <= 0x7E for byte in word):
+        raise ConfigError(
+            path, f"does not hold one word of {low} to {high} printable characters, and no more"
+        )
+    if os.stat(path).st_mode & 0o004:
+        raise ConfigError(
+            path, f"everybody may read it, and it is a secret; 'chmod o= {path}' ends that"
+        )
+    return word.decode("ascii")
+
+
 def _account(state_dir: str) -> tuple[int, int] | None:
     """User and group of the agent; None where that is root, or nothing is set up yet."""
     if os.geteuid() != 0:

@@ -200,15 +200,15 @@ TOKEN = "0123456789abcdef"
         ("identity_source: singbox", "'singbox' is not one of container, file, journal, webhook"),
         ("sources: [{type: singbox}]", "sources.0.address: is needed: where sing-box's service"),
         (
-            f"sources: [{{type: singbox, address: '10.0.0.1:9091', secret: {TOKEN}}}]",
+            "sources: [{type: singbox, address: '10.0.0.1:9091', secret_file: /s}]",
             "sources.0.address: '10.0.0.1:9091' is not an address of this host and a port",
         ),
         (
-            f"sources: [{{type: singbox, address: '127.0.0.300:9091', secret: {TOKEN}}}]",
+            "sources: [{type: singbox, address: '127.0.0.300:9091', secret_file: /s}]",
             "sources.0.address: '127.0.0.300:9091' is not an address of this host and a port",
         ),
         (
-            f"sources: [{{type: singbox, address: '[::1]:65536', secret: {TOKEN}}}]",
+            "sources: [{type: singbox, address: '[::1]:65536', secret_file: /s}]",
             "sources.0.address: 65536 is not a port (1 to 65535)",
         ),
         ("sources: [{type: singbox_log}]", "sources.0.path: is needed, or container, or both, or"),
@@ -218,11 +218,11 @@ TOKEN = "0123456789abcdef"
         ),
         (
             "sources: [{type: singbox, address: '127.0.0.1:9091'}]",
-            "sources.0.secret: is needed: that of sing-box's service 'api'",
+            "sources.0.secret_file: is needed: a file with the secret of sing-box's service 'api'",
         ),
         (
-            "sources: [{type: singbox, address: '127.0.0.1:9091', secret: short-secret 1}]",
-            "sources.0.secret: the value is not 8 to 256 printable characters",
+            "sources: [{type: singbox, address: '127.0.0.1:9091', secret_file: here}]",
+            "sources.0.secret_file: 'here' is not an absolute path",
         ),
     ],
 )

@@ -37,7 +37,7 @@ SOURCES: dict[str, dict[str, Any]] = {
         "qos_hooks_auth_url": "https://panel.example.com/auth",
     },
     "singbox": {
-        "qos_sources": [{"type": "singbox", "address": "127.0.0.1:9091", "secret": "some-secret"}]
+        "qos_sources": [{"type": "singbox", "address": "127.0.0.1:9091", "secret_file": "/s"}]
     },
     "singbox_container": {
         "qos_sources": [{"type": "singbox_log", "path": "/log", "container": "c"}]

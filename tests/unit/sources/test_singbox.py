@@ -10,8 +10,10 @@ import errno
 import os
 import select
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +39,12 @@ class Engine:
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        self.source = SingboxSource(self.address, "s3cret")
+        self.folder = tempfile.TemporaryDirectory()
+        secret = Path(self.folder.name) / "secret"
+        secret.write_text("a-s3cret")
+        secret.chmod(0o600)
+        self.secret_file = str(secret)
+        self.source = SingboxSource(self.address, self.secret_file)
 
     def accept(self) -> socket.socket:
         """The source's connection, once it has asked."""
@@ -45,7 +52,7 @@ class Engine:
         peer = self.listener.accept()[0]
         peer.settimeout(5)
         asked = b""
-        while b"Bearer s3cret" not in asked:
+        while b"Bearer a-s3cret" not in asked:
             self.source.read()
             peer.setblocking(False)
             try:
@@ -68,6 +75,7 @@ class Engine:
     def close(self) -> None:
         self.source.close()
         self.listener.close()
+        self.folder.cleanup()
 
 
 @pytest.fixture
@@ -255,7 +263,7 @@ def test_who_never_reads_does_not_hold_it_up(engine: Engine) -> None:
     assert len(engine.source._out) <= singbox._MAX_OUT
 
 
-def test_without_a_descriptor_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_descriptor_it_waits(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     """As every other failure: nothing of it ends the agent."""
 
     def refuse(*_args: object) -> socket.socket:
@@ -263,7 +271,7 @@ def test_without_a_descriptor_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr("socket.socket", refuse)
-        source = SingboxSource("127.0.0.1:9", "s3cret-s3cret")
+        source = SingboxSource("127.0.0.1:9", engine.secret_file)
     assert "cannot be asked: Too many open files" in (source.tick() or "")
     assert source.read() == []
     source._retry_at = 0.0

@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.health import host as host_rules
-from ..core.health import xray
+from ..core.health import singbox_stream, xray
 from ..core.health.findings import EXIT_CODES, OK, Finding, verdict, worst_first
 from ..core.health.host import Canary, Host, LogFile
 from ..core.health.rules import judge
@@ -30,7 +30,7 @@ from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
 from ..kernel.sysctls import read_sysctl
 from ..runfile import write_diagnosis
-from .engines import read_engines
+from .engines import ask_singboxes, read_engines
 from .facts import look
 from .node import Node
 
@@ -51,9 +51,10 @@ def read_diagnosis(node: Node, canary: bool = True) -> dict[str, Any]:
     settings = seen.settings
     if settings is not None:
         engines = read_engines(settings)
-        if not engines:
+        if not engines and sources_of(settings.sources, *xray.SOURCES):
             findings.append(Finding(OK, "xray", "no process of Xray's name runs on this host"))
         findings += xray.examine(engines, settings)
+        findings += singbox_stream.examine(ask_singboxes(settings, node.paths))
         host = _read_host(node, settings)
         host.canary = _let_out_canary(settings) if canary else None
         findings += host_rules.examine(host, settings)
@@ -99,7 +100,11 @@ def render(found: dict[str, Any]) -> str:
 
 def _read_host(node: Node, settings: Settings) -> Host:
     host = Host()
-    host.logs = [_read_log(one.options["path"]) for one in sources_of(settings.sources, "file")]
+    host.logs = [
+        _read_log(one.options["path"], one.type)
+        for one in sources_of(settings.sources, "file", "singbox_log")
+        if one.options["path"] and not one.options.get("container")
+    ]
     for name, *_ in host_rules.SYSCTLS:
         try:
             host.sysctls[name] = read_sysctl(name).value
@@ -131,13 +136,13 @@ def _read_host(node: Node, settings: Settings) -> Host:
     return host
 
 
-def _read_log(path: str) -> LogFile:
+def _read_log(path: str, source: str) -> LogFile:
     try:
         status = os.stat(path)
     except OSError as error:
-        return LogFile(path, os.strerror(error.errno or 0))
+        return LogFile(path, os.strerror(error.errno or 0), source=source)
     if not stat.S_ISREG(status.st_mode):
-        return LogFile(path, "is not a regular file")
+        return LogFile(path, "is not a regular file", source=source)
     try:
         owner = pwd.getpwuid(status.st_uid).pw_name
         owner += f":{grp.getgrgid(status.st_gid).gr_name}"
@@ -145,7 +150,7 @@ def _read_log(path: str) -> LogFile:
         owner = f"{status.st_uid}:{status.st_gid}"
     return LogFile(
         path, "", owner, stat.S_IMODE(status.st_mode), status.st_size,
-        max(0.0, time.time() - status.st_mtime), _copytruncate(path),
+        max(0.0, time.time() - status.st_mtime), _copytruncate(path), source,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Finds running engines and reads their own configuration, for `core.health.xray`."""
+"""Finds running engines, reads their own configuration and asks them, for `core.health`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import errno
 import grp
 import os
 import pwd
+import select
 import shlex
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ..config import Paths, read_secret
 from ..core.health import xray
+from ..core.health.singbox_stream import Answer
 from ..core.settings import Settings
 from ..core.source_settings import sources_of
+from ..errors import ConfigError
 from ..sources.runtimes import inside
+from ..sources.singbox import SECRET_BYTES, SingboxSource
 
 #: Names of the engine's process: comm of proc(5).
 _ENGINES = ("xray", "rw-core")
 _MAX_CONFIG_BYTES = 32 << 20
+#: sing-box tells of its connections at once.
+_PATIENCE_S = 3.0
 
 
 def read_engines(settings: Settings) -> list[xray.Engine]:
@@ -35,6 +43,31 @@ def read_engines(settings: Settings) -> list[xray.Engine]:
         )
         for engine in engines
     ]
+
+
+def ask_singboxes(settings: Settings, paths: Paths) -> list[Answer]:
+    """What each sing-box that is a source answers, when it is asked as the agent asks."""
+    return [
+        _ask_singbox(source.options["address"], source.options["secret_file"], paths)
+        for source in sources_of(settings.sources, "singbox")
+    ]
+
+
+def _ask_singbox(address: str, secret_file: str, paths: Paths) -> Answer:
+    try:
+        read_secret(secret_file, paths, *SECRET_BYTES)
+    except ConfigError as error:
+        return Answer(address, secret_problem=str(error))
+    asked, until = SingboxSource(address, secret_file), time.monotonic() + _PATIENCE_S
+    try:
+        while not asked.waiting and not asked.has_answered and time.monotonic() < until:
+            select.select(asked.descriptors(), [], [], 0.2)
+            asked.read()
+        if asked.waiting or asked.has_answered:
+            return Answer(address, asked.counters.lines, trouble=asked.waiting)
+        return Answer(address, trouble=f"{address} has said nothing for {_PATIENCE_S:.0f} s")
+    finally:
+        asked.close()
 
 
 def try_socket(pid: int, path: str) -> xray.Reach | None:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from .. import __version__
-from ..config import read_ours
+from ..config import read_secret
 from ..core import events
 from ..core.health.delivery import Delivery
 from ..core.settings import Settings
 from ..core.units import format_duration
 from ..core.usage_reports import HttpRequest, Total, pause_s, requests, shown_url
-from ..errors import ConfigError, QosError, Refused
+from ..errors import QosError, Refused
 from ..name_hashing import people_of
 from ..over_http import trust, why
 from ..report_queue import ReportQueue
@@ -204,13 +204,7 @@ def _words(error: Exception) -> str:
 
 def _secret(node: Node, settings: Settings) -> str:
     path = settings.report_secret_file
-    if not path:
-        return ""
-    secret = read_ours(path, node.paths)[: _MAX_SECRET + 1].strip()
-    # Never the value itself.
-    if not secret or len(secret) > _MAX_SECRET or not all(0x21 <= byte <= 0x7E for byte in secret):
-        raise ConfigError(path, "must hold one line of printable characters without spaces")
-    return secret.decode("ascii")
+    return read_secret(path, node.paths, 1, _MAX_SECRET) if path else ""
 
 
 @contextlib.contextmanager

@@ -17,12 +17,7 @@ _HOST_PORT = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]):(?P<port>\d{1,5})", re
 _ADDRESS = Option(
     "address", _HOST_PORT, "an address of this host and a port such as '127.0.0.1:9091'"
 )
-_SECRET = Option(
-    "secret",
-    re.compile(r"[!-~]{8,256}"),
-    "8 to 256 printable characters without spaces",
-    is_secret=True,
-)
+_SECRET_FILE = Option("secret_file", re.compile(r"/[!-~]{1,255}"), "an absolute path")
 
 
 def _check(options: Mapping[str, str]) -> Problem | None:
@@ -35,11 +30,11 @@ def _check(options: Mapping[str, str]) -> Problem | None:
         return "address", f"{options['address']!r} is not {_ADDRESS.what}"
     if found and not 1 <= int(found["port"]) <= 65_535:
         return "address", f"{found['port']} is not a port (1 to 65535)"
-    if not options["secret"]:
+    if not options["secret_file"]:
         # A customer's connection through the proxy to 127.0.0.1 comes from a local process.
-        return "secret", (
-            "is needed: that of sing-box's service 'api'; without one every customer can see and "
-            "end all connections through the proxy itself"
+        return "secret_file", (
+            "is needed: a file with the secret of sing-box's service 'api'; without a secret every "
+            "customer can see and end all connections through the proxy itself"
         )
     return None
 
@@ -47,12 +42,12 @@ def _check(options: Mapping[str, str]) -> Problem | None:
 def _open(settings: SourceSettings, _checkpoint: Any, _replay_since_s: float | None) -> Source:
     from .singbox import SingboxSource  # noqa: PLC0415
 
-    return SingboxSource(settings.options["address"], settings.options["secret"])
+    return SingboxSource(settings.options["address"], settings.options["secret_file"])
 
 
 KIND = Kind(
     "singbox",
-    (_ADDRESS, _SECRET),
+    (_ADDRESS, _SECRET_FILE),
     TOLD,
     lambda options: f"the connections of sing-box at {options['address']}",
     _open,

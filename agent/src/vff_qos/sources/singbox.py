@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..config import read_secret
 from ..core.claims.accesslog import Claim, Counters, Stranger
 from ..core.claims.event_stream import (
     PING,
@@ -32,6 +33,7 @@ from ..core.claims.event_stream import (
     request,
 )
 from ..core.claims.stamp import QUARTER_S, SLACK_S
+from ..errors import ConfigError
 from .clock import Clock
 
 #: How often the engine looks at all connections: what it has dropped comes with the next look.
@@ -47,13 +49,16 @@ _GOOD_S = 10.0
 _READ_BYTES = 1 << 18
 #: Connections that began so far apart are given apart, so that each stamp means one time.
 _SPAN_S = QUARTER_S / 2
+#: How long a secret is, in bytes.
+SECRET_BYTES = (8, 256)
 #: Answers that the engine does not take, at most: a window of what it has sent has few.
 _MAX_OUT = 1 << 16
 
 _RULE = '{"domain_regex": ["[^ -~]"], "action": "reject"}'
 _WHY = {
     Ended.UNAUTHENTICATED: (
-        "refuses the secret; it must be that of the service 'api' in sing-box's configuration"
+        "refuses the secret of secret_file; it must be that of the service 'api' in sing-box's "
+        "configuration"
     ),
     Ended.UNIMPLEMENTED: "knows no SubscribeConnections; sing-box has it since 1.14",
     Ended.INTERNAL: (
@@ -80,8 +85,8 @@ class SingboxCounters(Counters):
 class SingboxSource:
     """Claims from the service ``api`` of sing-box at ``address`` (``127.0.0.1:9091``)."""
 
-    def __init__(self, address: str, secret: str, clock: Clock | None = None) -> None:
-        """An engine that is away is waited for."""
+    def __init__(self, address: str, secret_file: str, clock: Clock | None = None) -> None:
+        """An engine that is away is waited for; ``secret_file`` is read for each stream."""
         self._counts = SingboxCounters()
         self.counters: Counters = self._counts
         #: Unclaimed of the past is kept here; the first read ends the follower's replay.
@@ -89,7 +94,7 @@ class SingboxSource:
         self.window = 0.0, 0.0
         self.epoch_offset_s: float | None = None
         self.strangers: list[Stranger] = []
-        self._address, self._secret = address, secret
+        self._address, self._secret_file = address, secret_file
         self._clock = clock or Clock()
         self._epoll = select.epoll()
         self._sock: socket.socket | None = None
@@ -116,6 +121,11 @@ class SingboxSource:
     def more(self) -> bool:
         """Whether there is more to read than the last ``read`` took."""
         return bool(self._portions) or self._full
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the engine has begun to tell of connections."""
+        return self._counts.streams > 0
 
     @property
     def waiting(self) -> str:
@@ -201,6 +211,11 @@ class SingboxSource:
         self._is_new, self._events = True, Events()
         self._asked = self._heard = time.monotonic()
         try:
+            secret = read_secret(self._secret_file, None, *SECRET_BYTES)
+        except ConfigError as error:
+            self._fail(f"cannot be asked: {error}")
+            return
+        try:
             self._sock = socket.socket(family, socket.SOCK_STREAM)
             self._sock.setblocking(False)
             code = self._sock.connect_ex((host.strip("[]"), int(port)))
@@ -208,7 +223,7 @@ class SingboxSource:
         except OSError as error:  # without IPv6, or without a descriptor
             self._fail_with(error)
             return
-        self._out = request(self._address, self._secret, _INTERVAL_S)
+        self._out = request(self._address, secret, _INTERVAL_S)
         self._deadline = self._heard + _ANSWER_S
         if code not in (0, errno.EINPROGRESS):
             self._fail_with(OSError(code, os.strerror(code)))

@@ -8,10 +8,9 @@ import socket
 from typing import Any
 
 from ..commands.node import Node
-from ..config import read_ours
+from ..config import read_secret
 from ..core.settings import Settings
 from ..core.web_access import TOKEN_BYTES
-from ..errors import ConfigError
 from ..follower.memory import give_memory_back
 from ..journal import notify
 from ..serving import make_server
@@ -55,12 +54,4 @@ def read_token(node: Node, settings: Settings) -> bytes:
     path = settings.web_token_file
     if not path:
         return b""
-    token = read_ours(path, node.paths).strip()
-    if not TOKEN_BYTES[0] <= len(token) <= TOKEN_BYTES[1] or len(token.split()) != 1:
-        low, high = TOKEN_BYTES
-        raise ConfigError(path, f"does not hold one word of {low} to {high} bytes: the token")
-    if os.stat(path).st_mode & 0o004:
-        raise ConfigError(
-            path, f"everybody may read it, and it is a secret; 'chmod o= {path}' ends that"
-        )
-    return token
+    return read_secret(path, node.paths, *TOKEN_BYTES).encode()

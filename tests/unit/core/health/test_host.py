@@ -40,6 +40,7 @@ def rule(*statements: dict[str, Any], table: str = "theirs") -> list[dict[str, A
         (Host(ruleset=[FLOWTABLE]), ["flowtable"]),
         (Host(ruleset=None, ruleset_problem="no nft"), []),
         (Host(logs=[LogFile("/x", "No such file or directory")]), ["log_file"]),
+        (Host(logs=[LogFile("/x", "No such file", source="singbox_log")]), ["log_file"]),
         (Host(logs=[LogFile("/x", copytruncate="/etc/logrotate.d/xray")]), ["copytruncate"]),
         (Host(sysctls={"net.netfilter.nf_conntrack_events": "0"}), ["sysctl"]),
         (Host(sysctls={"net.netfilter.nf_conntrack_acct": "0"}), []),

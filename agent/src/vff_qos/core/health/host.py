@@ -40,6 +40,8 @@ class LogFile:
     idle_s: float = 0.0
     #: Configuration of logrotate that copies and truncates it.
     copytruncate: str = ""
+    #: The type of the source that reads it.
+    source: str = "file"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,10 @@ def _log(log: LogFile) -> Iterator[Finding]:
     if log.problem:
         yield Finding(
             DEGRADED, "log_file", f"{log.path}: {log.problem}",
-            "set xray_access_log_path to the file that the engine writes",
+            "have sing-box write there (\"log\": {\"level\": \"info\", \"timestamp\": true, "
+            f"\"output\": \"{log.path}\"}}), or name the file that it writes as the source's path"
+            if log.source == "singbox_log"
+            else "set xray_access_log_path to the file that the engine writes",
         )  # fmt: skip
         return
     yield Finding(

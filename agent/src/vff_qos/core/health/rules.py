@@ -228,8 +228,10 @@ def _source(facts: Facts, source: SourceHealth, whose: str) -> Iterator[Finding]
     if source.waiting:
         yield Finding(
             DEGRADED, "source_missing", f"nobody new{whose} is limited: {source.waiting}",
-            "name the log that the engine writes in settings.yml (xray_access_log_path), or have "
-            "the engine write this one; 'vff-qos doctor' looks for it",
+            "'vff-qos doctor' asks it, too; docs/ENGINES.md (sing-box) has its configuration"
+            if source.kind == "singbox"
+            else "name the log that the engine writes in settings.yml (xray_access_log_path), or "
+            "have the engine write this one; 'vff-qos doctor' looks for it",
         )  # fmt: skip
     if _is_masked(source):
         yield Finding(

@@ -31,6 +31,8 @@ _WITH_USERS = {
 _NO_LOG = "none"
 #: Types of sources that read what Xray writes.
 _TEXTS = ("file", "container", "journal")
+#: All that it is heard of by.
+SOURCES = (*_TEXTS, "webhook")
 _ALL: tuple[PortRange, ...] = ((0, 65_535),)
 #: Names in findings; the rest is a number.
 _NAMED = 3

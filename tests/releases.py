@@ -25,14 +25,12 @@ SUITES = ("trixie", "testing")
 PACKAGES = (
     "python3 python3-yaml python3-nftables python3-systemd python3-pytest python3-pytest-timeout "
     "python3-hypothesis python3-jsonschema iproute2 nftables conntrack kmod procps util-linux "
-    "systemd-journal-remote"
+    "systemd-journal-remote ufw firewalld dbus"
 )
 TESTS = (
-    "tests/unit/core tests/unit/kernel tests/unit/metrics tests/unit/sources tests/unit/test_*.py "
-    "tests/netns/test_bootstrap.py tests/netns/test_coexistence.py tests/netns/test_early.py "
-    "tests/netns/test_heal.py tests/netns/test_static_maps.py tests/netns/test_statics.py "
-    "tests/netns/test_upgrade.py"
+    "tests/unit/core tests/unit/kernel tests/unit/metrics tests/unit/sources tests/unit/test_*.py"
 )
+NETNS = "bootstrap coexistence early firewalls heal static_maps statics upgrade"
 #: Arguments: the tree, the checkout, the wheels that the agent needs, the tests.
 ENTER = """
 set -eu
@@ -40,7 +38,10 @@ tree=$1
 mount --make-rprivate /
 mount -t proc proc $tree/proc
 for name in tmp run dev; do mount -t tmpfs $name $tree/$name; done
-mkdir -p $tree/dev/shm $tree/src
+mkdir -p $tree/dev/shm $tree/src $tree/run/etc $tree/run/dbus
+# What firewalls write there is gone with the namespace.
+cp -a $tree/etc/. $tree/run/etc
+mount --bind $tree/run/etc $tree/etc
 mount -t tmpfs shm $tree/dev/shm
 for name in null zero full random urandom; do
     touch $tree/dev/$name
@@ -84,8 +85,9 @@ def run(suite: str) -> int:
     """Exit code of the tests there."""
     wheels = sorted(ROOT.glob("roles/qos/files/wheels/*.whl"))
     path = ":".join(f"/src/{w.relative_to(ROOT)}" for w in wheels if "vff_qos" not in w.name)
+    tests = " ".join([TESTS, *(f"tests/netns/test_{name}.py" for name in NETNS.split())])
     spaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--net"]
-    enter = ["sh", "-c", ENTER, "sh", str(tree_of(suite)), str(ROOT), path, TESTS]
+    enter = ["sh", "-c", ENTER, "sh", str(tree_of(suite)), str(ROOT), path, tests]
     return subprocess.run([*spaces, *enter]).returncode
 
 

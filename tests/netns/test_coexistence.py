@@ -7,8 +7,6 @@ kernel may lack (VLAN, bond), runs on the lab node: ``lab_tests/coexistence.py``
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from vff_qos.kernel.packed.qdisc_list import read_qdiscs
 
 from .harness import Client, root_of, run, status
 from .healing import HealingNode, plan_without_filters
+from .neighbours import answers, counted, others
 
 #: What `wg-quick up` loads for a tunnel that takes all traffic (wireguard-tools).
 WG_QUICK = """
@@ -90,16 +89,6 @@ table ip spy {
   }
 }
 """
-#: What leaves by a device with a mark; the last look before the qdisc.
-SPY = """
-table netdev spy {{
-  counter marked {{ }}
-  chain out {{
-    type filter hook egress device lo priority 0
-    tcp sport 4430 tcp dport {port} meta mark {mark} counter name marked
-  }}
-}}
-"""
 
 
 @pytest.fixture
@@ -108,28 +97,6 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HealingNod
     made = HealingNode(tmp_path)
     yield made
     made.stop()
-
-
-def others() -> str:
-    """Everybody's rules but ours, without counts."""
-    tables = re.split(r"(?m)^(?=table )", run("nft", "-s", "list", "ruleset"))
-    return "".join(text for text in tables if not text.startswith("table inet vff_qos"))
-
-
-def counted(*table: str) -> int:
-    """Packets that the only counter of a table has seen."""
-    listing = json.loads(run("nft", "-j", "list", "counters", "table", *table))["nftables"]
-    (count,) = [item["counter"]["packets"] for item in listing if "counter" in item]
-    return int(count)
-
-
-def answers(node: HealingNode, client: Client) -> int:
-    """How many answers to a client leave with its class as their mark."""
-    run("nft", "-f", "-", stdin=SPY.format(port=client.port, mark=node.mark(client)))
-    client.sock.sendall(b"x")  # is acknowledged
-    count = counted("netdev", "spy")
-    run("nft", "delete", "table", "netdev", "spy")
-    return count
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import platform
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,28 @@ def test_whoever_is_cut_off_is_kicked_and_kept_out(site: HysteriaSite) -> None:
     assert bob.echo()
     site.node.run("reset", ALICE)
     eventually(lambda: site.hooks.login("alices-secret")[1] == {"ok": True, "id": ALICE})
+
+
+def test_a_busy_connection_of_who_is_cut_off_ends_in_the_engine(
+    tmp_path: Path, trees: tuple[str, str]
+) -> None:
+    """Without a kick: it hears (EPERM) that nobody takes what it sends.  No neighbour does."""
+    site = HysteriaSite(Node(tmp_path))
+    site.hooks.write_users({ALICE: "alices-secret", BOB: "bobs-secret"})
+    try:
+        site.hooks.start()
+        server = site.serve()
+        alice, bob = site.customer("alices-secret"), site.customer("bobs-secret")
+        eventually(lambda: alice.is_in and bob.is_in, 20)
+        with ThreadPoolExecutor(1) as pool:
+            busy = pool.submit(alice.echo, 50_000_000, 5)
+            eventually(lambda: not busy.done() and server.has_said("TCP request"), 20)
+            site.node.run("cut", ALICE)
+            eventually(lambda: server.has_said("client disconnected"), 10)
+            assert not busy.result()
+        assert bob.echo()
+    finally:
+        site.close()
 
 
 def test_the_panel_decides_and_its_absence_lets_nobody_new_in(

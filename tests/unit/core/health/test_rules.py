@@ -144,6 +144,7 @@ def test_each_source_has_findings_of_its_own_and_a_quiet_one_beside_others_is_no
     (finding,) = judge(facts(report(source={"name": "first"}, others=[gone])))
     assert finding.kind == "source_missing"
     assert finding.sentence == "nobody new of second is limited: no such unit"
+    assert "xray_access_log_path, or path under sources" in finding.remedy
     quiet = SourceHealth("webhook", "hook", "the webhook", flows_since_claim=99)
     busy = {"last_claim_s": NOW - 1, "flows_since_claim": 2}
     counts: dict[str, int | str] = {"flows_known": 60, "flows_claimed": 50}

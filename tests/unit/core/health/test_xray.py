@@ -86,6 +86,19 @@ def test_each_mistake_is_named(config: dict[str, Any], kind: str) -> None:
 
 @pytest.mark.parametrize(
     "config",
+    [log(access="/other.log"), log(access="", error="/e"), inbound(protocol="socks", settings={})],
+)
+def test_what_to_do_about_a_source_is_said_for_both_forms_of_its_settings(
+    config: dict[str, Any],
+) -> None:
+    # A node has the short form of one source, or the list; either refuses the other's words.
+    (finding,) = xray.examine([xray.read_engine(7, [("/c.json", config)])], SETTINGS)
+    assert "xray_access_log_path" in finding.remedy or "identity_source" in finding.remedy
+    assert "under sources" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    "config",
     [
         inbound(port="1000-1500,443"),
         inbound(port="env:PORT"),

@@ -114,7 +114,8 @@ def _log(log: LogFile) -> Iterator[Finding]:
             "have sing-box write there (\"log\": {\"level\": \"info\", \"timestamp\": true, "
             f"\"output\": \"{log.path}\"}}), or name the file that it writes as the source's path"
             if log.source == "singbox_log"
-            else "set xray_access_log_path to the file that the engine writes",
+            else "set xray_access_log_path, or path under sources, to the file that the engine "
+            "writes",
         )  # fmt: skip
         return
     yield Finding(

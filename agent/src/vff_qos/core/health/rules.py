@@ -230,8 +230,8 @@ def _source(facts: Facts, source: SourceHealth, whose: str) -> Iterator[Finding]
             DEGRADED, "source_missing", f"nobody new{whose} is limited: {source.waiting}",
             "'vff-qos doctor' asks it, too; docs/ENGINES.md (sing-box) has its configuration"
             if source.kind == "singbox"
-            else "name the log that the engine writes in settings.yml (xray_access_log_path), or "
-            "have the engine write this one; 'vff-qos doctor' looks for it",
+            else "name the log that the engine writes in settings.yml (xray_access_log_path, or "
+            "path under sources), or have the engine write this one; 'vff-qos doctor' looks for it",
         )  # fmt: skip
     if _is_masked(source):
         yield Finding(

@@ -230,7 +230,8 @@ def _examine_log(engine: Engine, settings: Settings, where: str) -> Iterator[Fin
         yield Finding(
             DEGRADED, "xray_log_path",
             f"{where}: it writes its access log to {access}, the agent reads {', '.join(paths)}",
-            f"set xray_access_log_path to {access} (qos_xray_access_log_path)",
+            f"set xray_access_log_path, or path under sources, to {access} "
+            "(qos_xray_access_log_path, qos_sources)",
         )  # fmt: skip
     elif in_files and not access:
         yield Finding(
@@ -238,7 +239,7 @@ def _examine_log(engine: Engine, settings: Settings, where: str) -> Iterator[Fin
             f"{where}: it writes its access log to standard output, the agent reads "
             f"{', '.join(paths)}",
             f'set "log": {{"access": "{paths[0]}"}}, or read the journal '
-            "(identity_source: journal)",
+            "(identity_source, or type under sources: journal)",
         )  # fmt: skip
     if mask := str(log.get("maskAddress", "")):
         yield Finding(
@@ -374,8 +375,8 @@ def _examine_inbounds(engine: Engine, settings: Settings, where: str) -> Iterato
             yield Finding(
                 DEGRADED, "xray_forgeable",
                 f"{name} ({inbound.protocol}): its users can forge log lines that name others",
-                "use the webhook (identity_source: webhook), or name its port in free_text_ports "
-                "(qos_free_text_ports)",
+                "use the webhook (identity_source, or type under sources: webhook), or name its "
+                "port in free_text_ports (qos_free_text_ports)",
             )  # fmt: skip
         if inbound.proxy_protocol:
             yield Finding(

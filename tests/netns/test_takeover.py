@@ -9,6 +9,7 @@ import errno
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from vff_qos.config import Paths
 from vff_qos.core.settings import parse_settings
 from vff_qos.errors import KernelRefused
 from vff_qos.kernel.packed.conntrack import prepare
+from vff_qos.kernel.packed.tc import Tc
 
 from .harness import Client, Module, Node, eventually, root_of, run, snapshot
 from .healing import plan_without_filters
@@ -39,14 +41,15 @@ ALICE, BOB, STRANGER = "alice@x", "bob@x", "stranger@x"
 class OldNode(Node):
     """A node that the old role has; two users and a stranger have live connections."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, queues: int = 1) -> None:
         super().__init__(directory)
         self.write_policy(
             "users:\n"
             f"  {ALICE}: {{upload: 5mbit, download: 10mbit}}\n"
             f"  {BOB}: {{upload: 6mbit, download: 12mbit}}\n"
         )
-        run("ip", "link", "add", "wan0", "type", "veth", "peer", "name", "wan1")
+        made_with = ["numtxqueues", str(queues), "numrxqueues", str(queues)]
+        run("ip", "link", "add", "wan0", *made_with, "type", "veth", "peer", "name", "wan1")
         run("ip", "address", "add", "10.9.0.1/24", "dev", "wan0")
         for device in ("wan0", "wan1"):
             run("ip", "link", "set", device, "up")
@@ -123,6 +126,31 @@ def test_the_old_roles_objects_give_way_and_live_users_are_limited_at_once(node:
     assert snapshot() == node.before
 
 
+def test_two_trees_take_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_without_filters(tmp_path, monkeypatch)
+    node = OldNode(tmp_path, queues=2)
+    settings = tmp_path / "settings.yml"
+    settings.write_text(settings.read_text() + "trees: 2\nwan_ceil: 10gbit\n")
+    code, said = node.bootstrap()
+    assert code == 0, said
+    marks = [node.mark(client) or 0 for client in node.clients.values()]
+    assert [mark >> 16 for mark in marks] == [0x5100 + (mark & 0xFFFF) % 2 for mark in marks]
+    assert len(set(marks)) == 3
+    with closing(Tc()) as tc:
+        for device in ("vffqos0", "wan0"):
+            index = socket.if_nametoindex(device)
+            for major in (0x5100, 0x5101):
+                assert tc.params(index, major).keys() - {1, 0xFFFE} == {
+                    mark & 0xFFFF for mark in marks if mark >> 16 == major
+                }
+    assert node.bootstrap() == (0, "no change\n")
+    node.run("remove")
+    assert snapshot() == node.before
+    node.stop()
+
+
 def test_the_next_line_gives_a_nameless_connection_to_its_user(node: OldNode) -> None:
     assert node.bootstrap()[0] == 0
     mark = old_role.mark_of(STRANGER)
@@ -162,7 +190,7 @@ def cut_short(node: OldNode) -> int:
     script.write_text(
         "import os, sys\n"
         "import vff_qos.commands.takeover as takeover\n"
-        "takeover.Takeover.move_marks = lambda self: os._exit(9)\n"
+        "takeover.Takeover.move_marks = lambda self, trees: os._exit(9)\n"
         "from vff_qos.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -224,7 +224,7 @@ def _run(
         if plan.operations:
             lines += carry_out(settings, plan.operations)
         if takeover:
-            lines += takeover.move_marks()
+            lines += takeover.move_marks(plan.after.trees)
         lines += _move_marks(old, Layout(settings.major, plan.after.trees), state)
         if plan.after != plan.before:
             state.set_value(KERNEL_RECORD, plan.after.to_json())

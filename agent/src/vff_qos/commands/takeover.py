@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -65,16 +66,17 @@ class Takeover:
             found.setdefault(mark_of(email.encode()), []).append(email)
         return {mark: names[0] for mark, names in found.items() if len(names) == 1}
 
-    def move_marks(self) -> list[str]:
+    def move_marks(self, trees: int) -> list[str]:
         """Give the connections that wait a class and its mark; returns a line if there were any.
 
-        Also those of a run that was cut short.  Raises KernelRefused and Exhausted.
+        Also those of a run that was cut short.  ``trees`` are in each direction now.  Raises
+        KernelRefused and Exhausted.
         """
         node = self._node
         waiting = node.state.get_value(_WAITING)
         if waiting is None:
             return []
-        settings, policy = node.settings_in_force, node.policy_in_force
+        settings, policy = replace(node.settings_in_force, trees=trees), node.policy_in_force
         classes = node.classes(settings, policy)
         with node.lock, closing(Conntrack()) as conntrack:
             marks, port = set(waiting["marks"]), waiting["port"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Mapping
 
-from ...core.htb import MINOR_MASK, UNCLASSIFIED_MINOR
+from ...core.htb import CEIL_MINOR, MINOR_MASK, UNCLASSIFIED_MINOR
 from ...core.plan.objects import SPLIT_LIMIT, Qdisc
 from .netlink import Netlink, attr, attrs
 
@@ -25,17 +25,21 @@ _TBF_OPT = struct.Struct("=BBHhHI 12x III")
 _TBF_LIMIT_AT = 24
 #: Bytes a second; at this rate psched_l2t_ns gives no packet any time.
 _NO_RATE = 10**18
+_SHARED = (CEIL_MINOR, UNCLASSIFIED_MINOR)
 _U32_MAX, _ETHERNET = 0xFFFFFFFF, 1  # TC_LINKLAYER_ETHERNET
 
 
 def read_qdiscs(netlink: Netlink, names: Mapping[int, str], majors: Collection[int]) -> list[Qdisc]:
     """The qdiscs of all devices; of the leaves below roots with ``majors`` only the shared one's,
-    because there may be thousands: 5,000 take 5 ms here, and 0.3 s in pyroute2."""
+    because there may be thousands: 5,000 take 5 ms here, and 0.3 s in pyroute2.
+
+    What is below minor 1 is no leaf, but the tree of a splitter.
+    """
 
     def qdisc(data: bytes) -> Qdisc | None:
         _family, index, handle, parent, _info = _TCMSG.unpack_from(data)
         minor = parent & MINOR_MASK
-        if index not in names or (parent >> 16 in majors and minor != UNCLASSIFIED_MINOR):
+        if index not in names or (parent >> 16 in majors and minor not in _SHARED):
             return None
         kind, options, default, limit = "", b"", 0, 0
         for number, start, end in attrs(data, _TCMSG.size):

@@ -339,12 +339,12 @@ def vff_qos(
 
 
 def snapshot() -> dict[str, str]:
-    """Everything that could be left behind; nothing that a single packet changes."""
+    """Everything that could be left behind; nothing that a packet or the carrier changes."""
     links = json.loads(run("ip", "-j", "-d", "link"))
     names = [link["ifname"] for link in links]
     return {
-        "links": run("ip", "-br", "link"),
-        "addresses": run("ip", "-br", "address"),
+        "links": re.sub(r"(?m)^(\S+) +\S+|,LOWER_UP|NO-CARRIER,", r"\1", run("ip", "-br", "link")),
+        "addresses": run("ip", "-o", "address", "show", "scope", "global"),
         "qdiscs": "\n".join(shown_qdiscs()),
         "ingress": "".join(run("tc", "filter", "show", "dev", n, "ingress") for n in names),
         "egress": "".join(run("tc", "filter", "show", "dev", n, "egress") for n in names),

@@ -58,6 +58,7 @@ def datapath(report: Report, node: Node, rounds: int) -> None:
         names = {f"{users} users": f"users_{users}" for users in _USERS}
         names |= {"no shaping": "none", "one filter per user": f"peer_{_PEER_USERS}"}
         names["1 user who borrows"] = "users_1_borrows"
+        names["1 user of two trees"] = "users_1_trees_2"
         # What a node has before us, with the hook that marks; "none" is without it, too.
         names |= {f"{qdisc} root": qdisc for qdisc in ("noqueue", "fq_codel", "fq")}
         for case, rates in cases.items():

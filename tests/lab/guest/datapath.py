@@ -6,7 +6,8 @@ keeps one tree in each); pktgen sends small packets through each in turn.
 Reads a job (JSON) on standard input: {"users": [numbers], "peer_users": number, "rounds",
 "packets"}. Writes {"one": {case: [packets per second of each round]}, "all": the same}: packets of
 one user while the others are silent, and packets of all users by turns.  What a node has before us
-is measured, too, with the same hook that marks: each of ROOTS, and no qdisc.
+is measured, too, with the same hook that marks: each of ROOTS, and no qdisc; and one user where
+there are two trees, each in a queue.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from typing import Any
 from pyroute2 import netns
 
 from vff_qos.commands.bootstrap import reconcile
+from vff_qos.commands.steps import carry_out
 from vff_qos.core.htb import FIRST_USER_MINOR, HtbClass, classid, usable_minor, user_class
+from vff_qos.core.plan.desired import desired
+from vff_qos.core.plan.diff import Operation
 from vff_qos.core.settings import Settings
 from vff_qos.kernel.packed.tc import ClassKey, Tc, add_class
 
@@ -35,6 +39,8 @@ WITHIN = user_class(LIMIT_BPS, guaranteed_bps=LIMIT_BPS)
 #: As the agent makes it without a guarantee in the policy: whoever sends this much borrows.
 BEYOND = user_class(LIMIT_BPS)
 FIRST_MAJOR = 0x5100
+#: Of two trees: its lower byte is a queue.
+MAJOR_OF_TWO = 0x5200
 #: Qdiscs that nodes have as root before us; the first is a device without any.
 ROOTS = ("noqueue", "fq_codel", "fq")
 
@@ -56,14 +62,14 @@ def sh(command: str, stdin: str = "") -> None:
     subprocess.run(["sh", "-euc", command], input=stdin, text=True, check=True, stdout=sys.stderr)
 
 
-def device(name: str) -> int:
+def device(name: str, queues: int = 1) -> int:
     """A device that swallows what it is given, in a namespace of its name that is entered.
 
     Returns its index.
     """
     netns.create(name)
     netns.setns(name)
-    sh(f"ip link add {name} type dummy; ip link set {name} up")
+    sh(f"ip link add {name} numtxqueues {queues} type dummy; ip link set {name} up")
     return socket.if_nametoindex(name)
 
 
@@ -100,6 +106,15 @@ def tree(name: str, major: int, users: int, params: HtbClass) -> None:
     settings = replace(Settings(), wan=name, ifb=f"ifb-{name}", major=major)
     reconcile(settings, Memory())
     add_users(index, major, users, params)
+
+
+def two_trees(name: str, major: int, params: HtbClass) -> None:
+    """The agent's trees of two queues; the device does not say that it has them, so that bootstrap
+    would make one."""
+    index = device(name, queues=2)
+    settings = replace(Settings(), wan=name, ifb=f"ifb-{name}", major=major, trees=2)
+    carry_out(settings, [Operation("add", item) for item in desired(settings, name, queues=2)])
+    add_users(index, major, 1, params)
 
 
 def root(name: str, qdisc: str) -> None:
@@ -155,6 +170,7 @@ def main() -> None:
         print(f"lab: a tree with {case} ({users})", file=sys.stderr, flush=True)
         tree(name, major, users, BEYOND if name == "dp-borrows" else WITHIN)
     filter_per_user("dp-peer", FIRST_MAJOR + len(job["users"]), job["peer_users"])
+    two_trees("dp-two", MAJOR_OF_TWO, WITHIN)
     roots = [(f"{qdisc} root", f"dp-{qdisc}", qdisc) for qdisc in ROOTS]
     for _case, name, qdisc in roots:
         root(name, qdisc)
@@ -165,6 +181,9 @@ def main() -> None:
         for _case, name, _qdisc in roots:
             mark_users(name, FIRST_MAJOR, 1 if senders == "one" else job["peer_users"])
         cases = [("no shaping", "dp-none"), *(case[:2] for case in roots + trees)]
+        if senders == "one":
+            mark_users("dp-two", MAJOR_OF_TWO, 1)
+            cases.append(("1 user of two trees", "dp-two"))
         rates: dict[str, list[float]] = {case: [] for case, _name in cases}
         for _ in range(job["rounds"]):
             for case, name in cases:

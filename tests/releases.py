@@ -30,13 +30,14 @@ PACKAGES = (
 TESTS = (
     "tests/unit/core tests/unit/kernel tests/unit/metrics tests/unit/sources tests/unit/test_*.py"
 )
-NETNS = "bootstrap coexistence early firewalls heal static_maps statics upgrade"
+NETNS = "bootstrap coexistence early firewalls heal networkd static_maps statics upgrade"
 #: Arguments: the tree, the checkout, the wheels that the agent needs, the tests.
 ENTER = """
 set -eu
 tree=$1
 mount --make-rprivate /
 mount -t proc proc $tree/proc
+mount -t sysfs -o ro sys $tree/sys
 for name in tmp run dev; do mount -t tmpfs $name $tree/$name; done
 mkdir -p $tree/dev/shm $tree/src $tree/run/etc $tree/run/dbus
 # What firewalls write there is gone with the namespace.
@@ -86,7 +87,7 @@ def run(suite: str) -> int:
     wheels = sorted(ROOT.glob("roles/qos/files/wheels/*.whl"))
     path = ":".join(f"/src/{w.relative_to(ROOT)}" for w in wheels if "vff_qos" not in w.name)
     tests = " ".join([TESTS, *(f"tests/netns/test_{name}.py" for name in NETNS.split())])
-    spaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--net"]
+    spaces = ["unshare", "--mount", "--net", "--fork", "--kill-child"]
     enter = ["sh", "-c", ENTER, "sh", str(tree_of(suite)), str(ROOT), path, tests]
     return subprocess.run([*spaces, *enter]).returncode
 

@@ -56,7 +56,8 @@ for file in /usr/bin/iperf3 $(ldd /usr/bin/iperf3 | grep -o '/[^ ]*'); do
 done
 mkdir -p tmp
 tar c . | docker import - iperf
-docker run --detach --restart always --publish {PUBLISHED}:5201 --name iperf iperf iperf3 --server
+docker run --detach --restart always --security-opt apparmor=unconfined \\
+    --publish {PUBLISHED}:5201 --name iperf iperf iperf3 --server
 """
 RESTART = "systemctl restart vff-qos-bootstrap vff-qos-follow"
 NETWORKD = f"""

@@ -117,7 +117,7 @@ def test_whatever_others_mark_packets_leave_in_their_class(
         assert answers(node, client) > 0
     assert node.mark(node.client) == mark
     assert others() == theirs
-    node.stop()
+    node.stop_calmly()
     node.run("remove")
     assert others() == theirs
     assert "vff_qos" not in run("nft", "list", "tables")

@@ -49,7 +49,7 @@ def test_ufw(node: HealingNode) -> None:
         assert node.mark(node.client) == mark
     theirs = others()
     assert "ufw-before-input" in theirs
-    node.stop()
+    node.stop_calmly()
     node.run("remove")
     assert others() == theirs
 
@@ -84,6 +84,6 @@ def test_firewalld(node: HealingNode, firewalld: None) -> None:
             assert node.mark(node.client) == mark
     theirs = others()
     assert "table inet firewalld" in theirs
-    node.stop()
+    node.stop_calmly()
     node.run("remove")
     assert others() == theirs

@@ -15,7 +15,7 @@ import pytest
 from vff_qos.commands import bootstrap
 from vff_qos.commands.killswitch import resume, suspend
 from vff_qos.core.htb import user_class
-from vff_qos.core.layout import SHARED_CEIL_BPS, Layout
+from vff_qos.core.layout import Layout
 from vff_qos.core.settings import Settings
 from vff_qos.errors import Refused
 from vff_qos.journal import Journal
@@ -164,13 +164,11 @@ def test_fewer_queues_have_fewer_trees(two: Settings) -> None:
 
 def test_a_ceiling_that_one_tree_shares_has_one_that_splits_packets(two: Settings) -> None:
     """And back: the handle of the second tree is that of the splitter."""
-    memory, auto = Memory(), replace(two, trees_wanted=0)
-    assert auto.node_ceil_bps // 4 == SHARED_CEIL_BPS  # as many trees as the device has queues
-    ceiling = replace(auto, node_ceil_bps=20_000_000, split=True)
+    memory, ceiling = Memory(), replace(two, trees_wanted=0, node_ceil_bps=20_000_000, split=True)
     for _ in range(2):
-        bootstrap.reconcile(auto, memory)
+        bootstrap.reconcile(two, memory)
         assert root_of("mq0") == root_of("vffqos0") == "mq 51ff:"
-        assert bootstrap.reconcile(auto, memory) == []
+        assert bootstrap.reconcile(two, memory) == []
         bootstrap.reconcile(ceiling, memory)
         assert root_of("mq0") == root_of("vffqos0") == "tbf 5101:"
         assert bootstrap.reconcile(ceiling, memory) == []

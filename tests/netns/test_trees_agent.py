@@ -199,6 +199,24 @@ def test_whoever_has_connections_has_a_class_before_the_agent_has_begun_anew(
     wait_for_trees(node, clients, 2)
 
 
+def test_a_ceiling_that_only_one_tree_can_share_takes_everybody_along(node: HealingNode) -> None:
+    clients = [node.client, *users(node, "bob@x", "carol@x")]
+    settings = node.directory / "settings.yml"
+    many = settings.read_text()
+    one = many.replace("trees: 2", "trees: auto").replace("wan_ceil: 10gbit", "wan_ceil: 20mbit")
+    for text, root, trees in ((one, "tbf 5101:", 1), (many, "mq 51ff:", 2)):
+        node.stop()
+        settings.write_text(text)
+        said = node.run("bootstrap")
+        assert f"add the classes of {len(clients)} users with live connections" in said
+        assert root_of("wan0") == root_of("vffqos0") == root
+        assert all(is_right(node, client, trees) for client in clients)
+        node.start()
+        wait_for_trees(node, clients, trees)
+        clients += users(node, f"new{trees}@x")
+        assert all(is_right(node, client, trees) for client in clients)
+
+
 def test_the_kill_switch_and_the_collector_know_every_tree(node: HealingNode) -> None:
     clients = [node.client, *users(node, "bob@x", "carol@x")]
     marks = [node.mark(client) for client in clients]

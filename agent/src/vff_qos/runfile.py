@@ -45,12 +45,31 @@ def read_report(run_dir: str) -> Report | None:
     try:
         with open(os.path.join(run_dir, _FILE), encoding="utf-8") as file:
             report = Report.from_json(json.load(file))
-        if time.time() - report.written > _STALE_S:
-            return None
-        with open(f"/proc/{report.pid}/cmdline", "rb") as file:
-            return report if b"\0follow\0" in file.read() else None
-    except (FileNotFoundError, ProcessLookupError):
+    except FileNotFoundError:
         return None
+    if time.time() - report.written > _STALE_S or not _follows(report.pid):
+        return None
+    return report
+
+
+def _follows(pid: int) -> bool:
+    """Whether a process is a follower, as far as we may see it.
+
+    Where proc(5) hides processes that have more capabilities than we do (ProtectProc= of
+    systemd.exec(5), hidepid=), it is enough that there is one.
+    """
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"\0follow\0" in file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_last_named(run_dir: str, named: memoryview[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,9 @@ from .progress import LabError, step
 from .users import USERS, Device, Direction, User, devices
 
 GUEST = Path(__file__).parent / "guest"
+#: Counts live TCP connections that bear a mark of ours: 0x5100.... in decimal.
+_MARKED = "{ conntrack -L; conntrack -L -f ipv6; } 2>/dev/null | grep -c 'ESTAB.* mark=135895'"
+_MARKED_S = 60
 
 
 class Lab:
@@ -135,6 +139,11 @@ class Lab:
                 idle_s=idle_s,
                 warmup_s=warmup_s,
             ).result()
+
+    def await_marks(self, connections: int) -> None:
+        """Wait until so many live TCP connections are their users'."""
+        until = shlex.quote(f"until [ $({_MARKED}) -ge {connections} ]; do sleep 0.5; done")
+        self.node.ssh(f"timeout {_MARKED_S} sh -c {until}")
 
     def _adopt(self, users: Sequence[User]) -> None:
         self.users = tuple(users)

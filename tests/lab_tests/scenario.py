@@ -49,6 +49,8 @@ from lab.trials import (
 from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, SERVICE_PORTS, Direction
 from vff_qos.core.events import EVENTS
 
+from . import accounting
+
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "molecule"
 #: Debian's name of the node's release.
@@ -817,6 +819,11 @@ def memory() -> None:
         raise Failed(f"status does not tell of TCP's memory:\n{status}")
 
 
+def accounts() -> None:
+    """What is counted for users is what was on the wire of their links."""
+    accounting.check(attach(), USERS)
+
+
 def explained(lab: Lab) -> set[str]:
     """MESSAGE_IDs that the node's journalctl can explain."""
     return {line.split()[0] for line in lab.node.ssh("journalctl --list-catalog").splitlines()}
@@ -1084,7 +1091,7 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, trees, story, reboot, confirm, gc, memory, hysteria, options,
+        round_trips, trees, story, reboot, confirm, gc, accounts, memory, hysteria, options,
         absent, never_installed, takeover, dependent, disabled_reboot, broken,
     )
 }  # fmt: skip

@@ -76,10 +76,11 @@ test-unit: build ## Only what needs neither root nor a lab node
 	$(PY) -m pytest tests/unit -m 'not lint'
 
 .PHONY: test-platforms
-test-platforms: build ## ansible-core 2.16 to the newest, Debian 13 and testing, a node that others share
+test-platforms: build ## ansible-core 2.16 to the newest, Debian 13 and testing, a node that others share, one person on all engines
 	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/repository/test_ansible_cores.py tests/unit/repository/test_hardening.py
 	$(PY) tests/releases.py
 	$(PY) -m lab_tests.coexistence
+	$(PY) -m lab_tests.one_person
 	VFF_QOS_SUITE=trixie $(MAKE) molecule
 
 .PHONY: test-sanity

@@ -75,17 +75,21 @@ class Hysteria:
         self._folder.cleanup()
         self._lab.node.ssh(f"systemctl stop {UNIT}; rm -r {FOLDER}")
 
-    def client(self, secret: str, uplink: str, forwards: dict[int, int]) -> Client:
-        """Start a client on a device's link; local ports lead to ports of the target."""
+    def client(self, secret: str, uplink: str, forwards: dict[int, int], mark: int = 0) -> Client:
+        """Start a client on a device's link; local ports lead to ports of the target.
+
+        ``mark`` is that of its packets (SO_MARK), so that they can be counted.
+        """
         place = Path(self._folder.name) / f"client{len(self._clients)}"
         place.mkdir()
         (place / "client").symlink_to(GUEST / "hysteria.py")
+        sockets = {"bindInterface": uplink, **({"fwmark": mark} if mark else {})}
         config = {
             "server": f"{network.NODE_IPV4}:{self._hop}",
             "auth": secret,
             "tls": {"sni": engine.TLS_NAME, "insecure": True},
             "transport": {"type": "udp", "udp": {"hopInterval": f"{HOP_S}s"}},
-            "quic": {"sockopts": {"bindInterface": uplink}},
+            "quic": {"sockopts": sockets},
             "tcpForwarding": [
                 {"listen": f"127.0.0.1:{local}", "remote": f"{network.TARGET_IPV4}:{remote}"}
                 for local, remote in forwards.items()

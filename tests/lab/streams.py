@@ -54,14 +54,19 @@ class Target:
                 return
 
 
-def connect(internet: Internet, port: int, how: bytes, uplink: str = "") -> socket.socket:
-    """A connection to a local end of a tunnel, or from a device's link to the node itself."""
+def connect(
+    internet: Internet, port: int, how: bytes, uplink: str = "", address: str = ""
+) -> socket.socket:
+    """A connection to a local end of a tunnel, or from a device's link to the node itself.
+
+    ``address``: where else the node is, within a tunnel.
+    """
     with counters.inside(internet.namespace("clients")):
         sock = socket.socket()
     sock.settimeout(30)
     if uplink:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, uplink.encode())
-    sock.connect((network.NODE_IPV4 if uplink else "127.0.0.1", port))
+    sock.connect((address or (network.NODE_IPV4 if uplink else "127.0.0.1"), port))
     sock.sendall(how)
     return sock
 
@@ -79,10 +84,11 @@ def echoes(sock: socket.socket, within_s: float = 10.0) -> bool:
 class Download:
     """What a connection receives, from now on."""
 
-    def __init__(self, internet: Internet, port: int, uplink: str = "") -> None:
-        self._sock = connect(internet, port, SEND, uplink)
+    def __init__(self, internet: Internet, port: int, uplink: str = "", address: str = "") -> None:
+        self._sock = connect(internet, port, SEND, uplink, address)
         self._seen = [(time.monotonic(), 0)]
-        self.has_ended = False
+        #: When the other side ended it, by time.monotonic().
+        self.ended_s: float | None = None
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -94,7 +100,7 @@ class Download:
                 self._seen.append((time.monotonic(), total))
         except OSError:
             pass  # a reset is one end, as is a close
-        self.has_ended = True
+        self.ended_s = time.monotonic()
 
     def received(self, start: float, end: float) -> int:
         """Bytes between two times of time.monotonic()."""

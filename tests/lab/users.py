@@ -139,6 +139,10 @@ USERS: tuple[User, ...] = (
     User("judy@lab", "vless", None, None, offered=4 * MBIT),
 )
 
+#: What Hysteria's server asks, and who may.
+HOOKS_TOKEN = "0123456789abcdef"
+HYSTERIA_HOOK = f"http://127.0.0.1:8014/{HOOKS_TOKEN}/hysteria"
+
 
 def role_variables(users: Sequence[User] = USERS) -> dict[str, object]:
     """The role's variables that put these users' limits in force."""

@@ -8,16 +8,13 @@ Longer than 500 lines: one function for each step, which molecule calls by name.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,15 +24,11 @@ from typing import Any
 import yaml
 
 from lab import Lab, LabError, Node, User, network, operate
-from lab.counters import Queues
-from lab.hysteria import HOP_S, PATIENCE_S, Client, Hysteria
-from lab.internet import Internet
 from lab.labnode import GUEST
 from lab.machine import Load
 from lab.progress import say, step
 from lab.snapshot import COUNTED, difference, without_counts
 from lab.snapshot import snapshot as take_snapshot
-from lab.streams import ECHO, Download, Target, connect, echoes
 from lab.trials import (
     FAIR_LIMIT,
     TRIAL_USERS,
@@ -46,7 +39,14 @@ from lab.trials import (
     settings_by_hand,
     trial_variables,
 )
-from lab.users import CLIENTS_IPV4, DIRECTIONS, MBIT, SERVICE_PORTS, Direction
+from lab.users import (
+    CLIENTS_IPV4,
+    DIRECTIONS,
+    HOOKS_TOKEN,
+    MBIT,
+    SERVICE_PORTS,
+    Direction,
+)
 from vff_qos.core.events import EVENTS
 
 from . import accounting
@@ -86,7 +86,6 @@ SERVER_CONFIG = "/etc/xray/config.json"
 #: The node has the engine's log as a source, and programs that post whose a flow is: our hooks.
 LOG_SOURCE = {"type": "file", "path": "/var/log/xray/access.log"}
 FLOWS_SOURCE = {"type": "flows", "listen": "unix:/run/vff-qos-flows.sock", "group": "vff-qos-hooks"}
-HOOKS_TOKEN = "0123456789abcdef"
 HOOKS_VARIABLES = {
     "qos_service_ports": [*SERVICE_PORTS, 30000, "30001-30100"],
     "qos_hop": {"30001-30100": 30000},
@@ -425,196 +424,6 @@ def page(lab: Lab) -> None:
     lab.node.ssh(f"systemctl is-active {units}")
     for unit in ("vff-qos-web.service", "vff-qos-doctor.service"):
         lab.node.ssh(f"systemd-analyze security --no-pager --threshold=20 {unit}")
-
-
-#: What the emulated node can encrypt in user space beside all else.
-DROP_IN = """users:
-  alice@lab: {upload: 2mbit, download: 2mbit}
-  hugo@lab: {upload: 2mbit, download: 1mbit}
-  dora@lab: {upload: 2mbit, download: 2mbit, devices: 3, over: refuse}
-  judy@lab: {upload: 20mbit, download: 20mbit, connections: 200}
-"""
-HYSTERIA_HOOK = f"http://127.0.0.1:8014/{HOOKS_TOKEN}/hysteria"
-IDENTITIES = """
-services: {tunnel: {ports: [20190], protocol: tcp}}
-networks: {office: {prefixes: [OFFICE/32]}}
-people: {alice@lab: ["service:tunnel", "network:office"]}
-"""
-TUNNEL_PORT, OFFICE_PORT = 20190, 20091
-#: Of alice, whatever she comes by, and of the neighbour behind her address.
-LIMITS = (2 * MBIT, 1 * MBIT)
-HOPS, UNMARKED_MS, CUT_S, ONE_LIMIT = 20, 100.0, 1.0, 0.05
-#: Packets that were in the queue already leave it at the trickle of whoever is cut off.
-LEFT_BYTES = 3_000
-#: Of a limit, in bytes of payload: QUIC's packets have 4 % more on the wire, Xray's segments 6 %.
-PAYLOAD = (0.85, 1.0)
-#: The target's port behind Hysteria; each client has a local one.
-TARGET_PORT, LOCAL_PORT = 7000, 7100
-
-
-def hysteria() -> None:
-    """Users of Hysteria behind one address keep their own limits while they hop.  One of them is
-    Xray's as well, has a tunnel's port and an office: all together have one limit.  A fourth device
-    is refused, a 201st connection ends the oldest silent one.  Who is cut off is so at once, on TCP
-    and QUIC, and the neighbour is not."""
-    if importlib.util.find_spec("hysteria2") is None:
-        say("there is no Hysteria for this interpreter: left out")
-        return
-    lab = attach()
-    internet, node = lab.node.internet, lab.node
-    alice, office = lab.devices[0], lab.devices[-1]
-    judy = next(device for device in lab.devices if device.user.email == "judy@lab")
-    ports = iter(range(LOCAL_PORT, LOCAL_PORT + 100))
-    node.put(GUEST / "unmarked.py", "/opt/lab/unmarked.py")
-    with (
-        by_hand(lab, office.ipv4),
-        closing(Target(internet, (TARGET_PORT, alice.target_port, judy.target_port))),
-        Hysteria(lab, HYSTERIA_HOOK, 30000, "30001-30100") as engine,
-    ):
-
-        def start(email: str, uplink: str) -> tuple[int, Client]:
-            port = next(ports)
-            return port, engine.client(f"secret-of-{email}", uplink, {port: TARGET_PORT})
-
-        def login(email: str, uplink: str) -> int:
-            port, client = start(email, uplink)
-            client.wait()
-            return port
-
-        by_quic, neighbour = (
-            Download(internet, port)
-            for port in [login(email, alice.uplink) for email in ("alice@lab", "hugo@lab")]
-        )
-        alices = {
-            "Hysteria": by_quic,
-            "Xray": Download(internet, alice.target_port),
-            "a tunnel": Download(internet, TUNNEL_PORT, alice.uplink),
-            "an office": Download(internet, OFFICE_PORT, office.uplink),
-        }
-        time.sleep(WARMUP_S)
-        queues = Queues(internet.namespace("inet"))
-        with ThreadPoolExecutor(1) as pool:
-            begun = time.monotonic()
-            watch = f"/usr/bin/python3 /opt/lab/unmarked.py {alice.ipv4} {HOPS * HOP_S + 2}"
-            watched = pool.submit(node.ssh, watch)
-            fourth_device(lab, partial(start, "dora@lab"))
-            one_connection_more(internet, judy.target_port)
-            quiet, before = time.monotonic(), queues.read()
-            flows = json.loads(watched.result())
-        ended, after = time.monotonic(), queues.read()
-        seconds, wrong = ended - quiet, []
-
-        def check(holds: bool, text: str) -> None:
-            say(text)
-            if not holds:
-                wrong.append(text)
-
-        wire = [after[d.router_port] - before[d.router_port] for d in (alice, office)]
-        share = 8 * sum(wire) / seconds / sum(LIMITS)
-        check(abs(share - 1) <= ONE_LIMIT, f"both users have {share:.1%} of both limits")
-        for email, limit, streams in (
-            ("alice@lab", LIMITS[0], list(alices.values())),
-            ("hugo@lab", LIMITS[1], [neighbour]),
-        ):
-            got = [8 * one.received(quiet, ended) / seconds for one in streams]
-            gap_s = max(one.longest_gap_s(begun, ended) for one in streams)
-            shown = " + ".join(f"{bps / MBIT:.2f}" for bps in got)
-            check(
-                PAYLOAD[0] <= sum(got) / limit <= PAYLOAD[1],
-                f"{email}: {shown} of {limit / MBIT:.0f} Mbit/s, {gap_s:.1f} s of silence",
-            )
-        longest_ms = max((flow["ms"] for flow in flows), default=0.0)
-        check(
-            len(flows) >= HOPS and longest_ms <= UNMARKED_MS,
-            f"{len(flows)} hops, none unmarked for longer than {longest_ms:.1f} ms",
-        )
-        with step("cutting a user off"):
-            node.ssh("vff-qos cut alice@lab")
-        cut = time.monotonic()
-        time.sleep(8)
-        end = time.monotonic()
-        for what, one in alices.items():
-            more = one.received(cut + CUT_S, end)
-            check(more <= LEFT_BYTES, f"cut off, over {what} come {more} bytes")
-        kept = 8 * neighbour.received(cut, end) / (end - cut)
-        check(kept >= PAYLOAD[0] * LIMITS[1], f"the neighbour gets {kept / MBIT:.2f} Mbit/s")
-        check(alices["Xray"].has_ended, "TCP is ended, not silent")
-        if wrong:
-            raise Failed("\n".join(wrong))
-
-
-@contextmanager
-def by_hand(lab: Lab, office: str) -> Iterator[None]:
-    """Limits and identities as an operator writes them, and back; what was ordered for alice ends.
-
-    Servers of the node are what a tunnel would lead to.
-    """
-    policy, identities = "/etc/vff-qos/policy.d/hysteria.yml", "/etc/vff-qos/identities.yml"
-    given = IDENTITIES.replace("OFFICE", office)
-    sender = f"/usr/bin/python3 /opt/lab/sender.py {TUNNEL_PORT} {OFFICE_PORT}"
-    theirs = "vff-qos explain service:tunnel 2>&1 | grep -q 'service:tunnel is alice@lab'"
-    lab.node.put(GUEST / "sender.py", "/opt/lab/sender.py")
-    lab.node.ssh(f"cp -p {identities} /opt/lab/")
-    try:
-        lab.node.write(policy, DROP_IN)
-        lab.node.ssh(f"cat >{identities} <<'END'{given}END")
-        lab.node.ssh("vff-qos check-config && vff-qos policy apply --yes")
-        lab.node.ssh(f"systemd-run --quiet --collect --unit=sender-lab {sender}")
-        lab.node.ssh(f'timeout {PATIENCE_S} sh -c "until {theirs}; do sleep 1; done"')
-        yield
-    finally:
-        lab.node.ssh(
-            f"systemctl stop sender-lab; rm {policy}; cp -p /opt/lab/identities.yml /etc/vff-qos; "
-            "vff-qos reset alice@lab; vff-qos policy apply --yes"
-        )
-
-
-def fourth_device(lab: Lab, start: Callable[[str], tuple[int, Client]]) -> None:
-    """Three devices of one user get through, the fourth does not."""
-    internet, socks = lab.node.internet, []
-    _first, *links = (device.uplink for device in lab.devices[:5])
-    for link in links[:3]:
-        port, client = start(link)
-        client.wait()
-        socks.append(connect(internet, port, ECHO))
-        if not echoes(socks[-1]):
-            raise Failed(f"device {len(socks)} of three does not get through")
-    port, _client = start(links[3])
-    told = "journalctl -q VFF_QOS_EVENT=devices VFF_QOS_EMAIL=dora@lab | grep -q ."
-    lab.node.ssh(f"timeout {PATIENCE_S} sh -c 'until {told}; do sleep 1; done'")
-    try:
-        through = echoes(connect(internet, port, ECHO), within_s=3)
-    except OSError:
-        through = False
-    if through:
-        raise Failed("a fourth device gets through, where three are allowed")
-    if not all(map(echoes, socks)):
-        raise Failed("a device that is allowed does not get through beside a fourth")
-
-
-def one_connection_more(internet: Internet, port: int, allowed: int = 200) -> None:
-    """The oldest that is silent goes, and no other."""
-    first = [connect(internet, port, ECHO) for _ in range(2)]
-    established = all(map(echoes, first))
-    time.sleep(3)  # silence is known in whole seconds
-    rest = [connect(internet, port, ECHO) for _ in range(allowed - 2)]
-    if not established or not all(map(echoes, rest)):
-        raise Failed(f"not all of {allowed} allowed connections get through")
-    busy, oldest = first
-    if not echoes(busy):
-        raise Failed("a connection that was allowed is gone")
-    more = connect(internet, port, ECHO)
-    if not echoes(more):
-        raise Failed(f"connection {allowed + 1} does not get through, where the oldest should go")
-    oldest.settimeout(PATIENCE_S)
-    try:
-        left = oldest.recv(1)
-    except ConnectionResetError:
-        left = b""
-    if left or not all(map(echoes, (busy, more, *rest))):
-        raise Failed(f"connection {allowed + 1} ended another one than the oldest silent one")
-    for sock in (*first, *rest, more):
-        sock.close()
 
 
 #: Once, when the tree is made, new logins are cut off, until it goes: what our fault could do.
@@ -1091,7 +900,7 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, trees, story, reboot, confirm, gc, accounts, memory, hysteria, options,
+        round_trips, trees, story, reboot, confirm, gc, accounts, memory, options,
         absent, never_installed, takeover, dependent, disabled_reboot, broken,
     )
 }  # fmt: skip

@@ -17,8 +17,11 @@ from .progress import LabError, step
 from .users import USERS, Device, Direction, User, devices
 
 GUEST = Path(__file__).parent / "guest"
-#: Counts live TCP connections that bear a mark of ours: 0x5100.... in decimal.
-_MARKED = "{ conntrack -L; conntrack -L -f ipv6; } 2>/dev/null | grep -c 'ESTAB.* mark=135895'"
+#: Counts live TCP connections that bear a mark of ours, whichever tree it names.
+_MARKED = (
+    "for family in ipv4 ipv6; do conntrack -L -f $family -m 0x51000000/0xff000000; done 2>/dev/null"
+    " | grep -c ESTAB"
+)
 _MARKED_S = 60
 
 

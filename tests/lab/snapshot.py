@@ -12,9 +12,9 @@ exec 2>&1
 # The lab's own links get new addresses at each boot.
 echo "## links";    ip -d link show | sed 's/ qlen [0-9]*//; s/ether [0-9a-f:]*//'
 echo "## qdiscs";   tc qdisc show
-echo "## filters";  tc filter show dev wan0; tc filter show dev wan0 ingress
+echo "## filters";  for hook in '' ingress egress; do tc filter show dev wan0 $hook; done
 echo "## nft";      nft list ruleset
-echo "## marks";    conntrack -L --mark 0x51000000/0x7fff0000 -o id 2>/dev/null
+echo "## marks";    conntrack -L --mark 0x51000000/0x7f000000 -o id 2>/dev/null
 echo "## units";    systemctl list-unit-files --no-legend --no-pager
 echo "## accounts"; getent passwd; getent group
 echo "## packages"; dpkg-query -W

@@ -20,6 +20,8 @@ from .users import MBIT, Direction, User, role_variables
 WEIGHTS = {"basic": 1, "plus": 2}
 #: A full node: twenty users want ten times of what there is.
 FAIR_CEIL, FAIR_LIMIT = 20 * MBIT, 10 * MBIT
+#: More than the emulated node can move; packets are split with it, and are not without one.
+SPLIT_CEIL = "400mbit"
 #: What the node's kernel needs for this. Behind round trips below a millisecond the first moment of
 #: a connection makes its buffer grow to megabytes, and 160 of them are more than the node's TCP may
 #: hold: docs/TROUBLESHOOTING.md says what happens then.
@@ -50,7 +52,7 @@ SWEPT = {
 TRIAL_USERS = (*FAIR_USERS, PINGED, NEIGHBOUR, *SWEPT.values())
 
 _SETTINGS = "/etc/vff-qos/settings.yml"
-_RESTART = "systemctl restart vff-qos-bootstrap vff-qos-follow"
+RESTART = "systemctl restart vff-qos-bootstrap vff-qos-follow"
 _DROP_IN = "/etc/vff-qos/policy.d/trial.yml"
 
 
@@ -58,8 +60,7 @@ def trial_variables(users: Sequence[User] = ()) -> dict[str, Any]:
     """The role's variables for the trials and for more `users`."""
     rates = {"upload": f"{FAIR_LIMIT // MBIT}mbit", "download": f"{FAIR_LIMIT // MBIT}mbit"}
     return role_variables((*users, PINGED, NEIGHBOUR, *SWEPT.values())) | {
-        # More than the emulated node can move; packets are split with it, and are not without one.
-        "qos_wan_ceil": "400mbit",
+        "qos_wan_ceil": SPLIT_CEIL,
         "qos_plans": {plan: {**rates, "weight": weight} for plan, weight in WEIGHTS.items()},
         "qos_match": [{"pattern": f"{plan}??@lab", "plan": plan} for plan in WEIGHTS],
     }
@@ -77,7 +78,7 @@ class Fairness(NamedTuple):
 def fairness(lab: Lab, direction: Direction) -> Fairness:
     """Fill the node with users of two plans, who have 1 to 64 flows each."""
     ceil = {"wan_ceil": f"{FAIR_CEIL // MBIT}mbit"}
-    with settings_by_hand(lab, ceil, _RESTART), kernel_settings(lab, _FAIR_KERNEL):
+    with settings_by_hand(lab, ceil, RESTART), kernel_settings(lab, _FAIR_KERNEL):
         # First: whoever has had the node alone must not pay for it afterwards.
         alone = lab.measure(direction, 8, users=FAIR_USERS[:1], idle_s=0.5)
         with step(f"filling the node, {direction} of {len(FAIR_USERS)} users"):

@@ -31,6 +31,8 @@ from lab.snapshot import COUNTED, difference, without_counts
 from lab.snapshot import snapshot as take_snapshot
 from lab.trials import (
     FAIR_LIMIT,
+    RESTART,
+    SPLIT_CEIL,
     TRIAL_USERS,
     WEIGHTS,
     fairness,
@@ -58,6 +60,9 @@ SUITE = os.environ.get("VFF_QOS_SUITE", "bookworm")
 FOLDER = ROOT / "build" / "lab" / NAME
 INVENTORY = FOLDER / "inventory.yml"
 NOTES = ROOT / "build" / "molecule"
+#: So many queues has its WAN device.  With two, each has a tree; with one, packets are split above
+#: the only tree.
+QUEUES = 1 if SUITE == "trixie" else 2
 
 # Light enough that ansible keeps its share of the node's CPU while they all move.
 USERS = (
@@ -106,9 +111,10 @@ ip -j link show | sed 's/"qlen":[0-9]*//g'
 tc -j qdisc show
 for dev in wan0 vffqos0; do
     tc class show dev $dev | sed '/^class fq_codel /d'
-    tc filter show dev $dev
+    for hook in 'parent 5100:' 'parent 5101:' egress ingress; do
+        tc filter show dev $dev $hook
+    done
 done
-tc filter show dev wan0 ingress
 nft -j list ruleset
 """
 
@@ -122,7 +128,7 @@ def up() -> None:
     if NOTES.exists():
         shutil.rmtree(NOTES)
     NOTES.mkdir(parents=True)
-    lab = Lab(NAME, suite=SUITE, persistent=True)
+    lab = Lab(node=Node(NAME, suite=SUITE, persistent=True, queues=QUEUES))
     lab.node.up()
     lab.start_engine(ALL_USERS)
     lab.node.inventory(INVENTORY)
@@ -145,9 +151,13 @@ def up() -> None:
 
 
 def role() -> dict[str, Any]:
-    """The role's variables: two sources, and hooks."""
+    """The role's variables: two sources, hooks, and a tree for each queue."""
     variables = trial_variables(USERS) | HOOKS_VARIABLES
     del variables["qos_xray_access_log_path"]  # the list stands in its place
+    if QUEUES > 1:
+        # As many trees as queues, as long as the ceiling is not one that only one tree can share:
+        # `fair` has such a one.
+        variables |= {"qos_trees": "auto", "qos_wan_ceil": "10gbit"}
     return variables
 
 
@@ -519,17 +529,30 @@ BREAKS = [
     # The clients' network stays where it is, so that traffic goes on.
     (
         "default route moved",
-        "ip link add alt0 type veth peer name far0; ip link set far0 up; ip link set alt0 up; "
+        f"ip link add alt0 numtxqueues {QUEUES} type veth peer name far0; ip link set far0 up; "
+        "ip link set alt0 up; "
         f"ip route add {CLIENTS_IPV4} via {network.INET_IPV4} dev wan0; "
         "ip route add default dev alt0 metric 0",
     ),
     ("default route moved back", f"ip link del alt0; ip route del {CLIENTS_IPV4}"),
 ]
+if QUEUES > 1:
+    BREAKS += [
+        ("tree of the WAN's second queue deleted", "tc qdisc del dev wan0 parent 51ff:2"),
+        ("filters at egress deleted", "tc filter del dev wan0 egress"),
+        ("one queue", "ethtool -L wan0 combined 1"),
+        ("two queues", "ethtool -L wan0 combined 2"),
+    ]
 #: What is to come after these, where it is not what was before.
 UNTIL = {
-    "default route moved": "tc qdisc show dev alt0 | grep -q 'htb 5100: parent 5101:1' && "
-    "! tc qdisc show dev wan0 | grep -q 'htb 5100:'"
+    "default route moved": "tc qdisc show dev alt0 | grep -q 'htb 5100:' && "
+    "! tc qdisc show dev wan0 | grep -q 'htb 5100:'",
+    # Nobody's mark is of the tree that is gone.
+    "one queue": "for dev in wan0 vffqos0; do tc qdisc show dev $dev | grep -q 'htb 5100: root' || "
+    'exit 1; done; test -z "$(conntrack -L --mark 0x51010000/0xffff0000 2>/dev/null)"',
 }
+#: After these there is another number of trees, and the agent begins anew.
+RELAID = ("one queue", "two queues")
 
 
 def healing() -> None:
@@ -545,13 +568,21 @@ def healing() -> None:
         done = lab.node.run("/usr/bin/python3 /opt/lab/heal.py", stdin=json.dumps(job))
         return json.loads(done.stdout)
 
-    healthy = heal()
+    healthy, flows = heal(), live_flows(lab)
+    marks = [int(line[5:]) for line in healthy if line.startswith("mark=")]
+    if {mark >> 16 for mark in marks} != set(range(0x5100, 0x5100 + QUEUES)):
+        raise Failed(f"users are not in all of {QUEUES} trees: {sorted(map(hex, marks))}")
     for name, command in BREAKS:
+        timeout_s = ANEW_S if name in RELAID else HEAL_S
         with step(f"healing: {name}"):
-            result = heal(command=command, test=UNTIL.get(name), healthy=healthy, timeout_s=HEAL_S)
+            job = {"command": command, "test": UNTIL.get(name), "timeout_s": timeout_s}
+            result = heal(**job, healthy=healthy)
         if result["took_s"] is None:
-            raise Failed("\n".join([f"{name}: not mended in {HEAL_S} s", *result["differs"]]))
+            raise Failed("\n".join([f"{name}: not mended in {timeout_s} s", *result["differs"]]))
         say(f"{name}: mended within {result['took_s']:.1f} s")
+    # Round trips come and go; those that carry the data stay.
+    if len(flows & live_flows(lab)) < sum(user.protocol == "vless" for user in users):
+        raise Failed(f"connections broke; before there were {', '.join(flows)}")
     run.finish()
     limited()
 
@@ -593,7 +624,8 @@ def fair() -> None:
 
 
 def round_trips() -> None:
-    """Neither a user's own load nor a neighbour's makes the user's other connections slow."""
+    """Neither a user's own load nor a neighbour's makes the user's other connections slow, where
+    packets are split."""
 
     def added(direction: Direction, names: Iterable[str]) -> dict[str, float]:
         load = Load()
@@ -607,12 +639,13 @@ def round_trips() -> None:
         starved = load.starved()
         return {name: s.queue_ms if starved else s.load_ms for name, s in trips.items()}
 
-    for direction in DIRECTIONS:
-        allowed = {
-            f"{direction}, own load": OWN_LOAD_MS,
-            f"{direction}, a neighbour's load": NEIGHBOUR_MS,
-        }
-        within(allowed, partial(added, direction, allowed))
+    with settings_by_hand(attach(), {"wan_ceil": SPLIT_CEIL}, RESTART):
+        for direction in DIRECTIONS:
+            allowed = {
+                f"{direction}, own load": OWN_LOAD_MS,
+                f"{direction}, a neighbour's load": NEIGHBOUR_MS,
+            }
+            within(allowed, partial(added, direction, allowed))
 
 
 def memory() -> None:
@@ -649,7 +682,7 @@ def story() -> None:
     lab.node.ssh(f"vff-qos reset {name}")
     shown = lab.node.ssh(f"journalctl -x -q -o short VFF_QOS_EMAIL={name}")
     wanted = [
-        f"{name} has class 5100:",
+        f"{name} has class 510",  # of either tree
         "(reason: ticket 4711)",
         f"Subject: An order for {name}",
         "What to do: 'vff-qos reset' with the user's name ends it.",
@@ -797,110 +830,11 @@ def dependent() -> None:
     limited()
 
 
-_UNITS = "vff-qos-bootstrap vff-qos-follow"
-#: What is broken of two trees; all else stays as it is.
-_TREE_BREAKS = (
-    "tc qdisc del dev wan0 parent 51ff:2",
-    "tc qdisc del dev vffqos0 parent 51ff:1",
-    "tc filter del dev wan0 egress",
-    "tc qdisc del dev wan0 root",
-)
-#: A root that somebody has set, with a leaf that is not the kernel's default.
-_FOREIGN_MQ = (
-    "tc qdisc replace dev wan0 root handle 77: mq && "
-    "tc qdisc replace dev wan0 parent 77:2 handle 78: fq limit 777"
-)
-
-
-def marked_flows(lab: Lab) -> dict[str, int]:
-    """Marks of the live TCP connections to the service port, by the client's end."""
-    said = lab.node.ssh("conntrack -L -p tcp --dport 443 --state ESTABLISHED 2>/dev/null")
-    found = {}
-    for line in said.splitlines():
-        words = dict(word.split("=", 1) for word in reversed(line.split()) if "=" in word)
-        found[f"{words['src']} {words['sport']}"] = int(words["mark"])
-    return found
-
-
-def in_trees(lab: Lab, before: dict[str, int], trees: int, timeout_s: float = HEAL_S) -> float:
-    """Wait until each live connection of before has the mark of its class in so many trees, and the
-    class is there in both directions; returns how many seconds it took."""
-    started, wrong = time.monotonic(), ["nothing was seen"]
-    look = " && ".join(f"tc class show dev {dev}" for dev in ("wan0", "vffqos0"))
-    while time.monotonic() < started + timeout_s:
-        names = lab.node.ssh(look).split()
-        wrong, now = [], marked_flows(lab)
-        for end, mark in before.items():
-            minor = mark & 0xFFFF
-            name = f"{0x5100 + minor % trees:x}:{minor:x}"
-            if now.get(end) != (0x5100 + minor % trees) << 16 | minor or names.count(name) < 2:
-                wrong.append(f"{end}: {now.get(end, 0):#x}, class {name}: {names.count(name)}")
-        if not wrong:
-            return time.monotonic() - started
-    raise Failed("\n".join([f"{trees} trees are not there after {timeout_s} s:", *wrong]))
-
-
-def trees() -> None:
-    """On a node of its own with two queues, a tree for each: limits, another number of queues under
-    traffic, healing, the kill switch, and somebody's mq that comes back with its leaves."""
-    with Lab(node=Node("queues", queues=2)) as lab:
-        lab.start_engine(USERS)
-        variables = trial_variables(USERS) | {"qos_trees": "2", "qos_wan_ceil": "10gbit"}
-        make_on(lab, "qos", variables)
-        changed_under_traffic(lab)
-        limited(lab)
-        given_back(lab)
-
-
-def make_on(lab: Lab, target: str, variables: dict[str, Any]) -> None:
-    """A make target on a node that is not molecule's."""
-    operate.make(target, operate.inventory(lab.node, lab.node.dir / "inventory", variables))
-
-
-def changed_under_traffic(lab: Lab) -> None:
-    """Whatever happens to queues and trees: each live connection has its class again."""
-    if json.loads(lab.node.run("vff-qos status --json", check=False).stdout)["trees"] != 2:
-        raise Failed(lab.node.ssh("journalctl -b -u vff-qos-bootstrap -n 5 -o cat"))
-    users = [replace(user, flows=1) for user in USERS]
-    run = lab.start_traffic("download", LONG_S, users=users, idle_s=1.0, warmup_s=1.0)
-    time.sleep(WARMUP_S)
-    flows = marked_flows(lab)
-    if {mark >> 16 for mark in flows.values()} != {0x5100, 0x5101}:
-        raise Failed(f"users are not in both trees: {flows}")
-    for queues in (1, 2):
-        lab.node.ssh(f"ethtool -L wan0 combined {queues}")
-        say(f"{queues} queues: moved within {in_trees(lab, flows, queues, ANEW_S):.1f} s")
-    for command in _TREE_BREAKS:
-        lab.node.ssh(command)
-        time.sleep(1)
-        say(f"{command}: mended within {1 + in_trees(lab, flows, 2):.1f} s")
-    lab.node.ssh("vff-qos disable --reason drill")
-    if any(marked_flows(lab).values()):
-        raise Failed(f"the kill switch left marks: {marked_flows(lab)}")
-    lab.node.ssh("vff-qos enable")
-    in_trees(lab, flows, 2, ANEW_S)
-    run.finish()
-
-
-def given_back(lab: Lab) -> None:
-    """An mq that somebody has set comes back with its leaves."""
-    lab.node.ssh(f"systemctl stop {_UNITS} && vff-qos remove && {_FOREIGN_MQ}")
-    before = lab.node.ssh("tc qdisc show dev wan0")
-    with settings_by_hand(lab, {"take_foreign_root": "true"}, "vff-qos bootstrap"):
-        if "mq 51ff: root" not in lab.node.ssh("tc qdisc show dev wan0"):
-            raise Failed("our trees do not stand in the place of somebody's mq")
-        lab.node.ssh("vff-qos remove")
-        after = lab.node.ssh("tc qdisc show dev wan0")
-        lab.node.ssh("tc qdisc del dev wan0 root")
-    if after != before:
-        raise Failed(f"somebody's mq came back as\n{after}instead of\n{before}")
-
-
 STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, trees, story, reboot, confirm, gc, accounts, memory, options,
+        round_trips, story, reboot, confirm, gc, accounts, memory, options,
         absent, never_installed, takeover, dependent, disabled_reboot, broken,
     )
 }  # fmt: skip

@@ -52,6 +52,8 @@ def state() -> list[str]:
             f"class show dev {dev}",
             f"filter show dev {dev}",
             f"filter show dev {dev} parent 5100:",
+            f"filter show dev {dev} parent 5101:",
+            f"filter show dev {dev} egress",
             f"filter show dev {dev} ingress",
         )
         # The dump of an fw filter without handles ends with an error.

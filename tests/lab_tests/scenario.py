@@ -52,6 +52,8 @@ from lab.users import (
 from vff_qos.core.events import EVENTS
 
 from . import accounting
+from . import faults as seeded
+from .faults import SERVER_CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "molecule"
@@ -87,7 +89,6 @@ ANEW_S = 90.0  # the same, until an agent that begins anew has made all classes
 #: For so long at most a live user may have no limit while the old role gives way, in seconds.
 TAKEOVER_S = 5.0  # under emulation; natively it takes a tenth of a second
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
-SERVER_CONFIG = "/etc/xray/config.json"
 #: The node has the engine's log as a source, and programs that post whose a flow is: our hooks.
 LOG_SOURCE = {"type": "file", "path": "/var/log/xray/access.log"}
 FLOWS_SOURCE = {"type": "flows", "listen": "unix:/run/vff-qos-flows.sock", "group": "vff-qos-hooks"}
@@ -661,6 +662,11 @@ def memory() -> None:
         raise Failed(f"status does not tell of TCP's memory:\n{status}")
 
 
+def faults() -> None:
+    """Ten faults: status, doctor and the journal name each and its remedy, and are quiet again."""
+    seeded.seed(attach(), len(USERS))
+
+
 def accounts() -> None:
     """What is counted for users is what was on the wire of their links."""
     accounting.check(attach(), USERS)
@@ -834,7 +840,7 @@ STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
-        round_trips, story, reboot, confirm, gc, accounts, memory, options,
+        round_trips, story, reboot, confirm, gc, accounts, faults, memory, options,
         absent, never_installed, takeover, dependent, disabled_reboot, broken,
     )
 }  # fmt: skip

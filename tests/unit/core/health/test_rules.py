@@ -156,6 +156,17 @@ def test_each_source_has_findings_of_its_own_and_a_quiet_one_beside_others_is_no
     assert finding.kind == "source_silent" and finding.sentence.startswith("/log, the webhook: ")
 
 
+def test_what_all_sources_are_silent_about_is_not_told_of_the_one_that_never_spoke() -> None:
+    hook = SourceHealth(
+        "flows", "flows", "what is posted", flows_since_claim=99, nobodys_since_claim=12
+    )
+    counts: dict[str, int | str] = {"flows_known": 12, "flows_claimed": 0}
+    for ago_s, told in ((19, []), (21, ["silent while the service ports are busy"])):
+        log = {"last_claim_s": NOW - ago_s, "flows_since_claim": 12, "nobodys_since_claim": 12}
+        found = judge(facts(report(source=log, others=[hook], counts=counts)))
+        assert [f.sentence.partition(": ")[2].partition(":")[0] for f in found] == told
+
+
 def test_one_of_several_is_silent_on_its_own_ports() -> None:
     busy = {"last_claim_s": NOW - 1, "flows_since_claim": 0}
     counts: dict[str, int | str] = {"flows_known": 60, "flows_claimed": 50}

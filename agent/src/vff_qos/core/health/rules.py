@@ -286,10 +286,11 @@ def _silence(facts: Facts, report: Report) -> Iterator[Finding]:
     if (
         not is_waiting
         and not any(_is_masked(source) for source in report.sources)
-        and facts.now_s - since >= SILENT_S
         and born >= SILENT_BORN
         and nobodys >= SILENT_LIVE
     ):
+        if facts.now_s - since < SILENT_S:
+            return  # nobody says anything of these yet: it is no single one's silence
         evidence = [
             f"{born} new connections since the last claim, "
             f"{facts.now_s - since:.0f} s ago; {nobodys} of {known} open ones are nobody's",

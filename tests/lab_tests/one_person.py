@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 
-from lab import Lab, LabError, Node
+from lab import Lab, LabError, Node, operate
 from lab.counters import NamedCounters, Queues
 from lab.hysteria import HOP_S, PATIENCE_S, Client, Hysteria
 from lab.internet import Internet
@@ -28,7 +28,7 @@ from lab.users import HYSTERIA_HOOK, MBIT, Device
 from lab.wireguard import NODE as INSIDE
 from lab.wireguard import WireGuard
 
-from .scenario import USERS, Failed, make_on, role
+from .scenario import USERS, Failed, role
 
 ALICE, NEIGHBOUR = "alice@lab", "hugo@lab"
 #: What the emulated node can encrypt in user space beside all else.  Of alice, whatever she comes
@@ -255,7 +255,7 @@ def main() -> int:
     try:
         with Lab(node=Node("person")) as lab:
             lab.start_engine((*USERS, PINGED))
-            make_on(lab, "qos", role())
+            operate.make("qos", operate.inventory(lab.node, lab.node.dir / "inventory", role()))
             one_person(lab)
     except (Failed, LabError) as error:
         say(str(error))

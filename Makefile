@@ -14,6 +14,8 @@ CONFIRM ?=
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)/agent/src:$(CURDIR)/tests
+# What molecule knows of its node is this checkout's: by default all checkouts share it.
+export MOLECULE_EPHEMERAL_DIRECTORY := $(CURDIR)/build/molecule
 # This checkout is vff.qos, whatever is installed elsewhere.
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build
 export ANSIBLE_INJECT_FACT_VARS := false

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -288,6 +290,25 @@ class Customer:
     @property
     def is_refused(self) -> bool:
         return self.engine.has_said("authentication error")
+
+    def keep_busy(self, moved: list[int]) -> None:
+        """Bytes go and come back at once until the tunnel ends; ``moved`` gets how many came."""
+        with self._site._entered():
+            sock = socket.socket()
+
+        def send() -> None:
+            with suppress(OSError):
+                while True:
+                    sock.sendall(bytes(65_536))
+
+        with sock, ThreadPoolExecutor(1) as pool:
+            sock.settimeout(5)
+            sock.connect(("127.0.0.1", self._port))
+            sending = pool.submit(send)
+            with suppress(OSError):
+                while came := len(sock.recv(65_536)):
+                    moved.append(came)
+            sending.result()
 
     def echo(self, size: int = 100, within_s: float = 15.0) -> bool:
         """Whether bytes come back through the tunnel."""

@@ -9,6 +9,7 @@ import pytest
 
 from vff_qos.core.flow import Flow
 from vff_qos.core.htb import ClassState
+from vff_qos.core.plan.nft_table import POST_PRIORITY
 from vff_qos.kernel.packed.sockets import end_connections
 from vff_qos.kernel.packed.tc import Tc
 
@@ -157,7 +158,8 @@ class Downloads:
         classes = ", ".join(f"{mark:#x} : 5100:{mark & 0xFFFF:x}" for mark in self.marks)
         run(
             "nft", "-f", "-",
-            stdin="table inet lab { chain out { type filter hook postrouting priority 0; "
+            stdin="table inet lab { chain out { type filter hook postrouting "
+            f"priority {POST_PRIORITY + 1}; "
             f"meta priority set meta mark map {{ {classes} }}; }}; }}",
         )  # fmt: skip
 

@@ -171,6 +171,20 @@ def test_no_forged_line_is_trusted_however_the_stream_is_cut(
         assert claim.tainted or position not in forged, data[position : position + 200]
 
 
+@pytest.mark.parametrize("in_one", [True, False], ids=["one block", "two blocks"])
+@pytest.mark.parametrize("kind", ["trojan", "shadowsocks"])
+def test_a_name_of_full_length_that_ends_with_a_newline_reaches_no_further(
+    kind: str, in_one: bool
+) -> None:
+    before, after, most, _reach = RAW[kind]
+    name = (b"\n" + FORGED + b"\n").ljust(most - 1, b"x") + b"\n"
+    blocks = [before + name, after + GOOD]
+    scanner = Scanner()
+    found = [scanner.scan(block) for block in ([b"".join(blocks)] if in_one else blocks)]
+    claims = [(claim.email, claim.tainted) for claim in itertools.chain(*found)]
+    assert claims == [(b"victim@x", True), (b"alice@x", False)]
+
+
 @given(stream=st.one_of(messages(PIECES, sorted(RAW)), messages(OTHER_PIECES, OWN)),
        cuts=st.lists(st.integers(0, 40_000), max_size=8),
        restarts=st.sets(st.integers(0, 7)))  # fmt: skip

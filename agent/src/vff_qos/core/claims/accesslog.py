@@ -474,6 +474,10 @@ class Scanner:
     def _other(self, line: bytes, start: int, taint_end: int, claims: list[Claim]) -> int:
         """One line that is not plainly a claim, at ``start``; returns how far taint reaches."""
         counters = self.counters
+        if not line and start == taint_end:
+            # The engine's newline after a text of full length that ends with one.
+            counters.harmless += 1
+            return taint_end
         tainted = start < taint_end
         counters.masked += bool(_MASKED.match(line))
         if len(line) <= MAX_LINE_BYTES:

@@ -104,7 +104,7 @@ class RoundTrips(NamedTuple):
     """Round trips of a small echo on a user's connection, in milliseconds (medians)."""
 
     idle_ms: float
-    near_ms: float  # while somebody sends a little less than their limit: no queue
+    near_ms: float | None  # while somebody sends a little less than their limit: no queue
     full_ms: float  # while they send all they can
 
     @property
@@ -115,26 +115,33 @@ class RoundTrips(NamedTuple):
     @property
     def queue_ms(self) -> float:
         """What the limit adds: an emulated node's processors are as busy a little below it."""
-        return self.full_ms - max(self.near_ms, self.idle_ms)
+        return self.full_ms - max(self.near_ms or 0.0, self.idle_ms)
 
 
-def latency(lab: Lab, direction: Direction) -> tuple[RoundTrips, RoundTrips]:
-    """Round trips of a user while they load their own limit, then while only a neighbour does."""
+def latency(lab: Lab, direction: Direction, near: bool = True) -> tuple[RoundTrips, RoundTrips]:
+    """Round trips of a user while they load their own limit, then while only a neighbour does.
+
+    `near`: also while the load is a little below the limit.
+    """
     silent = replace(PINGED, flows=0)
     return (
-        _round_trips(lab, direction, [], PINGED),
-        _round_trips(lab, direction, [silent], NEIGHBOUR),
+        _round_trips(lab, direction, [], PINGED, near),
+        _round_trips(lab, direction, [silent], NEIGHBOUR, near),
     )
 
 
-def _round_trips(lab: Lab, direction: Direction, others: list[User], busy: User) -> RoundTrips:
+def _round_trips(
+    lab: Lab, direction: Direction, others: list[User], busy: User, near: bool
+) -> RoundTrips:
     limit = busy.limit(direction)
     assert limit
     below = replace(busy, offered=int(_NEAR * limit), block_s=0.01)
-    near = lab.measure(direction, 10, users=[*others, below], idle_s=4)[PINGED.email]
-    full = lab.measure(direction, 10, users=[*others, busy], idle_s=4)[PINGED.email]
-    idle_ms = (near.ping_idle_ms + full.ping_idle_ms) / 2
-    return RoundTrips(idle_ms, near.ping_ms, full.ping_ms)
+    seen = [
+        lab.measure(direction, 10, users=[*others, user], idle_s=4)[PINGED.email]
+        for user in ([below, busy] if near else [busy])
+    ]
+    idle_ms = statistics.mean(one.ping_idle_ms for one in seen)
+    return RoundTrips(idle_ms, seen[0].ping_ms if near else None, seen[-1].ping_ms)
 
 
 def accuracy(

@@ -630,14 +630,14 @@ def round_trips() -> None:
 
     def added(direction: Direction, names: Iterable[str]) -> dict[str, float]:
         load = Load()
-        trips = dict(zip(names, latency(attach(), direction), strict=True))
+        found = latency(attach(), direction, near=False)
+        if starved := load.starved():
+            found = latency(attach(), direction)
+        trips = dict(zip(names, found, strict=True))
         for name, seen in trips.items():
-            say(
-                f"{name}: {seen.idle_ms:.1f} ms idle, {seen.near_ms:.1f} ms below the limit, "
-                f"{seen.full_ms:.1f} ms at it"
-            )
+            below = "" if seen.near_ms is None else f"{seen.near_ms:.1f} ms below the limit, "
+            say(f"{name}: {seen.idle_ms:.1f} ms idle, {below}{seen.full_ms:.1f} ms at it")
         # Above idle; on a starved machine above the same load without a queue.
-        starved = load.starved()
         return {name: s.queue_ms if starved else s.load_ms for name, s in trips.items()}
 
     with settings_by_hand(attach(), {"wan_ceil": SPLIT_CEIL}, RESTART):

@@ -312,6 +312,9 @@ class Seeds:
         self._run(f"mv {SERVER_CONFIG}.lab {SERVER_CONFIG}; systemctl restart xray; rm {_LOG}")
         ports = [port for port in settings["service_ports"] if str(port) not in _SERVICE]
         self._run(read(service_ports=[_PORT, *ports]))
+        # Lines of the time before the agent has read all that there was say nothing of now.
+        self._clients.open(_FEW)
+        self._clients.hang_up()
         self._clients.open(_CALLS)
         self._operator.sees(PORTS)
         self._clients.hang_up()

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lab import Lab, LabError, Node, operate
+from lab import Lab, Node, operate
 from lab.progress import say, step
 from lab.trials import settings_by_hand
 
-from .scenario import HEAL_S, HIGHEST, LOWEST, Failed
+from .scenario import HEAL_S, HIGHEST, LOWEST, Failed, exit_code
 
 NODE, FAR, SECOND = "198.51.100.1", "198.51.100.2", "203.0.113.9"
 MBIT = 1_000_000
@@ -291,18 +291,13 @@ def prepare(lab: Lab) -> None:
     check(lab.node, "deployed")
 
 
-def main() -> int:
-    """All of it; 1 and its words on standard error if it fails."""
-    try:
-        with Lab("coexistence", suite="bookworm-shared") as lab:
-            prepare(lab)
-            for part in PARTS.values():
-                part(lab)
-    except (Failed, LabError) as error:
-        say(str(error))
-        return 1
-    return 0
+def main() -> None:
+    """All of it."""
+    with Lab("coexistence", suite="bookworm-shared") as lab:
+        prepare(lab)
+        for part in PARTS.values():
+            part(lab)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 
-from lab import Lab, LabError, Node, operate
+from lab import Lab, Node, operate
 from lab.counters import NamedCounters, Queues
 from lab.hysteria import HOP_S, PATIENCE_S, Client, Hysteria
 from lab.internet import Internet
@@ -28,7 +28,7 @@ from lab.users import HYSTERIA_HOOK, MBIT, Device
 from lab.wireguard import NODE as INSIDE
 from lab.wireguard import WireGuard
 
-from .scenario import USERS, Failed, role
+from .scenario import USERS, Failed, exit_code, role
 
 ALICE, NEIGHBOUR = "alice@lab", "hugo@lab"
 #: What the emulated node can encrypt in user space beside all else.  Of alice, whatever she comes
@@ -247,21 +247,16 @@ def one_connection_more(internet: Internet, port: int, allowed: int = 200) -> No
         sock.close()
 
 
-def main() -> int:
-    """1 and its words on standard error if it fails."""
+def main() -> None:
+    """On a node of its own."""
     if importlib.util.find_spec("hysteria2") is None:
         say("there is no Hysteria for this interpreter: left out")
-        return 0
-    try:
-        with Lab(node=Node("person")) as lab:
-            lab.start_engine((*USERS, PINGED))
-            operate.make("qos", operate.inventory(lab.node, lab.node.dir / "inventory", role()))
-            one_person(lab)
-    except (Failed, LabError) as error:
-        say(str(error))
-        return 1
-    return 0
+        return
+    with Lab(node=Node("person")) as lab:
+        lab.start_engine((*USERS, PINGED))
+        operate.make("qos", operate.inventory(lab.node, lab.node.dir / "inventory", role()))
+        one_person(lab)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

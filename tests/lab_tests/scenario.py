@@ -851,8 +851,13 @@ def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] not in STEPS:
         print(f"usage: python -m lab_tests.scenario {'|'.join(STEPS)}", file=sys.stderr)
         return 2
+    return exit_code(STEPS[sys.argv[1]])
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Run it: 0, or 1 and its words on standard error if it fails."""
     try:
-        STEPS[sys.argv[1]]()
+        run()
     except (Failed, LabError) as error:
         say(str(error))
         return 1

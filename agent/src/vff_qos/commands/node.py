@@ -31,7 +31,8 @@ from ..lock import Lock
 from ..name_hashing import mode_of, names_in_force, people_of
 from ..state import KERNEL_RECORD, State, StateError
 
-if TYPE_CHECKING:  # the kill switch needs neither
+if TYPE_CHECKING:  # the kill switch needs none of these
+    from ..core.owners import Owner
     from ..kernel.packed.tc import Tc
     from ..shaping import Classes
 
@@ -282,3 +283,17 @@ class Node:
         from ..shaping import Classes
 
         return Classes(settings, policy, self.tc, shaping_devices(settings))
+
+    def classes_now(self, settings: Settings) -> tuple[Classes, list[Owner]]:
+        """The users' classes as the kernel has them, for who makes some, and all owners.
+
+        The accounts count what is not there from 0.  Only under the lock.  Raises Refused,
+        KernelRefused.
+        """
+        classes = self.classes(settings, self.policy_in_force)
+        classes.set_overrides(self.state.overrides())
+        owners = self.state.owners()
+        up, down = classes.listed()
+        self.state.accounts.close((up, down))
+        classes.load(owners, set(up) & set(down))
+        return classes, owners

@@ -40,13 +40,7 @@ def make_classes(node: Node, settings: Settings, before: Layout) -> list[str]:
     layout = settings.layout
     with node.lock, closing(Conntrack()) as conntrack:
         live = {mark & MINOR_MASK for mark in conntrack.dump_marks(layout.tag, layout.mask)}
-        classes = node.classes(settings, node.policy_in_force)
-        classes.set_overrides(node.state.overrides())
-        owners = node.state.owners()
-        up, down = classes.listed()
-        # What is not there counts from 0.
-        node.state.accounts.close((up, down))
-        classes.load(owners, set(up) & set(down))
+        classes, owners = node.classes_now(settings)
         lost = [
             owner
             for owner in owners

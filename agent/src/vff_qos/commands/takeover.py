@@ -76,16 +76,11 @@ class Takeover:
         waiting = node.state.get_value(_WAITING)
         if waiting is None:
             return []
-        settings, policy = replace(node.settings_in_force, trees=trees), node.policy_in_force
-        classes = node.classes(settings, policy)
+        settings = replace(node.settings_in_force, trees=trees)
         with node.lock, closing(Conntrack()) as conntrack:
             marks, port = set(waiting["marks"]), waiting["port"]
             entries = [e for e in conntrack.dump() if e.mark in marks and _is_to(port, e)]
-            classes.set_overrides(node.state.overrides())
-            owners = node.state.owners()
-            up, down = classes.listed()
-            node.state.accounts.close((up, down))
-            classes.load(owners, set(up) & set(down))
+            classes, owners = node.classes_now(settings)
             layout = settings.layout
             minors = Minors(layout.major, owners, trees=layout.trees)
             now = time.time()

@@ -470,10 +470,9 @@ class Assigner:
             if prefix:
                 claims = [c._replace(email=prefix + c.email) if c.email else c for c in claims]
                 kinds = (b"\0:",)  # what begins so is of no other kind
-            if words.keys().isdisjoint([claim[0] for claim in claims]):
-                others = self._named(claims, kinds)
-            else:
-                new: list[Claim] = []
+            new = claims
+            if not words.keys().isdisjoint([claim[0] for claim in claims]):
+                new = []
                 for claim in claims:
                     # By number, because every line comes here: source, email, tainted, local.
                     source = claim[0]
@@ -488,7 +487,7 @@ class Assigner:
                         repeated[source] = claim
                     else:
                         new.append(claim)
-                others = self._named(new, kinds)
+            others = self._named(new, kinds)
             if repeated:
                 others += self._marking.repeat(repeated)
             for start in range(0, len(others), _ROUND):

@@ -115,8 +115,8 @@ class Registry:
 
     def of_email(self, email: bytes) -> Owner | None:
         """The owner record of a user as the source of claims writes the email."""
-        if self._plain and not self._people:
-            return self.minors.by_key.get(decode_email(email))
+        if (by_email := self.by_email) is not None:
+            return by_email.get(decode_email(email))
         if self._plain:
             key = self._keys.get(email)
             if key is not None:

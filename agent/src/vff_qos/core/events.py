@@ -170,9 +170,9 @@ DEGRADED = JournalEvent(
     0x30, "degraded", WARNING, "Limits hold only in part",
     "{error}; do: {remedy}",
     "This is what 'vff-qos status' says, too; VFF_QOS_EVIDENCE is what was seen. It is told once, "
-    "and 'over' follows when it is so no more. The agent looks every 5 s, and at least every 5 min "
-    "at the marks of all connections; vff-qos-gc.timer looks at all classes, also while no agent "
-    "runs.",
+    "and 'over' follows when it is so no more. The agent looks every 5 s, and at least every "
+    "15 min at the marks of all connections; vff-qos-gc.timer looks at all classes, also while no "
+    "agent runs.",
     "What the entry says. 'vff-qos doctor' looks for the cause.",
     more=("finding", "evidence"),
 )  # fmt: skip

@@ -62,6 +62,8 @@ class Bookkeeping:
         self._look_at_clock(direction)
         is_over = self._over[direction]
         if not is_over and now_s - self._booked_s[direction] < self._gap_s / 2:
+            # The gap has grown since, with what the other direction cost.
+            self._next_look[direction] = self._booked_s[direction] + self._gap_s
             return
         registry, accounts = self._registry, self._state.accounts
         left, people = registry.left[direction], registry.names.people

@@ -131,18 +131,18 @@ class Marking:
     def repeat(self, repeated: dict[bytes, Claim]) -> list[Claim]:
         """Set marks of known words again, {source: claim}; returns claims whose flow is gone."""
         known = self._known.words
-        words = [known[source] for source in repeated]
+        requests = [known[source][REQUEST] for source in repeated]
         unknown: list[Claim] = []
-        if not all(word[REQUEST] for word in words):
+        if not all(requests):
             unknown = self._make_requests(repeated)
-            words = [known[source] for source in repeated]
-        errors = self._conntrack.set_marks([word[REQUEST] for word in words])
-        self._counts.marked += len(words) - len(errors)
+            requests = [known[source][REQUEST] for source in repeated]
+        errors = self._conntrack.set_marks(requests)
+        self._counts.marked += len(requests) - len(errors)
         if not errors:
             return unknown
         claims = list(repeated.values())
-        for index, code in errors.items():
-            client = words[index][CLIENT]
+        gone = [(known[claims[index][0]][CLIENT], code) for index, code in errors.items()]
+        for client, code in gone:
             for record in self._flows.mirror.find(client):
                 self._flows.mirror.remove(client, record)
             self.forget(client)

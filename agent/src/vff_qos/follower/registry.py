@@ -93,6 +93,8 @@ class Registry:
         # The kernel has refused something since its classes were listed.
         self._unlisted = False
         self._unsaved: dict[str, Owner] = {}
+        # Counted when asked for: nobody becomes active, or stops being it, without being saved.
+        self._users: int | None = None
         # Until `commit`: whose class is to be made or changed, and whose record goes.
         self._fresh: dict[int, Owner] = {}
         self._gone: list[Owner] = []
@@ -102,7 +104,10 @@ class Registry:
     @property
     def users(self) -> int:
         """How many owners are active."""
-        return [owner.state for owner in self.minors.by_minor.values()].count(ACTIVE)
+        if self._users is None:
+            owners = self.minors.by_minor.values()
+            self._users = [owner.state for owner in owners].count(ACTIVE)
+        return self._users
 
     def owner(self, minor: int) -> Owner | None:
         """Who has a minor."""
@@ -426,6 +431,7 @@ class Registry:
         gone = list(gone)
         if not self._unsaved and not gone:
             return
+        self._users = None
         try:
             self._state.save_owners(self._unsaved.values(), gone)
         except StateError as error:
@@ -449,7 +455,7 @@ class Registry:
         """Read owners and classes anew; returns the classes.  `loaded` ends it."""
         owners = {owner.key: owner for owner in self._state.owners(self.minors.by_key)}
         owners.update(self._unsaved)
-        self._version_read = self._state.version()
+        self._version_read, self._users = self._state.version(), None
         self.minors = Minors(self.layout.major, owners.values(), self._reserve, self.layout.trees)
         if not self._plain:
             self._met = {e: name for e, name in self._met.items() if name in owners}

@@ -26,7 +26,7 @@ from ..told import LEFT_TO_COLLECTION, tell
 #: Seen for so long a finding is told, gone for so long it is over; in seconds.
 _SURE_S, _HOLD_S = 4.0, 30.0
 #: A dump of the connections takes this share of a core at most, and is no older than that.
-SHARE, SOONEST_S, LATEST_S = 1 / 5_000, 30.0, 300.0
+SHARE, SOONEST_S, LATEST_S = 1 / 5_000, 30.0, 900.0
 #: What needs one.
 _OF_CONNECTIONS = frozenset({"classes_idle", "front", "marks_overwritten", "no_flow"})
 

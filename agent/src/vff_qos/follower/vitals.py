@@ -38,12 +38,13 @@ class Vitals:
         self._settings = settings
         self._clock = clock or Clock()
         self.started = time.time()
-        self.recent: dict[str, int] = {}
         self.recent_s = 0.0
         self.last: dict[str, float] = {}
         self.traffic: TrafficHealth | None = None
         self.clock_set_s: float | None = None
         self.clock_set_by_s = 0.0
+        # Of the last tick: what it was given, and all counters by one kind of name.
+        self._seen: tuple[Mapping[str, Any], Mapping[str, Any]] = {}, {}
         self._now: dict[str, int] = {}
         self._steps: deque[tuple[float, dict[str, int]]] = deque([(self._clock.now(), {})])
         self._replaying = True
@@ -61,27 +62,33 @@ class Vitals:
         for reading, own in zip(readings, self._of_sources, strict=True):
             own.tick(reading, now, epoch_s, int(counts.get("flows_born", 0)))
         self.log = summed(own.log for own in self._of_sources)
-        before, self._now = self._now, _flat(counts, self.log)
-        for name, value in self._now.items():
-            if value != before.get(name, 0):
-                self.last[name] = epoch_s
+        seen = counts, self.log
+        if seen != self._seen:
+            self._seen = seen
+            before, self._now = self._now, _flat(counts, self.log)
+            for name, value in self._now.items():
+                if value != before.get(name, 0):
+                    self.last[name] = epoch_s
         if now - self._steps[-1][0] >= _STEP_S:
             self._steps.append((now, self._now))
         while len(self._steps) > 1 and now - self._steps[1][0] >= RECENT_S:
             self._steps.popleft()
         self.recent_s = now - self._steps[0][0]
-        old = self._steps[0][1]
-        # A source that was opened anew begins to count anew.
-        self.recent = {
-            name: value - old.get(name, 0)
-            for name, value in self._now.items()
-            if value > old.get(name, 0)
-        }
         if self._replaying:
             # What is read of the past says nothing of now: its connections have mostly ended.
             self._replaying = any(r.source is not None and r.source.replaying for r in readings)
             self._steps = deque([(now, self._now)])
-            self.recent = {}
+
+    @property
+    def recent(self) -> dict[str, int]:
+        """How much each counter grew within the last ``recent_s`` seconds, those that did."""
+        old = self._steps[0][1]
+        # A source that was opened anew begins to count anew.
+        return {
+            name: value - old.get(name, 0)
+            for name, value in self._now.items()
+            if value > old.get(name, 0)
+        }
 
     def look_at_traffic(self, sent: Sent) -> None:
         """Whether what bears marks passes the users' classes: only while marks are set."""

@@ -204,6 +204,7 @@ class FileSource:
         self._dir_watch = -1
         self._tails: list[_Tail] = []
         self._retired = Counters()
+        self._is_summed = False
         #: Nothing stands at the path.
         self.missing = self._told_missing = False
         try:
@@ -315,7 +316,7 @@ class FileSource:
             self._look_at_renamed(events)
             self._look_at_path()
         claims: list[Claim] = []
-        self.more = False
+        self.more = self._is_summed = False
         self.strangers = []
         now = since_s = self._clock.look()
         for tail in self._tails:
@@ -431,6 +432,7 @@ class FileSource:
 
     def _close_tail(self, tail: _Tail) -> None:
         self._add(self._retired, tail.scanner.counters, tail.assembler.overlong)
+        self._is_summed = False
         os.close(tail.fd)
 
     @staticmethod
@@ -440,6 +442,9 @@ class FileSource:
         total.unparsed += overlong
 
     def _sum_counters(self) -> None:
+        if self._is_summed:
+            return
+        self._is_summed = True
         total = Counters()
         self._add(total, self._retired, 0)
         for tail in self._tails:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 #: Kinds of trust of a source's words: text can be forged by whoever has some of theirs written
@@ -113,9 +113,13 @@ class Report:
     clock_set_by_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The counts stand beside the rest."""
-        data = asdict(self)
-        return {**data.pop("counts"), **data}
+        """The counts stand beside the rest.  For writing: what it holds is the report's own."""
+        own = vars(self) | {
+            "sources": list(map(vars, self.sources)),
+            "repair": vars(self.repair),
+            "traffic": vars(self.traffic) if self.traffic else None,
+        }
+        return {**own.pop("counts"), **own}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Report:

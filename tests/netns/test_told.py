@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,19 @@ def test_the_collection_tells_what_no_agent_tells(told: Told) -> None:
     eventually(lambda: entries(told, "over") == ["follower"], WITHIN_S)
     told.run("gc")
     are_over(told, "follower", "no_class")
+
+
+def test_a_collection_that_cannot_be_tells_why(told: Told) -> None:
+    settings = told.directory / "settings.yml"
+    before = settings.read_text()
+    settings.write_text(before.replace("wan0", "wan7"))
+    done = subprocess.run(told.command("gc"), capture_output=True, text=True)
+    assert done.returncode != 0 and "interface wan7 does not exist" in done.stderr
+    (entry,) = told.entries("VFF_QOS_EVENT=trouble")
+    assert entry["VFF_QOS_FINDING"] == "not_set_up" and "wan7 does not exist" in entry["MESSAGE"]
+    settings.write_text(before)
+    told.run("gc")
+    eventually(lambda: "not_set_up" in entries(told, "over"), WITHIN_S)
 
 
 def test_a_source_that_is_away_is_told_over_a_restart_once(told: Told) -> None:

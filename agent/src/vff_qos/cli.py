@@ -414,17 +414,14 @@ def _policy(node: Node, args: argparse.Namespace) -> int:
 
 
 def _gc(node: Node, args: argparse.Namespace) -> int:
-    from .commands.gc import Collector, tell_findings
+    from .commands.gc import Collector, collect
 
-    if not args.dry_run:
-        tell_findings(node)  # also of a node on which nothing can be collected
-    collector = Collector(node.settings, node.state, node.lock)
-    lines = collector.run(args.dry_run)
+    if args.dry_run:
+        lines = Collector(node.settings, node.state, node.lock).run(dry_run=True)
+    else:
+        lines = collect(node)
     if args.dry_run or not node.journal.is_unit:  # the journal has entries with fields
         _print(lines)
-    if not args.dry_run:
-        node.state.set_value("collected", {"when": time.time(), "actions": len(lines)})
-        collector.tell(node.journal)
     if lines and not args.dry_run:
         changes = "\n".join(lines[:_MAX_LINES])
         node.journal.tell(events.COLLECTED, actions=len(lines), changes=changes)

@@ -14,6 +14,7 @@ def test_it_holds_what_a_dictionary_would(given_: dict[int, int]) -> None:
     table = MinorTable(given_.items())
     assert dict(table) == given_
     assert list(table) == sorted(given_)
+    assert list(table.items()) == sorted(given_.items())
     assert len(table) == len(given_)
     for minor in (0, 1, 2, 0xFFFB, 0xFFFC, 0xFFFE, 0xFFFF, -1, *given_):
         assert table.get(minor) == given_.get(minor)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import __version__
 from ..config import (
@@ -47,6 +46,18 @@ from .node import Node
 _UNIT = "vff-qos-follow.service"
 #: A file that was changed so lately may still be read.
 _GRACE_S = 3.0
+
+
+class Counted(NamedTuple):
+    """What a collection has read under the lock: nobody need read it again.
+
+    ``up`` and ``down``: the minors of the classes on (IFB, WAN); ``flows``: {minor: live flows}.
+    """
+
+    owners: list[Owner]
+    up: Container[int]
+    down: Container[int]
+    flows: Mapping[int, int]
 
 
 @dataclass
@@ -125,27 +136,53 @@ def look(node: Node, known: Mapping[str, Owner] | None = None) -> Seen:
 
     Raises KernelRefused; what else fails is a fact.
     """
+    seen = _begin_look(node)
+    try:
+        state = node.state
+        seen.owners = sorted(state.owners(known), key=lambda owner: owner.key)
+        seen.static = frozenset(state.get_value(STATIC_MINORS) or ())
+        seen.overrides = [o for o in state.overrides() if not o.ends_by(seen.facts.now_s)]
+    except StateError as error:
+        seen.facts.state = str(error)
+    _look_around(node, seen)
+    _look_at_kernel(node, seen)
+    return seen
+
+
+def look_after(node: Node, counted: Counted) -> Facts:
+    """A look of the collection's: of owners, classes and connections what it has ``counted``.
+
+    The connections' addresses and those without a mark are left out.  Raises as `look`.
+    """
+    seen = _begin_look(node)
+    _look_around(node, seen)
+    if _find_devices(node, seen):
+        seen.facts.marked_flows = sum(counted.flows.values())
+        _look_for_classes(seen.facts, counted)
+    return seen.facts
+
+
+def _begin_look(node: Node) -> Seen:
     facts = Facts(time.time(), read_report(node.paths.run_dir), __version__)
-    seen = Seen(facts)
     if record := read_record(node.paths):
         facts.disabled = str(record)
     try:
-        state = node.state
-        facts.state = state.trouble
-        facts.suspended = state.get_value("suspended") is not None
-        seen.owners = sorted(state.owners(known), key=lambda owner: owner.key)
-        seen.static = frozenset(state.get_value(STATIC_MINORS) or ())
-        seen.overrides = [o for o in state.overrides() if not o.ends_by(facts.now_s)]
+        facts.state = node.state.trouble
+        facts.suspended = node.state.get_value("suspended") is not None
     except StateError as error:
         facts.state = str(error)
+    return Seen(facts)
+
+
+def _look_around(node: Node, seen: Seen) -> None:
+    """At all but the users."""
+    facts = seen.facts
     _look_at_files(node, seen)
     if seen.settings is not None and seen.settings.report_url:
         facts.delivery = read_delivery(node.paths.run_dir)
     if facts.report is None:
         facts.unit = _unit_state()
     seen.tcp_memory = look_at_host(facts)
-    _look_at_kernel(node, seen)
-    return seen
 
 
 def _look_at_files(node: Node, seen: Seen) -> None:
@@ -215,20 +252,27 @@ def _is_current(read: list[Any], stamp: list[Any]) -> bool:
     return time.time() - changed_ns / 1e9 < _GRACE_S
 
 
-def _look_at_kernel(node: Node, seen: Seen) -> None:
+def _find_devices(node: Node, seen: Seen) -> bool:
+    """Whether there are settings and the devices that they name."""
     facts, settings = seen.facts, seen.settings
     if settings is None:
         facts.not_set_up = facts.settings_problem
-        return
+        return False
     facts.service_ports = ports_text(settings)
     try:
         seen.devices = shaping_devices(settings)
     except Refused as error:
         facts.not_set_up = str(error)
+        return False
+    return True
+
+
+def _look_at_kernel(node: Node, seen: Seen) -> None:
+    if not _find_devices(node, seen):
         return
+    facts, settings = seen.facts, seen.settings
+    assert settings is not None
     count_classes(node, seen)
-    if CEIL_MINOR not in seen.up or CEIL_MINOR not in seen.down:
-        facts.not_set_up = "the HTB trees are missing"
     conntrack = Conntrack()
     try:
         doubted = {o.minor for o in seen.owners if o.key.startswith(RESTRICTED_KEY)}
@@ -239,12 +283,22 @@ def _look_at_kernel(node: Node, seen: Seen) -> None:
         ask_connections(facts, conntrack, settings)
     finally:
         conntrack.close()
+    _look_for_classes(facts, Counted(seen.owners, seen.up, seen.down, seen.flows))
+
+
+def _look_for_classes(facts: Facts, counted: Counted) -> None:
+    """What is missing in the trees, or they themselves."""
+    owners, up, down, flows = counted
+    if CEIL_MINOR not in up or CEIL_MINOR not in down:
+        facts.not_set_up = "the HTB trees are missing"
     without = [
         owner
-        for owner in seen.owners
-        if owner.state == ACTIVE and not (owner.minor in seen.up and owner.minor in seen.down)
+        for owner in owners
+        if owner.state == ACTIVE and not (owner.minor in up and owner.minor in down)
     ]
-    busy = [owner for owner in without if seen.flows.get(owner.minor)]
+    busy = sorted(
+        (owner for owner in without if flows.get(owner.minor)), key=lambda owner: owner.key
+    )
     facts.busy_without_class = [display_name(owner.key) for owner in busy]
     facts.idle_without_class = len(without) - len(busy)
 
@@ -275,6 +329,8 @@ def _unit_state() -> str:
     """What systemd says of the follower; empty where there is no systemd, or no such unit."""
     if not os.path.isdir("/run/systemd/system"):
         return ""
+    import subprocess  # takes 2 ms, and is asked for where no follower runs only
+
     done = subprocess.run(
         ["systemctl", "show", _UNIT, "--property=LoadState,ActiveState,SubState,Result"],
         capture_output=True, text=True, check=False, timeout=5,

@@ -40,7 +40,7 @@ from ..render import display_name, local_time
 from ..runfile import read_report
 from ..state import STATIC_MINORS, State
 from ..told import LEFT_TO_COLLECTION, tell
-from .facts import look
+from .facts import Counted, look, look_after
 from .node import Node
 
 #: Deleting a class walks all others under RTNL, and the follower waits meanwhile.
@@ -50,19 +50,36 @@ _CHUNK = 16
 _RESTART_S = 10.0
 
 
-def tell_findings(node: Node) -> None:
-    """What ``status`` says now, in the journal: the follower tells the most of it while it runs,
-    and looks at less.
+def collect(node: Node) -> list[str]:
+    """Collect, and tell the journal who was collected and what is wrong with the node, also where
+    nothing can be collected; returns one line per action.
 
-    Raises KernelRefused, and QosError if it cannot be remembered.
+    Raises KernelRefused, and QosError if something cannot be remembered.
     """
     until_s = time.monotonic() + _RESTART_S
     while read_report(node.paths.run_dir) is None and time.monotonic() < until_s:
         time.sleep(0.5)
-    seen = look(node)
-    own = WITHOUT_FOLLOWER if seen.report is None else LEFT_TO_COLLECTION
+    counted = None
     try:
-        tell(node.paths.run_dir, node.lock, node.journal, judge(seen.facts), own.__contains__)
+        collector = Collector(node.settings, node.state, node.lock)
+        try:
+            lines = collector.run(dry_run=False)
+        finally:
+            counted = collector.counted
+        node.state.set_value("collected", {"when": time.time(), "actions": len(lines)})
+        collector.tell(node.journal)
+    finally:
+        _tell_findings(node, counted)
+    return lines
+
+
+def _tell_findings(node: Node, counted: Counted | None) -> None:
+    """What ``status`` says now, in the journal: the follower tells the most of it while it runs,
+    and looks at less."""
+    facts = look(node).facts if counted is None else look_after(node, counted)
+    own = WITHOUT_FOLLOWER if facts.report is None else LEFT_TO_COLLECTION
+    try:
+        tell(node.paths.run_dir, node.lock, node.journal, judge(facts), own.__contains__)
     except OSError as error:
         raise QosError(f"{node.paths.run_dir}: {os.strerror(error.errno or 0)}") from error
 
@@ -78,6 +95,8 @@ class Collector:
         self._tc, self._conntrack = Tc(), Conntrack()
         #: Users who were parked or whose class is to be deleted, with what becomes of it.
         self.collected: list[tuple[Owner, str]] = []
+        #: What it has read; None before.
+        self.counted: Counted | None = None
 
     def run(self, dry_run: bool) -> list[str]:
         """Collect; returns one line per action.  Raises KernelRefused, StateError."""
@@ -86,6 +105,7 @@ class Collector:
             up, down = (self._tc.classes(i, *layout) for i in self._devices)
             marks = self._conntrack.dump_marks(layout.tag, layout.mask)
             marked = Counter(mark & MINOR_MASK for mark in marks)
+            self.counted = Counted(owners, up, down, marked)
             up_bytes, down_bytes = sent_of(up), sent_of(down)
             plan = plan_collection(
                 owners, up_bytes, down_bytes, marked, self._clock(), self._settings.gc,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 from .htb import LAST_USER_MINOR
@@ -55,8 +55,26 @@ class MinorTable(Mapping[int, int]):
                 yield minor
         yield from sorted(self._shared)
 
+    def items(self) -> ItemsView[int, int]:
+        """As that of a dictionary, and without a look-up for each."""
+        return _Items(self)
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """(minor, number) of all, by minor."""
+        for pair in enumerate(self._numbers):
+            if pair[1] != _NONE:
+                yield pair
+        yield from sorted(self._shared.items())
+
     def __len__(self) -> int:
         return len(self._numbers) - self._numbers.count(_NONE) + len(self._shared)
+
+
+class _Items(ItemsView[int, int]):
+    _mapping: MinorTable
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return self._mapping.pairs()
 
 
 class ByMinor(MutableMapping[int, _T]):

@@ -44,7 +44,7 @@ class ServiceEnds:
         #: No flow has the unspecified address.
         self.addresses = frozenset(map(unmapped, addresses)) - _UNSPECIFIED
         self._loops = any(map(is_loopback, self.addresses))
-        self._serves = bytearray(1 if not ports else 0 for _ in range(1 << 16))
+        self._serves = bytearray((b"\0" if ports else b"\1") * (1 << 16))
         for low, high in self.ports:
             self._serves[low : high + 1] = b"\1" * (high + 1 - low)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import grp
 import json
@@ -30,6 +31,7 @@ from ..kernel.packed.links import read_links
 from ..kernel.packed.netlink import Netlink
 from ..kernel.sysctls import read_sysctl
 from ..runfile import write_diagnosis
+from ..sources.runtimes import inside
 from .engines import ask_singboxes, read_engines
 from .facts import look
 from .node import Node
@@ -136,9 +138,20 @@ def _read_host(node: Node, settings: Settings) -> Host:
     return host
 
 
+def _stat(path: str) -> os.stat_result:
+    """Of a file that our unit may hide from us (ProtectHome=): as the host's first process sees it,
+    whose root CAP_SYS_PTRACE opens.  Raises OSError, of our own view."""
+    try:
+        return os.stat(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # without the capability, or it is not there either
+            return os.stat(inside("/proc/1/root", path))
+        raise
+
+
 def _read_log(path: str, source: str) -> LogFile:
     try:
-        status = os.stat(path)
+        status = _stat(path)
     except OSError as error:
         return LogFile(path, os.strerror(error.errno or 0), source=source)
     if not stat.S_ISREG(status.st_mode):

@@ -46,11 +46,27 @@ def read_engines(settings: Settings) -> list[xray.Engine]:
 
 
 def ask_singboxes(settings: Settings, paths: Paths) -> list[Answer]:
-    """What each sing-box that is a source answers, when it is asked as the agent asks."""
+    """What each sing-box that is a source answers, when it is asked as the agent asks.
+
+    Nothing in doctor's own unit, which has no network: what the agent waits for is in its report.
+    """
+    if not _has_network():
+        return []
     return [
         _ask_singbox(source.options["address"], source.options["secret_file"], paths)
         for source in sources_of(settings.sources, "singbox")
     ]
+
+
+def _has_network() -> bool:
+    """Whether we may speak IP at all: RestrictAddressFamilies= of systemd.exec(5)."""
+    try:
+        socket.socket(socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return False
+        raise
+    return True
 
 
 def _ask_singbox(address: str, secret_file: str, paths: Paths) -> Answer:

@@ -24,6 +24,7 @@ nftables
 conntrack
 kmod
 openssh-client
+openssh-server
 systemd
 systemd-journal-remote
 chromium
@@ -50,6 +51,8 @@ if [ -n "$missing" ]; then
   for name in haproxy nginx prometheus prometheus-node-exporter; do
     if [[ " $missing " == *" $name "* ]]; then services+=("$name.service"); fi
   done
+  # Ubuntu's is started by its socket.
+  if [[ " $missing " == *" openssh-server "* ]]; then services+=(ssh.service ssh.socket); fi
   policy=/usr/sbin/policy-rc.d
   if [ "${#services[@]}" -gt 0 ] && [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin "$policy"

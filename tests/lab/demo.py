@@ -1,22 +1,33 @@
-"""make demo: a node, ten users, the real playbook, and what each of them gets."""
+"""make demo: a node, users on several engines, the real playbook, and what each of them gets."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from . import operate
+from . import engine, operate
+from .hysteria import Hysteria
 from .labnode import Lab
 from .machine import Load
 from .measure import Measurement, Report
 from .node import Node
 from .progress import say, step
 from .snapshot import difference, snapshot
-from .users import DIRECTIONS, MBIT, USERS, Direction, role_variables
+from .users import (
+    DEMO_USERS,
+    DIRECTIONS,
+    HOP,
+    HYSTERIA_HOOK,
+    MBIT,
+    Direction,
+    User,
+    role_variables,
+)
 
 OUT = operate.ROOT / "build" / "demo"
 
@@ -34,6 +45,8 @@ _LONG_S = 1200.0  # ended by hand
 _LINE = 1.5
 _LIFTED, _HELD = 1.12, 1.08
 _STAYS_SAMPLES = 8
+#: What a user comes by, for people.
+_ENGINES = {"xray": "Xray", "sing-box": "sing-box", "hysteria": "Hysteria", "port": "own port"}
 
 #: Runs a make target: its name, what for, what it must print.
 Player = Callable[..., None]
@@ -44,16 +57,17 @@ def demo() -> bool:
     OUT.mkdir(parents=True, exist_ok=True)
     load = Load()
     with Lab("demo") as lab:
-        lab.start_engine()
+        lab.start_engine(DEMO_USERS)
         before = snapshot(lab.node)
         play = _player(lab.node)
         play("qos", "deploying with the playbook")
         rows = []
         reports: dict[str, Report] = {}
         starved: list[dict[str, Any]] = []
-        for direction in DIRECTIONS:
-            reports[direction] = _measure(lab, direction, starved)
-            rows += [_row(m) for m in reports[direction].measurements]
+        with _hysteria(lab):
+            for direction in DIRECTIONS:
+                reports[direction] = _measure(lab, direction, starved)
+                rows += [_row(m) for m in reports[direction].measurements]
         _print_users(rows)
         change = _live_change(lab)
         play("qos", "deploying again: nothing may change", "changed=0 ")
@@ -75,7 +89,7 @@ def demo() -> bool:
 
 def _player(node: Node) -> Player:
     """A function that runs a make target against the node."""
-    inventory = operate.inventory(node, OUT / "inventory", role_variables())
+    inventory = operate.inventory(node, OUT / "inventory", role_variables(DEMO_USERS))
 
     def play(target: str, what: str, expect: str = "") -> None:
         printed = operate.make(target, inventory, what=what, expect=expect)
@@ -83,6 +97,22 @@ def _player(node: Node) -> Player:
         say(next(line for line in printed.splitlines() if "ok=" in line))
 
     return play
+
+
+@contextmanager
+def _hysteria(lab: Lab) -> Iterator[None]:
+    """Users of Hysteria, logged in."""
+    (device,) = (device for device in lab.devices if device.user.engine == "hysteria")
+    local = {device.target_port: device.target_port, device.echo_port: engine.ECHO_PORT}
+    with Hysteria(lab, HYSTERIA_HOOK, device.user.server_port, HOP) as server:
+        server.client(device.user.password, device.uplink, local).wait()
+        yield
+
+
+def _measured(direction: Direction) -> list[User]:
+    """Who is measured.  What a user uploads over QUIC cannot be told from outside: sockets do not
+    say what has arrived of it."""
+    return [user for user in DEMO_USERS if user.engine != "hysteria" or direction == "download"]
 
 
 def _measure(lab: Lab, direction: Direction, starved: list[dict[str, Any]]) -> Report:
@@ -93,7 +123,7 @@ def _measure(lab: Lab, direction: Direction, starved: list[dict[str, Any]]) -> R
     """
     for _try in range(1 + _AGAIN):
         load = Load()
-        report = lab.measure(direction, _MEASURE_S, warmup_s=_WARMUP_S)
+        report = lab.measure(direction, _MEASURE_S, users=_measured(direction), warmup_s=_WARMUP_S)
         starving, shares = load.starved(), load.shares()
         off = {
             m.user.email: round(m.error_pct, 1)
@@ -111,6 +141,7 @@ def _measure(lab: Lab, direction: Direction, starved: list[dict[str, Any]]) -> R
 def _row(m: Measurement) -> dict[str, Any]:
     return {
         "email": m.user.email,
+        "engine": _ENGINES[m.user.engine],
         "protocol": m.user.protocol + ("/IPv6" if m.user.ipv6 else "") + "/UDP" * m.user.udp,
         "direction": m.direction,
         "limit_bps": m.limit_bps,
@@ -124,14 +155,14 @@ def _row(m: Measurement) -> dict[str, Any]:
 
 
 def _print_users(rows: list[dict[str, Any]]) -> None:
-    print(f"\n{'user':<12} {'protocol':<18} {'direction':<9} {'limit':>7} {'measured':>9} "
-          f"{'error':>7} {'flows':>5} {'ping idle':>10} {'loaded':>8}")  # fmt: skip
+    print(f"\n{'user':<14} {'engine':<8} {'protocol':<15} {'direction':<9} {'limit':>5} "
+          f"{'measured':>8} {'error':>7} {'flows':>5} {'ping idle':>10} {'loaded':>8}")  # fmt: skip
     for row in rows:
         limit = "none" if row["limit_bps"] is None else f"{row['limit_bps'] / MBIT:.1f}"
         error = "" if row["error_pct"] is None else f"{row['error_pct']:+.1f} %"
         print(
-            f"{row['email']:<12} {row['protocol']:<18} {row['direction']:<9} {limit:>7} "
-            f"{row['measured_bps'] / MBIT:>9.2f} {error:>7} {row['flows']:>5} "
+            f"{row['email']:<14} {row['engine']:<8} {row['protocol']:<15} {row['direction']:<9} "
+            f"{limit:>5} {row['measured_bps'] / MBIT:>8.2f} {error:>7} {row['flows']:>5} "
             f"{row['ping_idle_ms']:>7.1f} ms {row['ping_ms']:>5.1f} ms"
         )
     print("Rates in Mbit/s of Ethernet frames, as HTB counts them.\n", flush=True)
@@ -139,7 +170,7 @@ def _print_users(rows: list[dict[str, Any]]) -> None:
 
 def _live_change(lab: Lab) -> dict[str, Any]:
     """Another limit for one user, and back, by two commands while the same connection goes on."""
-    user = USERS[0]
+    user = DEMO_USERS[0]
     assert user.download
     lowered = user.download // 5
     run = lab.start_traffic("download", _LONG_S, users=[user], interval_s=_SAMPLE_S, idle_s=0.5)
@@ -194,7 +225,11 @@ def _kill_switch(lab: Lab, play: Player, starved: list[dict[str, Any]]) -> dict[
 def _throw_and_release(lab: Lab, play: Player) -> dict[str, Any]:
     """Traffic all the while: limited, then disabled, then limited again."""
     # In one connection from each device: ansible needs its part of the emulated node's processor.
-    users = [replace(user, flows=1) for user in USERS if user.download is not None]
+    users = [
+        replace(user, flows=1)
+        for user in DEMO_USERS
+        if user.download is not None and user.engine != "hysteria"
+    ]
     say(f"kill switch: {len(users)} users whose lines have {_LINE} times their limit")
     run = lab.start_traffic(
         "download", _LONG_S, users=users, interval_s=_SAMPLE_S, idle_s=0.5, line=_LINE
@@ -268,7 +303,7 @@ def _plot(reports: dict[str, Report], change: dict[str, Any], switch: dict[str, 
     figure, axes = pyplot.subplots(len(panels), 1, figsize=(11, 4.2 * len(panels)))
     for axis, (title, report, events) in zip(axes, panels, strict=True):
         for m in report.measurements:
-            color = f"C{[user.email for user in USERS].index(m.user.email)}"
+            color = f"C{[user.email for user in DEMO_USERS].index(m.user.email)}"
             axis.plot(*zip(*[(at, rate / MBIT) for at, rate in m.series], strict=True),
                       color=color, linewidth=1.2, label=m.user.email,
                       drawstyle="steps-pre")  # a rate is that of the time before it  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 from . import network
 from .progress import LabError
 from .users import PORTS, VLESS_RANGE, Device, Protocol, User
+from .users import devices as number
 
 Config = dict[str, Any]
 
@@ -49,10 +50,25 @@ WantedBy=multi-user.target
 
 
 def server(users: Sequence[User]) -> Config:
-    """The node's config: an inbound for each protocol, VLESS on a range of ports as well."""
+    """The node's config: an inbound for each protocol, VLESS on a range of ports as well.
+
+    For whoever has a port of their own it does what a port forward does.
+    """
     listeners: list[tuple[str, Protocol, int | str]] = [
         *((f"{protocol}-in", protocol, port) for protocol, port in PORTS.items()),
         ("vless-range-in", "vless", f"{VLESS_RANGE[0]}-{VLESS_RANGE[1]}"),
+    ]
+    forwards = [
+        {
+            "tag": f"forward-{device.number}-{remote}",
+            "listen": "::",
+            "port": device.user.server_port + offset,
+            "protocol": "dokodemo-door",
+            "settings": {"address": network.TARGET_IPV4, "port": remote, "network": "tcp"},
+        }
+        for device in number(users)
+        if device.user.engine == "port"
+        for offset, remote in enumerate((device.target_port, ECHO_PORT))
     ]
     return {
         "log": {
@@ -70,7 +86,8 @@ def server(users: Sequence[User]) -> Config:
                 **_tls_server(protocol),
             }
             for tag, protocol, port in listeners
-        ],
+        ]
+        + forwards,
         "policy": PATIENCE,
         # The targets have documentation addresses, which the engine would refuse on its own.
         "outbounds": [
@@ -91,11 +108,15 @@ def client(devices: Sequence[Device], fingerprint: str) -> Config:
     inbounds, outbounds, rules = [], [], []
     for device in devices:
         tag, user = device.uplink, device.user
-        for local, remote in (
-            (device.target_port, device.target_port),
-            (device.echo_port, ECHO_PORT),
+        if user.engine == "hysteria":
+            continue  # has a client of its own
+        # As most devices of customers, whatever this machine has as its default.
+        link = {"interface": tag, "tcpcongestion": "cubic"}
+        for offset, (local, remote) in enumerate(
+            ((device.target_port, device.target_port), (device.echo_port, ECHO_PORT))
         ):
             target = {"address": network.TARGET_IPV4, "port": remote, "network": "tcp,udp"}
+            way = f"{tag}-{remote}" if user.engine == "port" else tag
             inbounds.append(
                 {
                     "tag": f"{tag}-{remote}",
@@ -105,19 +126,26 @@ def client(devices: Sequence[Device], fingerprint: str) -> Config:
                     "settings": target,
                 }
             )
-            rules.append({"inboundTag": [f"{tag}-{remote}"], "outboundTag": tag})
-        outbounds.append(
-            {
-                "tag": tag,
-                "protocol": user.protocol,
-                "settings": _outbound_settings(user),
-                "streamSettings": {
-                    # As most devices of customers, whatever this machine has as its default.
-                    "sockopt": {"interface": device.uplink, "tcpcongestion": "cubic"},
-                    **_tls_client(user.protocol, fingerprint),
-                },
-            }
-        )
+            rules.append({"inboundTag": [f"{tag}-{remote}"], "outboundTag": way})
+            if user.engine == "port":
+                there = f"{network.NODE_IPV4}:{user.server_port + offset}"
+                outbounds.append(
+                    {
+                        "tag": way,
+                        "protocol": "freedom",
+                        "settings": {"redirect": there, "finalRules": [{"action": "allow"}]},
+                        "streamSettings": {"sockopt": link},
+                    }
+                )
+        if user.engine != "port":
+            outbounds.append(
+                {
+                    "tag": tag,
+                    "protocol": user.protocol,
+                    "settings": _outbound_settings(user),
+                    "streamSettings": {"sockopt": link, **_tls_client(user.protocol, fingerprint)},
+                }
+            )
     return {
         "log": {"loglevel": "warning", "access": "none"},
         "policy": PATIENCE,
@@ -144,7 +172,7 @@ def certificate(folder: Path) -> str:
 
 
 def _inbound_settings(protocol: Protocol, users: Sequence[User]) -> Config:
-    ours = [user for user in users if user.protocol == protocol]
+    ours = [user for user in users if user.protocol == protocol and user.engine == "xray"]
     if protocol == "vless":
         clients = [{"id": user.id, "email": user.email} for user in ours]
         return {"clients": clients, "decryption": "none"}

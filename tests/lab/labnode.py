@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from . import engine, network
+from . import engine, network, singbox
 from .measure import Report, Run
 from .node import RUNTIME, Node
 from .progress import LabError, step
-from .users import USERS, Device, Direction, User, devices
+from .users import SING_BOX_SECRET, SING_BOX_SECRET_FILE, USERS, Device, Direction, User, devices
 
 GUEST = Path(__file__).parent / "guest"
 #: Counts live TCP connections that bear a mark of ours, whichever tree it names.
@@ -84,6 +84,8 @@ class Lab:
             if started.returncode:
                 logs = self.node.ssh("journalctl -b -p warning -n 6 -o cat --no-pager")
                 raise LabError("the engine did not start: " + " | ".join(logs.splitlines()))
+            if self._of_singbox:
+                self._start_singbox()
             internet.start_engine(self._client_config)
 
     def start_traffic(
@@ -148,6 +150,21 @@ class Lab:
         until = shlex.quote(f"until [ $({_MARKED}) -ge {connections} ]; do sleep 0.5; done")
         self.node.ssh(f"timeout {_MARKED_S} sh -c {until}")
 
+    @property
+    def _of_singbox(self) -> list[User]:
+        return [user for user in self.users if user.engine == "sing-box"]
+
+    def _start_singbox(self) -> None:
+        program = singbox.binary()
+        if program is None:
+            raise LabError("there is no sing-box for this machine; make setup installs it")
+        self.node.put(program, singbox.BINARY)
+        self.node.ssh(f"chmod 600 {SING_BOX_SECRET_FILE}; chmod 755 {singbox.BINARY}")
+        self.node.ssh("systemctl enable --quiet --now sing-box")
+        ports = {user.server_port for user in self._of_singbox}
+        there = " && ".join(f"ss -Hntl sport = :{port} | grep -q ." for port in sorted(ports))
+        self.node.ssh(f"timeout 60 sh -c 'until {there}; do sleep 0.5; done'")
+
     def _adopt(self, users: Sequence[User]) -> None:
         self.users = tuple(users)
         self.devices = devices(self.users)
@@ -158,7 +175,7 @@ class Lab:
 
     def _write_files(self, tree: Path) -> None:
         """The clients' config here, and everything under /etc that the lab adds to the node."""
-        for folder in ("etc/xray", "etc/lab", "etc/systemd/system"):
+        for folder in ("etc/xray", "etc/lab", "etc/sing-box", "etc/systemd/system"):
             (tree / folder).mkdir(parents=True)
         fingerprint = engine.certificate(tree / "etc/xray")
         self._client_config.write_text(json.dumps(engine.client(self.devices, fingerprint)))
@@ -168,5 +185,9 @@ class Lab:
             "etc/systemd/system/lab-net.service": network.NODE_UNIT,
             "etc/systemd/system/xray.service": engine.SERVER_UNIT,
         }
+        if self._of_singbox:
+            files["etc/sing-box/config.json"] = singbox.config(self._of_singbox)
+            files["etc/systemd/system/sing-box.service"] = singbox.UNIT
+            files[SING_BOX_SECRET_FILE.lstrip("/")] = SING_BOX_SECRET
         for path, text in files.items():
             (tree / path).write_text(text)

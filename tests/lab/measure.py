@@ -169,7 +169,7 @@ def _measurement(
         direction=direction,
         measured_bps=8 * (last - first) / (last_at - first_at),
         goodput_bps=8 * (total(after) - total(before)) / (payload_to - payload_from),
-        flows=len(numbers) * user.flows if _udp_outside(user) else flows,
+        flows=flows or len(numbers) * user.flows,  # datagrams have no socket of each connection
         ping_ms=_median_ms([took for at, took in pings if first_at <= at <= last_at]),
         ping_idle_ms=_median_ms([took for at, took in pings if at < seen["load_at"]]),
         series=series,

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Protocol = Literal["vless", "vmess", "trojan", "shadowsocks"]
+Protocol = Literal["vless", "vmess", "trojan", "shadowsocks", "hysteria2", "tcp"]
+#: ``port``: a port of their own, which is forwarded.
+Engine = Literal["xray", "sing-box", "hysteria", "port"]
 Direction = Literal["download", "upload"]
 DIRECTIONS: tuple[Direction, Direction] = ("download", "upload")
 
@@ -41,6 +43,7 @@ class User:
     offered: int | None = None
     block_s: float = 0.1  # of what is offered, written at once: long blocks spare emulated nodes
     port: int | None = None  # None: the protocol's own port
+    engine: Engine = "xray"  # of the node; clients are Xray's but for Hysteria's own
 
     @property
     def id(self) -> str:
@@ -139,22 +142,41 @@ USERS: tuple[User, ...] = (
     User("judy@lab", "vless", None, None, offered=4 * MBIT),
 )
 
-#: What Hysteria's server asks, and who may.
-HOOKS_TOKEN = "0123456789abcdef"
+#: With one on each other engine, and one with a port of their own (and another for round trips).
+DEMO_USERS = (
+    *USERS,
+    User("sam@lab", "vless", 2 * MBIT, 1 * MBIT, port=20060, engine="sing-box"),
+    User("hugo@lab", "hysteria2", 2 * MBIT, 1 * MBIT, port=20070, engine="hysteria"),
+    User("service:tunnel", "tcp", 2 * MBIT, 1 * MBIT, port=20190, engine="port"),
+)
+#: Where sing-box tells of its connections, and to whom.
+SING_BOX_API, SING_BOX_SECRET = ("127.0.0.1", 9091), "secret-of-the-lab"
+SING_BOX_SECRET_FILE = "/etc/sing-box/secret"
+#: Where clients of Hysteria hop, and what its server asks.
+HOP, HOOKS_TOKEN = "20071-20090", "0123456789abcdef"
 HYSTERIA_HOOK = f"http://127.0.0.1:8014/{HOOKS_TOKEN}/hysteria"
 
 
 def role_variables(users: Sequence[User] = USERS) -> dict[str, object]:
     """The role's variables that put these users' limits in force."""
     policy: dict[str, object] = {}
+    services: dict[str, object] = {}
     for user in users:
         if user.default:
+            continue
+        if user.engine == "port":
+            services[user.email.partition(":")[2]] = {
+                "ports": [f"{user.server_port}-{user.server_port + 1}"],
+                "protocol": "tcp",
+                "upload": _rate(user.upload or 0),
+                "download": _rate(user.download or 0),
+            }
             continue
         if user.download is None or user.upload is None:
             policy[user.email] = {"unlimited": True}
         else:
             policy[user.email] = {"upload": _rate(user.upload), "download": _rate(user.download)}
-    return {
+    found: dict[str, object] = {
         "qos_service_ports": list(SERVICE_PORTS),
         # The emulated node needs many times as long for everything, more under traffic.
         "qos_confirm_sec": 600,
@@ -162,6 +184,32 @@ def role_variables(users: Sequence[User] = USERS) -> dict[str, object]:
         "qos_upload_default": _rate(DEFAULT_UPLOAD),
         "qos_download_default": _rate(DEFAULT_DOWNLOAD),
         "qos_users": policy,
+    }
+    if any(user.engine != "xray" for user in users):
+        found |= _engines(users) | {"qos_services": services}
+        del found["qos_xray_access_log_path"]  # the list stands in its place
+    return found
+
+
+def _engines(users: Sequence[User]) -> dict[str, object]:
+    """The role's variables for a node with all engines, each with its own source."""
+    hysteria = [user for user in users if user.engine == "hysteria"]
+    return {
+        "qos_sources": [
+            {"type": "file", "path": "/var/log/xray/access.log"},
+            {
+                "type": "singbox",
+                "address": f"{SING_BOX_API[0]}:{SING_BOX_API[1]}",
+                "secret_file": SING_BOX_SECRET_FILE,
+            },
+            {"type": "flows", "listen": "unix:/run/vff-qos-flows.sock", "group": "vff-qos-hooks"},
+        ],
+        # Each name is one person, whatever they come by.
+        "qos_same_names": True,
+        "qos_hop": {HOP: hysteria[0].server_port},
+        "qos_hooks_enable": True,
+        "qos_hooks_token": HOOKS_TOKEN,
+        "qos_hooks_users": {user.email: user.password for user in hysteria},
     }
 
 

@@ -17,8 +17,6 @@ from .harness import Node, eventually, look, run, status
 from .singbox_node import ENGINE_PORT, TARGET_PORT, HoppingSite
 
 SOCKS_PORT, API_PORT, SECRET = 8443, 9091, "some-secret"
-#: Refuses what has a name that is no text.
-REFUSE = {"domain_regex": ["[^ -~]"], "action": "reject"}
 
 
 class EngineSite(HoppingSite):

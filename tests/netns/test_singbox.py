@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.singbox import REFUSE, binary
+
 from .customers import CUSTOMERS, NODE
 from .harness import Node, eventually
-from .singbox_engine import REFUSE, SECRET, SOCKS_PORT, EngineSite, is_open
-from .singbox_node import binary
+from .singbox_engine import SECRET, SOCKS_PORT, EngineSite, is_open
 
 pytestmark = pytest.mark.skipif(
     binary() is None, reason="needs the engine of tests/lab/sing-box.txt"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.singbox import binary
+
 from .customers import CUSTOMERS
 from .harness import Node, eventually
 from .singbox_engine import EngineSite, is_open
-from .singbox_node import binary
 
 pytestmark = pytest.mark.skipif(
     binary() is None, reason="needs the engine of tests/lab/sing-box.txt"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -235,6 +237,39 @@ def test_the_playbook_is_found_where_the_documents_say(project: Project, sources
     assert done.returncode == 0, done.stderr
     (project.directory / "ansible.cfg").unlink()
     assert project.run(*words, ANSIBLE_COLLECTIONS_PATH="collections").returncode == 0
+
+
+def test_an_empty_directory_gets_all_by_the_readme_alone(
+    project: Project, sources: Path, tmp_path: Path
+) -> None:
+    """Its lines as they are, but for where the repository is, and that no node is asked."""
+    repository = tmp_path / "repository"
+    shutil.copytree(sources, repository, symlinks=True)
+    text = (ROOT / "README.md").read_text()
+    (inventory,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    (project.directory / "inventory.yml").write_text(textwrap.dedent(inventory))
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    setting, install = lines[:2]
+    plays = [line for line in lines if line.startswith("ansible-playbook ")]
+    assert len(plays) == 4
+    install = install.replace("git+https://github.com/vff/qos.git", f"git+file://{repository}")
+
+    def by_hand(line: str) -> None:
+        done = project.run("sh", "-c", line)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+
+    by_hand(setting)
+    by_hand(install)
+    for line in plays:
+        by_hand(line.replace(" --limit", " --syntax-check --limit"))
+    page = repository / "docs" / "INSTALL.md"
+    page.write_text("changed\n")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com"]
+    subprocess.run([*git, "commit", "-qam", "changed"], cwd=repository, check=True)
+    # "again: the upgrade", although the version is the same.
+    by_hand(install)
+    assert (project.tree / "docs" / "INSTALL.md").read_text() == "changed\n"
 
 
 def test_nothing_of_the_workshop_is_installed(project: Project, sources: Path) -> None:

@@ -14,8 +14,6 @@ CONFIRM ?=
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)/agent/src:$(CURDIR)/tests
-# What molecule knows of its node is this checkout's: by default all checkouts share it.
-export MOLECULE_EPHEMERAL_DIRECTORY := $(CURDIR)/build/molecule
 # This checkout is vff.qos, whatever is installed elsewhere.
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build
 export ANSIBLE_INJECT_FACT_VARS := false
@@ -66,12 +64,12 @@ demo: build ## Boot a lab node, deploy, move traffic of many users, measure, dra
 	$(PY) -m lab demo
 
 .PHONY: test
-test: build ## Lint, unit tests, network namespaces, the molecule scenario on a lab node; branch coverage
+test: build ## Lint, unit tests, network namespaces, molecule's scenarios on two lab nodes; branch coverage
 	$(PY) -m pytest tests -n 3 --dist loadgroup --cov=vff_qos --cov-report=term
 
 .PHONY: molecule
-molecule: build ## Only the molecule scenario
-	cd build/ansible_collections/vff/qos && molecule test --no-command-borders
+molecule: build ## Only molecule's scenarios, on two lab nodes at once
+	$(PY) -m pytest tests/lab_tests/test_molecule.py
 
 .PHONY: test-unit
 test-unit: build ## Only what needs neither root nor a lab node
@@ -83,7 +81,6 @@ test-platforms: build ## ansible-core 2.16 to the newest, Debian 13 and testing,
 	$(PY) tests/releases.py
 	$(PY) -m lab_tests.coexistence
 	$(PY) -m lab_tests.one_person
-	VFF_QOS_SUITE=trixie $(MAKE) molecule
 
 .PHONY: test-sanity
 test-sanity: build ## ansible-test sanity on the collection as it is shipped

@@ -245,7 +245,9 @@ class Seeds:
     def _flushed(self) -> None:
         self._run(_FLUSH)
         self._operator.sees(FLUSHED, beside={_MAY_FAIL})
-        self._run("systemctl stop lab-flush")
+        # The next fault stops the agent, which would leave the last flush unmended.
+        until = "until nft list table inet vff_qos >/dev/null 2>&1; do sleep 1; done"
+        self._run(f"systemctl stop lab-flush; timeout {_WITHIN_S} sh -c '{until}'")
 
     def _class_deleted(self) -> None:
         email = self._clients.users[0]

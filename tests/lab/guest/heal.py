@@ -29,11 +29,9 @@ SPARE = re.compile(r"class htb (\S+) .* prio 7 ")
 OUR_MARK = re.compile(r"mark=135[89]\d*")
 
 
-def output(*command: str, stdin: str = "") -> str:
-    """What a command says, errors too."""
-    done = subprocess.run(
-        command, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def output(*command: str, stdin: str = "", errors: int = subprocess.STDOUT) -> str:
+    """What a command says, errors too: among the rest, or where ``errors`` says."""
+    done = subprocess.run(command, input=stdin, stdout=subprocess.PIPE, stderr=errors, text=True)
     for pattern, text in FORGET:
         done.stdout = re.sub(pattern, text, done.stdout)
     return done.stdout
@@ -45,7 +43,8 @@ def state() -> list[str]:
         *(" ".join(line.split()[:2]) for line in output("ip", "-br", "link").splitlines()),
         *output("tc", "qdisc", "show").splitlines(),
         *output("nft", "-s", "list", "ruleset").splitlines(),
-        *set(OUR_MARK.findall(output("conntrack", "-L"))),
+        # How many there are it says before it has written the last lines, in the middle of one.
+        *set(OUR_MARK.findall(output("conntrack", "-L", errors=subprocess.DEVNULL))),
     ]
     for dev in os.listdir("/sys/class/net"):
         looks = (

@@ -110,9 +110,14 @@ def test_info_returns_limits_rates_and_counters(node: Node, run: Run) -> None:
     assert alice["overrides"][0]["why"] == "ticket"
     assert alice["up_rate_bps"] == 0
     assert found["node"]["wan"] == "wan0"
-    said = status(node)
-    assert all(found[key] == said[key] for key in ("verdict", "reason", "findings"))
     assert "verdict" not in found["node"]
+
+    def says_the_same() -> bool:
+        # What is found may change between two looks, so that one pair of them must agree.
+        found, said = run("qos_info", interval=0), status(node)
+        return all(found[key] == said[key] for key in ("verdict", "reason", "findings"))
+
+    eventually(says_the_same)
     assert run("qos_info", names=["bob@x"], interval=0)["users"] == {}
 
 

@@ -64,11 +64,11 @@ demo: build ## Boot a lab node, deploy, move traffic of many users, measure, dra
 	$(PY) -m lab demo
 
 .PHONY: test
-test: build ## Lint, unit tests, network namespaces, molecule's scenarios on two lab nodes; branch coverage
+test: build ## Lint, unit tests, network namespaces, the molecule scenario on a lab node; branch coverage
 	$(PY) -m pytest tests -n 3 --dist loadgroup --cov=vff_qos --cov-report=term
 
 .PHONY: molecule
-molecule: build ## Only molecule's scenarios, on two lab nodes at once
+molecule: build ## Only the molecule scenario
 	$(PY) -m pytest tests/lab_tests/test_molecule.py
 
 .PHONY: test-unit
@@ -81,6 +81,7 @@ test-platforms: build ## ansible-core 2.16 to the newest, Debian 13 and testing,
 	$(PY) tests/releases.py
 	$(PY) -m lab_tests.coexistence
 	$(PY) -m lab_tests.one_person
+	VFF_QOS_PLATFORMS=1 $(MAKE) molecule
 
 .PHONY: test-sanity
 test-sanity: build ## ansible-test sanity on the collection as it is shipped

@@ -8,15 +8,13 @@ Longer than 500 lines: one function for each step, which molecule calls by name.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -86,7 +84,7 @@ LOWEST, HIGHEST = 0.7, 1.05
 UNFAIR_PCT = 5.0
 OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
 POOL_S = 120  # a thousand classes in slices, beside all else
-HEAL_S = 120.0  # on one of two emulated nodes at once; tests/netns measures it natively
+HEAL_S = 120.0  # under emulation, on a busy machine; tests/netns measures it natively
 #: For so long at most a live user may have no limit while the old role gives way, in seconds.
 TAKEOVER_S = 5.0  # under emulation; natively it takes a tenth of a second
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it
@@ -844,27 +842,12 @@ STEPS = {
 }  # fmt: skip
 
 
-#: What they measure is of the machine, too: meanwhile no step is under way on another node.
-MEASURING = (fair, round_trips)
-
-
-@contextmanager
-def turn(chosen: Callable[[], None]) -> Iterator[None]:
-    """Wait until a step may run beside those of other nodes."""
-    with (ROOT / "build" / "lab" / "steps.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if chosen in MEASURING else fcntl.LOCK_SH)
-        yield
-
-
 def main() -> int:
     """Run one step; 1 and its words on standard error if it fails."""
     if len(sys.argv) != 2 or sys.argv[1] not in STEPS:
         print(f"usage: python -m lab_tests.scenario {'|'.join(STEPS)}", file=sys.stderr)
         return 2
-    chosen = STEPS[sys.argv[1]]
-    (ROOT / "build" / "lab").mkdir(parents=True, exist_ok=True)
-    with turn(chosen):
-        return exit_code(chosen)
+    return exit_code(STEPS[sys.argv[1]])
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -44,6 +44,10 @@ END"""
 _FLUSH = "systemd-run -q --unit=lab-flush sh -c 'while nft flush ruleset; do sleep 1; done'"
 #: A repair that reads our table while somebody deletes it.
 _MAY_FAIL = "repair_failed"
+#: Connections that began while no line of theirs could be read.
+_NOBODYS = "unowned"
+#: What may be told of in passing, as long as it is over in the end.
+_PASSING = frozenset({_MAY_FAIL, _NOBODYS})
 
 
 class Fault(NamedTuple):
@@ -169,7 +173,7 @@ class Operator:
         for entry in entries:
             event, kind = entry["VFF_QOS_EVENT"], entry.get("VFF_QOS_FINDING", _MAY_FAIL)
             # What is over without having begun here was another's.
-            if kind != _MAY_FAIL and (event != "over" or (kind, "degraded") in told):
+            if kind not in _PASSING and (event != "over" or (kind, "degraded") in told):
                 told.append((kind, event))
         wanted = [(kind, event) for kind in self._begun for event in ("degraded", "over")]
         if sorted(told) != sorted(wanted):

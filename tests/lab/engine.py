@@ -22,31 +22,41 @@ ECHO_PORT = 7
 PATIENCE: Config = {"levels": {"0": {"handshake": 30, "connIdle": 600}}}
 TLS_NAME = "node.lab"
 
-SERVER_UNIT = """\
+
+def unit(name: str, *lines: str) -> str:
+    """A systemd unit of an engine, with these lines of its [Service]."""
+    text = "\n".join(lines)
+    # Nice: emulated, its processors are scarce; what is measured is shaping, not who waits for one.
+    return f"""\
 [Unit]
-Description=Xray (lab)
+Description={name} (lab)
 After=network-online.target lab-net.service
 Wants=network-online.target
 
 [Service]
-Type=notify
-NotifyAccess=all
-User=xray
-LogsDirectory=xray
-LogsDirectoryMode=0750
-AmbientCapabilities=CAP_NET_BIND_SERVICE
-CapabilityBoundingSet=CAP_NET_BIND_SERVICE
-Environment=PYTHONPATH=/opt/xray
-ExecStart=/usr/bin/python3 /opt/lab/engine.py /etc/xray/config.json
+{text}
 Restart=on-failure
 RestartSec=2
 LimitNOFILE=65536
-# Emulated, its processors are scarce: what is measured is shaping, not who waits for one.
 Nice=-10
 
 [Install]
 WantedBy=multi-user.target
 """
+
+
+SERVER_UNIT = unit(
+    "Xray",
+    "Type=notify",
+    "NotifyAccess=all",
+    "User=xray",
+    "LogsDirectory=xray",
+    "LogsDirectoryMode=0750",
+    "AmbientCapabilities=CAP_NET_BIND_SERVICE",
+    "CapabilityBoundingSet=CAP_NET_BIND_SERVICE",
+    "Environment=PYTHONPATH=/opt/xray",
+    "ExecStart=/usr/bin/python3 /opt/lab/engine.py /etc/xray/config.json",
+)
 
 
 def server(users: Sequence[User]) -> Config:

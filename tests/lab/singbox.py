@@ -9,29 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import engine
 from .users import SING_BOX_API, SING_BOX_SECRET, User
 
 BINARY, CONFIG = "/opt/lab/sing-box", "/etc/sing-box/config.json"
 #: Refuses what has a name that is no text: with it the engine could not tell of any connection.
 REFUSE = {"domain_regex": ["[^ -~]"], "action": "reject"}
 
-UNIT = f"""\
-[Unit]
-Description=sing-box (lab)
-After=network-online.target lab-net.service
-Wants=network-online.target
-
-[Service]
-DynamicUser=yes
-ExecStart={BINARY} run --disable-color -c {CONFIG}
-Restart=on-failure
-RestartSec=2
-LimitNOFILE=65536
-Nice=-10
-
-[Install]
-WantedBy=multi-user.target
-"""
+UNIT = engine.unit(
+    "sing-box", "DynamicUser=yes", f"ExecStart={BINARY} run --disable-color -c {CONFIG}"
+)
 
 
 def binary() -> Path | None:

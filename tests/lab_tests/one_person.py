@@ -31,9 +31,9 @@ from lab.wireguard import WireGuard
 from .scenario import USERS, Failed, exit_code, role
 
 ALICE, NEIGHBOUR = "alice@lab", "hugo@lab"
-#: Of alice, whatever she comes by, and of the neighbour behind her address, who has what the
-#: emulated node can encrypt in user space beside all else.
-LIMITS = {ALICE: 20 * MBIT, NEIGHBOUR: 2 * MBIT}
+#: What the emulated node can encrypt in user space beside all else.  Of alice, whatever she comes
+#: by, and of the neighbour behind her address.
+LIMITS = {ALICE: 5 * MBIT, NEIGHBOUR: 2 * MBIT}
 DROP_IN = f"""users:
   {ALICE}: {{upload: 2mbit, download: {LIMITS[ALICE] // MBIT}mbit}}
   {NEIGHBOUR}: {{upload: 2mbit, download: {LIMITS[NEIGHBOUR] // MBIT}mbit}}

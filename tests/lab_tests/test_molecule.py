@@ -1,4 +1,4 @@
-"""A scenario of molecule as one test, so that `make test` ends with one summary."""
+"""The molecule scenario as one test, so that `make test` ends with one summary."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Debian 12 with two queues; with `make test-platforms` Debian 13 with one.
-SCENARIO = "trixie" if "VFF_QOS_PLATFORMS" in os.environ else "default"
 # How ansible tells of a failed task or loop item, with colours or without.
 FAILED = re.compile(r"(?:\x1b\[[0-9;]*m)*(?:failed|fatal): (.*?) => (?=\{)")
 
@@ -35,12 +33,8 @@ def failure(line: str) -> str:
 def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() != 0 or not shutil.which("qemu-system-x86_64"):
         pytest.skip("a lab node needs root and qemu-system-x86")
-    command = [
-        str(Path(sys.executable).with_name("molecule")),
-        *("test", "--scenario-name", SCENARIO, "--no-command-borders"),
-    ]
-    # What molecule knows of its node is this checkout's: by default all checkouts share it.
-    environment = {"MOLECULE_EPHEMERAL_DIRECTORY": str(ROOT / "build" / "molecule" / SCENARIO)}
+    command = [str(Path(sys.executable).with_name("molecule")), "test", "--no-command-borders"]
+    folder = ROOT / "build/ansible_collections/vff/qos"
     last: deque[str] = deque(maxlen=10)
     failures = []
     # Its output is long and slow to come: show it as it comes, and what failed at the end.  What a
@@ -48,12 +42,7 @@ def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
     with (
         capfd.disabled(),
         subprocess.Popen(
-            command,
-            cwd=ROOT / "build/ansible_collections/vff/qos",
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as molecule,
     ):
         assert molecule.stdout is not None

@@ -56,6 +56,9 @@ MAX_STRANGERS = 4_096
 #: How many addresses may be the author of a text; with more, nobody knows who it is.
 MAX_AUTHORS = 8
 
+#: No byte that comes is distrusted.
+_NONE = -1
+
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 
@@ -360,7 +363,8 @@ class Scanner:
         #: Whether messages of an error log, and answers of the engine's DNS, have been seen here.
         #: Else what looks like one within a stranger's text is of that text and its author.
         self.mixed = self.dns_log = False
-        self._taint_left = 0
+        # How many of the next bytes; 0: a stranger's text has ended exactly here.
+        self._taint_left = _NONE
         # Who may have had the text written that taints what follows.
         self._author = NOBODY_KNOWS
         self._scanned = position
@@ -378,28 +382,28 @@ class Scanner:
 
     def follow(self, before: Scanner) -> None:
         """The stream goes on from where another one ended, in the middle of a text perhaps."""
-        self.taint(before.taint_left)
+        self.taint(before._taint_left)
         self.mixed |= before.mixed
         self.dns_log |= before.dns_log
 
     def save(self) -> dict[str, Any]:
         """What a checkpoint must keep, as JSON."""
-        return {"taint": self._taint_left, "mixed": self.mixed, "dns_log": self.dns_log}
+        return {"taint": self.taint_left, "mixed": self.mixed, "dns_log": self.dns_log}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on as ``save`` said; as with an unseen beginning if it did not."""
-        self.taint(int(saved.get("taint", MESSAGE_BYTES)))
+        self.taint(int(saved.get("taint", MESSAGE_BYTES)) or _NONE)
         self.mixed = bool(saved.get("mixed", True))
         self.dns_log = bool(saved.get("dns_log", True))
 
     @property
     def taint_left(self) -> int:
         """How many of the next bytes will be distrusted; a checkpoint keeps it."""
-        return self._taint_left
+        return max(0, self._taint_left)
 
     def scan(self, block: bytes) -> list[Claim]:
         """Claims of ``block``, which must end with a newline, in the order of the lines."""
-        claims = None if self._taint_left else self._scan_plain(block)
+        claims = None if self._taint_left > 0 else self._scan_plain(block)
         if claims is None:
             claims = self._scan_mixed(block)
         self._scanned += len(block)
@@ -430,6 +434,7 @@ class Scanner:
         )  # fmt: skip
         self.counters.lines += len(lines)
         self.counters.claims += len(lines)
+        self._taint_left = _NONE
         return list(map(_NEW, repeat(Claim), fields))
 
     def _scan_mixed(self, block: bytes) -> list[Claim]:
@@ -458,7 +463,7 @@ class Scanner:
         self.counters.claims += whole
         if position < len(block):
             taint_end = self._others(block, position, len(block), taint_end, claims)
-        self._taint_left = max(0, taint_end - len(block))
+        self._taint_left = max(_NONE, taint_end - len(block))
         return claims
 
     def _others(

@@ -149,6 +149,9 @@ DEMO_USERS = (
     User("hugo@lab", "hysteria2", 2 * MBIT, 1 * MBIT, port=20070, engine="hysteria"),
     User("service:tunnel", "tcp", 2 * MBIT, 1 * MBIT, port=20190, engine="port"),
 )
+#: Xray's log as a source, and programs that post whose a flow is: our hooks.
+LOG_SOURCE = {"type": "file", "path": "/var/log/xray/access.log"}
+FLOWS_SOURCE = {"type": "flows", "listen": "unix:/run/vff-qos-flows.sock", "group": "vff-qos-hooks"}
 #: Where sing-box tells of its connections, and to whom.
 SING_BOX_API, SING_BOX_SECRET = ("127.0.0.1", 9091), "secret-of-the-lab"
 SING_BOX_SECRET_FILE = "/etc/sing-box/secret"
@@ -196,13 +199,13 @@ def _engines(users: Sequence[User]) -> dict[str, object]:
     hysteria = [user for user in users if user.engine == "hysteria"]
     return {
         "qos_sources": [
-            {"type": "file", "path": "/var/log/xray/access.log"},
+            LOG_SOURCE,
             {
                 "type": "singbox",
                 "address": f"{SING_BOX_API[0]}:{SING_BOX_API[1]}",
                 "secret_file": SING_BOX_SECRET_FILE,
             },
-            {"type": "flows", "listen": "unix:/run/vff-qos-flows.sock", "group": "vff-qos-hooks"},
+            FLOWS_SOURCE,
         ],
         # Each name is one person, whatever they come by.
         "qos_same_names": True,

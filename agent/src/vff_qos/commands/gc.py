@@ -59,17 +59,14 @@ def collect(node: Node) -> list[str]:
     until_s = time.monotonic() + _RESTART_S
     while read_report(node.paths.run_dir) is None and time.monotonic() < until_s:
         time.sleep(0.5)
-    counted = None
+    collector = None
     try:
         collector = Collector(node.settings, node.state, node.lock)
-        try:
-            lines = collector.run(dry_run=False)
-        finally:
-            counted = collector.counted
+        lines = collector.run(dry_run=False)
         node.state.set_value("collected", {"when": time.time(), "actions": len(lines)})
         collector.tell(node.journal)
     finally:
-        _tell_findings(node, counted)
+        _tell_findings(node, collector.counted if collector else None)
     return lines
 
 

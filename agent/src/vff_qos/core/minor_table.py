@@ -50,10 +50,7 @@ class MinorTable(Mapping[int, int]):
         return default if number == _NONE else number
 
     def __iter__(self) -> Iterator[int]:
-        for minor, number in enumerate(self._numbers):
-            if number != _NONE:
-                yield minor
-        yield from sorted(self._shared)
+        return (minor for minor, _number in self.pairs())
 
     def items(self) -> ItemsView[int, int]:
         """As that of a dictionary, and without a look-up for each."""

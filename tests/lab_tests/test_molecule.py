@@ -16,6 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # How ansible tells of a failed task or loop item, with colours or without.
 FAILED = re.compile(r"(?:\x1b\[[0-9;]*m)*(?:failed|fatal): (.*?) => (?=\{)")
+# What the lab says of its progress: why something failed stands after it.
+PROGRESS = re.compile(r"lab: .*(?: \.\.\. \d+ s|: done in [\d.]+ s)\n?")
 
 
 def failure(line: str) -> str:
@@ -25,6 +27,7 @@ def failure(line: str) -> str:
         return ""
     result, _end = json.JSONDecoder().raw_decode(line, told.end())
     words = [str(result[key]) for key in ("msg", "stdout", "stderr") if result.get(key)]
+    words = [PROGRESS.sub("", word) for word in words]
     return "\n".join([f"{told[1]}:", *words, ""])
 
 

@@ -447,6 +447,7 @@ def _shares(bare: Bare, sockets: dict[int, int], seconds: float) -> dict[int, fl
     return {m: (after[m].sent_bytes - before[m].sent_bytes) * 8 / took for m in sockets}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("ceil_bps", [10_000_000, 20_000_000])
 def test_the_full_node_is_shared_by_weight_whatever_the_limits_and_flows(
     trees: tuple[str, str], ceil_bps: int

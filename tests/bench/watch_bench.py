@@ -50,7 +50,7 @@ def measure(report: Report, follower: Agent, users: int, runs: int) -> None:
 
 def _looks(follower: Agent, directory: str) -> list[float]:
     settings = load_settings(Paths(settings=f"{follower.etc}/settings.yml"))
-    told = read_report(f"{follower.directory}/run")
+    told = read_report(follower.run_directory)
     if told is None:
         raise SystemExit("bench: the agent tells nothing of itself")
     check = SelfCheck(directory, settings, Lock(directory), Journal())

@@ -86,8 +86,8 @@ LOWEST, HIGHEST = 0.7, 1.05
 UNFAIR_PCT = 5.0
 OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
 POOL_S = 120  # a thousand classes in slices, beside all else
-HEAL_S = 30.0  # under emulation; tests/netns measures it natively
-ANEW_S = 90.0  # the same, until an agent that begins anew has made all classes
+HEAL_S = 60.0  # under emulation; tests/netns measures it natively
+ANEW_S = 120.0  # the same, until an agent that begins anew has made all classes
 #: For so long at most a live user may have no limit while the old role gives way, in seconds.
 TAKEOVER_S = 5.0  # under emulation; natively it takes a tenth of a second
 FREE_FACTOR = 1.5  # whoever gets this much more than the limit is not held by it

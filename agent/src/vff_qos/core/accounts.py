@@ -30,7 +30,7 @@ IN_DOUBT, NEWCOMERS, UNCLASSIFIED, UNKNOWN = RESTRICTED_KEY, DEFAULT_SHARED, "\x
 
 #: An hour's number is its beginning in units of so many seconds since the epoch: hours begin with
 #: the node's own, and all zones are multiples of it.
-_QUARTER_S = 900
+QUARTER_S = 900
 _HOUR_S = 3_600
 #: What was moved since the last reading is booked where the middle of it lies, of the last minutes.
 _RECENT_S = 600.0
@@ -114,7 +114,7 @@ def hour_of(when_s: float, zone: tzinfo | None = None) -> int:
     local = datetime.fromtimestamp(when_s, zone).astimezone(zone)
     offset = local.utcoffset()
     shift_s = int(offset.total_seconds()) if offset else 0
-    return ((int(when_s) + shift_s) // _HOUR_S * _HOUR_S - shift_s) // _QUARTER_S
+    return ((int(when_s) + shift_s) // _HOUR_S * _HOUR_S - shift_s) // QUARTER_S
 
 
 def day_of(when_s: float, zone: tzinfo | None = None) -> int:
@@ -124,7 +124,7 @@ def day_of(when_s: float, zone: tzinfo | None = None) -> int:
 
 def hour_start(hour: int) -> float:
     """When an hour began, in seconds since the epoch."""
-    return float(hour * _QUARTER_S)
+    return float(hour * QUARTER_S)
 
 
 def day_start(day: int, zone: tzinfo | None = None) -> float:

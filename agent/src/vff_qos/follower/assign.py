@@ -758,9 +758,14 @@ class Assigner:
             self._renew_limits()
 
     @property
-    def named(self) -> memoryview[int]:
-        """When each minor's user was named last, by the steady clock; see `Vouchers.named`."""
-        return self._vouchers.named
+    def vouchers(self) -> Vouchers:
+        """Who was named when; for `explain`, which reads it from a file."""
+        return self._vouchers
+
+    @property
+    def state_version(self) -> int:
+        """Changes once something that another process wrote into the state was taken over."""
+        return self._registry.state_version
 
     def snapshot(self) -> dict[str, int | str]:
         """Counters for ``status``; cheap."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ..core import events
-from ..core.accounts import hour_of, whose
+from ..core.accounts import QUARTER_S, hour_of, whose
 from ..core.settings import Settings
 from ..journal import Journal
 from ..state import State, StateError
@@ -40,14 +40,15 @@ class Bookkeeping:
         self._gap_s = MIN_S
         self._booked_s = [float("-inf")] * 2
         self._next_look = [float("-inf")] * 2
-        self._hours = [hour_of(clock())] * 2
+        self._hour, self._quarter = hour_of(clock()), int(clock()) // QUARTER_S
+        self._hours = [self._hour] * 2
         # Whether an hour has ended since the last reading that was booked.
         self._over = [False, False]
         self._cost_s = [0.0, 0.0]
 
     def due(self, now_s: float) -> int | None:
         """The direction whose counters are to be read now; one at a time.  None: neither."""
-        hour = hour_of(self._clock())
+        hour = self._hour_now()
         for direction, at_s in enumerate(self._next_look):
             # At the end of each hour, so that hours are what they say.
             if now_s >= at_s or hour != self._hours[direction]:
@@ -95,7 +96,13 @@ class Bookkeeping:
         self._look_at_clock(direction)
         self._next_look[direction] = now_s + MIN_S
 
+    def _hour_now(self) -> int:
+        quarter = int(self._clock()) // QUARTER_S
+        if quarter != self._quarter:
+            self._quarter, self._hour = quarter, hour_of(self._clock())
+        return self._hour
+
     def _look_at_clock(self, direction: int) -> None:
-        hour = hour_of(self._clock())
+        hour = self._hour_now()
         self._over[direction] |= hour != self._hours[direction]
         self._hours[direction] = hour

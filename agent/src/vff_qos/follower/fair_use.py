@@ -54,6 +54,8 @@ class FairUse:
         #: By key and origin: not stored and ordered yet.
         self._changes: dict[tuple[str, str], Change] = {}
         self._due_s = self._save_s = 0.0
+        #: The state's version when nobody was left to let off.
+        self._let_off_at = -1
 
     def set_policy(self, policy: Policy) -> None:
         """New rules; the next look is due."""
@@ -158,12 +160,14 @@ class FairUse:
 
     def _let_off(self) -> None:
         """Forget what those have used whom a person has let off."""
-        emails = self._state.forgiven()
-        if not emails:
+        version = self._assigner.state_version
+        if version == self._let_off_at:
             return
-        if self._ledger is not None:
-            self._forgive(self._ledger, emails)
-        self._state.forgotten(emails)
+        if emails := self._state.forgiven():
+            if self._ledger is not None:
+                self._forgive(self._ledger, emails)
+            self._state.forgotten(emails)
+        self._let_off_at = version
 
     def _forgive(self, ledger: Ledger, emails: Collection[str]) -> None:
         for email in emails:

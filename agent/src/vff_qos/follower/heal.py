@@ -113,7 +113,9 @@ class Healer:
 
     def due(self) -> float | None:
         """When ``turn`` has something to do; None: not before the next message."""
-        return None if self._child is not None else self._due
+        if self._child is not None:
+            return None
+        return self._next_check if self._due is None else self._due
 
     def turn(self, now_s: float, wanted: bool) -> list[str] | None:
         """Start a repair that is due (``wanted``: the kernel refused us something).

@@ -41,7 +41,7 @@ class IdentityFile:
             return found
 
     def look(self, told: bool) -> Identities | None:
-        """Once a second: others if somebody asks (``told``), or if the file has changed and then
+        """With each report: others if somebody asks (``told``), or if the file has changed and then
         kept still."""
         stamp = identities_stamp(self._paths)
         still, self._seen = stamp == self._seen, stamp

@@ -99,6 +99,8 @@ class Follower:
         self._saved_checkpoint: Any = None
         self._last_round = self._next_tick = self._next_status = 0.0
         self._is_new = True
+        #: Whether anything was read or heard since the last tick.
+        self._has_moved = True
         #: Whether to begin anew.
         self.is_relaid = False
         self._queues: int | None = None
@@ -237,10 +239,13 @@ class Follower:
             self._next_tick = now
         if not ready.isdisjoint(self._policy_files.descriptors()):
             self._use(self._policy_files.heard())
+            # They stand beside it.
+            self._use_identities(self._identity_file.look(told=True))
         if self._healer.fileno() in ready or (
             heal_due is not None and heal_due <= time.monotonic()
         ):
             self._heal()
+        self._has_moved |= bool(ready)
         if self._intake.has_work(ready):
             self._gather()
             self._read(ready)
@@ -284,13 +289,16 @@ class Follower:
         self._next_tick = now + _TICK_S
         unread = self._intake.tick()
         if unread:
+            self._has_moved = True
             self._read(unread)
         # Marks of what was written meanwhile do not wait for dumps of all classes.
         hurry, self._is_new = self._is_new and self._intake.more, False
         told = signal.SIGHUP in self._signals
-        self._use(self._policy_files.look(told))
-        self._use_identities(self._identity_file.look(told))
-        self._signals.discard(signal.SIGHUP)
+        is_telling = now >= self._next_status
+        if told or is_telling:
+            self._use(self._policy_files.look(told))
+            self._use_identities(self._identity_file.look(told))
+            self._signals.discard(signal.SIGHUP)
         self._assigner.keep_time()
         self._assigner.tell_users()
         self._fair_use.step(now)
@@ -303,17 +311,20 @@ class Follower:
         pool_due = self._assigner.pool_due
         if pool_due is None or pool_due <= now:
             self._assigner.fill_pool()
-        self._save_checkpoint()
-        self._heal()
-        if self.is_relaid:
-            return
-        self._vitals.tick(
-            self._intake.readings,
-            {**self._assigner.snapshot(), "repairs": self._healer.repairs},
-        )
-        self._journal.tend()
-        notify("WATCHDOG=1")
-        if now >= self._next_status or self._policy_files.refused != self._told_refused:
+        # Of a second in which nothing happened there is nothing to count nor to keep.
+        if is_telling or self._has_moved or self._intake.more or self._assigner.wants_repair:
+            self._has_moved = False
+            self._save_checkpoint()
+            self._heal()
+            if self.is_relaid:
+                return
+            self._vitals.tick(
+                self._intake.readings,
+                {**self._assigner.snapshot(), "repairs": self._healer.repairs},
+            )
+            self._journal.tend()
+            notify("WATCHDOG=1")
+        if is_telling or self._policy_files.refused != self._told_refused:
             self._next_status = now + (_TICK_S if hurry else WRITE_S)
             self._settle()
             if self._assigner.returned:
@@ -397,7 +408,9 @@ class Follower:
         self._told_refused = self._policy_files.refused
         try:
             write_report(self._paths.run_dir, report)
-            write_last_named(self._paths.run_dir, self._assigner.named)
+            if self._assigner.vouchers.are_news:
+                write_last_named(self._paths.run_dir, self._assigner.vouchers.named)
+                self._assigner.vouchers.are_news = False
             self._self_check.look(report)
         except OSError as error:
             sentence = f"{self._paths.run_dir}: {os.strerror(error.errno or 0)}"

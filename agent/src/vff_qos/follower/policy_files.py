@@ -45,7 +45,7 @@ class PolicyWatch:
             try:
                 self._inotify.add_watch(directory, _EVENTS | inotify_flags.ONLYDIR)
             except OSError as error:
-                # It may come later, or never; the caller looks once a second, too.
+                # It may come later, or never; the caller looks from time to time, too.
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOSPC):
                     raise
 
@@ -69,7 +69,7 @@ class PolicyFiles:
         self._paths, self._state, self._journal, self._names = paths, state, journal, names
         self._watch = PolicyWatch(paths)
         self._unkept: list[PolicyFile] | None = None
-        # What was read last, and what the files looked like a second ago.
+        # What was read last, and what the files looked like at the last look.
         self._read = self._seen = policy_stamp(paths)
         #: The stamp of the files in force; empty if that is the last good policy.
         self.in_force: list[list[object]] = []
@@ -98,8 +98,8 @@ class PolicyFiles:
         return None
 
     def look(self, told: bool) -> Policy | None:
-        """Once a second: the policy if somebody asks (``told``), or if its files have changed and
-        then kept still.
+        """With each report: the policy if somebody asks (``told``), or if its files have changed
+        and then kept still.
 
         The watch tells at once and only of files that are complete; where it cannot see (network
         file systems, links to elsewhere), a change is noticed here.

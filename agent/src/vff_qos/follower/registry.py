@@ -447,6 +447,11 @@ class Registry:
                 self.save([])
 
     @property
+    def state_version(self) -> int:
+        """The state's at the last `load`."""
+        return self._version_read
+
+    @property
     def is_current(self) -> bool:
         """Whether no other process has written since the last `load`."""
         return self._state.version() == self._version

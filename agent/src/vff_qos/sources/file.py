@@ -201,7 +201,8 @@ class FileSource:
         self._opened = 0
         self._starting = True
         self._inotify = INotify(nonblocking=True)
-        self._dir_watch = -1
+        #: Of the directory of this device and inode.
+        self._dir_watch, self._directory = -1, (-1, -1)
         self._tails: list[_Tail] = []
         self._retired = Counters()
         self._is_summed = False
@@ -313,6 +314,8 @@ class FileSource:
         """Claims of what was appended to any inode of the log; at most 128 KiB of each."""
         events = [e for e in self._inotify.read(timeout=0) if e.wd == self._dir_watch]
         if events:
+            if any(event.mask & inotify_flags.IGNORED for event in events):
+                self._directory = -1, -1  # the next one may have its inode
             self._look_at_renamed(events)
             self._look_at_path()
         claims: list[Claim] = []
@@ -426,9 +429,12 @@ class FileSource:
     def _watch_directory(self) -> None:
         directory = os.path.dirname(self.path)
         try:
-            self._dir_watch = self._inotify.add_watch(directory, _DIR_EVENTS)
+            status = os.stat(directory)
+            if self._directory != (status.st_dev, status.st_ino):
+                self._dir_watch = self._inotify.add_watch(directory, _DIR_EVENTS)
+                self._directory = status.st_dev, status.st_ino
         except FileNotFoundError:
-            self._dir_watch = -1
+            self._dir_watch, self._directory = -1, (-1, -1)
 
     def _close_tail(self, tail: _Tail) -> None:
         self._add(self._retired, tail.scanner.counters, tail.assembler.overlong)

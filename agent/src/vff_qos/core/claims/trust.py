@@ -104,11 +104,14 @@ class Vouchers:
         #: When each minor's user was given a flow by such a word last, in whole seconds; 0: never.
         # Mapped, so that minors that nobody has take no memory.
         self.named: memoryview[int] = memoryview(mmap(-1, 4 << 16)).cast("I")
+        #: Whether these times are others than when somebody made this False.
+        self.are_news = True
 
     def saw(self, flows: Iterable[tuple[bytes, int]], now_s: float) -> None:
         """Plain words gave each flow (client's packed end, record) to the user of its minor."""
         young, named, second, number = self._young, self.named, int(now_s), int.from_bytes
         low = self.speaker << 17 | 1
+        self.are_news = True
         for client, record in flows:
             if len(young) >= _VOUCHES:
                 self._old, self._young = young, {}
@@ -136,6 +139,7 @@ class Vouchers:
             if self.named[minor]:
                 self._since[minor] = now_s
                 self.named[minor] = 0
+                self.are_news = True
         minors.clear()
 
 

@@ -44,7 +44,7 @@ END"""
 _FLUSH = "systemd-run -q --unit=lab-flush sh -c 'while nft flush ruleset; do sleep 1; done'"
 #: A repair that reads our table while somebody deletes it.
 _MAY_FAIL = "repair_failed"
-#: Connections that began while no line of theirs could be read.
+#: Connections that began while no line of theirs could be read, or believed.
 _NOBODYS = "unowned"
 #: What may be told of in passing, as long as it is over in the end.
 _PASSING = frozenset({_MAY_FAIL, _NOBODYS})
@@ -154,7 +154,7 @@ class Operator:
         raise LabError(f"the journal should tell of {fault}, but says:\n{told}")
 
     def _look(self, kinds: Sequence[str], beside: Collection[str]) -> dict[str, Any]:
-        seen: dict[str, Any] = self._ask(look=kinds, beside=[*beside], within_s=_WITHIN_S / 4)
+        seen: dict[str, Any] = self._ask(look=kinds, beside=[*beside], within_s=_WITHIN_S)
         return seen
 
     def is_content(self) -> None:
@@ -302,18 +302,19 @@ class Seeds:
         # That log is written from now on: the first fault is undone.
         self._run(log(access=_LOG, maskAddress="quarter"))
         self._clients.open(_FEW)
-        self._operator.sees(MASKED)
+        self._operator.sees(MASKED, beside={_NOBODYS})
         self._clients.hang_up()
         # Much of it: what stands close to a masked line may be a stranger's text.
         self._run(log(access=_LOG, error=_LOG, loglevel="debug"))
         self._clients.open(2 * _CALLS)
-        self._operator.sees(MIXED)
+        self._operator.sees(MIXED, beside={_NOBODYS})
         self._clients.hang_up()
         self._run(log(access="none"))
         self._clients.open(_CALLS)
         # Lines of an error log are told for ten minutes, or until the next agent.
-        self._full(beside={MIXED.kind, SILENT.kind})  # while the silence is too short to be told
-        self._operator.sees(SILENT, beside={MIXED.kind})
+        # While the silence is too short to be told.
+        self._full(beside={MIXED.kind, SILENT.kind, _NOBODYS})
+        self._operator.sees(SILENT, beside={MIXED.kind, _NOBODYS})
         self._clients.hang_up()
         self._run(f"mv {SERVER_CONFIG}.lab {SERVER_CONFIG}; systemctl restart xray; rm {_LOG}")
         ports = [port for port in settings["service_ports"] if str(port) not in _SERVICE]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from types import TracebackType
@@ -22,6 +23,7 @@ from lab.progress import step
 from lab.streams import ECHO, Target, connect, echoes
 from lab.users import SERVICE_PORTS
 from vff_qos.core.health.findings import DEGRADED, EXIT_CODES, OK
+from vff_qos.runfile import WRITE_S
 
 SERVER_CONFIG = "/etc/xray/config.json"
 _SETTINGS, _POLICY = "/etc/vff-qos/settings.yml", "/etc/vff-qos/policy.yml"
@@ -319,14 +321,25 @@ class Seeds:
         self._run(f"mv {SERVER_CONFIG}.lab {SERVER_CONFIG}; systemctl restart xray; rm {_LOG}")
         ports = [port for port in settings["service_ports"] if str(port) not in _SERVICE]
         self._run(read(service_ports=[_PORT, *ports]))
-        # Lines of the time before the agent has read all that there was say nothing of now.
-        self._clients.open(_FEW)
-        self._clients.hang_up()
+        self._caught_up()
         self._clients.open(_CALLS)
         self._operator.sees(PORTS)
         self._clients.hang_up()
         # The kernel knows for two minutes more of connections that were nobody's.
         self._run(f"mv {_SETTINGS}.lab {_SETTINGS} && conntrack -F && {_RESTART}")
+
+    def _caught_up(self) -> None:
+        """Until the agent has read all that was written before: that says nothing of now."""
+        with step("until the agent has caught up"):
+            until = time.monotonic() + _WITHIN_S
+            while time.monotonic() < until:
+                # It ends with 1 while something is wrong.
+                told = json.loads(self._run("vff-qos status --json || test $? = 1"))["follower"]
+                # Its second report is of a time when it had read.
+                if told is not None and told["written"] - told["started"] > WRITE_S:
+                    return
+                time.sleep(1.0)
+        raise LabError("the agent does not tell how it is")
 
     def _policy(self) -> None:
         self._run(f"cp -p {_POLICY} {_POLICY}.lab && sed -i 0,/mbit/s//mbps/ {_POLICY}")

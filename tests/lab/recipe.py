@@ -33,10 +33,13 @@ REPOSITORY_PACKAGES = (
 ).split()
 
 # What others have on such a node, too, and what of it does not start before somebody asks for it.
-SHARED_PACKAGES = "ufw firewalld docker.io netplan.io iptables".split()
+SHARED_PACKAGES = (
+    "ufw firewalld docker.io netplan.io iptables haproxy nginx libnginx-mod-stream socat"
+).split()
 SHARED_UNITS = (
-    "docker.service docker.socket containerd.service firewalld.service ufw.service".split()
-)
+    "docker.service docker.socket containerd.service firewalld.service ufw.service "
+    "haproxy.service nginx.service"
+).split()
 
 # Slow under emulation and of no use on a node that lives for minutes.
 MASKED_UNITS = (

@@ -1,5 +1,6 @@
 """The role on a node that other software shares: the real ufw, firewalld, Docker, systemd-networkd
-and netplan, with what they do to rules, qdiscs and devices.
+and netplan, with what they do to rules, qdiscs and devices; and real forwarders, whose ports are
+customers.
 
 ``python -m lab_tests.coexistence`` boots a node of its own; `make test-platforms` runs it. The WAN
 device is one end of a veth pair whose other end, the client's, is in a namespace of the node. Two
@@ -27,6 +28,8 @@ MBIT = 1_000_000
 UPLOAD, DOWNLOAD = 4 * MBIT, 6 * MBIT
 #: Of the node itself, and of the container.
 PORT, PUBLISHED = 5201, 5202
+#: A customer's port of each forwarder, see docs/ENGINES.md.
+FORWARDERS = {"haproxy": 8001, "nginx": 8002, "socat": 8003, "ssh": 8004}
 VARIABLES = {
     "qos_if_wan": "v0",
     "qos_service_ports": [443],
@@ -34,7 +37,7 @@ VARIABLES = {
     "qos_wan_ceil": "400mbit",
     "qos_services": {
         name: {"ports": [port], "protocol": "tcp", "upload": "4mbit", "download": "6mbit"}
-        for name, port in (("node", PORT), ("container", PUBLISHED))
+        for name, port in {"node": PORT, "container": PUBLISHED, **FORWARDERS}.items()
     },
 }
 #: A client's network beside the node's WAN device, and what both ports answer.
@@ -58,6 +61,45 @@ mkdir -p tmp
 tar c . | docker import - iperf
 docker run --detach --restart always --security-opt apparmor=unconfined \\
     --publish {PUBLISHED}:5201 --name iperf iperf iperf3 --server
+"""
+#: Each forwards its port to the node's iperf3.
+FORWARD = f"""
+cat > /opt/haproxy.cfg <<'EOF'
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+listen customer
+  bind :{FORWARDERS["haproxy"]}
+  server target 127.0.0.1:{PORT}
+EOF
+cat > /opt/nginx.conf <<'EOF'
+daemon off;
+pid /run/nginx-lab.pid;
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+events {{}}
+stream {{ server {{ listen {FORWARDERS["nginx"]}; proxy_pass 127.0.0.1:{PORT}; }} }}
+EOF
+test -e /root/.ssh/forward || ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/forward
+cat /root/.ssh/forward.pub >> /root/.ssh/authorized_keys
+mkdir -p /etc/ssh/sshd_config.d /run/sshd
+echo 'GatewayPorts yes' > /etc/ssh/sshd_config.d/forward.conf
+systemctl reload ssh
+run() {{ systemd-run --quiet --collect --unit "forward-$1" "${{@:2}}"; }}
+run haproxy haproxy -db -f /opt/haproxy.cfg
+run nginx nginx -c /opt/nginx.conf -e /var/log/nginx-lab.log
+run socat socat TCP-LISTEN:{FORWARDERS["socat"]},fork,reuseaddr TCP:127.0.0.1:{PORT}
+run ssh ssh -N -i /root/.ssh/forward -o StrictHostKeyChecking=no -o ExitOnForwardFailure=yes \\
+    -R 0.0.0.0:{FORWARDERS["ssh"]}:127.0.0.1:{PORT} 127.0.0.1
+for port in {" ".join(map(str, FORWARDERS.values()))}; do
+    timeout 60 bash -c "until ss -Hntl sport = :$port | grep -q .; do sleep 0.5; done"
+done
+"""
+UNFORWARD = f"""
+systemctl stop {" ".join(f"forward-{name}" for name in FORWARDERS)}
+rm /etc/ssh/sshd_config.d/forward.conf /root/.ssh/forward /root/.ssh/forward.pub
+systemctl reload ssh
 """
 RESTART = "systemctl restart vff-qos-bootstrap vff-qos-follow"
 NETWORKD = f"""
@@ -222,6 +264,13 @@ def disturbed(lab: Lab) -> None:
             check(lab.node, what)
 
 
+def forwarders(lab: Lab) -> None:
+    """What docs/ENGINES.md tells of forwarders: each customer's port has that customer's limits."""
+    with step("forwarders"), world(lab.node, FORWARD, UNFORWARD):
+        for name, port in FORWARDERS.items():
+            check(lab.node, name, (port,))
+
+
 def as_wan(lab: Lab, what: str, name: str, begin: str, end: str) -> None:
     """Another kind of WAN device."""
     with (
@@ -273,6 +322,7 @@ def restored(lab: Lab) -> None:
 
 #: As names on the command line.
 PARTS: dict[str, Callable[[Lab], None]] = {
+    "forwarders": forwarders,
     "disturbed": disturbed,
     "networkd": networkd,
     "altname": altname,

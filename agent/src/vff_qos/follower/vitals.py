@@ -52,6 +52,7 @@ class Vitals:
         #: Counters of all sources together.
         self.log: dict[str, Any] = {}
         self._passed: tuple[float, int, int, int] | None = None
+        self._repairs = 0
 
     def tick(self, readings: Sequence[Reading], counts: Mapping[str, Any]) -> None:
         """Once a second: what has moved?"""
@@ -93,9 +94,11 @@ class Vitals:
     def look_at_traffic(self, sent: Sent) -> None:
         """Whether what bears marks passes the users' classes: only while marks are set."""
         now, marked = self._clock.now(), self._now.get("marked", 0)
-        if self._passed is None:
-            if marked:
-                self._passed = (now, marked, *self._passed_bytes(sent))
+        repairs = self._now.get("repairs", 0)
+        if self._passed is None or repairs != self._repairs:
+            # What passed before a repair says nothing of now.
+            self._repairs, self.traffic = repairs, None
+            self._passed = (now, marked, *self._passed_bytes(sent)) if marked else None
             return
         since, marked_then, up, down = self._passed
         soon = self.traffic is None or 0 in (self.traffic.up_bytes, self.traffic.down_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from lab import Lab, Node, operate
+from lab import Lab, LabError, Node, User, operate, role_variables
 from lab.labnode import GUEST
 from lab.trials import TRIAL_USERS, accuracy, fairness, latency, trial_variables
 from lab.users import DIRECTIONS, MBIT
@@ -17,10 +17,15 @@ _USERS = (1, 1_000, 10_000)
 _PEER_USERS = 1_000
 #: What the emulated node moves through the engine: (bit/s, transports).
 _SWEEP = ((1 * MBIT, ("tcp", "udp")), (5 * MBIT, ("tcp", "udp")), (20 * MBIT, ("tcp",)))
+#: Of two trees, all at once; the node moves them with processor to spare.
+_TREES = tuple(
+    User(f"{name}@lab", "vless", down * MBIT, up * MBIT, offered=3 * down * MBIT)
+    for name, down, up in (("one", 4, 2), ("two", 3, 3), ("three", 2, 2), ("four", 3, 2))
+)
 
 
 def measure(report: Report, quick: bool) -> None:
-    """All of it, on two nodes, one after the other."""
+    """All of it, on three nodes, one after the other."""
     with Node("bench-datapath", counted=True) as node:
         datapath(report, node, rounds=3 if quick else 5)
     with Lab("bench") as lab:
@@ -32,6 +37,8 @@ def measure(report: Report, quick: bool) -> None:
         round_trips(report, lab, runs=1 if quick else 3)
         if not quick:
             sweep(report, lab)
+    with Lab(node=Node("bench-trees", queues=2)) as lab:
+        two_trees(report, lab)
 
 
 def datapath(report: Report, node: Node, rounds: int) -> None:
@@ -109,3 +116,21 @@ def sweep(report: Report, lab: Lab) -> None:
                     point = accuracy(lab, rate_bps, direction, transport, flows)
                     errors.append(abs(point["error_pct"]))
         report.add(f"accuracy.engine_error_pct.{direction}", errors, "%")
+
+
+def two_trees(report: Report, lab: Lab) -> None:
+    """Limits of users on different queues, all at once."""
+    report.progress("a node with two queues and a tree for each")
+    lab.start_engine(_TREES)
+    variables = {"qos_trees": "auto", "qos_wan_ceil": "10gbit"}
+    inventory = operate.inventory(
+        lab.node, OUT / "inventory-trees", role_variables(_TREES) | variables
+    )
+    operate.make("qos", inventory)
+    for direction in DIRECTIONS:
+        seen = lab.measure(direction, users=_TREES).measurements
+        errors = [abs(one.error_pct) for one in seen if one.error_pct is not None]
+        report.add(f"trees.engine_error_pct.{direction}", errors, "%")
+    told = json.loads(lab.node.ssh("vff-qos status --json"))["users"]
+    if len({user["class"].partition(":")[0] for user in told}) != 2:
+        raise LabError(f"users are not in two trees: {[user['class'] for user in told]}")

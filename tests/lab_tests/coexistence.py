@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lab import Lab, Node, operate
+from lab import Lab, LabError, Node, operate
 from lab.progress import say, step
 from lab.trials import settings_by_hand
 
@@ -195,9 +195,11 @@ DISTURBED = (
     ("a second uplink", UPLINK, "ip link del u0"),
     ("netplan apply", NETPLAN, UNNETPLAN),
 )
-MQ = """
-systemctl stop vff-qos-follow vff-qos-bootstrap
-vff-qos remove
+AWAY = "systemctl stop vff-qos-follow vff-qos-bootstrap; vff-qos remove"
+#: Debian 12's `tc -j` prints what is no JSON for this one.
+HFSC = f"{AWAY}; tc qdisc add dev v0 root handle 77: hfsc default 7"
+MQ = f"""
+{AWAY}
 tc qdisc replace dev v0 root handle 77: mq
 tc qdisc replace dev v0 parent 77:1 handle 78: fq limit 777
 tc qdisc replace dev v0 parent 77:2 handle 79: fq
@@ -305,6 +307,24 @@ def networkd(lab: Lab) -> None:
             check(lab.node, f"{what}, and is restarted")
 
 
+def foreign(lab: Lab) -> None:
+    """A root that somebody has configured is named by the preflight, and stays as it is."""
+    again = "tc qdisc del dev v0 root; systemctl start vff-qos-bootstrap vff-qos-follow"
+    with step("a root of somebody's"), world(lab.node, HFSC, again):
+        before = lab.node.ssh("tc qdisc show dev v0")
+        try:
+            operate.make("qos", lab.node.dir / "inventory" / "hosts.yml")
+        except LabError as error:
+            if "v0 has a root qdisc that somebody else configured (hfsc 77:)" not in str(error):
+                raise
+        else:
+            raise Failed("a foreign root was taken without a word")
+        after = lab.node.ssh("tc qdisc show dev v0")
+        if after != before:
+            raise Failed(f"a foreign root is now\n{after}")
+    check(lab.node, "after it")
+
+
 def restored(lab: Lab) -> None:
     """An mq with fq below it, and somebody's clsact with filters, are there again afterwards."""
     look = "tc qdisc show dev v0; tc filter show dev v0 ingress; tc filter show dev v0 egress"
@@ -328,6 +348,7 @@ PARTS: dict[str, Callable[[Lab], None]] = {
     "altname": altname,
     "vlan": lambda lab: as_wan(lab, "a VLAN as WAN", "v0.7", VLAN, UNVLAN),
     "bond": lambda lab: as_wan(lab, "a bond as WAN", "bond0", BOND, UNBOND),
+    "foreign": foreign,
     "restored": restored,
 }
 

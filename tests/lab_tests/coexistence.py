@@ -2,7 +2,7 @@
 and netplan, with what they do to rules, qdiscs and devices; and real forwarders, whose ports are
 customers.
 
-``python -m lab_tests.coexistence`` boots a node of its own; `make test-platforms` runs it. The WAN
+``python -m lab_tests.coexistence [PART ...]`` boots a node of its own; `make test-platforms` runs it. The WAN
 device is one end of a veth pair whose other end, the client's, is in a namespace of the node. Two
 ports are a user each (`qos_services`): one of the node, one of a container behind Docker's DNAT.
 Whatever the others do, both have their limits in both directions, and `bootstrap` has nothing to
@@ -184,7 +184,11 @@ ip netns exec far sh -ec 'ip link del far7; ip address add {FAR}/24 dev far0'
 BBR = "sysctl -qw net.ipv4.tcp_congestion_control"
 #: What it is, what it does, how it ends.
 DISTURBED = (
-    ("nftables.service is restarted and flushes the ruleset", "systemctl restart nftables", ""),
+    (
+        "nftables.service is restarted and flushes the ruleset",
+        "systemctl restart nftables",
+        "systemctl restart docker",  # whose rules are gone, too
+    ),
     ("ufw is enabled and reloaded", UFW, "ufw --force disable"),
     ("firewalld is started, and reloaded twice", FIREWALLD, "systemctl stop firewalld"),
     ("Docker is restarted", "systemctl restart docker", ""),
@@ -363,11 +367,16 @@ def prepare(lab: Lab) -> None:
 
 
 def main() -> None:
-    """All of it."""
+    """All of it, or the parts that are named."""
+    wanted = sys.argv[1:] or list(PARTS)
+    if unknown := set(wanted) - PARTS.keys():
+        raise SystemExit(
+            f"there is no part {', '.join(sorted(unknown))}; parts: {', '.join(PARTS)}"
+        )
     with Lab("coexistence", suite="bookworm-shared") as lab:
         prepare(lab)
-        for part in PARTS.values():
-            part(lab)
+        for name in wanted:
+            PARTS[name](lab)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 and netplan, with what they do to rules, qdiscs and devices; and real forwarders, whose ports are
 customers.
 
-``python -m lab_tests.coexistence [PART ...]`` boots a node of its own; `make test-platforms` runs it. The WAN
-device is one end of a veth pair whose other end, the client's, is in a namespace of the node. Two
-ports are a user each (`qos_services`): one of the node, one of a container behind Docker's DNAT.
-Whatever the others do, both have their limits in both directions, and `bootstrap` has nothing to
-change, within seconds.
+``python -m lab_tests.coexistence [PART ...]`` boots a node of its own; `make test-platforms` runs
+it. The WAN device is one end of a veth pair whose other end, the client's, is in a namespace of the
+node. Two ports are a user each (`qos_services`): one of the node, one of a container behind
+Docker's DNAT. Whatever the others do, both have their limits in both directions, and `bootstrap`
+has nothing to change, within seconds.
 """
 
 from __future__ import annotations

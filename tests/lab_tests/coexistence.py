@@ -101,6 +101,11 @@ systemctl stop {" ".join(f"forward-{name}" for name in FORWARDERS)}
 rm /etc/ssh/sshd_config.d/forward.conf /root/.ssh/forward /root/.ssh/forward.pub
 systemctl reload ssh
 """
+#: The container comes later than its rules.
+DOCKER = f"""
+systemctl restart docker
+timeout 120 ip netns exec far bash -c 'until exec 3<>/dev/tcp/{NODE}/{PUBLISHED}; do sleep 1; done'
+"""
 RESTART = "systemctl restart vff-qos-bootstrap vff-qos-follow"
 NETWORKD = f"""
 cat > /etc/systemd/network/50-v0.network <<'EOF'
@@ -187,11 +192,11 @@ DISTURBED = (
     (
         "nftables.service is restarted and flushes the ruleset",
         "systemctl restart nftables",
-        "systemctl restart docker",  # whose rules are gone, too
+        DOCKER,  # whose rules are gone, too
     ),
     ("ufw is enabled and reloaded", UFW, "ufw --force disable"),
     ("firewalld is started, and reloaded twice", FIREWALLD, "systemctl stop firewalld"),
-    ("Docker is restarted", "systemctl restart docker", ""),
+    ("Docker is restarted", DOCKER, ""),
     ("packets with our mark are not routed", ROUTED_MARKS, "ip rule del pref 10"),
     ("BBR", f"{BBR}=bbr", f"{BBR}=cubic"),
     ("another MTU", "ip link set v0 mtu 1300", "ip link set v0 mtu 1500"),

@@ -16,7 +16,7 @@ import pytest
 from vff_qos.kernel.packed.conntrack import prepare
 
 from .customers import CUSTOMERS, NODE, UDP, Connection, Site
-from .harness import Node, eventually, run
+from .harness import Node, eventually, run, status
 
 ALICE, BOB = "alice@x", "bob@x"
 TIMESTAMPS = Path("/proc/sys/net/netfilter/nf_conntrack_timestamp")
@@ -183,6 +183,30 @@ def test_a_line_older_than_its_flow_says_nothing(timestamps: int, site: Site) ->
     site.node.write(bobs.line(BOB), carols.line("carol@x"))
     time.sleep(0.3)
     assert site.holders(bobs, carols) == [BOB, "carol@x"]
+
+
+def test_of_lines_written_while_nobody_ran_each_counts_for_its_own_flow(site: Site) -> None:
+    """Of users who are known and have classes: no judge is needed to tell the flows apart."""
+    TIMESTAMPS.write_text("1")
+    site.node.start()
+    known = [site.connect(), site.connect(CUSTOMERS[1])]
+    site.node.write(known[0].line(ALICE), known[1].line(BOB))
+    eventually(lambda: site.holders(*known) == [ALICE, BOB])
+    time.sleep(1.2)  # the agent has seen the end of the log
+    site.node.stop()
+    alices = site.connect(port=PORT)
+    site.node.write(alices.line(ALICE))
+    alices.reset()
+    time.sleep(0.2)
+    bobs, next_ones = site.connect(port=PORT), site.connect(CUSTOMERS[1], port=PORT)
+    time.sleep(0.2)
+    site.node.write(bobs.line(BOB), bobs.line(BOB), next_ones.line(ALICE))
+    site.node.start()
+    eventually(lambda: site.holders(bobs, next_ones) == [BOB, ALICE])
+    eventually(lambda: status(site.node)["follower"]["stale"] == 1)
+    site.node.write(bobs.line(BOB), next_ones.line(BOB))  # two users claim this one
+    eventually(lambda: status(site.node)["follower"]["conflicts"] == 1)
+    assert site.holders(bobs) == [BOB]
 
 
 def test_a_line_of_a_reopened_end_counts_though_the_agent_was_held_up(site: Site) -> None:

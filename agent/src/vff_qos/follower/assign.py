@@ -155,7 +155,7 @@ class Assigner:
         )
         self._plain_words = PlainWords(
             self._voices[0], self._registry, self._flows, self._known, self._vouchers,
-            self._conntrack, self._early, self.counts, self._marking.failed,
+            self._conntrack, self._early, self.counts, self._judging.when, self._marking.failed,
         )  # fmt: skip
         self._listen_to(0)
 

@@ -123,7 +123,7 @@ class Judging:
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,
-            lambda: self._when(claim, early), mirror.earliest_ms,
+            lambda: self.when(claim, early), mirror.earliest_ms,
         )  # fmt: skip
         if meeting is None:
             counts.stale += 1
@@ -218,7 +218,7 @@ class Judging:
             for author in authors
         )
 
-    def _when(self, claim: Claim, early: bool) -> Written:
+    def when(self, claim: Claim, early: bool = False) -> Written:
         """When a claim was made; one in advance is of whatever comes."""
         if early:
             return self._flows.written(self._clock(), self._clock())

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..core.claims.accesslog import Claim
 from ..core.claims.trust import Vouchers
-from ..core.flows.record import END, RANK_SHIFT, REMEMBERED, port
+from ..core.flows.meeting import Written
+from ..core.flows.record import END, RANK_SHIFT, REMEMBERED, REUSED, birth_ms, port
 from ..core.owners import ACTIVE
 from ..kernel.packed.conntrack import Conntrack
 from .flow_table import FlowTable
@@ -40,14 +41,16 @@ class PlainWords:
         conntrack: Conntrack,
         early: EarlyShaping | None,
         counts: Counts,
+        when: Callable[[Claim], Written],
         failed: Callable[[bytes, int, int], None],
     ) -> None:
-        """``failed`` is told (client's end, record, errno) of each mark that the kernel refused."""
+        """``when`` says when a claim was made; ``failed`` is told (client's end, record, errno) of
+        each mark that the kernel refused."""
         #: The source that is listened to.
         self.voice = voice
         self._registry, self._flows, self._known = registry, flows, known
         self._vouchers, self._conntrack, self._early = vouchers, conntrack, early
-        self._counts, self._failed = counts, failed
+        self._counts, self._when, self._failed = counts, when, failed
 
     def give(self, ends: list[End], now_s: float, unseen: int = 0) -> list[End]:
         """Mark the flows of plain words; returns all other claims.
@@ -79,6 +82,14 @@ class PlainWords:
             if not record:
                 skip(end)
                 continue
+            if record & REUSED:
+                made_before = self._is_older(claim, client, record)
+                if made_before is None or (ports is not None and not ports[port(record)]):
+                    skip(end)
+                    continue
+                if made_before:
+                    self._counts.stale += 1
+                    continue
             if by_email is None or not email.isascii():
                 owner = of_email(email)
             else:
@@ -120,6 +131,18 @@ class PlainWords:
                 self._set_marks(ours, clients, minors, held)
             registry.end_cut(mirror.flow, held.items())
         return others
+
+    def _is_older(self, claim: Claim, client: bytes, record: int) -> bool | None:
+        """Whether a claim was made before the flow of a tuple that was used again began, so that
+        it meant the flow before; None: that is not certain.
+
+        After a restart it mostly is.  Where the flow before ended just now, the claim may be of
+        that one's inbound.
+        """
+        made = self._when(claim)
+        if birth_ms(record) <= made.since_ms:
+            return None if self._flows.mirror.last_port(client) else False
+        return True if self._flows.mirror.earliest_ms(record) > made.until_ms else None
 
     def _set_marks(
         self, ours: int, clients: list[bytes], minors: list[int], held: dict[bytes, int]

@@ -56,7 +56,7 @@ def test_a_new_flow_is_nobodys_and_certain(end: bytes, our_end: bytes, kernel: K
     kernel.now_s = 12.5
     kernel.new(end, our_end)
     record = kernel.only(end)
-    assert not record & NOT_PLAIN
+    assert not record & (NOT_PLAIN | REUSED)
     assert birth_ms(record) == 12_500
     assert kernel.mirror.mark(record) == 0
     assert kernel.mirror.ours(record) == our_end

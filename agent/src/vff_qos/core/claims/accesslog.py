@@ -33,6 +33,7 @@ import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, repeat
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any, NamedTuple
@@ -116,7 +117,7 @@ _REASON = rb"(?:" + _PART + rb"|" + _CAUSE + rb")"
 _REASONS = rb"(?:" + _REASON + rb" > ){0,16}"
 
 #: Lines that claim nothing and hold no text that a stranger could have put a newline into.
-_HARMLESS = re.compile(
+_HARMLESS = (
     rb"^" + _STAMP + rb" "
     rb"(?:"
     # an address that names no flow: unix sockets, the engine's own DNS, one out of a header
@@ -140,7 +141,7 @@ _START = re.compile(
 )  # fmt: skip
 #: Up to where a stranger's text begins, by its kind.  Anchored: a stranger who imitates one of
 #: them within longer text shortens nothing.
-_RAW = re.compile(
+_RAW = (
     rb"^" + _STAMP + rb" (?:"
     + _ANY_SOURCE + rb" rejected  ?(?:" + _REASONS + rb"(?:"
     rb"(?P<name>(?:[a-z0-9_]{1,32}/){1,6}[a-z0-9_]{1,32}: invalid domain name: )"
@@ -163,7 +164,7 @@ _ERROR_LOG = re.compile(rb"^" + _STAMP + rb" \[(?:Debug|Info|Warning|Error)\] ")
 #: Within a line, where another one begins: a full disk cut the former.
 _NEXT = re.compile(rb"(?=(?<!^)" + _STAMP + rb" (?:from |)[!-~]{1,128} (?:accepted|rejected) )")
 #: What is left of a line that was cut: nothing here was a stranger's, unless names are unchecked.
-_TORN = re.compile(
+_TORN = (
     rb"(?:\d[\d/ :.]{0,26}|" + _STAMP + rb" (?:from |)(?:[!-~]{0,128}|[!-~]{1,128} (?:[a-z]{0,8}"
     rb"|accepted (?:(?:tcp:|udp:|)[A-Za-z0-9._:-]{0,2048}/?"
     rb"|(?:tcp:|udp:|)\[[0-9A-Fa-f:.%]{0,64}(?:\](?::\d{0,5})?)?"
@@ -187,6 +188,12 @@ class Endpoint(NamedTuple):
     proto: int
     address: bytes
     port: int
+
+
+@cache
+def _compiled(pattern: bytes) -> re.Pattern[bytes]:
+    """Takes some ms, which no mark waits for at a start: the usual line needs none of these."""
+    return re.compile(pattern)
 
 
 class Claim(NamedTuple):
@@ -486,7 +493,7 @@ class Scanner:
         tainted = start < taint_end
         counters.masked += bool(_MASKED.match(line))
         if len(line) <= MAX_LINE_BYTES:
-            if found := _HARMLESS.match(line):
+            if found := _compiled(_HARMLESS).match(line):
                 counters.harmless += 1
                 counters.no_port += found[1] is not None
                 self._accepted(line, start, b"", tainted, claims)
@@ -497,7 +504,7 @@ class Scanner:
                     counters.error_log += 1
                     self.mixed = True
                 return taint_end
-            raw = _RAW.match(line)
+            raw = _compiled(_RAW).match(line)
             # No cut is looked for in what a stranger wrote.
             if (raw is None or not raw.lastgroup) and (
                 rest := self._after_torn(line, start, claims)
@@ -538,7 +545,7 @@ class Scanner:
         """
         cuts = [found.start() for found in _NEXT.finditer(line)]
         pieces = [line[a:b] for a, b in zip([0, *cuts], cuts, strict=False)]
-        if not pieces or not all(map(_TORN.fullmatch, pieces)):
+        if not pieces or not all(map(_compiled(_TORN).fullmatch, pieces)):
             return None
         for piece, at in zip(pieces, [0, *cuts], strict=False):
             self.counters.torn += 1

@@ -18,7 +18,10 @@ QUARTER_S = 900.0
 #: How exactly the difference of two clocks is known.
 SLACK_S = 0.02
 
-_STAMP = re.compile(rb"\d{4}/\d\d/\d\d \d\d:(\d\d):(\d\d)(\.\d{1,9})?")
+_SECOND = re.compile(rb"\d{4}/\d\d/\d\d \d\d:(\d\d):(\d\d)")
+_SECOND_BYTES = 19
+#: Of a fraction of a second, with its point.
+_MOST_BYTES = 10
 
 
 def written(
@@ -46,17 +49,26 @@ def written(
     return max(since_s, base_s + earliest * QUARTER_S - SLACK_S), end_s
 
 
-# Stamps with microseconds never come again; those of whole seconds come in hundreds.
-@lru_cache(64)
 def _within_quarter(stamp: bytes) -> tuple[float, float] | None:
     """Seconds since the quarter of an hour began, and for how long they hold."""
-    found = _STAMP.fullmatch(stamp)
+    whole_s = _whole_seconds(stamp[:_SECOND_BYTES])
+    fraction = stamp[_SECOND_BYTES:]
+    if whole_s is None:
+        return None
+    if not fraction:
+        return whole_s, 1.0
+    if fraction[:1] != b"." or not fraction[1:].isdigit() or len(fraction) > _MOST_BYTES:
+        return None
+    return whole_s + float(fraction), 10.0 ** (1 - len(fraction))
+
+
+# Stamps with microseconds never come again; the seconds of a burst are few.
+@lru_cache(64)
+def _whole_seconds(second: bytes) -> float | None:
+    found = _SECOND.fullmatch(second)
     if found is None:
         return None
     minutes, seconds = int(found[1]), int(found[2])
     if minutes > 59 or seconds > 60:
         return None
-    whole_s = float(minutes % 15 * 60 + seconds)
-    if found[3] is None:
-        return whole_s, 1.0
-    return whole_s + float(found[3]), 10.0 ** (1 - len(found[3]))
+    return float(minutes % 15 * 60 + seconds)

@@ -196,7 +196,10 @@ class Mirror:
 
     def plain(self, client: bytes, unless: int = 0) -> int:
         """The only flow from a client's end, if it is nobody's and there is no doubt of it; 0 if
-        it has one of the flags ``unless``."""
+        it has one of the flags ``unless``.
+
+        It may be `REUSED`: then not every word means it.
+        """
         record = self._young.get(client) or self._old.get(client)
         if record is None or type(record) is not int or record & (NOT_PLAIN | unless):
             return 0

@@ -43,8 +43,9 @@ BIRTH_SHIFT = 54
 FLAGS = RESTRICTED | PROVISIONAL
 #: All that a claim may change.
 OWNED = MINOR | RANK | RESTRICTED | PROVISIONAL | REMEMBERED
-#: A flow with none of these is nobody's, is certain, and may be given away without a second look.
-NOT_PLAIN = MINOR | FOREIGN | REUSED | VAGUE | RESTRICTED | PROVISIONAL
+#: A flow with none of these is nobody's, is certain, and may be given away without a second look;
+#: one that is `REUSED` by a word that is not older than the flow.
+NOT_PLAIN = MINOR | FOREIGN | VAGUE | RESTRICTED | PROVISIONAL
 
 
 def rank(record: int) -> int:

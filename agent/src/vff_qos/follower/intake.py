@@ -90,7 +90,8 @@ class Intake:
         self._state, self._journal, self._poll = state, journal, poll
         saved = _saved(state, wanted)
         self._replay_since_s = state.get_value(_REPLAY_SINCE)
-        self._replay_is_over = False
+        #: Whether what was written while nobody ran has been read.
+        self.has_caught_up = False
         self.readings = [
             Reading(index, settings, saved.get(settings.origin))
             for index, settings in enumerate(wanted)
@@ -189,10 +190,10 @@ class Intake:
         return trouble if len(self.readings) == 1 else f"{reading.settings.name}: {trouble}"
 
     def _end_replay(self) -> None:
-        if not self._replay_is_over and not any(
+        if not self.has_caught_up and not any(
             reading.source is not None and reading.source.replaying for reading in self.readings
         ):
-            self._replay_is_over = True
+            self.has_caught_up = True
             self._state.set_value(_REPLAY_SINCE, None)
 
 

@@ -268,10 +268,14 @@ class Follower:
         self._last_round = now
 
     def _read(self, ready: Collection[int]) -> None:
+        was_behind = not self._intake.has_caught_up
         for number, source, claims in self._intake.read(ready):
             if claims:
                 self._assigner.assign(claims, source.window, source.epoch_offset_s, number)
             self._assigner.saw_strangers(source.strangers)
+        if was_behind and self._intake.has_caught_up:
+            # A kill -9 now must not have the next start read all of it again.
+            self._save_checkpoint()
 
     def _finish(self) -> None:
         self._assigner.flush()

@@ -471,11 +471,8 @@ def test_the_full_node_is_shared_by_weight_whatever_the_limits_and_flows(
     assert _shares(bare, {low: 1}, 1.0)[low] == pytest.approx(ceil_bps / 2, rel=0.05)
 
 
-def _cpu_s() -> float:
-    return time.clock_gettime(time.CLOCK_PROCESS_CPUTIME_ID)
-
-
-def test_10000_users_change_within_two_seconds(trees: tuple[str, str]) -> None:
+def test_10000_users_change_at_once(trees: tuple[str, str]) -> None:
+    """How long it takes is a row of the bench: `policy.apply_s`."""
     count = 10_000
     bare = Bare("default: {download: 10mbit}", count)
 
@@ -483,17 +480,12 @@ def test_10000_users_change_within_two_seconds(trees: tuple[str, str]) -> None:
         users = (f"  u{n}@x: {{plan: p, download: {rate + n % 9}mbit}}" for n in range(count))
         return "plans: {p: {upload: 5mbit}}\nusers:\n" + "\n".join(users)
 
-    took: list[float] = []
-    for rate in (20, 40, 60):
+    for rate in (20, 40):
         text = policy(rate)
-        start = _cpu_s()
         # All that the agent does between a changed file and the last class.
         bare.classes.set_policy(parse_policy(text.encode(), "p"))
         bare.classes.recount(bare.owners)
         changed = bare.classes.outdated(bare.owners)
         assert bare.classes.ensure(changed) == []
-        took.append(_cpu_s() - start)
         assert len(changed) == count
     assert bare.classes.outdated(bare.owners) == []
-    print(f"10,000 users changed in {min(took):.2f} to {max(took):.2f} s of CPU time")
-    assert min(took) < 2.0

@@ -173,7 +173,7 @@ def test_another_number_of_queues_takes_everybody_along(node: HealingNode) -> No
         node.wait(lambda: status(node)["follower"] is not None)
         assert status(node)["trees"] == queues
     clients += users(node, "dave@x")
-    assert all(is_right(node, client, 2) for client in clients)
+    node.wait(lambda: all(is_right(node, client, 2) for client in clients))
     assert "there are 1 trees instead of 2; the agent begins anew" in node.told()
     assert os.path.exists(f"/proc/{node.agent.pid}")
 

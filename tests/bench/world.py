@@ -233,11 +233,15 @@ class Agent:
         """Makes ``bench.follow`` and the agent those of its code.
 
         Packages are found by path, because a node has nothing of what this machine's Python may
-        load when it starts (``*.pth`` files, site(3)): here that can be a MiB and more.
+        load when it starts (``*.pth`` files, site(3)): here that can be a MiB and more.  Modules
+        are compiled once, as by an installation, and not at each start.
         """
         packages = [path for path in sys.path if path.endswith("-packages")]
         places = [f"{self.code.root}/agent/src", f"{self.code.root}/tests", *packages]
-        return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+        return os.environ | {
+            "PYTHONPATH": os.pathsep.join(places),
+            "PYTHONDONTWRITEBYTECODE": "",
+        }
 
     def run(self, *words: str) -> None:
         """A vff-qos command that must succeed."""

@@ -6,7 +6,7 @@ import json
 
 from lab import Lab, LabError, Node, User, operate, role_variables
 from lab.labnode import GUEST
-from lab.trials import TRIAL_USERS, accuracy, fairness, latency, trial_variables
+from lab.trials import TRIAL_USERS, accuracy, easily_full, fairness, latency, trial_variables
 from lab.users import DIRECTIONS, MBIT
 
 from .rows import Report
@@ -86,13 +86,14 @@ def datapath(report: Report, node: Node, rounds: int) -> None:
 
 
 def shares(report: Report, lab: Lab) -> None:
-    """Twenty users with 1 to 64 flows each fill the node."""
-    for direction in DIRECTIONS:
-        report.progress(f"20 users fill the node, {direction}")
-        result = fairness(lab, direction)
-        report.add(f"fairness.worst_pct.{direction}", [result.worst_pct], "%")
-        report.add(f"fairness.weight_ratio.{direction}", [result.weight_ratio], "x")
-        report.add(f"fairness.alone_bps.{direction}", [result.alone_bps], "bit/s")
+    """Ten users with 1 to 32 flows each fill the node."""
+    with easily_full(lab):
+        for direction in DIRECTIONS:
+            report.progress(f"10 users fill the node, {direction}")
+            result = fairness(lab, direction)
+            report.add(f"fairness.worst_pct.{direction}", [result.worst_pct], "%")
+            report.add(f"fairness.weight_ratio.{direction}", [result.weight_ratio], "x")
+            report.add(f"fairness.alone_bps.{direction}", [result.alone_bps], "bit/s")
 
 
 def round_trips(report: Report, lab: Lab, runs: int) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import yaml
@@ -35,6 +34,7 @@ from lab.trials import (
     SPLIT_CEIL,
     TRIAL_USERS,
     WEIGHTS,
+    easily_full,
     fairness,
     kernel_settings,
     latency,
@@ -80,6 +80,7 @@ ALL_USERS = (*USERS, *TRIAL_USERS)
 WARMUP_S, SECONDS = 10.0, 10.0
 # Without a limit there is nothing to settle.
 FREE_WARMUP_S, FREE_SECONDS = 3.0, 5.0
+LAST_WORDS = 40  # lines of the journal
 LONG_S = 900.0  # for as long as it takes; ended by hand
 # Nobody gets more than the limit; how close they come to it is what the demo measures.
 LOWEST, HIGHEST = 0.7, 1.05
@@ -340,37 +341,37 @@ def disabled_reboot() -> None:
 def options() -> None:
     """What the role offers beside the rest comes with its variables, and goes with them."""
     lab, hook = attach(), "/run/vff-qos-webhook.sock"
-    # What the engine says on its standard output is as good as its log file.
-    restart = "systemctl restart xray"
-    lab.node.ssh(f'sed -i.file \'/"access":/s|/[^"]*||\' {SERVER_CONFIG} && {restart}')
+    source = {"type": "webhook", "listen": f"unix:{hook}"}
     make_with(
         {
-            "qos_sources": [{"type": "journal", "journal_unit": "xray.service"}, FLOWS_SOURCE],
+            "qos_sources": [source],
+            "qos_hooks_enable": False,
             "qos_metrics_textfile": True,
             "qos_metrics_group": "daemon",
             "qos_web_enable": True,
         }
     )
-    limited()
-    metrics(lab)
-    page(lab)
-    lab.node.ssh(f"mv {SERVER_CONFIG}.file {SERVER_CONFIG} && {restart}")
-
-    source = {"type": "webhook", "listen": f"unix:{hook}"}
-    make_with({"qos_sources": [source], "qos_hooks_enable": False})
     lab.node.ssh(f"systemctl is-active vff-qos-webhook.socket && test -S {hook}")
-    gone(lab, "vff-qos-metrics* vff-qos-web.* vff-qos-doctor.* vff-qos-hooks.*", METRICS_FILE, PAGE)
+    gone(lab, "vff-qos-hooks.*")
     left = lab.node.ssh(
         "find /etc/vff-qos /var/lib -name '*hooks*'; getent passwd vff-qos-hooks || test $? = 2"
     )
     if left:
         raise Failed(f"the hooks left something behind: {left}")
+    metrics(lab)
+    page(lab)
 
-    make("qos")
+    # What the engine says on its standard output is as good as its log file.
+    restart = "systemctl restart xray"
+    lab.node.ssh(f'sed -i.file \'/"access":/s|/[^"]*||\' {SERVER_CONFIG} && {restart}')
+    journal = {"type": "journal", "journal_unit": "xray.service"}
+    make_with({"qos_sources": [journal, FLOWS_SOURCE]})
+    gone(lab, "vff-qos-metrics* vff-qos-web.* vff-qos-doctor.*", METRICS_FILE, PAGE, hook)
     # The unit of the socket stays: the hooks post to another one of it.
-    lab.node.ssh(f"test ! -e {hook} && systemctl is-active vff-qos-webhook.socket")
-    lab.node.ssh("systemctl is-active vff-qos-hooks.socket vff-qos-hooks.service")
-    lab.node.ssh("systemctl is-active vff-qos-bootstrap vff-qos-follow vff-qos-gc.timer")
+    lab.node.ssh("systemctl is-active vff-qos-webhook.socket vff-qos-hooks.socket")
+    lab.node.ssh("systemctl is-active vff-qos-hooks vff-qos-bootstrap vff-qos-follow")
+    limited()
+    lab.node.ssh(f"mv {SERVER_CONFIG}.file {SERVER_CONFIG} && {restart}")
 
 
 def make_with(settings: dict[str, Any]) -> None:
@@ -588,25 +589,26 @@ def healing() -> None:
 
 
 def within(allowed: dict[str, float], measure: Callable[[], dict[str, float]]) -> None:
-    """Measure.  What is beyond its bound is measured twice more, and the median counts: a fault
-    of the tree shows again, a second's stall of the emulated node (5 % of 20 s) does not."""
-
-    def holds(*tries: dict[str, float]) -> bool:
-        return all(median(seen[name] for seen in tries) <= allowed[name] for name in allowed)
-
-    first = measure()
-    if not holds(first):
-        tries = [first, measure(), measure()]
-        if not holds(*tries):
-            raise Failed(f"measured were {tries}, allowed are {allowed}")
+    """Measure.  Beyond a bound the majority of up to five counts: a fault of the tree shows again,
+    a second's stall of the emulated node (5 % of 20 s) does not."""
+    tries: list[dict[str, float]] = []
+    good = 0
+    while good < 3 and len(tries) - good < 3:
+        tries.append(seen := measure())
+        good += all(seen[name] <= allowed[name] for name in allowed)
+        if good == len(tries):
+            return
+    if good < 3:
+        raise Failed(f"measured were {tries}, allowed are {allowed}")
 
 
 def fair() -> None:
     """A full node is shared by weight, not by number of flows; a user alone gets the limit."""
+    lab = attach()
     expected = WEIGHTS["plus"] / WEIGHTS["basic"]
 
     def unfair(direction: Direction) -> dict[str, float]:
-        result = fairness(attach(), direction)
+        result = fairness(lab, direction)
         for email, rate in result.rates_bps.items():
             say(f"{email}: {rate / MBIT:.2f} Mbit/s")
         ratio_pct = 100 * (result.weight_ratio / expected - 1)
@@ -619,8 +621,9 @@ def fair() -> None:
             raise Failed(f"a user alone should get {FAIR_LIMIT / MBIT:.0f} Mbit/s")
         return {direction: max(result.worst_pct, abs(ratio_pct))}
 
-    for direction in DIRECTIONS:
-        within({direction: UNFAIR_PCT}, partial(unfair, direction))
+    with easily_full(lab):
+        for direction in DIRECTIONS:
+            within({direction: UNFAIR_PCT}, partial(unfair, direction))
 
 
 def round_trips() -> None:
@@ -755,8 +758,12 @@ OLD_VARIABLES = {"qos_dry_run": "0", "qos_gc_use_conntrack": True, "qos_htb_r2q"
 
 
 def takeover() -> None:
-    """One `make qos` replaces the role qos_per_user_xray under traffic: nobody is without a limit
-    for long, no connection breaks, and nothing of it is left."""
+    """One run replaces the role qos_per_user_xray under traffic: nobody is without a limit for
+    long, no connection breaks, and nothing of it is left (`broken` removes ours in the end).
+
+    It is the run of a project that has only the tarball, requirements and a playbook of its own.
+    """
+    dependent_project()
     # Uploads wait longer: their redirection and their device are made anew.
     without_s = replace_old_role(attach(), "upload")
     say(f"upload: {without_s:.2f} s without a limit")
@@ -764,9 +771,31 @@ def takeover() -> None:
         raise Failed(f"a live user had no limit for {without_s:.2f} s")
 
 
+def dependent_project() -> None:
+    """Make a project with the collection installed, whose playbook.yml runs the role."""
+    project = NOTES / "project"
+    if project.exists():
+        shutil.rmtree(project)
+    project.mkdir()
+    (tarball,) = (ROOT / "build").glob("vff-qos-*.tar.gz")
+    (project / "requirements.yml").write_text(f"collections:\n  - name: {tarball}\n")
+    (project / "playbook.yml").write_text(
+        "- hosts: all\n  become: true\n  gather_facts: false\n  roles:\n    - role: vff.qos.qos\n"
+    )
+    in_project("ansible-galaxy collection install -r requirements.yml -p collections --offline")
+
+
+def in_project(command: str, *more: str, expect: str = "") -> None:
+    """Run a command in the project that depends on the collection."""
+    project = NOTES / "project"
+    environment = {"ANSIBLE_COLLECTIONS_PATH": str(project / "collections")}
+    with step(command):
+        operate.run([*command.split(), *more], project, expect, environment)
+
+
 def replace_old_role(lab: Lab, direction: Direction) -> float:
-    """Install the old role's result, take it over, remove ours; for how many seconds at a stretch
-    a user was above the limit while the play ran."""
+    """Install the old role's result and take it over; for how many seconds at a stretch a user was
+    above the limit while the play ran."""
     alice = replace(USERS[0], flows=2)  # on the only port that the old role knows
     lab.node.put(GUEST / "old_role.py", "/opt/lab/old_role.py")
     lab.node.run(f"{OLD_ROLE} install", stdin=json.dumps(OLD_JOB))
@@ -776,8 +805,11 @@ def replace_old_role(lab: Lab, direction: Direction) -> float:
     time.sleep(WARMUP_S + 10)
     flows = live_flows(lab)
     started = time.time()
-    extra = f"EXTRA=-e '{json.dumps(OLD_VARIABLES)}'"
-    operate.make("qos", INVENTORY, extra, expect="qos_dry_run has no effect")
+    in_project(
+        f"ansible-playbook -i {INVENTORY} playbook.yml",
+        f"--extra-vars={json.dumps(OLD_VARIABLES)}",
+        expect="qos_dry_run has no effect",
+    )
     ended = time.time()
     time.sleep(8)
     # Round trips come and go; those that carry the data stay.
@@ -794,8 +826,6 @@ def replace_old_role(lab: Lab, direction: Direction) -> float:
         raise Failed(f"the old role left something behind:\n{left}")
     # The directory is whoever's; here it was made with the old role's file.
     lab.node.ssh("rmdir /etc/nftables.d; vff-qos status >/dev/null || test $? = 1")
-    make("qos-absent")
-    same_as_fresh("after the takeover absent left something behind")
     during = [(at, rate) for at, rate in measured.series if before <= at <= after]
     return longest(during, lambda rate: free(alice, direction, rate))
 
@@ -816,31 +846,12 @@ def longest(series: list[tuple[float, float]], test: Callable[[float], bool]) ->
     return most
 
 
-def dependent() -> None:
-    """A project that has only the tarball, a requirements.yml and a playbook of its own."""
-    project = NOTES / "project"
-    if project.exists():
-        shutil.rmtree(project)
-    project.mkdir()
-    (tarball,) = (ROOT / "build").glob("vff-qos-*.tar.gz")
-    (project / "requirements.yml").write_text(f"collections:\n  - name: {tarball}\n")
-    (project / "playbook.yml").write_text(
-        "- hosts: all\n  become: true\n  gather_facts: false\n  roles:\n    - role: vff.qos.qos\n"
-    )
-    environment = {"ANSIBLE_COLLECTIONS_PATH": str(project / "collections")}
-    install = "ansible-galaxy collection install -r requirements.yml -p collections --offline"
-    for command in (install, f"ansible-playbook -i {INVENTORY} playbook.yml"):
-        with step(command):
-            operate.run(command.split(), project, environment=environment)
-    limited()
-
-
 STEPS = {
     f.__name__: f
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
         round_trips, story, reboot, confirm, gc, accounts, faults, memory, options,
-        absent, never_installed, takeover, dependent, disabled_reboot, broken,
+        absent, never_installed, takeover, disabled_reboot, broken,
     )
 }  # fmt: skip
 
@@ -850,7 +861,15 @@ def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] not in STEPS:
         print(f"usage: python -m lab_tests.scenario {'|'.join(STEPS)}", file=sys.stderr)
         return 2
-    return exit_code(STEPS[sys.argv[1]])
+    if status := exit_code(STEPS[sys.argv[1]]):
+        exit_code(last_words)
+    return status
+
+
+def last_words() -> None:
+    """What the agent has said last, for whoever looks for the reason of a failure."""
+    command = f"journalctl -q --no-pager -o short-precise -n {LAST_WORDS} -t vff-qos"
+    say(f"the node's journal ends with:\n{attach().node.ssh(command)}")
 
 
 def exit_code(run: Callable[[], None]) -> int:

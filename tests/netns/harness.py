@@ -390,7 +390,7 @@ class Flood:
             for key, _events in self.selector.select(0.01):
                 assert isinstance(key.fileobj, socket.socket)
                 try:
-                    while True:
+                    while time.monotonic() < end:
                         key.fileobj.send(self.FRAME)
                 except OSError as error:  # the socket is full, or the queue
                     assert error.errno in (errno.EAGAIN, errno.ENOBUFS)

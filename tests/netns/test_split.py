@@ -94,6 +94,27 @@ def test_shares_do_not_depend_on_the_size_of_packets(
         assert ratio > 2  # what splitting is for
 
 
+def test_users_do_not_pay_for_a_burst_of_what_is_nobodys(
+    net: Network,
+    settings: Settings,
+) -> None:
+    """Before their marks connections are nobody's, and may be many."""
+    wide = replace(settings, node_ceil_bps=_CEIL_BPS, unclassified_download_bps=10**10)
+    bootstrap.reconcile(wide, Memory())
+    user = 2
+    classes, index = add_users(user), socket.if_nametoindex(WAN)
+    burst = Flood({UNCLASSIFIED_MINOR: 4})
+    burst.send(2.0)
+    burst.close()
+    flood = Flood({user: 4})
+    flood.send(1.0)
+    before = classes.sent_bytes(index, 0x5100)[user]
+    flood.send(2.0)
+    sent = classes.sent_bytes(index, 0x5100)[user] - before
+    flood.close()
+    assert 8 * sent > 0.8 * 2.0 * _CEIL_BPS
+
+
 def test_whole_and_split_replace_each_other(settings: Settings) -> None:
     memory = Memory()
     bootstrap.reconcile(settings, memory)

@@ -93,7 +93,9 @@ def _trees(
     if settings.trees > 1:
         yield Mq(dev, settings.major, settings.trees)
     ceil = shared_class(settings.tree_ceil_bps)
-    unclassified = shared_class(settings.part_bps(unclassified_bps))
+    # A class whose own rate is above its parent's ceiling is let through, and the parent runs into
+    # debt by it, for up to a minute (sch_htb.c, htb_accnt_ctokens): its siblings would pay.
+    unclassified = shared_class(min(settings.part_bps(unclassified_bps), settings.tree_ceil_bps))
     for number, major in enumerate(settings.layout.majors):
         if settings.trees > 1:
             yield Tree(dev, major, UNCLASSIFIED_MINOR, queue=number)

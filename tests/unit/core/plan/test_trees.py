@@ -25,7 +25,7 @@ from vff_qos.core.plan.objects import (
     Tree,
 )
 from vff_qos.core.plan.trees import Trees, decide
-from vff_qos.core.settings import Settings, parse_settings
+from vff_qos.core.settings import UNLIMITED_BPS, Settings, parse_settings
 from vff_qos.errors import ConfigError
 
 GBIT = 10**9
@@ -155,8 +155,14 @@ def test_each_tree_has_its_part_of_the_ceilings() -> None:
     for tree in range(4):
         assert rates["eth0", 1, tree] == rates["vffqos0", 1, tree] == 10 * GBIT // 4
         assert rates["vffqos0", UNCLASSIFIED_MINOR, tree] == GBIT // 4
-        # Nobody has asked for a limit: there is nothing to divide.
-        assert rates["eth0", UNCLASSIFIED_MINOR, tree] == 100 * GBIT
+        # What is nobody's never has more than all have.
+        assert rates["eth0", UNCLASSIFIED_MINOR, tree] == 10 * GBIT // 4
+
+
+def test_where_no_limit_is_asked_for_there_is_nothing_to_divide() -> None:
+    objects = desired(Settings(trees=4), "eth0")
+    shared = [item for item in objects if isinstance(item, SharedClass)]
+    assert {item.params.ceil_bps for item in shared} == {UNLIMITED_BPS}
 
 
 @pytest.mark.parametrize(("queues", "spread"), [(None, 0), (2, 0), (8, 2)])

@@ -90,10 +90,11 @@ test-sanity: build ## ansible-test sanity on the collection as it is shipped
 	$(PY) tests/sanity.py
 
 .PHONY: lint
-# An inventory, because the playbook refuses to have none.
+# An inventory, because the playbook refuses to have none; a file, since `localhost,` names this directory, too.
 lint: setup ## ansible-lint (production), yamllint, ruff, mypy, changelog, documentation of plugins
 	yamllint -s .
-	cd build/ansible_collections/vff/qos && ANSIBLE_INVENTORY=localhost, ansible-lint --strict -q
+	echo localhost >build/lint.ini
+	cd build/ansible_collections/vff/qos && ANSIBLE_INVENTORY='$(CURDIR)/build/lint.ini' ansible-lint --strict -q
 	ruff check agent plugins tests
 	ruff format --check agent plugins tests
 	mypy

@@ -384,7 +384,8 @@ def gone(lab: Lab, units: str, *files: str) -> None:
     # Quoted, or the shell would look for files.
     names = " ".join(f"'{unit}'" for unit in units.split())
     paths = " -o ".join(f"-path {file}" for file in files)
-    left = lab.node.ssh(f"systemctl list-units --all --no-legend {names}; find /run {paths}")
+    look = f"; find /run {paths}" if files else ""
+    left = lab.node.ssh(f"systemctl list-units --all --no-legend {names}{look}")
     if left:
         raise Failed(f"what was switched off has left something behind: {left}")
 

@@ -343,7 +343,10 @@ def snapshot() -> dict[str, str]:
     links = json.loads(run("ip", "-j", "-d", "link"))
     names = [link["ifname"] for link in links]
     return {
-        "links": re.sub(r"(?m)^(\S+) +\S+|,LOWER_UP|NO-CARRIER,", r"\1", run("ip", "-br", "link")),
+        # Neither the state, whose column is as wide as its word.
+        "links": re.sub(
+            r"(?m)^(\S+) +\S+ *(?= )|,LOWER_UP|NO-CARRIER,", r"\1", run("ip", "-br", "link")
+        ),
         "addresses": run("ip", "-o", "address", "show", "scope", "global"),
         "qdiscs": "\n".join(shown_qdiscs()),
         "ingress": "".join(run("tc", "filter", "show", "dev", n, "ingress") for n in names),

@@ -89,7 +89,7 @@ def test_live_classes_survive(settings: Settings) -> None:
         add_user(dev)
     changed = replace(settings, node_ceil_bps=5 * 10**8, unclassified_upload_bps=10**8)
     lines = bootstrap.reconcile(changed, memory)
-    assert [line.split()[0] for line in lines] == ["change"] * 3
+    assert [line.split()[0] for line in lines] == ["change"] * 4
     for dev in (WAN, "vffqos0"):
         assert "class htb 5100:2a" in run("tc", "class", "show", "dev", dev)
 

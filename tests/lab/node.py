@@ -32,8 +32,8 @@ PR_SET_PDEATHSIG = 1
 # prefers ChaCha20, whose emulation is up to twice as fast.
 CPU = "max,-erms,-aes"
 # No work that only pays on real hardware: mitigations, zeroed allocations, self-tests.
-#: With norandmaps a program is at the same addresses each time, and what QEMU has translated of it
-#: stays good: to start one takes a quarter of the time.
+# With norandmaps a program is at the same addresses each time, and what QEMU has translated of it
+# stays good: to start one takes a quarter of the time.
 KERNEL_OPTIONS = (
     "console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off init_on_alloc=0 tsc=reliable "
     "cryptomgr.notests rcupdate.rcu_expedited=1 audit=0 norandmaps"

@@ -17,8 +17,9 @@ from vff_qos.core.minor_table import MinorTable
 from vff_qos.core.owners import ACTIVE
 from vff_qos.state import State
 
-from .harness import WAN, Client, Flood, eventually, run, user
+from .harness import WAN, Client, eventually, run, user
 from .journal_node import Told
+from .senders import Flood
 
 TOKEN = "a-token-of-24-characters"
 MAJOR = 0x5100

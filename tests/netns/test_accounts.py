@@ -18,7 +18,8 @@ from vff_qos.config import Paths
 from vff_qos.kernel.packed.tc import ClassKey, Tc, delete_class
 from vff_qos.state import KERNEL_RECORD, State
 
-from .harness import MAJOR, WAN, Client, Flood, Node, eventually, run, send_through, user
+from .harness import MAJOR, WAN, Client, Node, eventually, run, user
+from .senders import Flood, send_through
 
 FRAME = len(Flood.FRAME)
 DEVICES = ("vffqos0", WAN)

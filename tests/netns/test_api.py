@@ -13,8 +13,9 @@ import pytest
 from checkout import DOCS
 from vff_qos.core.health.findings import EXIT_CODES
 
-from .harness import WAN, Client, Node, eventually, look, run, send_through, status, user
+from .harness import WAN, Client, Node, eventually, look, run, status, user
 from .modules import run_module
+from .senders import send_through
 
 TEXT = (DOCS / "API.md").read_text()
 SECTIONS = [section.partition("\n") for section in TEXT.split("\n## ")]

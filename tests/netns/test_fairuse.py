@@ -26,7 +26,8 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.lock import Lock
 from vff_qos.state import State, StateError
 
-from .harness import MAJOR, Client, Node, Pipe, cut_marks, eventually, look, run
+from .harness import MAJOR, Client, Node, cut_marks, eventually, look, run
+from .senders import Pipe
 
 POLICY = """
 default: {plan: basic}

@@ -19,20 +19,9 @@ from lab.counters import inside
 from vff_qos.core.plan.desired import our_table
 from vff_qos.kernel import nft
 
-from .harness import (
-    CLIENT,
-    NODE,
-    SETTINGS,
-    Client,
-    Node,
-    eventually,
-    look,
-    run,
-    send_through,
-    status,
-    user,
-)
+from .harness import CLIENT, NODE, SETTINGS, Client, Node, eventually, look, run, status, user
 from .healing import HealingNode, plan_without_filters
+from .senders import send_through
 
 # They look at the processes of the machine.
 pytestmark = pytest.mark.xdist_group("processes")

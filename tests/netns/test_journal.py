@@ -22,20 +22,9 @@ from vff_qos.kernel.packed.netlink import Netlink
 from vff_qos.lock import Lock
 from vff_qos.state import State
 
-from .harness import (
-    Client,
-    Network,
-    Node,
-    ceils,
-    eventually,
-    look,
-    run,
-    send_through,
-    status,
-    user,
-    vff_qos,
-)
+from .harness import Client, Network, Node, ceils, eventually, look, run, status, user, vff_qos
 from .journal_node import Told
+from .senders import send_through
 
 # They look at the processes of the machine.
 pytestmark = pytest.mark.xdist_group("processes")

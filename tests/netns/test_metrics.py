@@ -20,8 +20,9 @@ from checkout import DOCS
 from vff_qos.core.health.findings import EXIT_CODES
 from vff_qos.metrics.catalogue import COUNTER, NODE, PREFIX, USER
 
-from .harness import Client, Flood, Node, eventually, look, send_through, status, user
+from .harness import Client, Node, eventually, look, status, user
 from .prometheus import Prometheus, fetch, node_exporter, promtool
+from .senders import Flood, send_through
 
 FRAME = len(Flood.FRAME)
 PAGE = "127.0.0.1:9470"

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from .harness import Client, Node, Pipe, eventually, status
+from .harness import Client, Node, eventually, status
 from .modules import run_module
+from .senders import Pipe
 
 Run = Callable[..., dict[str, Any]]
 

@@ -12,8 +12,9 @@ import pytest
 from browser import Browser
 from vff_qos.web.files import STATIC
 
-from .harness import Client, eventually, send_through, status
+from .harness import Client, eventually, status
 from .page_node import PageNode
+from .senders import send_through
 
 PORT = 9473
 URL = f"http://127.0.0.1:{PORT}/"

@@ -14,8 +14,9 @@ import pytest
 
 from vff_qos.state import State
 
-from .harness import Client, eventually, look, send_through, status
+from .harness import Client, eventually, look, status
 from .healing import WITHIN_S, WholeNode, plan_without_filters
+from .senders import send_through
 from .sources_node import SourcesNode
 from .static_node import WithIdentities
 

@@ -23,7 +23,8 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.shaping import Classes
 from vff_qos.state import State
 
-from .harness import MAJOR, Flood, Node, ceils, eventually, look, run, status, user
+from .harness import MAJOR, Node, ceils, eventually, look, run, status, user
+from .senders import Flood
 
 
 @pytest.fixture

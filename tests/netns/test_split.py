@@ -19,7 +19,8 @@ from vff_qos.core.settings import Settings
 from vff_qos.errors import Refused
 from vff_qos.kernel.packed import tc
 
-from .harness import CLIENT, MARK, WAN, Flood, Memory, Network, root_of, run, shown_qdiscs
+from .harness import CLIENT, MARK, WAN, Memory, Network, root_of, run, shown_qdiscs
+from .senders import Flood
 
 _CEIL_BPS = 20_000_000
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2  # not in Python's socket module

@@ -13,8 +13,9 @@ import pytest
 
 from vff_qos.kernel.packed.conntrack import prepare
 
-from .harness import Client, eventually, look, run, send_through, status
+from .harness import Client, eventually, look, run, status
 from .healing import WITHIN_S, WholeNode, plan_without_filters
+from .senders import send_through
 from .static_node import WithIdentities
 
 FILE = """

@@ -12,8 +12,9 @@ import pytest
 from vff_qos.core.plan.desired import our_table
 from vff_qos.kernel import nft
 
-from .harness import SETTINGS, Client, eventually, run, send_through, status, user
+from .harness import SETTINGS, Client, eventually, run, status, user
 from .journal_node import Told
+from .senders import send_through
 
 # They look at the processes of the machine.
 pytestmark = pytest.mark.xdist_group("processes")

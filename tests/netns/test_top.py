@@ -24,7 +24,8 @@ import pytest
 from vff_qos.core.policy.overrides import Override
 from vff_qos.state import State
 
-from .harness import Client, Node, Pipe, eventually, look, run, send_through, status, user
+from .harness import Client, Node, eventually, look, run, status, user
+from .senders import Pipe, send_through
 
 # They look at the processes of the machine.
 pytestmark = pytest.mark.alone

@@ -19,8 +19,9 @@ from vff_qos.state import State
 from vff_qos.web import api
 from vff_qos.web.files import STATIC
 
-from .harness import Client, eventually, run, send_through, status, user
+from .harness import Client, eventually, run, status, user
 from .page_node import TOKEN, PageNode
+from .senders import send_through
 
 ALICE = "alice@x"
 

@@ -28,9 +28,15 @@ SPLIT_CEIL = "400mbit"
 _FAIR_KERNEL = {"net.ipv4.tcp_rmem": "4096 131072 262144"}
 #: What users upload leaves the node again by the same device, as nobody's and by connections: it
 #: must not be this that is full. The agent would put it right.
-_FREE_EGRESS = (
-    "systemctl stop vff-qos-follow && "
-    "tc class change dev wan0 parent 5100: classid 5100:1 htb rate 1gbit burst 64k cburst 64k"
+_FREE_EGRESS = " && ".join(
+    [
+        "systemctl stop vff-qos-follow",
+        *(
+            f"tc class change dev wan0 parent 5100:{parent} classid 5100:{minor} "
+            "htb rate 1gbit burst 64k cburst 64k quantum 60000"
+            for parent, minor in (("", "1"), ("1", "fffe"))
+        ),
+    ]
 )
 #: Of five users in each plan.  More flows than these overload the emulation, not the tree.
 _FLOWS = {"basic": (1, 1, 2, 8, 32), "plus": (1, 2, 4, 8, 16)}

@@ -22,7 +22,7 @@ from vff_qos.core.htb import (
     shared_class,
     user_class,
 )
-from vff_qos.core.plan.objects import ROOT_PARENT, splitter
+from vff_qos.core.plan.handles import ROOT_PARENT, splitter
 from vff_qos.kernel.packed.tc import ADD, ClassKey, Tc, add_class, encode_class
 from vff_qos.kernel.route import delete_qdisc, put_splitter, put_tree
 

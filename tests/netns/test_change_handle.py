@@ -8,7 +8,7 @@ import pytest
 from ansible_collections.vff.qos.plugins.modules import qos_preflight
 
 from vff_qos.commands import bootstrap
-from vff_qos.core.plan.objects import ALIAS
+from vff_qos.core.plan.handles import ALIAS
 from vff_qos.core.settings import Settings
 from vff_qos.errors import KernelRefused, Refused
 

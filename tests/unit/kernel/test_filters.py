@@ -11,7 +11,8 @@ import pytest
 from pyroute2.netlink import nlmsg
 
 from vff_qos.core.plan.desired import desired
-from vff_qos.core.plan.objects import ROOT_PARENT, Filter, splitter
+from vff_qos.core.plan.handles import ROOT_PARENT, splitter
+from vff_qos.core.plan.objects import Filter
 from vff_qos.core.settings import Settings
 from vff_qos.kernel import filters, route
 from vff_qos.kernel.packed.filter_list import decode_filter

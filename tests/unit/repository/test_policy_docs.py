@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from checkout import DOCS
-from vff_qos.cli import parser
+from vff_qos.arguments import parser
 from vff_qos.core.policy.model import Policy
 from vff_qos.core.policy.parse import ENTRY_KEYS, parse_policy
 from vff_qos.core.units import parse_rate

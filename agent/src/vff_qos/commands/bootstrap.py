@@ -22,19 +22,10 @@ from ..core.old_role import IFB_MAJOR, WAN_MAJOR, OldRole
 from ..core.old_role import TABLE as OLD_TABLE
 from ..core.plan import plan as planner
 from ..core.plan.desired import SYSCTLS
+from ..core.plan.handles import ALIAS, EGRESS, INGRESS, INGRESS_PARENT, ROOT, is_tree, queue_parent
 from ..core.plan.kernel_record import KernelRecord
 from ..core.plan.nft_table import TABLE
-from ..core.plan.objects import (
-    ALIAS,
-    EGRESS,
-    INGRESS,
-    INGRESS_PARENT,
-    ROOT,
-    NftTable,
-    Observed,
-    is_tree,
-    queue_parent,
-)
+from ..core.plan.objects import NftTable, Observed
 from ..core.plan.plan import Plan
 from ..core.settings import Settings
 from ..disabled import refuse_if_disabled

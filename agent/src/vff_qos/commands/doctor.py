@@ -21,7 +21,8 @@ from ..core.health.findings import EXIT_CODES, OK, Finding, verdict, worst_first
 from ..core.health.host import Canary, Host, LogFile
 from ..core.health.rules import judge
 from ..core.plan.desired import desired
-from ..core.plan.objects import INGRESS, Filter, leads
+from ..core.plan.handles import INGRESS, leads
+from ..core.plan.objects import Filter
 from ..core.settings import Settings
 from ..core.source_settings import sources_of
 from ..errors import KernelRefused, QosError, Refused

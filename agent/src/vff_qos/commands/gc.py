@@ -20,7 +20,7 @@ from ..core.htb import (
     sent_of,
 )
 from ..core.owners import PARKED, QUARANTINE, Owner
-from ..core.plan.objects import ROOT
+from ..core.plan.handles import ROOT
 from ..core.settings import Settings
 from ..errors import KernelRefused, QosError
 from ..journal import Journal

@@ -21,7 +21,7 @@ from ..core.htb import (
     same_class,
     shared_class,
 )
-from ..core.plan.objects import is_tree
+from ..core.plan.handles import is_tree
 from ..core.settings import Settings
 from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack, Entry

@@ -21,10 +21,9 @@ from ..core.htb import (
 )
 from ..core.layout import mq_handle, shared_leaf_handle
 from ..core.plan.diff import Operation
+from ..core.plan.handles import INGRESS_PARENT, ROOT_PARENT, queue_parent, splitter
 from ..core.plan.kernel_record import SavedRoot
 from ..core.plan.objects import (
-    INGRESS_PARENT,
-    ROOT_PARENT,
     Action,
     Clsact,
     CopyMark,
@@ -41,8 +40,6 @@ from ..core.plan.objects import (
     SpreadQueues,
     Sysctl,
     Tree,
-    queue_parent,
-    splitter,
 )
 from ..core.settings import Settings
 from ..errors import KernelRefused

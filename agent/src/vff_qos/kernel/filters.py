@@ -17,11 +17,8 @@ from pyroute2.netlink.rtnl.tcmsg.act_mirred import MIRRED_EACTIONS
 from pyroute2.netlink.rtnl.tcmsg.common import tc_actions
 from pyroute2.protocols import ETH_P_ALL, ETH_P_IP, ETH_P_IPV6
 
+from ..core.plan.handles import INGRESS, OUR_PREFS, PREF_ROOT, ROOT, leads
 from ..core.plan.objects import (
-    INGRESS,
-    OUR_PREFS,
-    PREF_ROOT,
-    ROOT,
     Action,
     CopyMark,
     Filter,
@@ -35,7 +32,6 @@ from ..core.plan.objects import (
     SetMark,
     SetQueue,
     SpreadQueues,
-    leads,
 )
 from . import act_ctinfo, act_skbedit, tc_flower
 from .packed.filter_list import TcFilter, filter_parent, read_filters

@@ -6,7 +6,7 @@ import socket
 from contextlib import closing
 
 from ..core.htb import CEIL_MINOR, UNCLASSIFIED_MINOR, same_class, shared_class
-from ..core.plan.objects import ALIAS, is_tree
+from ..core.plan.handles import ALIAS, is_tree
 from . import rtnetlink
 from .packed.qdisc_list import read_qdiscs
 from .packed.tc import Tc

@@ -22,7 +22,7 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from ..core.htb import classid
 from ..core.layout import mq_handle
-from ..core.plan.objects import INGRESS_PARENT, ROOT_PARENT, splitter
+from ..core.plan.handles import INGRESS_PARENT, ROOT_PARENT, splitter
 from ..errors import KernelRefused
 from .packed.qdisc_list import splitter_options, tree_options
 

@@ -11,29 +11,31 @@ import pytest
 from vff_qos.core.htb import shared_class
 from vff_qos.core.plan import nft_table, plan
 from vff_qos.core.plan.desired import desired
-from vff_qos.core.plan.kernel_record import DeviceRecord, KernelRecord, SavedQdisc
-from vff_qos.core.plan.objects import (
+from vff_qos.core.plan.handles import (
     INGRESS_PARENT,
     ROOT_PARENT,
     SPLIT_LIMIT,
+    Interface,
+    Qdisc,
+    splitter,
+)
+from vff_qos.core.plan.kernel_record import DeviceRecord, KernelRecord, SavedQdisc
+from vff_qos.core.plan.objects import (
     Clsact,
     CopyMark,
     Filter,
     Flower,
     Ifb,
-    Interface,
     NftTable,
     Observed,
     OtherAction,
     OtherMatch,
     Place,
-    Qdisc,
     SharedClass,
     SharedLeaf,
     Sysctl,
     SysctlState,
     Tree,
-    splitter,
 )
 from vff_qos.core.settings import Settings
 from vff_qos.errors import Refused

@@ -11,9 +11,9 @@ from vff_qos.core.htb import LAST_USER_MINOR, PROVISIONAL, UNCLASSIFIED_MINOR, u
 from vff_qos.core.layout import MAX_TREES, Layout, shared_leaf_handle
 from vff_qos.core.owners import Minors, Owner
 from vff_qos.core.plan.desired import desired
+from vff_qos.core.plan.handles import EGRESS
 from vff_qos.core.plan.kernel_record import KernelRecord
 from vff_qos.core.plan.objects import (
-    EGRESS,
     Filter,
     FwMark,
     Ifb,

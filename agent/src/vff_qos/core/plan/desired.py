@@ -19,16 +19,9 @@ from collections.abc import Iterator
 from ..htb import CEIL_MINOR, PROVISIONAL, TAG_MASK, UNCLASSIFIED_MINOR, classid, shared_class
 from ..layout import Layout
 from ..settings import Settings, merge_ranges
+from .handles import EGRESS, INGRESS, PREF_ALL, PREF_LEAD, PREF_PORTS, PREF_ROOT, PREF_SPREAD, ROOT
 from .nft_table import normal_table, table, table_text
 from .objects import (
-    EGRESS,
-    INGRESS,
-    PREF_ALL,
-    PREF_LEAD,
-    PREF_PORTS,
-    PREF_ROOT,
-    PREF_SPREAD,
-    ROOT,
     Clsact,
     CopyMark,
     Filter,

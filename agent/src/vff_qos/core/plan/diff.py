@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from ..htb import same_class
+from .handles import EGRESS, INGRESS, ROOT
 from .kernel_record import KernelRecord, SavedRoot
 from .objects import (
-    EGRESS,
-    INGRESS,
-    ROOT,
     Clsact,
     Filter,
     Ifb,

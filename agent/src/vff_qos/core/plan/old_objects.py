@@ -7,7 +7,8 @@ only if it is exactly as that role makes it.
 from __future__ import annotations
 
 from ..old_role import FILTER, IFB_MAJOR, NAME, WAN_MAJOR, is_tree, users_of
-from .objects import INGRESS, INGRESS_PARENT, Filter, Observed, OtherMatch
+from .handles import INGRESS, INGRESS_PARENT
+from .objects import Filter, Observed, OtherMatch
 
 _IP = "ip"
 

@@ -22,9 +22,7 @@ from ..old_role import TABLE as OLD_TABLE
 from ..settings import Settings
 from .desired import SYSCTLS, desired
 from .diff import Operation, diff
-from .kernel_record import DeviceRecord, KernelRecord, SavedQdisc
-from .nft_table import SETS_WITH_LIMITS, normal_table
-from .objects import (
+from .handles import (
     ALIAS,
     EGRESS,
     INGRESS,
@@ -36,11 +34,19 @@ from .objects import (
     ROOT,
     ROOT_PARENT,
     SPLIT_LIMIT,
+    Interface,
+    Qdisc,
+    is_mq,
+    is_splitter,
+    is_tree,
+)
+from .kernel_record import DeviceRecord, KernelRecord, SavedQdisc
+from .nft_table import SETS_WITH_LIMITS, normal_table
+from .objects import (
     Clsact,
     Filter,
     FwMark,
     Ifb,
-    Interface,
     KernelObject,
     Key,
     Mq,
@@ -48,14 +54,10 @@ from .objects import (
     Observed,
     OtherMatch,
     Place,
-    Qdisc,
     SharedClass,
     SharedLeaf,
     Sysctl,
     Tree,
-    is_mq,
-    is_splitter,
-    is_tree,
 )
 from .old_objects import has_old_ingress, has_old_tree, is_old_ifb, marks_of_users, old_refusals
 from .trees import decide

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ...core.htb import classid
-from ...core.plan.objects import INGRESS, ROOT
+from ...core.plan.handles import INGRESS, ROOT
 from .netlink import Netlink, attrs
 
 _GETTFILTER = 46

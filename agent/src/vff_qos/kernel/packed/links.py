@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 
-from ...core.plan.objects import Interface
+from ...core.plan.handles import Interface
 from .netlink import HEADER, NLM_F_REQUEST, Netlink, attr, attrs
 
 _GETLINK = 18

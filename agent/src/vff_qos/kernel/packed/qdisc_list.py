@@ -9,7 +9,7 @@ import struct
 from collections.abc import Collection, Mapping
 
 from ...core.htb import CEIL_MINOR, MINOR_MASK, UNCLASSIFIED_MINOR
-from ...core.plan.objects import SPLIT_LIMIT, Qdisc
+from ...core.plan.handles import SPLIT_LIMIT, Qdisc
 from .netlink import Netlink, attr, attrs
 
 _GETQDISC = 38

@@ -28,7 +28,7 @@ from ...core.htb import (
     format_classid,
 )
 from ...core.minor_table import MinorTable
-from ...core.plan.objects import INGRESS, leads_away
+from ...core.plan.handles import INGRESS, leads_away
 from ...errors import KernelRefused
 from .filter_list import TcFilter, read_filters
 from .netlink import (

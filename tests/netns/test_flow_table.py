@@ -221,3 +221,34 @@ def test_a_comparison_that_failed_after_lost_events_is_not_one_where_none_were_l
     assert heard.restore == []
     (record,) = table.mirror.find(alices[0])
     assert record & MINOR == 0
+
+
+def test_a_comparison_that_costs_much_comes_seldom_and_sooner_where_marks_are_missing(
+    table: FlowTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dumps = []
+    real = flow_events.dump_flows
+
+    def dump(*arguments: Any) -> Any:
+        dumps.append(clock.now_s)
+        return real(*arguments)
+
+    def dumps_after(seconds: float) -> int:
+        before = len(dumps)
+        clock.now_s += seconds
+        table.tend()
+        return len(dumps) - before
+
+    monkeypatch.setattr(flow_table, "dump_flows", dump)
+    assert dumps_after(601) == 1
+    # What it costs is nothing here, so it comes again as soon as it may.
+    assert (dumps_after(599), dumps_after(2)) == (0, 1)
+    monkeypatch.setattr(flow_table, "_COMPARE_SHARE", 1e-9)
+    assert dumps_after(601) == 1
+    assert dumps_after(601) == 0
+    table.compare_soon()
+    assert dumps_after(0) == 1
+    table.compare_soon()
+    assert (dumps_after(599), dumps_after(2)) == (0, 1)
+    # Whatever it costs, it is never forgotten.
+    assert (dumps_after(3_599), dumps_after(2)) == (0, 1)

@@ -604,6 +604,10 @@ class Assigner:
                 self._give_early(come)
                 self._limits.tend()
 
+    def compare_soon(self) -> None:
+        """Fewer flows bear our marks than were given them."""
+        self._flows.compare_soon()
+
     def tend_trees(self) -> None:
         """Once a minute, where there are several: who should be in another one.  Raises
         Suspended."""
@@ -623,16 +627,32 @@ class Assigner:
                     self._early.renew()
                 self._renew_limits()
 
-    def keep_time(self) -> None:
-        """Once a second: take over what other processes ordered, end overrides in time."""
-        if not self._registry.is_current:
+    @property
+    def is_waiting(self) -> bool:
+        """Whether time alone changes something: flows that are looked up, that wait for a word or
+        have limits of their own, a repair, classes that could not be made or written."""
+        return (
+            self._limits.is_on
+            or self._flows.may_miss
+            or bool(self._judging.awaited)
+            or self._statics.is_pending
+            or self._registry.is_waiting
+        )
+
+    def keep_time(self) -> bool:
+        """Once a second: take over what other processes ordered, end overrides in time; returns
+        whether there was anything."""
+        is_current = self._registry.is_current
+        if not is_current:
             with self._lock:
                 self._refresh()
-        if self._orders.is_due:
+        is_due = self._orders.is_due
+        if is_due:
             with self._lock:
                 self._refresh()
                 self._orders.end_due()
                 self._renew_limits()
+        return is_due or not is_current
 
     def tell_users(self) -> None:
         """Once a second: tell of users who came since, when no claim waits for it."""

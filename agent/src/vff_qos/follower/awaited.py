@@ -31,6 +31,9 @@ class Awaited:
         self._clock, self._lost = clock, lost
         self._words: dict[tuple[bytes, int], tuple[float, Early]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._words)
+
     def __iter__(self) -> Iterator[Early]:
         return iter([early for _until_s, early in self._words.values()])
 

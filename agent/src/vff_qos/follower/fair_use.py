@@ -62,6 +62,11 @@ class FairUse:
         self._policy = policy
         self._idle, self._due_s = False, 0.0
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether a look is under way."""
+        return self._look is not None
+
     def step(self, now_s: float) -> None:
         """Once a second: go on with the look that is under way, or begin the next.
 

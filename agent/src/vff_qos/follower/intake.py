@@ -104,6 +104,14 @@ class Intake:
         """Whether there is more to read than was read."""
         return any(reading.more for reading in self.readings)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is more to read, or a source is to come or has not been read to its end."""
+        return not self.has_caught_up or any(
+            reading.more or reading.source is None or reading.source.waiting
+            for reading in self.readings
+        )
+
     def has_work(self, ready: Collection[int]) -> bool:
         """Whether there may be something to read, these descriptors being ready."""
         return self.more or any(

@@ -291,14 +291,20 @@ class Follower:
     def _tick(self) -> None:
         now = time.monotonic()
         self._next_tick = now + _TICK_S
+        told = signal.SIGHUP in self._signals
+        is_telling = now >= self._next_status
+        if not (told or is_telling or self._is_under_way):
+            # Nothing was heard since the last tick, and all else can wait for the next report.
+            self._has_moved = self._assigner.keep_time()
+            self._fair_use.step(now)
+            self._assigner.tend_accounts()
+            return
         unread = self._intake.tick()
         if unread:
             self._has_moved = True
             self._read(unread)
         # Marks of what was written meanwhile do not wait for dumps of all classes.
         hurry, self._is_new = self._is_new and self._intake.more, False
-        told = signal.SIGHUP in self._signals
-        is_telling = now >= self._next_status
         if told or is_telling:
             self._use(self._policy_files.look(told))
             self._use_identities(self._identity_file.look(told))
@@ -340,6 +346,16 @@ class Follower:
             self._assigner.change_outdated()
             # Last: what others have read of the counters is booked by now.
             self._assigner.tend_accounts()
+
+    @property
+    def _is_under_way(self) -> bool:
+        """Whether something goes on from one second to the next."""
+        return (
+            self._has_moved
+            or self._intake.is_waiting
+            or self._fair_use.is_looking
+            or self._assigner.is_waiting
+        )
 
     def _use(self, policy: Policy | None) -> None:
         """Put a new policy in force, if there is one."""
@@ -416,6 +432,8 @@ class Follower:
                 write_last_named(self._paths.run_dir, self._assigner.vouchers.named)
                 self._assigner.vouchers.are_news = False
             self._self_check.look(report)
+            if self._self_check.misses_marks:
+                self._assigner.compare_soon()
         except OSError as error:
             sentence = f"{self._paths.run_dir}: {os.strerror(error.errno or 0)}"
             effect = "'status' sees old counters"

@@ -440,6 +440,11 @@ class Registry:
         else:
             self._unsaved.clear()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something could not be made or written, or is to be told."""
+        return self.wants_repair or bool(self._unsaved or self._unsaved_globs or self.came)
+
     def flush(self) -> None:
         """Try again to write what could not be written."""
         if self._unsaved:

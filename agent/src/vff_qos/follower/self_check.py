@@ -26,7 +26,7 @@ from ..told import LEFT_TO_COLLECTION, tell
 #: Seen for so long a finding is told, gone for so long it is over; in seconds.
 _SURE_S, _HOLD_S = 4.0, 30.0
 #: A dump of the connections takes this share of a core at most, and is no older than that.
-SHARE, SOONEST_S, LATEST_S = 1 / 5_000, 30.0, 900.0
+SHARE, SOONEST_S, LATEST_S = 1 / 10_000, 30.0, 1_800.0
 #: What needs one.
 _OF_CONNECTIONS = frozenset({"classes_idle", "front", "marks_overwritten", "no_flow"})
 
@@ -37,6 +37,8 @@ class SelfCheck:
     def __init__(self, run_dir: str, settings: Settings, lock: Lock, journal: Journal) -> None:
         self._run_dir, self._settings, self._lock, self._journal = run_dir, settings, lock, journal
         self._next_dump = time.monotonic() + SOONEST_S
+        #: Whether fewer connections bear our mark than the follower knows of, when last counted.
+        self.misses_marks = False
         # Whether something of the connections was told and is not over, or waits for another look.
         self._is_told = self._is_open = False
 
@@ -74,7 +76,9 @@ class SelfCheck:
         began_s = time.thread_time()
         layout = self._settings.layout
         with closing(Conntrack()) as conntrack:
+            claimed = facts.marked_flows
             facts.marked_flows = conntrack.count(layout.tag, layout.mask)
+            self.misses_marks = facts.marked_flows < claimed
             findings = judge(facts)
             if _is_of_connections(findings):
                 # It takes five times as long, and says more.

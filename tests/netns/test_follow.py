@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -361,6 +362,29 @@ def test_a_full_disk_stops_nobody_and_nothing_is_lost(node: Node) -> None:
         node.write(again.line("user199@x"))
         eventually(lambda: node.mark(again) == marks["user199@x"])
         node.stop()
+
+
+def test_a_silent_agent_reads_nothing_and_still_ends_orders_in_time(node: Node) -> None:
+    def reads() -> int:
+        assert node.agent is not None
+        text = Path(f"/proc/{node.agent.pid}/io").read_text()
+        return int(dict(line.split(": ") for line in text.splitlines())["syscr"])
+
+    def is_silent() -> bool:
+        """Between two reports, which come each 5 s."""
+        before = reads()
+        time.sleep(2.2)
+        return reads() == before
+
+    node.start()
+    alice = user(node, "alice@x")
+    eventually(is_silent, 40)
+    node.run("limit", "alice@x", "--download", "1mbit", "--for", "2s")
+    assert ceils(node, alice)[1] == 1_000_000
+    eventually(lambda: ceils(node, alice)[1] == 10_000_000)
+    node.write(alice.line("alice@x"))
+    bob = user(node, "bob@x")
+    assert ceils(node, bob)[1] == 3_000_000
 
 
 def test_status_tells_who_has_what(node: Node) -> None:

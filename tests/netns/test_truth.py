@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from checkout import SAMPLES
@@ -35,6 +35,10 @@ STEPS = st.one_of(
     st.tuples(st.just("restart"), SMALL),
     st.tuples(st.just("lie_of_nothing"), SMALL, SMALL),
 )
+#: A flow's word, its end, and another user's flow from the same end with its word.
+WITHIN_A_MILLISECOND: list[tuple[Any, ...]] = [
+    ("born", 6, 2, 1, 3), ("check",), ("honest", 5), ("reborn", 3, 1), ("honest", 5), ("check",)
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -47,6 +51,7 @@ def world(tmp_path: Path, trees: tuple[str, str]) -> Iterator[World]:
 def test_no_lie_and_no_accident_takes_a_flow_from_its_user(world: World) -> None:
     @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
     @given(steps=st.lists(STEPS, max_size=40))
+    @example(steps=WITHIN_A_MILLISECOND)
     def live(steps: list[tuple[Any, ...]]) -> None:
         world.begin()
         for name, *numbers in steps:

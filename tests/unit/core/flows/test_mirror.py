@@ -157,6 +157,18 @@ def test_graves_are_bounded(kernel: Kernel) -> None:
     assert kernel.mirror.size == 0
 
 
+@pytest.mark.parametrize(("read_s", "birth"), [(3.0, 3_000), (3.0001, 3_001), (3.0009, 3_001)])
+def test_no_birth_comes_before_what_was_said_before_it(
+    kernel: Kernel, read_s: float, birth: int
+) -> None:
+    kernel.mirror.apply([(True, seen(client(1)))], read_s)
+    assert birth_ms(kernel.only(client(1))) == birth
+    epoch_s = 1_000_000.0  # of the kernel's stamp, in ns
+    born = seen(client(2))._replace(started_ns=round((epoch_s + read_s) * 1e9))
+    kernel.mirror.resync([born], read_s + 1, lambda _minor: False, epoch_offset_s=epoch_s)
+    assert birth_ms(kernel.only(client(2))) == birth
+
+
 def test_a_birth_that_was_read_late_may_have_been_earlier(kernel: Kernel) -> None:
     kernel.new(client(1))
     assert kernel.mirror.earliest_ms(kernel.only(client(1))) == -50

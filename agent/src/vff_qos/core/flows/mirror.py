@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import ceil, floor
 from sys import getsizeof
 
 from ..claims.trust import ADOPTED, DOUBTED, FIXED, WEAK, address_key
@@ -372,7 +373,7 @@ class Mirror:
         if since_s is not None and now_s - since_s > _SLACK_MS / 1e3:
             if len(self._late) >= _LATE:
                 del self._late[next(iter(self._late))]
-            self._late[birth >> BIRTH_SHIFT] = self._birth(since_s) >> BIRTH_SHIFT
+            self._late[birth >> BIRTH_SHIFT] = max(0, floor((since_s - self.epoch_s) * 1e3))
         ends, claimed, young = self._ends, self._claimed, self._young
         # One number for all that begin at the same time: in a flood it is half of the memory.
         begun: dict[int, int] = {}
@@ -470,7 +471,7 @@ class Mirror:
             before = _take(client, end, left)
             born_ms = None
             if seen.started_ns:
-                born_ms = round((seen.started_ns / 1e9 - epoch_offset_s - self.epoch_s) * 1e3)
+                born_ms = _next_ms(seen.started_ns / 1e9 - epoch_offset_s - self.epoch_s)
                 if born_ms > latest_ms:
                     born_ms = None  # the clock was set back since
             record = self._compared(before, seen, lossy, born_ms, end)
@@ -713,7 +714,7 @@ class Mirror:
     # -- small things -----------------------------------------------------------------------------
 
     def _birth(self, now_s: float) -> int:
-        return max(0, round((now_s - self.epoch_s) * 1e3)) << BIRTH_SHIFT
+        return max(0, _next_ms(now_s - self.epoch_s)) << BIRTH_SHIFT
 
     def _end(self, ours: bytes) -> int | None:
         """Our end as bits of a record; None if it is none that can be kept."""
@@ -782,6 +783,14 @@ class Mirror:
                 users.pop(key, None)
                 if not users:
                     del self._neighbours[place]
+
+
+def _next_ms(seconds: float) -> int:
+    """In ms, rounded up: a birth must not come before a word that was said before it.
+
+    Less than a microsecond is what floats add.
+    """
+    return ceil(round(seconds * 1e3, 3))
 
 
 def _fitting(table: _Table) -> _Table:

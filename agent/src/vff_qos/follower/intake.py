@@ -107,9 +107,8 @@ class Intake:
     @property
     def is_waiting(self) -> bool:
         """Whether there is more to read, or a source is to come or has not been read to its end."""
-        return not self.has_caught_up or any(
-            reading.more or reading.source is None or reading.source.waiting
-            for reading in self.readings
+        return (
+            not self.has_caught_up or self.more or any(reading.waiting for reading in self.readings)
         )
 
     def has_work(self, ready: Collection[int]) -> bool:

@@ -431,8 +431,7 @@ class Follower:
             if self._assigner.vouchers.are_news:
                 write_last_named(self._paths.run_dir, self._assigner.vouchers.named)
                 self._assigner.vouchers.are_news = False
-            self._self_check.look(report)
-            if self._self_check.misses_marks:
+            if self._self_check.look(report):
                 self._assigner.compare_soon()
         except OSError as error:
             sentence = f"{self._paths.run_dir}: {os.strerror(error.errno or 0)}"

@@ -37,14 +37,13 @@ class SelfCheck:
     def __init__(self, run_dir: str, settings: Settings, lock: Lock, journal: Journal) -> None:
         self._run_dir, self._settings, self._lock, self._journal = run_dir, settings, lock, journal
         self._next_dump = time.monotonic() + SOONEST_S
-        #: Whether fewer connections bear our mark than the follower knows of, when last counted.
-        self.misses_marks = False
         # Whether something of the connections was told and is not over, or waits for another look.
         self._is_told = self._is_open = False
 
-    def look(self, report: Report) -> None:
+    def look(self, report: Report) -> bool:
         """Judge what is seen now, and tell what is new.  Raises OSError if it cannot be remembered.
 
+        Returns whether marks were counted, and fewer connections bear ours than the follower knows.
         A look that the kernel refuses is told, and the next one tries again.
         """
         facts = Facts(report.written, report, __version__)
@@ -53,7 +52,7 @@ class SelfCheck:
             facts.delivery = read_delivery(self._run_dir)
         claimed = report.counts.get("flows_claimed", 0)
         # As if no mark was lost, until they are counted.
-        facts.marked_flows = claimed if isinstance(claimed, int) else 0
+        facts.marked_flows = known_flows = claimed if isinstance(claimed, int) else 0
         try:
             look_at_host(facts)
             findings, unseen = judge(facts), LEFT_TO_COLLECTION | _OF_CONNECTIONS
@@ -62,7 +61,7 @@ class SelfCheck:
                 findings, unseen = self._look_at_connections(facts), LEFT_TO_COLLECTION
         except KernelRefused as error:
             self._journal.tell(events.KERNEL, error=str(error), effect="the node is not looked at")
-            return
+            return False
         news = tell(
             self._run_dir, self._lock, self._journal, findings, lambda kind: kind not in unseen,
             _SURE_S, _HOLD_S,
@@ -70,15 +69,14 @@ class SelfCheck:
         known = [one for kind, one in news.known.items() if kind in _OF_CONNECTIONS]
         self._is_told = any(one.is_told for one in known)
         self._is_open = any(one.is_told == (one.gone_s is not None) for one in known)
+        return facts.marked_flows < known_flows
 
     def _look_at_connections(self, facts: Facts) -> list[Finding]:
         """What is found when marks are counted.  Raises KernelRefused."""
         began_s = time.thread_time()
         layout = self._settings.layout
         with closing(Conntrack()) as conntrack:
-            claimed = facts.marked_flows
             facts.marked_flows = conntrack.count(layout.tag, layout.mask)
-            self.misses_marks = facts.marked_flows < claimed
             findings = judge(facts)
             if _is_of_connections(findings):
                 # It takes five times as long, and says more.

@@ -235,7 +235,9 @@ def test_a_policy_with_a_mistake(node: Node) -> None:
 
 
 def test_the_source_is_silent_while_the_service_is_busy(node: Node) -> None:
+    """Also where connections begin right after a claim that came between two ticks."""
     set_up(node)
+    user(node, "bob@x")
     clients = [Client("127.0.0.1", 4430) for _ in range(12)]
     one = told(node, "source_silent", 40)
     assert any("12 new connections since the last claim" in line for line in one["evidence"])

@@ -787,6 +787,11 @@ class Assigner:
         """Changes once something that another process wrote into the state was taken over."""
         return self._registry.state_version
 
+    @property
+    def flows_born(self) -> int:
+        """Flows that have begun since the start."""
+        return self._flows.mirror.born
+
     def snapshot(self) -> dict[str, int | str]:
         """Counters for ``status``; cheap."""
         flows = self._flows
@@ -795,7 +800,7 @@ class Assigner:
             "new_owners": self._registry.new_owners,
             "flows_known_by": flows.way,
             "flows_known": flows.mirror.size,
-            "flows_born": flows.mirror.born,
+            "flows_born": self.flows_born,
             "flows_claimed": flows.mirror.claimed,
             "flows_robbed": flows.mirror.robbed,
             "flows_lost_events": flows.losses,

@@ -54,6 +54,13 @@ class Vitals:
         self._passed: tuple[float, int, int, int] | None = None
         self._repairs = 0
 
+    def saw_claims(self, number: int, born: int) -> None:
+        """A source made claims when ``born`` flows had begun.
+
+        Noted at once: with the next tick, what began in between would count as before them.
+        """
+        self._of_sources[number].born_at_claim = born
+
     def tick(self, readings: Sequence[Reading], counts: Mapping[str, Any]) -> None:
         """Once a second: what has moved?"""
         offset_s = self._clock.offset_s
@@ -150,7 +157,9 @@ class _SourceVitals:
         self.log: dict[str, Any] = {}
         self._last: dict[str, float] = {}
         self._behind_since: float | None = None
-        self._born = self._born_at_claim = 0
+        self._born = 0
+        #: Flows that had begun when it last said whose one is.
+        self.born_at_claim = 0
         self._lines: deque[tuple[float, int]] = deque()
 
     def tick(self, reading: Reading, now: float, epoch_s: float, born: int) -> None:
@@ -166,8 +175,6 @@ class _SourceVitals:
             if value and value != old.get(name):
                 self._last[name] = epoch_s
         self._born = born
-        if self.log.get("claims") != old.get("claims"):
-            self._born_at_claim = born
         if not self._lines or now - self._lines[-1][0] >= _STEP_S:
             self._lines.append((now, self.log.get("lines", 0)))
         while len(self._lines) > 1 and now - self._lines[1][0] >= RECENT_S:
@@ -190,7 +197,7 @@ class _SourceVitals:
             last_claim_s=self._last.get("claims"),
             lines_per_s=round(per_s, 1),
             lag_s=round(0.0 if self._behind_since is None else now - self._behind_since, 1),
-            flows_since_claim=max(0, self._born - self._born_at_claim),
+            flows_since_claim=max(0, self._born - self.born_at_claim),
             log=self.log,
             last={name: round(when, 1) for name, when in self._last.items()},
         )

@@ -12,7 +12,7 @@ from statistics import median
 from vff_qos.config import Paths, load_settings
 from vff_qos.core.accounts import DOWNLOAD, UPLOAD
 from vff_qos.core.htb import OURS_MASK
-from vff_qos.follower import bookkeeping, self_check
+from vff_qos.follower import bookkeeping, flow_table, self_check
 from vff_qos.follower.self_check import SelfCheck
 from vff_qos.journal import Journal
 from vff_qos.kernel.packed.conntrack import Conntrack
@@ -22,29 +22,32 @@ from vff_qos.runfile import WRITE_S, read_report
 from vff_qos.state import State
 
 from .rows import Report
-from .world import MAJOR, Agent
+from .world import MAJOR, NODE, Agent
 
 _LOOKS = 200
 
 
 def measure(report: Report, follower: Agent, users: int, runs: int) -> None:
-    """A look at what the agent tells of itself, a count of marks, a round of accounts; and the
-    share of a core that they take together, as often as they come."""
-    report.progress(f"{_LOOKS} looks, {runs} counts of marks and {runs} rounds of accounts")
+    """A look at what the agent tells of itself, a count of marks, a comparison of connections, a
+    round of accounts; and the share of a core that they take together, as often as they come."""
+    report.progress(f"{_LOOKS} looks, {runs} counts of marks, comparisons and rounds of accounts")
     with tempfile.TemporaryDirectory(prefix="vff-qos-bench-") as directory:
         looks = _looks(follower, directory)
         with closing(Conntrack()) as conntrack:
             counts = [_cpu_s(lambda: conntrack.count(MAJOR << 16, OURS_MASK)) for _ in range(runs)]
+        comparisons = _comparisons(follower, runs)
         rounds = _rounds(directory, users, runs)
     report.add("watch.look_us", [1e6 * look for look in looks], "us")
     report.add("watch.count_marks_ms", [1e3 * count for count in counts], "ms")
+    report.add("watch.comparison_ms", [1e3 * one for one in comparisons], "ms")
     report.add(f"accounts.reading_ms.idle_{users}", [1e3 * one for one in rounds], "ms")
     share = median(looks) / WRITE_S
-    for one, its, soonest_s, latest_s in (
-        (counts, self_check.SHARE, self_check.SOONEST_S, self_check.LATEST_S),
-        (rounds, bookkeeping.SHARE, bookkeeping.MIN_S, bookkeeping.MAX_S),
+    for costs, pace in (
+        (counts, self_check.PACE),
+        (comparisons, flow_table.COMPARISON),
+        (rounds, bookkeeping.PACE),
     ):
-        share += median(one) / min(max(median(one) / its, soonest_s), latest_s)
+        share += median(costs) / pace.gap_s(median(costs))
     report.add("watch.cpu_pct.idle", [100 * share], "%")
 
 
@@ -56,6 +59,19 @@ def _looks(follower: Agent, directory: str) -> list[float]:
     check = SelfCheck(directory, settings, Lock(directory), Journal())
     check.look(told)
     return [_cpu_s(lambda: check.look(told)) for _ in range(_LOOKS)]
+
+
+def _comparisons(follower: Agent, runs: int) -> list[float]:
+    """Of a mirror that knows all connections already."""
+    settings = load_settings(Paths(settings=f"{follower.etc}/settings.yml"))
+    with (
+        closing(Conntrack()) as conntrack,
+        closing(
+            flow_table.FlowTable(settings, [NODE], conntrack, Journal(), lambda _minor: False)
+        ) as table,
+    ):
+        table.compare(lossy=False)
+        return [_cpu_s(lambda: table.compare(lossy=False)) for _ in range(runs)]
 
 
 def _rounds(directory: str, users: int, runs: int) -> list[float]:

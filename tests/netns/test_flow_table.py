@@ -243,7 +243,7 @@ def test_a_comparison_that_costs_much_comes_seldom_and_sooner_where_marks_are_mi
     assert dumps_after(601) == 1
     # What it costs is nothing here, so it comes again as soon as it may.
     assert (dumps_after(599), dumps_after(2)) == (0, 1)
-    monkeypatch.setattr(flow_table, "_COMPARE_SHARE", 1e-9)
+    monkeypatch.setattr(flow_table, "COMPARISON", flow_table.COMPARISON._replace(share=1e-9))
     assert dumps_after(601) == 1
     assert dumps_after(601) == 0
     table.compare_soon()

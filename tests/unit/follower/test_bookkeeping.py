@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from vff_qos.core.settings import Settings
-from vff_qos.follower.bookkeeping import MAX_S, MIN_S, SHARE, Bookkeeping
+from vff_qos.follower.bookkeeping import PACE, Bookkeeping
 from vff_qos.follower.registry import Registry
 from vff_qos.journal import Journal
 from vff_qos.state import State
@@ -35,12 +35,12 @@ def test_no_reading_is_made_that_is_not_booked(tmp_path: Path, later_s: float) -
     while now_s < HOUR_S - 1:
         direction = books.due(now_s)
         if direction is not None:
-            cost_s = later_s if now_s > MIN_S else 0.0
+            cost_s = later_s if now_s > PACE.least_s else 0.0
             books.book(direction, {}, now_s, time.thread_time() - cost_s)
             read[direction].append(now_s)
         now_s += 1.0
     for times in read:
         gaps = [after - before for before, after in pairwise(times)]
-        assert min(gaps) >= MIN_S and max(gaps) <= MAX_S + 2
+        assert min(gaps) >= PACE.least_s and max(gaps) <= PACE.most_s + 2
         # The first three of each still go by what the others cost.
-        assert min(gaps[3:]) >= min(max(MIN_S, 2 * later_s / SHARE), MAX_S)
+        assert min(gaps[3:]) >= PACE.gap_s(2 * later_s)

@@ -25,6 +25,7 @@ from ..core.choosing import (
 )
 from ..core.figures import Figures
 from ..core.health.findings import DEGRADED, OK
+from ..core.pace import Pace
 from ..core.screen import (
     BAD,
     DIM,
@@ -47,12 +48,12 @@ from ..core.screen import (
 )
 from ..errors import QosError, Refused
 from .node import Node
-from .watch import Pace, Watch, headline, traffic
+from .watch import Due, Watch, headline, traffic
 
-#: Shares of a core that the parts may take: together less than 2 %, keys included.
-_COUNT_SHARE, _LOOK_SHARE, _DETAIL_SHARE = 0.011, 0.006, 0.01
-#: How often at most: everything but the counters, and one user's explanation; in seconds.
-_LOOK_S, _DETAIL_S = 5.0, 3.0
+#: Shares of a core that the parts may take: together less than 2 %, keys included.  The counters,
+#: everything but them, and one user's explanation.
+_COUNT_SHARE = 0.011
+_LOOK, _DETAIL = Pace(share=0.006, least_s=5.0), Pace(share=0.01, least_s=3.0)
 #: A key is answered within so long although something is due, in milliseconds.
 _WAIT_MS = 50
 _KEYS = {
@@ -135,7 +136,7 @@ class _Detail:
 
     def __init__(self, title: str, read: Callable[[], str]) -> None:
         self.title, self._read = title, read
-        self.pace = Pace(_DETAIL_SHARE, _DETAIL_S)
+        self.due = Due(_DETAIL)
         self.text = ""
         self.offset = 0
 
@@ -145,7 +146,7 @@ class _Detail:
             self.text = self._read()
         except QosError as error:
             self.text = str(error)
-        self.pace.took(time.thread_time() - cpu_s)
+        self.due.took(time.thread_time() - cpu_s)
 
 
 class _Top:
@@ -161,8 +162,8 @@ class _Top:
     ) -> None:
         self._window, self._watch, self._glyphs = window, watch, glyphs
         self._choice = choice
-        self._count = Pace(_COUNT_SHARE, interval_s)
-        self._look = Pace(_LOOK_SHARE, _LOOK_S)
+        self._count = Due(Pace(_COUNT_SHARE, interval_s))
+        self._look = Due(_LOOK)
         self._found: list[Figures] = []
         self._detail: _Detail | None = None
         self._styles = self._make_styles()
@@ -206,7 +207,7 @@ class _Top:
     def _wait_ms(self) -> int:
         due = [self._look.due_s, self._count.due_s]
         if self._detail is not None:
-            due = [self._detail.pace.due_s]
+            due = [self._detail.due.due_s]
         if self._choice.paused:
             return 1_000
         return max(_WAIT_MS, round((min(due) - time.monotonic()) * 1_000))
@@ -217,7 +218,7 @@ class _Top:
         if self._choice.paused:
             return
         if self._detail is not None:
-            if now_s >= self._detail.pace.due_s:
+            if now_s >= self._detail.due.due_s:
                 self._detail.look()
                 self._draw()
             return

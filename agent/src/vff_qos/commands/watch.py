@@ -16,6 +16,7 @@ from ..core.health.findings import Finding, verdict
 from ..core.health.rules import judge
 from ..core.minute import Minute
 from ..core.owners import ACTIVE, Owner
+from ..core.pace import Pace
 from ..core.policy.model import Policy
 from ..core.policy.overrides import counting
 from ..errors import QosError
@@ -26,16 +27,16 @@ from .node import Node
 from .status import describe, devices_of
 
 
-class Pace:
-    """When something is due again: so that it takes at most a share of a core."""
+class Due:
+    """When something is due again, by `time.monotonic`."""
 
-    def __init__(self, share: float, least_s: float) -> None:
-        self._share, self._least_s = share, least_s
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
         self.due_s = 0.0
 
     def took(self, cpu_s: float) -> None:
         """It was done, and took so much time of a core."""
-        self.due_s = time.monotonic() + max(self._least_s, cpu_s / self._share)
+        self.due_s = time.monotonic() + self._pace.gap_s(cpu_s)
 
 
 class Watch:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..core import events
 from ..core.accounts import QUARTER_S, hour_of, whose
+from ..core.pace import Pace
 from ..core.settings import Settings
 from ..journal import Journal
 from ..state import State, StateError
@@ -18,9 +19,7 @@ from .registry import Registry
 
 #: Readings follow each other after so long: a class that others delete, and a node that dies, cost
 #: at most what has passed since the last one.
-MIN_S, MAX_S = 30.0, 300.0
-#: Within these bounds reading and booking take at most this share of a core.
-SHARE = 1 / 5_000
+PACE = Pace(share=1 / 5_000, least_s=30.0, most_s=300.0)
 
 
 class Bookkeeping:
@@ -37,7 +36,7 @@ class Bookkeeping:
         """``clock`` gives seconds since the epoch."""
         self._settings, self._state, self._registry = settings, state, registry
         self._journal, self._clock = journal, clock
-        self._gap_s = MIN_S
+        self._gap_s = PACE.least_s
         self._booked_s = [float("-inf")] * 2
         self._next_look = [float("-inf")] * 2
         self._hour, self._quarter = hour_of(clock()), int(clock()) // QUARTER_S
@@ -83,18 +82,18 @@ class Bookkeeping:
         except StateError as error:
             effect = "what users move is booked when it can be written"
             self._journal.tell(events.STATE, error=str(error), effect=effect)
-            self._next_look[direction] = now_s + MIN_S
+            self._next_look[direction] = now_s + PACE.least_s
             return
         left.clear()
         self._over[direction], self._booked_s[direction] = False, now_s
         self._cost_s[direction] = time.thread_time() - began_s
-        self._gap_s = min(max(MIN_S, sum(self._cost_s) / SHARE), MAX_S)
+        self._gap_s = PACE.gap_s(sum(self._cost_s))
         self._next_look[direction] = now_s + self._gap_s
 
     def put_off(self, direction: int, now_s: float) -> None:
         """The counters cannot be read at the moment."""
         self._look_at_clock(direction)
-        self._next_look[direction] = now_s + MIN_S
+        self._next_look[direction] = now_s + PACE.least_s
 
     def _hour_now(self) -> int:
         quarter = int(self._clock()) // QUARTER_S

@@ -13,6 +13,7 @@ from ..core.flows.ends import FlowSeen, ServiceEnds
 from ..core.flows.meeting import Tags, Written
 from ..core.flows.mirror import TCP_PROTO, UDP_PROTO, Heard, Held, Mirror
 from ..core.flows.record import PORT_SHIFT, UDP
+from ..core.pace import Pace
 from ..core.settings import PortRange, Settings
 from ..errors import KernelRefused
 from ..journal import Journal
@@ -21,9 +22,8 @@ from ..kernel.packed.flow_events import FlowEvents, dump_flows, events_mode
 
 #: How often the whole table is compared: no event tells of a mark that others overwrite, nor
 #: (with nf_conntrack_events of 2) of the end of a flow that began before us.  With 50,000 flows
-#: that costs 0.6 s: within these bounds it takes this share of a core, and where marks are seen to
-#: be missing it comes as soon as it may.
-_COMPARE_S, _LATEST_COMPARE_S, _COMPARE_SHARE = 600.0, 3_600.0, 1 / 10_000
+#: that costs 0.6 s: it is done seldom, and where marks are seen to be missing as soon as it may be.
+COMPARISON = Pace(share=1 / 10_000, least_s=600.0, most_s=3_600.0)
 #: How soon it is compared again if events were lost meanwhile.
 _AGAIN_S = 1.0
 #: After this many losses of events within this time, look-ups take over for a while.
@@ -67,7 +67,7 @@ class FlowTable:
         self._events: FlowEvents | None = None
         self._recent_losses: list[float] = []
         self._without_until = 0.0
-        self._next_compare = self._soonest_compare = clock() + _COMPARE_S
+        self._next_compare = self._soonest_compare = clock() + COMPARISON.least_s
         self._budget, self._budget_s = float(_LOOK_UPS), clock()
         # When all events had been read that there were.
         self._empty_s = clock()
@@ -244,9 +244,10 @@ class FlowTable:
     def _put_off(self, cost_s: float) -> None:
         """When to compare next, after one that took so much of a core."""
         now = self._clock()
-        gap_s = min(max(_COMPARE_S, cost_s / _COMPARE_SHARE), _LATEST_COMPARE_S)
-        self._next_compare = now + (_WITHOUT_S if self._events is None else gap_s)
-        self._soonest_compare = now + _COMPARE_S
+        self._next_compare = now + (
+            _WITHOUT_S if self._events is None else COMPARISON.gap_s(cost_s)
+        )
+        self._soonest_compare = now + COMPARISON.least_s
 
     # -- marks ------------------------------------------------------------------------------------
 

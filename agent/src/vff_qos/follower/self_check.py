@@ -14,6 +14,7 @@ from ..core import events
 from ..core.health.findings import Finding
 from ..core.health.report import Report
 from ..core.health.rules import Facts, judge
+from ..core.pace import Pace
 from ..core.settings import Settings
 from ..errors import KernelRefused
 from ..host_facts import ask_connections, look_at_host, ports_text
@@ -25,8 +26,8 @@ from ..told import LEFT_TO_COLLECTION, tell
 
 #: Seen for so long a finding is told, gone for so long it is over; in seconds.
 _SURE_S, _HOLD_S = 4.0, 30.0
-#: A dump of the connections takes this share of a core at most, and is no older than that.
-SHARE, SOONEST_S, LATEST_S = 1 / 10_000, 30.0, 1_800.0
+#: Of dumps of the connections.
+PACE = Pace(share=1 / 10_000, least_s=30.0, most_s=1_800.0)
 #: What needs one.
 _OF_CONNECTIONS = frozenset({"classes_idle", "front", "marks_overwritten", "no_flow"})
 
@@ -36,7 +37,7 @@ class SelfCheck:
 
     def __init__(self, run_dir: str, settings: Settings, lock: Lock, journal: Journal) -> None:
         self._run_dir, self._settings, self._lock, self._journal = run_dir, settings, lock, journal
-        self._next_dump = time.monotonic() + SOONEST_S
+        self._next_dump = time.monotonic() + PACE.least_s
         # Whether something of the connections was told and is not over, or waits for another look.
         self._is_told = self._is_open = False
 
@@ -82,8 +83,7 @@ class SelfCheck:
                 # It takes five times as long, and says more.
                 ask_connections(facts, conntrack, self._settings)
                 findings = judge(facts)
-        wait_s = (time.thread_time() - began_s) / SHARE
-        self._next_dump = time.monotonic() + min(max(wait_s, SOONEST_S), LATEST_S)
+        self._next_dump = time.monotonic() + PACE.gap_s(time.thread_time() - began_s)
         return findings
 
 

@@ -12,14 +12,15 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from ..commands.status import devices_of
-from ..commands.watch import Pace, Watch
+from ..commands.watch import Due, Watch
 from ..config import Paths
 from ..core.figures import DIRECTIONS, Figures, ordered
+from ..core.pace import Pace
 from ..errors import QosError
 from ..follower.memory import trim
 
 #: Counters are read so often, all else so seldom, and each takes at most this share of a core.
-_COUNT_S, _LOOK_S, _SHARE = 2.0, 5.0, 0.03
+_COUNT, _LOOK = Pace(share=0.03, least_s=2.0), Pace(share=0.03, least_s=5.0)
 #: After so long without a question nobody watches.
 _LINGER_S = 20.0
 #: How long somebody waits for a picture.
@@ -80,7 +81,7 @@ class Observer:
                 if self._problem is not None:
                     raise self._problem
                 # While somebody watches there is a next one; one of before a rest is too old.
-                is_fresh = not self._rested or time.monotonic() - self._made_s < _COUNT_S
+                is_fresh = not self._rested or time.monotonic() - self._made_s < _COUNT.least_s
                 if self._picture is not None and is_fresh and self._picture.number > after:
                     return self._picture
                 left_s = until_s - time.monotonic()
@@ -136,7 +137,7 @@ class Observer:
                 os._exit(1)
 
     def _look_for_ever(self) -> None:
-        counts, looks = Pace(_SHARE, _COUNT_S), Pace(_SHARE, _LOOK_S)
+        counts, looks = Due(_COUNT), Due(_LOOK)
         while not self.is_closing:
             with self._changed:
                 while time.monotonic() - self._wanted_s > _LINGER_S:
@@ -159,25 +160,25 @@ class Observer:
                 with self._changed:
                     self._problem, self._rested = error, True
                     self._changed.notify_all()
-                time.sleep(_COUNT_S)
+                time.sleep(_COUNT.least_s)
                 continue
             time.sleep(max(0.1, counts.due_s - time.monotonic()))
 
-    def _look(self, pace: Pace) -> None:
+    def _look(self, due: Due) -> None:
         begun_s = time.thread_time()
         # Nobody reads what is seen while it is seen anew.
         with self._changed:
             self._sorted.clear()
             self._watch.look(spare=True)
         trim()
-        pace.took(time.thread_time() - begun_s)
+        due.took(time.thread_time() - begun_s)
 
-    def _count(self, pace: Pace) -> None:
+    def _count(self, due: Due) -> None:
         begun_s = time.thread_time()
         with self._changed:
             self._sorted.clear()
             self._watch.count()
-        pace.took(time.thread_time() - begun_s)
+        due.took(time.thread_time() - begun_s)
 
     def _publish(self) -> None:
         with self._changed:

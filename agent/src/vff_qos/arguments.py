@@ -30,6 +30,8 @@ class _Command(NamedTuple):
     text: str
     takes: Callable[[_Parser], None] = _nothing
     more: str = ""
+    #: Else its actions take them.
+    takes_files: bool = True
 
 
 def parser(only: str = "") -> _Parser:
@@ -39,11 +41,11 @@ def parser(only: str = "") -> _Parser:
     found.add_argument("--version", action="version", version=f"vff-qos {__version__}")
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in [only] if only in _COMMANDS else _COMMANDS:
-        text, takes, more = _COMMANDS[name]
-        command = commands.add_parser(name, help=text, description=text, epilog=more)
-        if takes is not _policy:  # its actions have them
+        one = _COMMANDS[name]
+        command = commands.add_parser(name, help=one.text, description=one.text, epilog=one.more)
+        if one.takes_files:
             _files(command)
-        takes(command)
+        one.takes(command)
     return found
 
 
@@ -248,7 +250,9 @@ _COMMANDS = {
     ),
     "cut": _Command("end one user's connections at once, and new ones, for a while", _cut),
     "reset": _Command("end a limit, unlimit, block or cut: the policy decides again", _reset),
-    "policy": _Command("compare the policy with what is in force, or have it in force", _policy),
+    "policy": _Command(
+        "compare the policy with what is in force, or have it in force", _policy, takes_files=False
+    ),
     "suspend": _Command("lift all limits in the kernel, until bootstrap"),
     "disable": _Command("the kill switch: lift all limits, and keep them lifted", _reason),
     "enable": _Command("bring the limits back after 'disable' or 'suspend'"),

@@ -26,6 +26,9 @@ ETHERNET, IPV4, IPV6, TCP_WITH_TIMESTAMPS, UDP = 14, 20, 40, 32, 8
 # A datagram inside Shadowsocks AEAD: salt, target address (IPv4), authentication tag.
 SHADOWSOCKS_UDP = 16 + 7 + 16
 
+#: TCP_LISTEN of the kernel's include/net/tcp_states.h, and how long servers may take to be there.
+_LISTEN, _LISTEN_S = "0A", 30.0
+
 Job = dict[str, Any]
 children: list[int] = []
 
@@ -201,6 +204,35 @@ def failures(folder: Path) -> list[str]:
     return found
 
 
+def await_servers(ports: set[int], namespace: str) -> None:
+    """Wait until all of them listen: what comes before is refused."""
+
+    def look() -> None:
+        deadline = time.monotonic() + _LISTEN_S
+        while missing := ports - listening():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nobody listens on {sorted(missing)}")
+            time.sleep(0.05)
+        os._exit(0)
+
+    pid = spawn(look, namespace)
+    _pid, status = os.waitpid(pid, 0)
+    children.remove(pid)
+    if status:
+        raise SystemExit("traffic: not all servers listen")
+
+
+def listening() -> set[int]:
+    """Ports that somebody listens on, in this network namespace: proc(5)."""
+    found = set()
+    for family in ("tcp", "tcp6"):
+        for row in Path(f"/proc/self/net/{family}").read_text().splitlines()[1:]:
+            _number, local, _remote, state, *_rest = row.split()
+            if state == _LISTEN:
+                found.add(int(local.rpartition(":")[2], 16))
+    return found
+
+
 def observe(job: Job) -> dict[str, Any]:
     """Run the job: idle round trips, start the load, warm up, sample, stop."""
     folder = Path(job["folder"])
@@ -210,7 +242,8 @@ def observe(job: Job) -> dict[str, Any]:
         if device["iperf"]:
             arguments = ["-s", "-1", "-p", str(device["target_port"])]
             spawn(iperf(arguments, folder / f"server-{device['number']}.log"), inet)
-    time.sleep(1.0)  # the servers listen
+    ports = {device["target_port"] for device in job["devices"] if device["iperf"]}
+    await_servers({*ports, job["echo_port"]}, inet)
     echoes = os.open(folder / "echo.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     spawn(lambda: echo_clients(job, echoes), clients)
     sampler = Sampler(job)

@@ -7,7 +7,6 @@ engine that knows TRIAL_USERS.  Figures are returned; what is good enough is for
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -94,11 +93,12 @@ def fairness(lab: Lab, direction: Direction) -> Fairness:
     # An upload before has stopped it.
     lab.node.ssh("systemctl start vff-qos-follow")
     # First: whoever has had the node alone must not pay for it afterwards.
-    alone = lab.measure(direction, 8, users=FAIR_USERS[:1], idle_s=0.5)
+    alone = lab.measure(direction, 8, users=FAIR_USERS[:1], idle_s=0.5, warmup_s=10)
     with step(f"filling the node, {direction} of {len(FAIR_USERS)} users"):
         run = lab.start_traffic(direction, 20, users=FAIR_USERS, warmup_s=20, idle_s=0.5)
         if direction == "upload":
-            time.sleep(12)  # all have their marks
+            # Those that carry the data, and iperf3's own.
+            lab.await_marks(sum(user.flows for user in FAIR_USERS) + len(FAIR_USERS))
             lab.node.ssh(_FREE_EGRESS)
         report = run.result()
     medians, worst = {}, 0.0

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -86,7 +87,7 @@ LONG_S = 900.0  # for as long as it takes; ended by hand
 LOWEST, HIGHEST = 0.7, 1.05
 UNFAIR_PCT = 5.0
 OWN_LOAD_MS, NEIGHBOUR_MS = 10.0, 5.0
-POOL_S = 120  # a thousand classes in slices, beside all else
+POOL_S = 280  # a thousand classes in slices, beside all else
 HEAL_S = 60.0  # under emulation; tests/netns measures it natively
 ANEW_S = 120.0  # the same, until an agent that begins anew has made all classes
 #: For so long at most a live user may have no limit while the old role gives way, in seconds.
@@ -198,7 +199,7 @@ def await_pool(lab: Lab) -> None:
     """Wait until as many classes wait for new users as the role's default says."""
     wanted = yaml.safe_load((ROOT / "roles/qos/defaults/main.yml").read_text())["qos_gc_pool_min"]
     full = f'vff-qos status | grep -q ", {wanted} made in advance"'
-    lab.node.ssh(f"timeout {POOL_S} sh -c 'until {full}; do sleep 1; done'")
+    lab.node.ssh(f"timeout {POOL_S} sh -c 'until {full}; do sleep 3; done'")
 
 
 def kernel() -> None:
@@ -309,11 +310,11 @@ def kill_switch() -> None:
     spans = {"before": (0.0, started), "disabled": (off + 1, restart), "present": (on + 2, end)}
     for m in report.measurements:
         for name, (start, end) in spans.items():
-            part = [rate for at, rate in m.series if start <= at <= end]
-            mean = sum(part) / len(part)
+            # A second's stall of the emulated node moves a mean.
+            rate = statistics.median(rate for at, rate in m.series if start <= at <= end)
             test = free if name == "disabled" else held
-            if not test(m.user, "download", mean):
-                raise Failed(f"{name}: {m.user.email} gets {mean / MBIT:.2f}, limit {m.limit_bps}")
+            if not test(m.user, "download", rate):
+                raise Failed(f"{name}: {m.user.email} gets {rate / MBIT:.2f}, limit {m.limit_bps}")
 
 
 def reboot() -> None:
@@ -618,13 +619,17 @@ def fair() -> None:
             f"median; the ratio of weights is {ratio_pct:+.1f} % off; alone: "
             f"{result.alone_bps / MBIT:.2f} Mbit/s"
         )
-        if not LOWEST * FAIR_LIMIT <= result.alone_bps <= HIGHEST * FAIR_LIMIT:
-            raise Failed(f"a user alone should get {FAIR_LIMIT / MBIT:.0f} Mbit/s")
-        return {direction: max(result.worst_pct, abs(ratio_pct))}
+        alone = result.alone_bps / FAIR_LIMIT
+        return {
+            direction: max(result.worst_pct, abs(ratio_pct)),
+            "alone, too little": LOWEST - alone,
+            "alone, too much": alone - HIGHEST,
+        }
 
     with easily_full(lab):
         for direction in DIRECTIONS:
-            within({direction: UNFAIR_PCT}, partial(unfair, direction))
+            allowed = {direction: UNFAIR_PCT, "alone, too little": 0.0, "alone, too much": 0.0}
+            within(allowed, partial(unfair, direction))
 
 
 def round_trips() -> None:
@@ -655,10 +660,11 @@ def round_trips() -> None:
 def memory() -> None:
     """The agent tells of stalls for which TCP's memory is to blame."""
     lab = attach()
-    told = "journalctl -q VFF_QOS_EVENT=degraded VFF_QOS_FINDING=tcp_memory | grep -q ."
+    since = lab.node.ssh("date +%s").strip()
+    told = f"journalctl -q --since=@{since} VFF_QOS_EVENT=degraded VFF_QOS_FINDING=tcp_memory"
     run = lab.start_traffic("download", LONG_S, users=USERS[:1], idle_s=0.5, warmup_s=1.0)
     with kernel_settings(lab, {"net.ipv4.tcp_mem": "1 2 1000000"}):  # two pages are too much
-        lab.node.ssh(f"timeout 60 sh -c 'until {told}; do sleep 1; done'")
+        lab.node.ssh(f"timeout 60 sh -c 'until {told} | grep -q .; do sleep 1; done'")
         status = lab.node.ssh("vff-qos status || test $? = 1")
     run.finish()
     if "DEGRADED: TCP is short of memory" not in status:
@@ -766,9 +772,11 @@ def takeover() -> None:
     """
     dependent_project()
     # Uploads wait longer: their redirection and their device are made anew.
+    load = Load()
     without_s = replace_old_role(attach(), "upload")
-    say(f"upload: {without_s:.2f} s without a limit")
-    if without_s > TAKEOVER_S:
+    starved = load.starved()
+    say(f"upload: {without_s:.2f} s without a limit{', starved' if starved else ''}")
+    if without_s > (2 if starved else 1) * TAKEOVER_S:
         raise Failed(f"a live user had no limit for {without_s:.2f} s")
 
 

@@ -137,8 +137,9 @@ def test_status_and_journal_name_the_same_author(
 ) -> None:
     monkeypatch.setenv("SUDO_USER", "carol")
     node.start()
-    node.run("limit", "alice@x", "--download", "1mbit", "--for", "2s")
+    node.run("limit", "alice@x", "--download", "1mbit", "--for", "1h")
     assert "by carol\n" in look(node)[1]
+    node.run("limit", "alice@x", "--download", "1mbit", "--for", "1s")
     assert node.agent is not None and node.agent.stderr is not None
     assert node.agent.stderr.readline() == (
         "alice@x: the override by carol is over: its time is up; now upload 5mbit, download "

@@ -39,7 +39,9 @@ VLESS_WS, VMESS_WS, TROJAN_WS, TROJAN, SOCKS, HTTP, VLESS, XHTTP = range(31_001,
 INBOUNDS = set(range(31_001, 31_009))
 TAG = "vless-東京"
 STAMP = b"2026/11/20 16:00:00.000001"
-FORGED = STAMP + b" from 203.0.113.9:4444 accepted tcp:b:443 [i >> o] email: victim@x"
+FORGER = b"203.0.113.9:4444"
+FORGED = STAMP + b" from " + FORGER + b" accepted tcp:b:443 [i >> o] email: victim@x"
+HONEST = b" email: alice@x"
 TROJAN_KEY = hashlib.sha224(PASSWORD.encode()).hexdigest().encode() + b"\r\n\x01"
 
 
@@ -98,9 +100,15 @@ class Engine:
         ).encode()
         self.send(port, hello, _frame(2, before), _frame(8, struct.pack(">H", 1000) + reason[:123]))
 
-    def claims(self, count: int) -> list[Claim]:
-        """Claims of what was written since, which must be at least ``count`` lines."""
-        eventually(lambda: self.log.read_bytes()[self._read :].count(b"\n") >= count)
+    def claims(self, count: int, text: bytes = b"") -> list[Claim]:
+        """Claims of what was written since, which must be at least ``count`` lines, and have this
+        text: the engine's own lines may come between."""
+
+        def is_there() -> bool:
+            data = self.log.read_bytes()[self._read :]
+            return data.count(b"\n") >= count and text in data
+
+        eventually(is_there)
         time.sleep(0.2)
         data = self.log.read_bytes()[self._read :]
         self._read += len(data)
@@ -137,15 +145,15 @@ def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def _trusted_forgeries(claims: list[Claim]) -> list[Claim]:
-    return [c for c in claims if c.source == b"203.0.113.9:4444" and not c.tainted]
+    return [c for c in claims if c.source == FORGER and not c.tainted]
 
 
 def test_a_close_reason_forges_nothing_with_or_without_an_account(engine: Engine) -> None:
     for port, before in ((VLESS_WS, b"\0abc"), (VLESS_WS, b"\0" + ALICE.bytes), (VMESS_WS, b"abc"),
                          (TROJAN_WS, TROJAN_KEY)):  # fmt: skip
         engine.close_websocket(port, before, b"\n" + FORGED)
-        claims = engine.claims(2)
-        assert [c for c in claims if c.source == b"203.0.113.9:4444"], "the attack has failed"
+        claims = engine.claims(2, FORGER)
+        assert [c for c in claims if c.source == FORGER], "the attack has failed"
         assert _trusted_forgeries(claims) == []
     assert len(engine.scanner.strangers) >= 4
 
@@ -154,8 +162,8 @@ def test_the_longest_name_forges_nothing(engine: Engine) -> None:
     name = b"x\n" * ((254 - len(FORGED)) // 2) + b"\n" + FORGED
     assert 250 < len(name) <= 255
     engine.send(TROJAN, TROJAN_KEY + b"\x03" + bytes([len(name)]) + name + b"\0\x50\r\n")
-    claims = engine.claims(len(name.splitlines()))
-    assert [c for c in claims if c.source == b"203.0.113.9:4444"], "the attack has failed"
+    claims = engine.claims(len(name.splitlines()), FORGER)
+    assert [c for c in claims if c.source == FORGER], "the attack has failed"
     assert _trusted_forgeries(claims) == []
 
 
@@ -163,7 +171,7 @@ def test_honest_lines_name_their_user_whatever_the_tag(engine: Engine) -> None:
     engine.claims(0)
     engine.scanner = Scanner()
     engine.visit()
-    (claim,) = [claim for claim in engine.claims(1) if claim.email]
+    (claim,) = [claim for claim in engine.claims(1, HONEST) if claim.email]
     assert claim.email == b"alice@x"
     assert claim.detour == f"{TAG} >> nowhere".encode()
 
@@ -177,7 +185,7 @@ def test_lawful_lines_of_any_length_are_lawful(engine: Engine) -> None:
         url = b"http://a.example/?\xc2\xa0" + b"u" * length
         engine.send(HTTP, b"GET " + url + b" HTTP/1.1\r\nHost: a\r\n\r\n")
     engine.visit()
-    claims = engine.claims(5)
+    claims = engine.claims(5, HONEST)
     assert [claim.tainted for claim in claims if claim.email] == [False]
     assert engine.scanner.counters.unparsed == 0
 
@@ -188,8 +196,8 @@ def test_a_path_forges_nothing_in_a_mixed_log(engine: Engine) -> None:
     for length in (2_500, 11_500):
         head = b"GET /" + b"q" * length + b"%0A" + quoted + b"%0A HTTP/1.1\r\nHost: a\r\n\r\n"
         engine.send(XHTTP, head)
-        claims = engine.claims(2)
-        assert [c for c in claims if c.source == b"203.0.113.9:4444"], "the attack has failed"
+        claims = engine.claims(2, FORGER)
+        assert [c for c in claims if c.source == FORGER], "the attack has failed"
         assert _trusted_forgeries(claims) == []
 
 
@@ -202,6 +210,6 @@ def test_rejections_without_a_strangers_text_taint_nobody(engine: Engine) -> Non
     engine.send(VLESS, b"\0" + ALICE.bytes + b"\0\1\0\x50\2\3a b")
     engine.send(SOCKS, b"\5\1\0", b"\5\7\0\3\3a b\0\x50")
     engine.visit()
-    claims = engine.claims(6)
+    claims = engine.claims(6, HONEST)
     assert [claim.tainted for claim in claims if claim.email] == [False]
     assert engine.scanner.counters.harmless >= 5

@@ -134,7 +134,7 @@ def test_what_is_wrong_changes_nothing(site: Site) -> None:
 def test_words_without_a_flow_are_counted_in_the_end(site: Site) -> None:
     """Or nobody would see that the service ports are not the engine's."""
     post(site, claim(ALICE, (CUSTOMERS[0], 43_000)))
-    eventually(lambda: site.status().get("no_flow") == 1, 20)
+    eventually(lambda: site.status().get("no_flow") == 1, 40)
 
 
 def test_names_are_others_than_those_of_a_log(site: Site) -> None:

@@ -67,6 +67,14 @@ def quiet(node: Node, within_s: float = 12.0) -> None:
     assert (code, text.splitlines()[0]) == (0, "OK: nothing is wrong")
 
 
+def busy(node: Node, email: str) -> Client:
+    """A user whose traffic passes the classes from the first mark on."""
+    client = user(node, email)
+    for device in ("wan0", "vffqos0"):
+        send_through(device, (node.mark(client) or 0) & 0xFFFF)
+    return client
+
+
 def set_up(node: Node) -> Client:
     """A whole node with one user, whose traffic passes the classes."""
     nft.replace_table(our_table(SETTINGS))
@@ -90,23 +98,22 @@ def restart(node: Node) -> None:
 
 def test_a_healthy_node_has_no_finding(node: Node) -> None:
     first = set_up(node)
-    clients = [first, *(user(node, f"user{number}@x") for number in range(12))]
-    for client in clients:
-        minor = (node.mark(client) or 0) & 0xFFFF
-        for device in ("wan0", "vffqos0"):
-            send_through(device, minor)
+    # Traffic is looked at from the first report of a mark on.
+    eventually(lambda: status(node)["follower"]["marked"], 12)
+    kept = [first, *(busy(node, f"user{number}@x") for number in range(12))]
     quiet(node, 1)
     # Also when the follower has looked whether traffic passes.
     eventually(lambda: status(node)["follower"]["traffic"], 12)
     quiet(node, 1)
     found = status(node)
+    assert len(found["users"]) == len(kept)
     assert found["follower"]["sources"][0]["trust"] == "text"
     assert found["follower"]["sources"][0]["last_claim_s"] is not None
 
 
 def test_status_is_one_screen_in_an_order_for_people(node: Node) -> None:
     set_up(node)
-    kept = [user(node, f"user{number}@x") for number in range(12)]
+    kept = [busy(node, f"user{number}@x") for number in range(12)]
     send_through("wan0", (node.mark(kept[11]) or 0) & 0xFFFF)
     code, text = look(node)
     rows = [line.split()[0] for line in text.splitlines() if "@x" in line]
@@ -272,10 +279,7 @@ def test_nftables_flushed_every_second(whole: HealingNode) -> None:
 
 def test_marks_that_a_firewall_overwrites(node: Node) -> None:
     set_up(node)
-    clients = [user(node, f"user{number}@x") for number in range(8)]
-    for client in clients:
-        for device in ("wan0", "vffqos0"):
-            send_through(device, (node.mark(client) or 0) & 0xFFFF)
+    clients = [busy(node, f"user{number}@x") for number in range(8)]
     quiet(node)
     run("nft", "-f", "-", stdin="""
         table inet theirs {
@@ -298,6 +302,8 @@ def test_a_full_conntrack_table(node: Node) -> None:
     set_up(node)
     quiet(node)
     most = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+    # However long it takes, none ends while it is looked at.
+    Path("/proc/sys/net/netfilter/nf_conntrack_udp_timeout").write_text("600")
     fill_conntrack(round(0.93 * most))
     one = told(node, "conntrack_full", 2)
     assert "nf_conntrack_max=" in one["remedy"] and f"of {most}" in one["evidence"][0]

@@ -26,6 +26,9 @@ from vff_qos.state import State
 from .harness import MAJOR, Node, ceils, eventually, look, run, status, user
 from .senders import Flood
 
+#: Before the look that comes with each report; a busy machine included.
+SOON_S = 4.0
+
 
 @pytest.fixture
 def node(tmp_path: Path, trees: tuple[str, str]) -> Iterator[Node]:
@@ -60,6 +63,14 @@ def send_through(minor: int, packets: int) -> None:
             sock.send(b"\xff" * 12 + b"\x88\xb5" + b"x" * 86)
 
 
+def listeners() -> int:
+    """Sockets that hear of qdiscs and classes (RTNLGRP_TC), in this network namespace; the columns
+    are those of the kernel's net/netlink/af_netlink.c."""
+    rows = [row.split() for row in Path("/proc/net/netlink").read_text().splitlines()[1:]]
+    return sum(int(groups, 16) >> 3 & 1 for _socket, family, _port, groups, *_rest in rows
+               if int(family) == socket.NETLINK_ROUTE)  # fmt: skip
+
+
 def test_a_class_is_changed_in_place(node: Node) -> None:
     node.write_policy("users:\n  alice@x: {download: 10mbit}\n  bob@x: {download: 4mbit}\n")
     node.start()
@@ -69,15 +80,16 @@ def test_a_class_is_changed_in_place(node: Node) -> None:
     before = sent_bytes(minor)
     assert before >= 20 * 100
     user(node, "bob@x")
+    before_us = listeners()
     with subprocess.Popen(["tc", "monitor"], stdout=subprocess.PIPE, text=True) as monitor:
-        time.sleep(0.5)
-        at = time.monotonic()
-        node.write_policy("users:\n  alice@x: {download: 20mbit}\n  bob@x: {download: 4mbit}\n")
-        eventually(lambda: ceils(node, alice)[1] == 20_000_000, 1.0)
-        assert time.monotonic() - at < 1.0
-        send_through(minor, 5)
-        time.sleep(0.3)
-        monitor.terminate()
+        try:
+            eventually(lambda: listeners() > before_us)
+            node.write_policy("users:\n  alice@x: {download: 20mbit}\n  bob@x: {download: 4mbit}\n")
+            eventually(lambda: ceils(node, alice)[1] == 20_000_000, SOON_S)
+            send_through(minor, 5)
+            time.sleep(0.3)
+        finally:
+            monitor.terminate()
         assert monitor.stdout is not None
         changes = [line for line in monitor.stdout if line.startswith("class")]
     assert sent_bytes(minor) >= before + 5 * 100
@@ -92,12 +104,12 @@ def test_a_drop_in_counts_at_once_and_wins(node: Node) -> None:
     drop_ins.mkdir()
     (drop_ins / ".users.yml.new").write_text("users: [")
     (drop_ins / "users.yml").write_text("users:\n  alice@x: {upload: 6mbit}\n")
-    eventually(lambda: ceils(node, alice) == (6_000_000, 3_000_000), 1.0)
+    eventually(lambda: ceils(node, alice) == (6_000_000, 3_000_000), SOON_S)
     (drop_ins / "users.yml").write_text("users:\n  alice@x: {plan: none}\n")
     time.sleep(1.3)
     assert ceils(node, alice) == (6_000_000, 3_000_000)
     (drop_ins / "users.yml").unlink()
-    eventually(lambda: ceils(node, alice) == (5_000_000, 10_000_000), 1.0)
+    eventually(lambda: ceils(node, alice) == (5_000_000, 10_000_000), SOON_S)
 
 
 def test_sighup_reads_the_policy_now(node: Node) -> None:
@@ -109,7 +121,7 @@ def test_sighup_reads_the_policy_now(node: Node) -> None:
         file.flush()
         assert node.agent is not None
         node.agent.send_signal(signal.SIGHUP)
-        eventually(lambda: ceils(node, alice)[0] == 7_000_000, 1.0)
+        eventually(lambda: ceils(node, alice)[0] == 7_000_000, SOON_S)
 
 
 def test_diff_shows_and_changes_nothing(node: Node) -> None:
@@ -244,11 +256,11 @@ def test_an_override_ends_in_time(node: Node) -> None:
     node.start()
     alice = user(node, "alice@x")
     node.run("limit", "alice@x", "--download", "1mbit", "--for", "2s")
-    at = time.monotonic()
+    (order,) = State(str(node.directory / "state")).overrides()
     assert ceils(node, alice)[1] == 1_000_000
-    eventually(lambda: ceils(node, alice)[1] == 10_000_000, 3.5)
-    assert time.monotonic() - at > 1.5
-    eventually(lambda: State(str(node.directory / "state")).overrides() == [], 2)
+    eventually(lambda: ceils(node, alice)[1] == 10_000_000)
+    assert order.until is not None and time.time() >= order.until
+    eventually(lambda: State(str(node.directory / "state")).overrides() == [])
     assert status(node)["overrides"] == []
 
 

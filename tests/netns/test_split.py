@@ -73,6 +73,7 @@ def transfer(net: Network, minor: int) -> Iterator[None]:
             child.wait()
 
 
+@pytest.mark.alone
 def test_shares_do_not_depend_on_the_size_of_packets(
     net: Network,
     settings: Settings,
@@ -95,6 +96,7 @@ def test_shares_do_not_depend_on_the_size_of_packets(
         assert ratio > 2  # what splitting is for
 
 
+@pytest.mark.alone
 def test_users_do_not_pay_for_a_burst_of_what_is_nobodys(
     net: Network,
     settings: Settings,

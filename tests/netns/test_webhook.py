@@ -165,7 +165,7 @@ def test_garbage_marks_nothing_and_stops_nothing(node: WebhookNode) -> None:
     assert node.mark(client) == 0
     assert node.announce(client, "alice@x", "127.0.0.1:4430") == 200
     eventually(lambda: node.mark(client))
-    eventually(lambda: status(node)["follower"]["log"]["stale"], 8)
+    eventually(lambda: status(node)["follower"]["log"]["stale"])
 
 
 class Slowloris(threading.Thread):
@@ -215,7 +215,7 @@ def test_400_half_open_requests_keep_no_event_out(node: WebhookNode, port: bool)
     finally:
         attacker.stop.set()
         attacker.join()
-    eventually(lambda: node.log_counters()["claims"] == 40, 8)
+    eventually(lambda: node.log_counters()["claims"] == 40)
     log = node.log_counters()
     assert log["connections"] > 400
     assert log["last_event_s"] is not None

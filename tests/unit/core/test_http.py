@@ -86,9 +86,9 @@ def test_what_is_not_a_bounded_post_is_refused(data: bytes, status: int) -> None
 
 def test_hostile_heads_cost_no_time() -> None:
     spaces = b"POST / HTTP/1.1\r\nX:" + b" " * 8_000 + b"\x00\r\n\r\n"
-    before = time.monotonic()
+    before = time.thread_time()
     assert _feed(spaces, []) == ([], 400)
-    assert time.monotonic() - before < 0.1
+    assert time.thread_time() - before < 0.1
 
 
 def test_a_parser_never_holds_more_than_one_request() -> None:

@@ -146,7 +146,7 @@ def test_playbook_and_role_have_the_same_defaults() -> None:
 BARRIER = """#!/bin/sh
 [ "$1" = suspend ] || exit 9
 touch "{directory}/asked.$$"
-for second in $(seq 120); do
+for second in $(seq 400); do
     [ "$(ls {directory} | grep -c asked)" -lt {count} ] || {{ echo suspended; exit 0; }}
     sleep 1
 done

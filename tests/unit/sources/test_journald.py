@@ -310,18 +310,21 @@ def test_a_writer_that_ended_within_a_line_restricts_nobody(
 
 @needs_journal
 def test_entries_say_themselves_since_when(files: JournalFiles) -> None:
+    began = _now()
     files.write(_line(1), age_s=500)
     files.write(_line(2), age_s=100)
-    source = files.source()
-    now = _now()
+    source, now = files.source(), _now()
     assert len(source.read()) == 2
     since, until = source.window
-    assert since == pytest.approx(now - 530, abs=2)
-    assert until == pytest.approx(now - 100, abs=2)
+    assert began - 530 <= since <= now - 530
+    assert began - 100 <= until <= now - 100
+    assert source.epoch_offset_s is not None
     assert source.epoch_offset_s == pytest.approx(OFFSET, abs=0.001)
-    stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.gmtime(time.time() - 100 + 4 * 900)).encode()
+    # No line is written later than its entry.
+    said_s = until + source.epoch_offset_s + 4 * 900
+    stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.gmtime(said_s)).encode()
     first, last = written(stamp, since, until, source.epoch_offset_s)
-    assert now - 103 < first < last < now - 98
+    assert until - 3 < first < last < until + 2
 
 
 @needs_journal

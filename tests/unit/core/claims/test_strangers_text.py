@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -272,9 +273,11 @@ def test_a_long_address_of_a_page_is_a_lawful_line(length: int) -> None:
 @given(parts=st.lists(st.sampled_from([b"proto: a", b"a: b", b" > ", b"EOF", b"tls: x", b": 7",
                                        b"a/b: unknown x", b"x" * 50, b"read tcp 1:1->2:2: "]),
                       max_size=60))  # fmt: skip
-@settings(max_examples=300, deadline=2_000)
+@settings(max_examples=300)
 def test_no_reason_takes_long_to_read(parts: list[bytes]) -> None:
+    began_s = time.thread_time()
     Scanner().scan(HEAD + b" rejected  " + b"".join(parts) + b"\n")
+    assert time.thread_time() - began_s < 2.0
 
 
 def test_a_reason_that_imitates_a_shorter_one_shortens_nothing() -> None:

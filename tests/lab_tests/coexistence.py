@@ -118,7 +118,15 @@ Parent=root
 EOF
 systemctl restart systemd-networkd
 """
-UNNETWORKD = "rm /etc/systemd/network/50-v0.network; systemctl stop systemd-networkd"
+AWAY = "systemctl stop vff-qos-follow vff-qos-bootstrap; vff-qos remove"
+AGAIN = "tc qdisc del dev v0 root; systemctl start vff-qos-bootstrap vff-qos-follow"
+#: What it has set would come back with the next change of the WAN device, and be a foreign root.
+UNNETWORKD = f"""
+rm /etc/systemd/network/50-v0.network
+systemctl stop systemd-networkd
+{AWAY}
+{AGAIN}
+"""
 NETPLAN = f"""
 cat > /etc/netplan/50-v0.yaml <<'EOF'
 network:
@@ -195,7 +203,12 @@ DISTURBED = (
         DOCKER,  # whose rules are gone, too
     ),
     ("ufw is enabled and reloaded", UFW, "ufw --force disable"),
-    ("firewalld is started, and reloaded twice", FIREWALLD, "systemctl stop firewalld"),
+    (
+        # It flushes Docker's rules, too, when it starts.
+        "firewalld is started, and reloaded twice",
+        FIREWALLD + DOCKER,
+        "systemctl stop firewalld",
+    ),
     ("Docker is restarted", DOCKER, ""),
     ("packets with our mark are not routed", ROUTED_MARKS, "ip rule del pref 10"),
     ("BBR", f"{BBR}=bbr", f"{BBR}=cubic"),
@@ -204,7 +217,6 @@ DISTURBED = (
     ("a second uplink", UPLINK, "ip link del u0"),
     ("netplan apply", NETPLAN, UNNETPLAN),
 )
-AWAY = "systemctl stop vff-qos-follow vff-qos-bootstrap; vff-qos remove"
 #: Debian 12's `tc -j` prints what is no JSON for this one.
 HFSC = f"{AWAY}; tc qdisc add dev v0 root handle 77: hfsc default 7"
 MQ = f"""
@@ -318,8 +330,7 @@ def networkd(lab: Lab) -> None:
 
 def foreign(lab: Lab) -> None:
     """A root that somebody has configured is named by the preflight, and stays as it is."""
-    again = "tc qdisc del dev v0 root; systemctl start vff-qos-bootstrap vff-qos-follow"
-    with step("a root of somebody's"), world(lab.node, HFSC, again):
+    with step("a root of somebody's"), world(lab.node, HFSC, AGAIN):
         before = lab.node.ssh("tc qdisc show dev v0")
         try:
             operate.make("qos", lab.node.dir / "inventory" / "hosts.yml")

@@ -7,6 +7,7 @@ stranger is given what no real one has: the exact time, and everybody's addresse
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import replace
 
 import pytest
@@ -158,7 +159,7 @@ def test_spoofed_flows_to_where_no_names_are_checked_cannot_use_up_the_minors(
     begin(spoofed)
     for flow in spoofed:
         scene.feed(FORMATS["trojan"][1] % (text(scene.far), b"a\n" + true_line(flow, b"x")))
-    assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 20 + 1
+    assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 20 + 2
 
 
 def test_a_comparison_gives_no_mark_back_to_who_has_gone(scene: Scene) -> None:
@@ -230,3 +231,41 @@ def test_who_has_a_tuple_next_is_in_their_own_class_where_no_event_told_of_it(
     for _ in range(3):
         scene.feed(true_line(flow, b"honest@x"))
         assert scene.marks(flow) == scene.marks(other)
+
+
+def test_a_line_that_waited_is_of_the_flow_of_then(scene: Scene) -> None:
+    """Its flow ended, and another customer had the tuple, while nobody read the log."""
+    flow, other = scene.open(AWAY, VLESS), scene.open(AWAY, VLESS)
+    scene.feed(true_line(other, b"honest@x"))
+    now = time.monotonic()
+    claims = scene.scanner.scan(true_line(flow, b"victim@x"))
+    scene.assigner.assign(claims, (now - 60.0, now))
+    for _ in range(2):
+        scene.feed(true_line(flow, b"honest@x"))
+        assert scene.marks(flow) == scene.marks(other)
+
+
+@pytest.mark.parametrize("source", [b"198.51.100.66:0", b"unix:@", b"@"])
+def test_what_follows_a_line_without_a_flow_may_be_the_rest_of_its_name(
+    source: bytes, scene: Scene
+) -> None:
+    """An inbound that checks no names behind a unix socket, or a header that a client may send."""
+    own, flow = scene.open(HOME, VLESS), scene.open(AWAY, VLESS)
+    scene.feed(true_line(own, b"attacker@x"))
+    name = b"a:80 [ss22 >> direct] email: attacker@x\n" + true_line(flow, b"attacker@x") + b"a"
+    scene.feed(FORMATS["ss-2022"][1] % (source, name))
+    assert scene.marks(flow) != scene.marks(own)
+
+
+def test_one_account_with_many_addresses_cannot_use_up_the_minors(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owners, "RESTRICTED_MAX", 20)
+    before = len(scene.tc.classes(scene.devices[1], 0x5100))
+    flows = [Flow(6, bytes((10, 9, n, 1)), 5_555, NODE, SS2022) for n in range(100)]
+    begin(flows)
+    for flow in flows:
+        scene.feed(FORMATS["ss-2022"][1] % (text(flow), b"a"))
+    assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 20 + 2
+    # Nor do they get more by it.
+    assert scene.limits(flows[-1]) == scene.limits(flows[0]) == list(ATTACKERS[:2])

@@ -27,6 +27,8 @@ def display_name(key: str) -> str:
     if key.startswith(RESTRICTED_KEY):
         # What stands after the address are the limits.
         place, _, user = key[1:].partition("/")
+        if not place:
+            return "(restricted) all further addresses, with the lowest limits"
         text = f"(restricted) {place_name(bytes.fromhex(place))}"
         device = f"/{user}".removeprefix(DEVICE)
         return f"{text}, a device too many of {device}" if device != f"/{user}" else text

@@ -513,9 +513,10 @@ class Assigner:
         unseen = self._marking.sample(ends)
         round_ = Round(self._steady_clock())
         if not self._judging.voice.free_text:
-            ends = self._plain_words.give(ends, round_.began_s, unseen)
+            is_late = self._judging.is_late
+            ends = self._plain_words.give(ends, round_.began_s, unseen, is_late)
             if unseen and ends and self._marking.look_at(ends, unseen):
-                ends = self._plain_words.give(ends, round_.began_s)
+                ends = self._plain_words.give(ends, round_.began_s, is_late=is_late)
         elif unseen:
             self._marking.look_at(ends, unseen)
         for claim, client in ends:

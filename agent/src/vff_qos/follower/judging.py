@@ -25,6 +25,7 @@ from ..core.claims.trust import (
     judge,
 )
 from ..core.flows.meeting import Local, Written, meet
+from ..core.flows.mirror import GRAVE_S
 from ..core.flows.record import (
     END,
     FOREIGN,
@@ -89,7 +90,10 @@ class Judging:
         """One claim, by the rules of trust; ``early``: it came before its flow."""
         counts, mirror = self._counts, self._flows.mirror
         if client is None:
-            counts.no_source += 1
+            counts.no_source += claim.email != b""
+            if self.voice.free_text:
+                # Nobody knows of which inbound it is.
+                self._taint_after(claim, (0,))
             return
         records = of_protocol(mirror.find(client), claim.protocol)
         if (ports := self.voice.ports) is not None:
@@ -123,7 +127,7 @@ class Judging:
         local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,
-            lambda: self.when(claim, early), mirror.earliest_ms,
+            lambda: self.when(claim, early), mirror.earliest_ms, self.is_late and not early,
         )  # fmt: skip
         if meeting is None:
             counts.stale += 1
@@ -224,6 +228,13 @@ class Judging:
             return self._flows.written(self._clock(), self._clock())
         return self._flows.written(*written(claim.time, *self.window, self.epoch_offset_s))
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the round's claims may be older than what is known of flows that have ended: they
+        waited while nobody read them."""
+        since_s, until_s = self.window
+        return until_s - since_s > GRAVE_S
+
     def _witness(self, client: bytes, owner: Owner) -> None:
         """A plain word stands: it vouches for its user at this address."""
         self._vouchers.saw([(client, owner.minor)], self._clock())
@@ -276,7 +287,7 @@ class Judging:
             return
         if rank(record) == FIXED:
             return
-        owner = self._restriction.lowest(client[:-2], tainted)
+        owner = self._restriction.lowest(client[:-2])
         after = owned(record, owner.minor, TOLD, RESTRICTED)
         self._count_early(record, owner.minor)
         self._counts.restricted += 1

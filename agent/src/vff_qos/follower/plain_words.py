@@ -52,10 +52,13 @@ class PlainWords:
         self._vouchers, self._conntrack, self._early = vouchers, conntrack, early
         self._counts, self._when, self._failed = counts, when, failed
 
-    def give(self, ends: list[End], now_s: float, unseen: int = 0) -> list[End]:
+    def give(
+        self, ends: list[End], now_s: float, unseen: int = 0, is_late: bool = False
+    ) -> list[End]:
         """Mark the flows of plain words; returns all other claims.
 
         Flows with one of the flags ``unseen`` may bear a mark already: they are left out.
+        ``is_late``: any flow may be younger than its claim, see `Judging.is_late`.
         """
         others: list[End] = []
         skip = others.append
@@ -82,7 +85,7 @@ class PlainWords:
             if not record:
                 skip(end)
                 continue
-            if record & REUSED:
+            if is_late or record & REUSED:
                 made_before = self._is_older(claim, client, record)
                 if made_before is None or (ports is not None and not ports[port(record)]):
                     skip(end)

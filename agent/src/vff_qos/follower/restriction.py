@@ -31,13 +31,14 @@ class Restriction:
         """The class with the default's limits."""
         return self._owner(address, (None, None))
 
-    def lowest(self, address: bytes, bounded: bool) -> Owner:
-        """The class with the lowest limits that any rule gives.
-
-        ``bounded``: a stranger may have said that somebody is there.  Else only who has an account
-        is, so that their number needs no bound.
-        """
-        return self._owner(address, self._below_default(self._policy().lowest()), bounded)
+    def lowest(self, address: bytes) -> Owner:
+        """The class with the lowest limits that any rule gives."""
+        rates = self._below_default(self._policy().lowest())
+        owner = self._owner(address, rates)
+        if not owner.is_common or rates == (None, None):
+            return owner
+        # Nobody lifts a limit by having many addresses: all further ones share one with these.
+        return self._registry.own_restricted(_named("", rates), *rates, bounded=False)
 
     def of(self, address: bytes, record: int, email: bytes | None, inside: bool) -> Owner:
         """The class for a flow that ``email`` is said to have, if anybody.
@@ -67,11 +68,13 @@ class Restriction:
             _lower(limits.download_bps, default.download_bps),
         )
 
-    def _owner(self, address: bytes, rates: _Rates, bounded: bool = True) -> Owner:
-        key = address_key(address).hex()
-        if rates != (None, None):
-            key += f"/{rates[0] or ''}-{rates[1] or ''}"
-        return self._registry.own_restricted(key, *rates, bounded)
+    def _owner(self, address: bytes, rates: _Rates) -> Owner:
+        key = _named(address_key(address).hex(), rates)
+        return self._registry.own_restricted(key, *rates, bounded=True)
+
+
+def _named(place: str, rates: _Rates) -> str:
+    return place if rates == (None, None) else f"{place}/{rates[0] or ''}-{rates[1] or ''}"
 
 
 def _highest_of(claims: list[Limits]) -> Limits:

@@ -22,6 +22,7 @@ from vff_qos.core.claims.accesslog import (
     MAX_STRANGERS,
     MESSAGE_BYTES,
     NAME_BYTES,
+    NO_SOURCE,
     REASON_BYTES,
     Claim,
     Counters,
@@ -336,7 +337,8 @@ def test_tags_outside_ascii_name_their_user_and_taint_nobody(tag: str) -> None:
 ])  # fmt: skip
 def test_paths_and_reasons_outside_ascii_taint_nobody(line: str) -> None:
     scanner = Scanner()
-    (claim,) = scanner.scan(line.encode() + b"\n" + GOOD)
+    *others, claim = scanner.scan(line.encode() + b"\n" + GOOD)
+    assert all(other.source == NO_SOURCE for other in others)
     assert not claim.tainted
     assert scanner.counters.harmless == 1
 
@@ -408,8 +410,10 @@ def test_sources_out_of_headers_are_counted_and_claim_nothing() -> None:
             b"\n",
         ):
             claims = scanner.scan(TIME + b" from " + source + b" accepted tcp:a:443" + rest + GOOD)
-            assert [claim.source for claim in claims] == [b"192.0.2.1:5001"]
-            assert not claims[0].tainted
+            # That there was such a line: what follows it may be the rest of a name.
+            assert [claim.source for claim in claims] == [NO_SOURCE, b"192.0.2.1:5001"]
+            assert [claim.email for claim in claims] == [b"", b"alice@x"]
+            assert not claims[1].tainted
     assert counters.no_port == 16
     assert counters.unparsed == 0
 

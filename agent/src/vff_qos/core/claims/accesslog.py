@@ -121,7 +121,7 @@ _HARMLESS = (
     rb"^" + _STAMP + rb" "
     rb"(?:"
     # an address that names no flow: unix sockets, the engine's own DNS, one out of a header
-    rb"(?:from |)(?:(?:@|unix:)" + _TEXT + rb"{0,108}|DNS|(?:tcp:|udp:|)(" + _ADDRESS
+    rb"(?:from |)(?:((?:@|unix:)" + _TEXT + rb"{0,108})|DNS|(?:tcp:|udp:|)(" + _ADDRESS
     + rb":0{1,5})) accepted " + _TARGET + rb"(?: \[" + _TEXT + rb"{1,512}\])?(?: email: "
     + _EMAIL + rb")?"
     # no user: SOCKS, HTTP, dokodemo, API
@@ -178,6 +178,8 @@ _TORN = (
 
 #: The author of text that taints: no line says who, or the stream was cut.
 NOBODY_KNOWS = b"?"
+#: The source of a line that names no flow: a unix socket, an address out of a header.
+NO_SOURCE = b"0.0.0.0:0"
 #: The author of a line that lacks its end: a full disk.
 TORN = b"!"
 
@@ -200,7 +202,8 @@ class Claim(NamedTuple):
     """One line's word on a flow.
 
     ``source`` is the text before `` accepted`` (``tcp:1.2.3.4:5``; see ``parse_source``); where
-    the source of claims is no text, it is a key of the flow's known ends, and ``end`` the client's.
+    the source of claims is no text, it is a key of the flow's known ends, and ``end`` the client's;
+    `NO_SOURCE` if the line names no flow.
     ``detour`` the text in brackets, empty if there is none.  ``email`` is empty when the line
     names no user, and None when it begins as an accepted one but does not parse to its end:
     somebody moved bytes there, and the flow is real.
@@ -495,8 +498,12 @@ class Scanner:
         if len(line) <= MAX_LINE_BYTES:
             if found := _compiled(_HARMLESS).match(line):
                 counters.harmless += 1
-                counters.no_port += found[1] is not None
+                counters.no_port += found[2] is not None
                 self._accepted(line, start, b"", tainted, claims)
+                if found[1] is not None or found[2] is not None:
+                    # It says nothing of a flow, but what follows it may be the rest of its name.
+                    position = self._scanned + start
+                    claims.append(Claim(NO_SOURCE, b"", b"", tainted, b"", position))
                 return taint_end
             if found := _START.match(line):
                 counters.harmless += 1

@@ -117,12 +117,13 @@ def meet(
     tags: Tags,
     written: Callable[[], Written],
     earliest_ms: Callable[[int], int] = birth_ms,
+    is_late: bool = False,
 ) -> Meeting | None:
     """The one of a client end's ``records`` that a claim of the user ``claimed`` (0: new) means.
 
     ``local`` is our end if the claim names it, ``written`` tells when it was made (asked for only
-    where it matters), ``earliest_ms`` before when a flow was surely not born.  None: the flow it
-    means has gone.
+    where it matters), ``earliest_ms`` before when a flow was surely not born; ``is_late``: it may
+    be so old that any tuple may have been another flow's.  None: the flow it means has gone.
     """
     found = _at_end(records, claimed, tag, local, tags)
     certain = len(found) == 1
@@ -133,14 +134,14 @@ def meet(
             return None
         # A weak word does not become certain by being said twice.
         certain = held == claimed != 0 and rank(found[0]) > WEAK
-    if any(record & REUSED for record in found):
+    if is_late or any(record & REUSED for record in found):
         time = written()
         alive = [r for r in found if r & VAGUE or earliest_ms(r) <= time.until_ms]
         certain = (
             certain
             and len(alive) == 1
             and not alive[0] & VAGUE
-            and (not alive[0] & REUSED or birth_ms(alive[0]) <= time.since_ms)
+            and (not (is_late or alive[0] & REUSED) or birth_ms(alive[0]) <= time.since_ms)
         )
         found = alive
     if not found:

@@ -56,7 +56,9 @@ _BEGINNING = frozenset((0, 1, 2, 9))  # NONE, SYN_SENT, SYN_RECV, SYN_SENT2
 #: before it is forgotten.
 GENERATION = 24_576
 #: A word may still be on its way when its flow has ended; so long its tuple counts as reused.
-_GRAVES, _GRAVE_S = 8_192, 30.0
+_GRAVES = 8_192
+#: For so long at least it is known that a tuple had another flow before, in seconds.
+GRAVE_S = 30.0
 #: Flows that somebody deleted from the kernel's table come back with their next packet.
 _FALLEN, _FALLEN_S = 65_536, 120.0
 #: Ends that a scan of our ports can make us remember.
@@ -680,7 +682,7 @@ class Mirror:
 
     def _turn(self, now_s: float) -> None:
         """Forget what has been gone for long."""
-        if now_s - self._turn_graves_s >= _GRAVE_S:
+        if now_s - self._turn_graves_s >= GRAVE_S:
             self._turn_graves_s = now_s
             self._graves = ({}, self._graves[0])
         if now_s - self._turn_fallen_s >= _FALLEN_S:

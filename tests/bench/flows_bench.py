@@ -40,7 +40,9 @@ _FLOWS = 10_000
 _WITNESSES = 20_000
 #: {name of the row: (service ports, how many addresses the node has)}.
 _NODES = {"1x1": ("443", 1), "300x8": ("443, 20000-20298", 8)}
-_PROBE_LINES, _MAX_LINES, _FORGED_S = 100, 20_000, 4.0
+#: So many lines that what comes each second whatever is read, and the wait for retries, are lost
+#: among them.
+_PROBE_LINES, _MAX_LINES, _FORGED_S = 100, 200_000, 4.0
 #: Later than this nobody asks the kernel again for the flow of a line.
 _RETRIES_END_S = 3.0
 _SYNS, _SYNS_A_TICK, _TICK_S = 200_000, 600, 0.010

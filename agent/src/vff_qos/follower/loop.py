@@ -272,7 +272,8 @@ class Follower:
         for number, source, claims in self._intake.read(ready):
             if claims:
                 self._assigner.assign(claims, source.window, source.epoch_offset_s, number)
-                self._vitals.saw_claims(number, self._assigner.flows_born)
+                if any(claim.email for claim in claims):
+                    self._vitals.saw_claims(number, self._assigner.flows_born)
             self._assigner.saw_strangers(source.strangers)
         if was_behind and self._intake.has_caught_up:
             # A kill -9 now must not have the next start read all of it again.

@@ -26,10 +26,12 @@ from ..told import LEFT_TO_COLLECTION, tell
 
 #: Seen for so long a finding is told, gone for so long it is over; in seconds.
 _SURE_S, _HOLD_S = 4.0, 30.0
-#: Of dumps of the connections.
+#: Of dumps of the connections; and while they find what nothing else can see.
 PACE = Pace(share=1 / 10_000, least_s=30.0, most_s=1_800.0)
+_WRONG_PACE = Pace(share=1 / 1_000, least_s=5.0, most_s=600.0)
 #: What needs one.
-_OF_CONNECTIONS = frozenset({"classes_idle", "front", "marks_overwritten", "no_flow"})
+_OVERWRITTEN = "marks_overwritten"
+_OF_CONNECTIONS = frozenset({"classes_idle", "front", _OVERWRITTEN, "no_flow"})
 
 
 class SelfCheck:
@@ -44,7 +46,7 @@ class SelfCheck:
     def look(self, report: Report) -> bool:
         """Judge what is seen now, and tell what is new.  Raises OSError if it cannot be remembered.
 
-        Returns whether marks were counted, and fewer connections bear ours than the follower knows.
+        Returns whether marks were counted, and others have overwritten some.
         A look that the kernel refuses is told, and the next one tries again.
         """
         facts = Facts(report.written, report, __version__)
@@ -53,7 +55,7 @@ class SelfCheck:
             facts.delivery = read_delivery(self._run_dir)
         claimed = report.counts.get("flows_claimed", 0)
         # As if no mark was lost, until they are counted.
-        facts.marked_flows = known_flows = claimed if isinstance(claimed, int) else 0
+        facts.marked_flows = claimed if isinstance(claimed, int) else 0
         try:
             look_at_host(facts)
             findings, unseen = judge(facts), LEFT_TO_COLLECTION | _OF_CONNECTIONS
@@ -63,27 +65,32 @@ class SelfCheck:
         except KernelRefused as error:
             self._journal.tell(events.KERNEL, error=str(error), effect="the node is not looked at")
             return False
+        is_overwritten = any(finding.kind == _OVERWRITTEN for finding in findings)
         news = tell(
             self._run_dir, self._lock, self._journal, findings, lambda kind: kind not in unseen,
             _SURE_S, _HOLD_S,
         )  # fmt: skip
-        known = [one for kind, one in news.known.items() if kind in _OF_CONNECTIONS]
-        self._is_told = any(one.is_told for one in known)
-        self._is_open = any(one.is_told == (one.gone_s is not None) for one in known)
-        return facts.marked_flows < known_flows
+        known = {kind: one for kind, one in news.known.items() if kind in _OF_CONNECTIONS}
+        # Without a dump overwritten marks are not seen: these do not differ from what was told.
+        self._is_told = any(one.is_told for kind, one in known.items() if kind != _OVERWRITTEN)
+        self._is_open = any(one.is_told == (one.gone_s is not None) for one in known.values())
+        return is_overwritten
 
     def _look_at_connections(self, facts: Facts) -> list[Finding]:
         """What is found when marks are counted.  Raises KernelRefused."""
         began_s = time.thread_time()
         layout = self._settings.layout
         with closing(Conntrack()) as conntrack:
-            facts.marked_flows = conntrack.count(layout.tag, layout.mask)
+            # What was given in advance is nobody's yet to the follower.
+            facts.marked_flows = conntrack.count(layout.tag, layout.tag_mask)
             findings = judge(facts)
             if _is_of_connections(findings):
                 # It takes five times as long, and says more.
                 ask_connections(facts, conntrack, self._settings)
                 findings = judge(facts)
-        self._next_dump = time.monotonic() + PACE.gap_s(time.thread_time() - began_s)
+        is_overwritten = any(finding.kind == _OVERWRITTEN for finding in findings)
+        pace = _WRONG_PACE if is_overwritten else PACE
+        self._next_dump = time.monotonic() + pace.gap_s(time.thread_time() - began_s)
         return findings
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bench.world import NODE
 from vff_qos.core import owners
-from vff_qos.core.claims.accesslog import NAME_BYTES
+from vff_qos.core.claims.accesslog import NAME_BYTES, STREAM_POSITIONS, Scanner
 from vff_qos.core.flow import Flow
 from vff_qos.core.flows import mirror
 from vff_qos.core.policy.model import Limits
@@ -269,3 +269,13 @@ def test_one_account_with_many_addresses_cannot_use_up_the_minors(
     assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 20 + 2
     # Nor do they get more by it.
     assert scene.limits(flows[-1]) == scene.limits(flows[0]) == list(ATTACKERS[:2])
+
+
+def test_a_free_name_goes_on_in_the_next_file(scene: Scene) -> None:
+    """The log was rotated within it, by software that splits at lines."""
+    own, flow = scene.open(HOME, VLESS), scene.open(AWAY, VLESS)
+    scene.feed(true_line(own, b"attacker@x"))
+    scene.feed(FORMATS["ss-2022"][1] % (text(scene.open(HOME, SS2022)), b"a:80 [x] email: a"))
+    scene.scanner = Scanner(position=STREAM_POSITIONS)
+    scene.feed(true_line(flow, b"attacker@x"))
+    assert scene.marks(flow) != scene.marks(own)

@@ -5,11 +5,12 @@ The rules themselves are `core.claims.trust.judge`; nothing here touches the ker
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from ..core import events
-from ..core.claims.accesslog import FREE_TEXT_BYTES, Claim, taint_authors
+from ..core.claims.accesslog import FREE_TEXT_BYTES, STREAM_POSITIONS, Claim, taint_authors
 from ..core.claims.stamp import written
 from ..core.claims.trust import (
     DOUBTED,
@@ -231,9 +232,13 @@ class Judging:
     @property
     def is_late(self) -> bool:
         """Whether the round's claims may be older than what is known of flows that have ended: they
-        waited while nobody read them."""
+        waited while nobody read them.
+
+        Of a log that was never read before nobody knows for how long: else no first word would be
+        certain after an installation.
+        """
         since_s, until_s = self.window
-        return until_s - since_s > GRAVE_S
+        return GRAVE_S < until_s - since_s < math.inf
 
     def _witness(self, client: bytes, owner: Owner) -> None:
         """A plain word stands: it vouches for its user at this address."""
@@ -313,8 +318,11 @@ class Judging:
             self.voice.free_text_until = claim.position + FREE_TEXT_BYTES
 
     def _is_after_free_text(self, claim: Claim) -> bool:
-        # Not below the window either: another file of the log counts from its own start.
         until = self.voice.free_text_until
+        stream, within = divmod(claim.position, STREAM_POSITIONS)
+        if until and stream != until // STREAM_POSITIONS:
+            # Whoever splits a log at lines may have split such a name.
+            return within < FREE_TEXT_BYTES
         return until - FREE_TEXT_BYTES < claim.position < until
 
     # -- when something is short ------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 from inotify_simple import Event, INotify
 from inotify_simple import flags as inotify_flags
 
-from ..core.claims.accesslog import Claim, Counters, Scanner, Stranger
+from ..core.claims.accesslog import STREAM_POSITIONS, Claim, Counters, Scanner, Stranger
 from ..core.claims.lines import Assembler
 from ..core.claims.rotation import FINGERPRINT_BYTES, FileChange, Identity, judge_change
 from ..errors import SourceError
@@ -36,8 +36,6 @@ _OLD_FILE_S = 300.0
 _MAX_OLD_FILES = 4
 #: While nothing is written, the checkpoint says so only this often: each time costs a write.
 _IDLE_SAVE_S = 60.0
-#: How far apart the positions of two files of a log are, at least.
-_FILE_POSITIONS = 1 << 48
 
 _DIR_EVENTS = (
     inotify_flags.CREATE | inotify_flags.MOVED_TO | inotify_flags.MOVED_FROM | inotify_flags.DELETE
@@ -265,7 +263,7 @@ class FileSource:
 
     def _open(self, path: str, since_s: float) -> _Tail:
         try:
-            tail = _Tail(path, since_s, self._opened * _FILE_POSITIONS, self._scanner)
+            tail = _Tail(path, since_s, self._opened * STREAM_POSITIONS, self._scanner)
         except PermissionError as error:
             status = os.stat(path)
             raise SourceError(

@@ -17,6 +17,7 @@ from systemd import journal
 
 from ..core.claims.accesslog import (
     MAX_LINE_BYTES,
+    STREAM_POSITIONS,
     Claim,
     Counters,
     Scanner,
@@ -176,7 +177,7 @@ class JournalSource:
         scanner = self._scanners.pop(stream, None)
         if scanner is None:
             self._streams += 1
-            scanner = self._grammar(self.counters, self._streams << 48)
+            scanner = self._grammar(self.counters, self._streams * STREAM_POSITIONS)
             if self._within and not (self._all_seen and is_start(first)):
                 scanner.begin_within()
             if len(self._scanners) >= _MAX_STREAMS:

@@ -48,6 +48,8 @@ CLOSE_BYTES = 512
 REASON_BYTES = 2_048
 #: From the start of an accepted line to the end of a name in it that nobody checked.
 FREE_TEXT_BYTES = 8_320
+#: Positions of a claim from here on are another stream's: another file's, another process's.
+STREAM_POSITIONS = 1 << 48
 #: The longest message of any kind.
 MESSAGE_BYTES = 16_896
 #: Text that is more than this long for one line is not looked at.

@@ -28,6 +28,7 @@ from vff_qos.core.flows.meeting import Tags, Written, meet
 from vff_qos.core.flows.mirror import GENERATION, Heard, Mirror
 from vff_qos.core.flows.record import (
     FOREIGN,
+    MAX_ADDRESSES,
     MINOR,
     NOT_PLAIN,
     PROVISIONAL,
@@ -448,3 +449,11 @@ def test_flows_whose_mark_others_have_overwritten_are_counted_while_they_live(
     assert kernel.mirror.robbed == 1
     kernel.give(client(2), BOB)
     assert kernel.mirror.robbed == 0
+
+
+def test_loopback_addresses_leave_room_for_those_that_clients_reach(kernel: Kernel) -> None:
+    for number in range(MAX_ADDRESSES):
+        end = bytes((TCP, 127, 1)) + number.to_bytes(2, "big") + (443).to_bytes(2, "big")
+        kernel.new(client(number), end)
+    kernel.new(client(5_000), ours(TCP))
+    assert kernel.mirror.find(client(5_000))

@@ -730,7 +730,9 @@ class Mirror:
         try:
             number = self._addresses.index(address)
         except ValueError:
-            if len(self._addresses) >= MAX_ADDRESSES:
+            # All of 127.0.0.0/8 is ours, and a customer may reach it through the proxy.
+            is_loopback = len(address) == 4 and address[0] == 127
+            if len(self._addresses) >= (MAX_ADDRESSES // 2 if is_loopback else MAX_ADDRESSES):
                 return None
             number = len(self._addresses)
             self._addresses.append(address)

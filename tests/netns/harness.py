@@ -426,3 +426,11 @@ def add_user(dev: str) -> None:
     key = ClassKey(socket.if_nametoindex(dev), 0x5100, 0x2A)
     classes.apply(add_class(key, 1, user_class(50_000_000), "pfifo"))
     classes.close()
+
+
+def listeners() -> int:
+    """Sockets that hear of qdiscs and classes (RTNLGRP_TC), in this network namespace; the columns
+    are those of the kernel's net/netlink/af_netlink.c."""
+    rows = [row.split() for row in Path("/proc/net/netlink").read_text().splitlines()[1:]]
+    return sum(int(groups, 16) >> 3 & 1 for _socket, family, _port, groups, *_rest in rows
+               if int(family) == socket.NETLINK_ROUTE)  # fmt: skip

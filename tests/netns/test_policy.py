@@ -23,7 +23,7 @@ from vff_qos.kernel.packed.tc import Tc
 from vff_qos.shaping import Classes
 from vff_qos.state import State
 
-from .harness import MAJOR, Node, ceils, eventually, look, run, status, user
+from .harness import MAJOR, Node, ceils, eventually, listeners, look, run, status, user
 from .senders import Flood
 
 #: Before the look that comes with each report; a busy machine included.
@@ -61,14 +61,6 @@ def send_through(minor: int, packets: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, MAJOR << 16 | minor)
         for _ in range(packets):
             sock.send(b"\xff" * 12 + b"\x88\xb5" + b"x" * 86)
-
-
-def listeners() -> int:
-    """Sockets that hear of qdiscs and classes (RTNLGRP_TC), in this network namespace; the columns
-    are those of the kernel's net/netlink/af_netlink.c."""
-    rows = [row.split() for row in Path("/proc/net/netlink").read_text().splitlines()[1:]]
-    return sum(int(groups, 16) >> 3 & 1 for _socket, family, _port, groups, *_rest in rows
-               if int(family) == socket.NETLINK_ROUTE)  # fmt: skip
 
 
 def test_a_class_is_changed_in_place(node: Node) -> None:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from checkout import SAMPLES
 from vff_qos.core.claims.accesslog import (
     NAME_BYTES,
+    NO_SOURCE,
     Claim,
+    Counters,
     Scanner,
     inbound_tag,
     parse_source,
@@ -241,3 +243,23 @@ def test_a_block_reads_like_its_lines_one_by_one(
     whole, single = Scanner(), Scanner()
     assert whole.scan(block) == [c for line in single_lines for c in single.scan(line)]
     assert whole.counters == single.counters
+
+
+def test_sources_out_of_headers_are_counted_and_claim_nothing() -> None:
+    good = TIME + b" from 192.0.2.1:5001 accepted tcp:a.example:443 [in >> out] email: alice@x\n"
+    counters = Counters()
+    scanner = Scanner(counters)
+    for source in (b"192.0.2.7:0", b"tcp:192.0.2.7:0", b"[2001:db8::1]:0", b"0.0.0.0:0"):
+        for rest in (
+            b" [in >> out] email: alice@x\n",
+            b" email: alice@x\n",
+            b" [in >> out]\n",
+            b"\n",
+        ):
+            claims = scanner.scan(TIME + b" from " + source + b" accepted tcp:a:443" + rest + good)
+            # That there was such a line: what follows it may be the rest of a name.
+            assert [claim.source for claim in claims] == [NO_SOURCE, b"192.0.2.1:5001"]
+            assert [claim.email for claim in claims] == [b"", b"alice@x"]
+            assert not claims[1].tainted
+    assert counters.no_port == 16
+    assert counters.unparsed == 0

@@ -25,7 +25,6 @@ from vff_qos.core.claims.accesslog import (
     NO_SOURCE,
     REASON_BYTES,
     Claim,
-    Counters,
     Scanner,
     Stranger,
     taint_authors,
@@ -397,25 +396,6 @@ def test_a_cut_within_a_strangers_text_is_not_taken_for_an_honest_one(
 
 
 # -- what cannot be limited ---------------------------------------------------------------------
-
-
-def test_sources_out_of_headers_are_counted_and_claim_nothing() -> None:
-    counters = Counters()
-    scanner = Scanner(counters)
-    for source in (b"192.0.2.7:0", b"tcp:192.0.2.7:0", b"[2001:db8::1]:0", b"0.0.0.0:0"):
-        for rest in (
-            b" [in >> out] email: alice@x\n",
-            b" email: alice@x\n",
-            b" [in >> out]\n",
-            b"\n",
-        ):
-            claims = scanner.scan(TIME + b" from " + source + b" accepted tcp:a:443" + rest + GOOD)
-            # That there was such a line: what follows it may be the rest of a name.
-            assert [claim.source for claim in claims] == [NO_SOURCE, b"192.0.2.1:5001"]
-            assert [claim.email for claim in claims] == [b"", b"alice@x"]
-            assert not claims[1].tainted
-    assert counters.no_port == 16
-    assert counters.unparsed == 0
 
 
 # -- a log that holds more than accesses --------------------------------------------------------

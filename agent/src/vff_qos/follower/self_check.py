@@ -30,8 +30,9 @@ _SURE_S, _HOLD_S = 4.0, 30.0
 PACE = Pace(share=1 / 10_000, least_s=30.0, most_s=1_800.0)
 _WRONG_PACE = Pace(share=1 / 1_000, least_s=5.0, most_s=600.0)
 #: What needs one.
-_OVERWRITTEN = "marks_overwritten"
-_OF_CONNECTIONS = frozenset({"classes_idle", "front", _OVERWRITTEN, "no_flow"})
+_OF_CONNECTIONS = frozenset({"classes_idle", "front", "marks_overwritten", "no_flow"})
+#: Of these, what is seen only when marks are counted.
+_OF_MARKS = frozenset({"marks_overwritten"})
 
 
 class SelfCheck:
@@ -60,21 +61,20 @@ class SelfCheck:
             look_at_host(facts)
             findings, unseen = judge(facts), LEFT_TO_COLLECTION | _OF_CONNECTIONS
             is_due = time.monotonic() >= self._next_dump or self._is_open
-            if is_due or _is_of_connections(findings) != self._is_told:
+            is_due |= _is_among(findings, _OF_CONNECTIONS - _OF_MARKS) != self._is_told
+            if is_due:
                 findings, unseen = self._look_at_connections(facts), LEFT_TO_COLLECTION
         except KernelRefused as error:
             self._journal.tell(events.KERNEL, error=str(error), effect="the node is not looked at")
             return False
-        is_overwritten = any(finding.kind == _OVERWRITTEN for finding in findings)
         news = tell(
             self._run_dir, self._lock, self._journal, findings, lambda kind: kind not in unseen,
             _SURE_S, _HOLD_S,
         )  # fmt: skip
         known = {kind: one for kind, one in news.known.items() if kind in _OF_CONNECTIONS}
-        # Without a dump overwritten marks are not seen: these do not differ from what was told.
-        self._is_told = any(one.is_told for kind, one in known.items() if kind != _OVERWRITTEN)
+        self._is_told = any(one.is_told for kind, one in known.items() if kind not in _OF_MARKS)
         self._is_open = any(one.is_told == (one.gone_s is not None) for one in known.values())
-        return is_overwritten
+        return is_due and _is_among(findings, _OF_MARKS)
 
     def _look_at_connections(self, facts: Facts) -> list[Finding]:
         """What is found when marks are counted.  Raises KernelRefused."""
@@ -84,15 +84,14 @@ class SelfCheck:
             # What was given in advance is nobody's yet to the follower.
             facts.marked_flows = conntrack.count(layout.tag, layout.tag_mask)
             findings = judge(facts)
-            if _is_of_connections(findings):
+            if _is_among(findings, _OF_CONNECTIONS):
                 # It takes five times as long, and says more.
                 ask_connections(facts, conntrack, self._settings)
                 findings = judge(facts)
-        is_overwritten = any(finding.kind == _OVERWRITTEN for finding in findings)
-        pace = _WRONG_PACE if is_overwritten else PACE
+        pace = _WRONG_PACE if _is_among(findings, _OF_MARKS) else PACE
         self._next_dump = time.monotonic() + pace.gap_s(time.thread_time() - began_s)
         return findings
 
 
-def _is_of_connections(findings: list[Finding]) -> bool:
-    return any(finding.kind in _OF_CONNECTIONS for finding in findings)
+def _is_among(findings: list[Finding], kinds: frozenset[str]) -> bool:
+    return any(finding.kind in kinds for finding in findings)

@@ -11,7 +11,7 @@ from statistics import median
 
 from vff_qos.config import Paths, load_settings
 from vff_qos.core.accounts import DOWNLOAD, UPLOAD
-from vff_qos.core.htb import OURS_MASK
+from vff_qos.core.htb import TAG_MASK
 from vff_qos.follower import bookkeeping, flow_table, self_check
 from vff_qos.follower.self_check import SelfCheck
 from vff_qos.journal import Journal
@@ -34,7 +34,7 @@ def measure(report: Report, follower: Agent, users: int, runs: int) -> None:
     with tempfile.TemporaryDirectory(prefix="vff-qos-bench-") as directory:
         looks = _looks(follower, directory)
         with closing(Conntrack()) as conntrack:
-            counts = [_cpu_s(lambda: conntrack.count(MAJOR << 16, OURS_MASK)) for _ in range(runs)]
+            counts = [_cpu_s(lambda: conntrack.count(MAJOR << 16, TAG_MASK)) for _ in range(runs)]
         comparisons = _comparisons(follower, runs)
         rounds = _rounds(directory, users, runs)
     report.add("watch.look_us", [1e6 * look for look in looks], "us")

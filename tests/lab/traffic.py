@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import counters
+from .guest.engine import listening
 
 PR_SET_PDEATHSIG = 1
 ECHO_BYTES = 64
@@ -26,8 +27,8 @@ ETHERNET, IPV4, IPV6, TCP_WITH_TIMESTAMPS, UDP = 14, 20, 40, 32, 8
 # A datagram inside Shadowsocks AEAD: salt, target address (IPv4), authentication tag.
 SHADOWSOCKS_UDP = 16 + 7 + 16
 
-#: TCP_LISTEN of the kernel's include/net/tcp_states.h, and how long servers may take to be there.
-_LISTEN, _LISTEN_S = "0A", 30.0
+#: How long servers may take to be there.
+_LISTEN_S = 30.0
 
 Job = dict[str, Any]
 children: list[int] = []
@@ -220,17 +221,6 @@ def await_servers(ports: set[int], namespace: str) -> None:
     children.remove(pid)
     if status:
         raise SystemExit("traffic: not all servers listen")
-
-
-def listening() -> set[int]:
-    """Ports that somebody listens on, in this network namespace: proc(5)."""
-    found = set()
-    for family in ("tcp", "tcp6"):
-        for row in Path(f"/proc/self/net/{family}").read_text().splitlines()[1:]:
-            _number, local, _remote, state, *_rest = row.split()
-            if state == _LISTEN:
-                found.add(int(local.rpartition(":")[2], 16))
-    return found
 
 
 def observe(job: Job) -> dict[str, Any]:

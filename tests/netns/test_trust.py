@@ -149,17 +149,24 @@ def test_forged_names_cannot_use_up_the_minors(scene: Scene) -> None:
     assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 1
 
 
-def test_spoofed_flows_to_where_no_names_are_checked_cannot_use_up_the_minors(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("own", [False, True], ids=["text names them", "one account has them"])
+def test_many_addresses_where_no_names_are_checked_cannot_use_up_the_minors(
+    own: bool, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A SYN from any address makes a flow there, and a stranger's text names it."""
+    """A SYN from any address makes a flow there, and a stranger's text names it; or a customer has
+    a network."""
     monkeypatch.setattr(owners, "RESTRICTED_MAX", 20)
     before = len(scene.tc.classes(scene.devices[1], 0x5100))
-    spoofed = [Flow(6, bytes((10, 9, n, 1)), 5_555, NODE, SS2022) for n in range(100)]
-    begin(spoofed)
-    for flow in spoofed:
-        scene.feed(FORMATS["trojan"][1] % (text(scene.far), b"a\n" + true_line(flow, b"x")))
+    flows = [Flow(6, bytes((10, 9, n, 1)), 5_555, NODE, SS2022) for n in range(100)]
+    begin(flows)
+    for flow in flows:
+        if own:
+            scene.feed(FORMATS["ss-2022"][1] % (text(flow), b"a"))
+        else:
+            scene.feed(FORMATS["trojan"][1] % (text(scene.far), b"a\n" + true_line(flow, b"x")))
     assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 20 + 2
+    # Nor does anybody get more by it.
+    assert scene.limits(flows[-1]) == scene.limits(flows[0]) == list(ATTACKERS[:2])
 
 
 def test_a_comparison_gives_no_mark_back_to_who_has_gone(scene: Scene) -> None:
@@ -255,20 +262,6 @@ def test_what_follows_a_line_without_a_flow_may_be_the_rest_of_its_name(
     name = b"a:80 [ss22 >> direct] email: attacker@x\n" + true_line(flow, b"attacker@x") + b"a"
     scene.feed(FORMATS["ss-2022"][1] % (source, name))
     assert scene.marks(flow) != scene.marks(own)
-
-
-def test_one_account_with_many_addresses_cannot_use_up_the_minors(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(owners, "RESTRICTED_MAX", 20)
-    before = len(scene.tc.classes(scene.devices[1], 0x5100))
-    flows = [Flow(6, bytes((10, 9, n, 1)), 5_555, NODE, SS2022) for n in range(100)]
-    begin(flows)
-    for flow in flows:
-        scene.feed(FORMATS["ss-2022"][1] % (text(flow), b"a"))
-    assert len(scene.tc.classes(scene.devices[1], 0x5100)) <= before + 20 + 2
-    # Nor do they get more by it.
-    assert scene.limits(flows[-1]) == scene.limits(flows[0]) == list(ATTACKERS[:2])
 
 
 def test_a_free_name_goes_on_in_the_next_file(scene: Scene) -> None:

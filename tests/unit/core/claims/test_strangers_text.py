@@ -395,9 +395,6 @@ def test_a_cut_within_a_strangers_text_is_not_taken_for_an_honest_one(
             assert claim.tainted
 
 
-# -- what cannot be limited ---------------------------------------------------------------------
-
-
 # -- a log that holds more than accesses --------------------------------------------------------
 
 

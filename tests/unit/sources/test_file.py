@@ -256,11 +256,12 @@ def test_strangers_are_told_of_once(log: Path) -> None:
     assert source.strangers == []
 
 
-def test_no_two_files_share_positions(log: Path) -> None:
+def test_no_two_files_share_positions_nor_do_two_who_read_the_same(log: Path) -> None:
     """What follows free text is known by its position."""
     log.write_bytes(line(1))
-    source = FileSource(str(log))
-    first = read_all(source)
+    source, again = FileSource(str(log)), FileSource(str(log))
+    first, second = read_all(source), read_all(again)
     log.rename(log.with_name("access.log.1"))
     log.write_bytes(line(2))
-    assert abs(read_all(source)[0].position - first[0].position) > 1 << 40
+    streams = {c.position >> 48 for c in (*first, *second, *read_all(source), *read_all(again))}
+    assert len(streams) == 4

@@ -410,7 +410,7 @@ class Assigner:
 
     def _come(self) -> list[Early]:
         """Claims that came before their flows, which are here now."""
-        return self._judging.awaited.take(self._flows.mirror.find)
+        return self._judging.awaited.take(self._judging.has_come)
 
     def _give_early(self, come: list[Early]) -> None:
         if not come:
@@ -440,6 +440,16 @@ class Assigner:
         return [owner.minor for owner in owners if not owner.is_user], left
 
     # -- claims -----------------------------------------------------------------------------------
+
+    @property
+    def in_free_text(self) -> list[int]:
+        """Numbers of sources where a name that no engine checked may reach into what comes next."""
+        return [number for number, voice in enumerate(self._voices) if voice.is_in_free_text]
+
+    def begin_in_free_text(self, speakers: Iterable[int]) -> None:
+        """What `in_free_text` was when what is read first was not yet."""
+        for number in speakers:
+            self._voices[number].begin_within()
 
     def assign(
         self,

@@ -23,6 +23,8 @@ from ..state import State
 RETRY_S = 10.0
 #: In the state: by origin, type and checkpoint; and what a follower with one source had.
 CHECKPOINTS, _CHECKPOINT, _REPLAY_SINCE = "checkpoints", "checkpoint", "replay_since"
+#: Among the checkpoints, in their shape: origins of those in the middle of a name, perhaps.
+_IN_FREE_TEXT = "in free text"
 #: What the checkpoints of the older ones were.
 _OLD_SHAPES: dict[str, type] = {"file": list, "container": list, "journal": dict}
 
@@ -88,7 +90,11 @@ class Intake:
     ) -> None:
         """Opens what can be opened; raises SourceError if that is none of them."""
         self._state, self._journal, self._poll = state, journal, poll
-        saved = _saved(state, wanted)
+        saved, in_free_text = _saved(state, wanted)
+        #: Numbers of those where a name that no engine checked may reach into what is read first.
+        self.in_free_text = [
+            index for index, settings in enumerate(wanted) if settings.origin in in_free_text
+        ]
         self._replay_since_s = state.get_value(_REPLAY_SINCE)
         #: Whether what was written while nobody ran has been read.
         self.has_caught_up = False
@@ -158,12 +164,16 @@ class Intake:
                 quiet += reading.descriptors
         return quiet
 
-    def checkpoints(self) -> dict[str, Any]:
-        """Where to go on with each, for the state."""
-        return {
+    def checkpoints(self, in_free_text: Collection[int]) -> dict[str, Any]:
+        """Where to go on with each, for the state; ``in_free_text`` as of the next start."""
+        places: dict[str, Any] = {
             reading.settings.origin: [reading.settings.type, reading.checkpoint]
             for reading in self.readings
         }
+        if in_free_text:
+            origins = [self.readings[number].settings.origin for number in in_free_text]
+            places[_IN_FREE_TEXT] = [_IN_FREE_TEXT, origins]
+        return places
 
     def close(self) -> None:
         """Release descriptors."""
@@ -218,18 +228,22 @@ def summed(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _saved(state: State, wanted: Collection[SourceSettings]) -> dict[str, Any]:
-    """Checkpoints by origin, as far as they are of a source of the same type."""
+def _saved(
+    state: State, wanted: Collection[SourceSettings]
+) -> tuple[dict[str, Any], Collection[str]]:
+    """Checkpoints by origin, as far as they are of a source of the same type; and which of them
+    are in the middle of a name, perhaps."""
     types = {settings.origin: settings.type for settings in wanted}
     found = state.get_value(CHECKPOINTS)
     if found is not None:
+        _kind, in_free_text = found.pop(_IN_FREE_TEXT, ("", ()))
         return {
             origin: place for origin, (kind, place) in found.items() if types.get(origin) == kind
-        }
+        }, in_free_text
     # Of a version that had one source.
     old = state.get_value(_CHECKPOINT)
     for settings in wanted:
         shape = _OLD_SHAPES.get(settings.type)
         if shape is not None and isinstance(old, shape):
-            return {settings.origin: old}
-    return {}
+            return {settings.origin: old}, ()
+    return {}, ()

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from ..core import events
-from ..core.claims.accesslog import FREE_TEXT_BYTES, STREAM_POSITIONS, Claim, taint_authors
+from ..core.claims.accesslog import Claim, taint_authors
 from ..core.claims.stamp import written
 from ..core.claims.trust import (
     DOUBTED,
@@ -43,7 +43,7 @@ from ..core.owners import Owner
 from ..core.settings import Settings
 from ..errors import Exhausted
 from ..journal import Journal
-from .awaited import Awaited, Early, of_protocol
+from .awaited import Awaited, Early, meant
 from .early import EarlyShaping
 from .flow_table import FlowTable
 from .registry import Registry
@@ -96,12 +96,14 @@ class Judging:
                 # Nobody knows of which inbound it is.
                 self._taint_after(claim, (0,))
             return
-        records = of_protocol(mirror.find(client), claim.protocol)
+        records = meant(mirror.find(client), claim, mirror.address_number)
         if (ports := self.voice.ports) is not None:
             records = tuple(record for record in records if ports[port(record)])
         tag = self._flows.tags.tag(claim.detour)
         if not records:
-            if claim.protocol and not early and not mirror.last_port(client):
+            ended = mirror.last_port(client)
+            is_over = ended and (claim.local is None or claim.local.port == ended)
+            if claim.protocol and not early and not is_over:
                 counts.awaited += 1
                 self.awaited.add(Early(claim, client, self._vouchers.speaker))
                 return
@@ -116,7 +118,8 @@ class Judging:
         # The tag that picks the flow may be a part of the name: each such flow of this end may be
         # the one that the line is of.
         said_freely = [record for record in records if self._is_free_text(port(record))]
-        is_tainted = bool(claim.tainted or said_freely) or self._is_after_free_text(claim)
+        is_tainted = bool(claim.tainted or said_freely)
+        is_tainted |= self.voice.is_after_free_text(claim.position)
         if self.voice.free_text:
             # Also where flows may be missing: one of them may be such a one.
             is_tainted |= self._flows.may_miss
@@ -187,6 +190,11 @@ class Judging:
             round_.give(client, record, after, remembered)
         else:
             self._restrict(claim, client, record, verdict, word_rank, round_)
+
+    def has_come(self, early: Early) -> bool:
+        """Whether a flow is there that a claim in advance may mean."""
+        mirror = self._flows.mirror
+        return bool(meant(mirror.find(early.client), early.claim, mirror.address_number))
 
     def _lost(self, client: bytes) -> None:
         """A claim means a flow that nobody knows."""
@@ -315,15 +323,7 @@ class Judging:
     def _taint_after(self, claim: Claim, our_ports: Iterable[int]) -> None:
         """What follows a line of such an inbound (0: nobody knows) may be a stranger's."""
         if any(not our_port or self._is_free_text(our_port) for our_port in our_ports):
-            self.voice.free_text_until = claim.position + FREE_TEXT_BYTES
-
-    def _is_after_free_text(self, claim: Claim) -> bool:
-        until = self.voice.free_text_until
-        stream, within = divmod(claim.position, STREAM_POSITIONS)
-        if until and stream != until // STREAM_POSITIONS:
-            # Whoever splits a log at lines may have split such a name.
-            return within < FREE_TEXT_BYTES
-        return until - FREE_TEXT_BYTES < claim.position < until
+            self.voice.taint_after(claim.position)
 
     # -- when something is short ------------------------------------------------------------------
 

@@ -135,6 +135,7 @@ class Follower:
         try:
             flows = self._assigner.adopt(later=True)
             self._intake = Intake(self._settings.sources, self._state, self._journal, self._poll)
+            self._assigner.begin_in_free_text(self._intake.in_free_text)
             for descriptor in (
                 wake,
                 *self._policy_files.descriptors(),
@@ -382,7 +383,7 @@ class Follower:
         self._journal.tell(events.IDENTITIES, count=len(identities.keys), users=people)
 
     def _save_checkpoint(self) -> None:
-        checkpoint = self._intake.checkpoints()
+        checkpoint = self._intake.checkpoints(self._assigner.in_free_text)
         if checkpoint == self._saved_checkpoint:
             return
         try:

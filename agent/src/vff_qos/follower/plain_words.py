@@ -66,7 +66,7 @@ class PlainWords:
         mirror, registry = self._flows.mirror, self._registry
         plain, of_email, by_email = mirror.plain, registry.of_email, registry.by_email
         made = registry.classes.made
-        early, fits = self._early, self._flows.tags.fits
+        early, fits, direct = self._early, self._flows.tags.fits, self._flows.tags.direct
         held: dict[bytes, int] = {}
         # The clients and minors of the flows to each of our ends.
         groups: dict[int, tuple[list[bytes], list[int]]] = {}
@@ -110,6 +110,7 @@ class PlainWords:
                 if not _is_at(claim, record):
                     skip(end)
                     continue
+                direct.add(local.port)
             elif detour != known_detour:
                 if not fits(detour, record):
                     skip(end)

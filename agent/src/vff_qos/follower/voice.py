@@ -6,12 +6,17 @@ one voice at a time.
 
 from __future__ import annotations
 
+from ..core.claims.accesslog import FREE_TEXT_BYTES, STREAM_POSITIONS
 from ..core.claims.trust import PLAIN, TOLD
 from ..core.flows.meeting import Tags
 from ..core.health import report
 from ..core.settings import Settings, name_prefix, other_kinds
 from ..core.source_settings import SourceSettings
 from .known import Word
+
+
+#: Of so many streams it is known where such a name may stand: files and processes come and go.
+_MAX_STREAMS = 256
 
 
 class Voice:
@@ -27,8 +32,9 @@ class Voice:
         self.kinds = other_kinds(settings)
         #: Whether lines of some inbounds hold names that the engine did not check.
         self.free_text = bool(settings.free_text_ports) and not is_told
-        #: Up to where such a name may have written what is read.
-        self.free_text_until = 0
+        # By stream: up to which position such a name may have written, and the last one judged.
+        self._free: dict[int, tuple[int, int]] = {}
+        self._begins_within = False
         #: By port whether its claims may mean a flow to there; None: any.
         self.ports: bytes | None = None
         if source.ports:
@@ -41,3 +47,37 @@ class Voice:
         #: Its words that were heard before, and how many places their dict has used.
         self.words: dict[bytes, Word] = {}
         self.places = 0
+
+    @property
+    def is_in_free_text(self) -> bool:
+        """Whether such a name may reach into what comes next; to be kept over a restart."""
+        return self._begins_within or any(last < until for until, last in self._free.values())
+
+    def begin_within(self) -> None:
+        """What is read first may be of such a name."""
+        self._begins_within = self.free_text
+
+    def taint_after(self, position: int) -> None:
+        """The line there may hold a name that the engine did not check."""
+        stream, within = divmod(position, STREAM_POSITIONS)
+        _until, last = self._free.pop(stream, (0, 0))
+        if len(self._free) >= _MAX_STREAMS:
+            del self._free[next(iter(self._free))]
+        self._free[stream] = within + FREE_TEXT_BYTES, max(within, last)
+
+    def is_after_free_text(self, position: int) -> bool:
+        """Whether such a name may reach to there."""
+        if not self.free_text:
+            return False
+        stream, within = divmod(position, STREAM_POSITIONS)
+        known = self._free.get(stream)
+        if known is None:
+            if within >= FREE_TEXT_BYTES:
+                self._begins_within = False
+                return False
+            # Whoever splits a log at lines may have split such a name.
+            return self.is_in_free_text
+        until, last = known
+        if within > last:
+            self._free[stream] = until, within
+        return until - FREE_TEXT_BYTES < within < until

@@ -19,7 +19,7 @@ from typing import Any
 from inotify_simple import Event, INotify
 from inotify_simple import flags as inotify_flags
 
-from ..core.claims.accesslog import STREAM_POSITIONS, Claim, Counters, Scanner, Stranger
+from ..core.claims.accesslog import Claim, Counters, Scanner, Stranger, begin_stream
 from ..core.claims.lines import Assembler
 from ..core.claims.rotation import FINGERPRINT_BYTES, FileChange, Identity, judge_change
 from ..errors import SourceError
@@ -196,7 +196,6 @@ class FileSource:
         self._looked_s = -math.inf
         #: What the log was when it was saved, if that file is gone.
         self._gone: dict[str, Any] = {}
-        self._opened = 0
         self._starting = True
         self._inotify = INotify(nonblocking=True)
         #: Of the directory of this device and inode.
@@ -263,7 +262,7 @@ class FileSource:
 
     def _open(self, path: str, since_s: float) -> _Tail:
         try:
-            tail = _Tail(path, since_s, self._opened * STREAM_POSITIONS, self._scanner)
+            tail = _Tail(path, since_s, begin_stream(), self._scanner)
         except PermissionError as error:
             status = os.stat(path)
             raise SourceError(
@@ -273,7 +272,6 @@ class FileSource:
             ) from error
         tail.watch = self._inotify.add_watch(f"/proc/self/fd/{tail.fd}", inotify_flags.MODIFY)
         tail.quiet_since = self._clock.now()
-        self._opened += 1
         self._tails.append(tail)
         return tail
 

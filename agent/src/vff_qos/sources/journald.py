@@ -17,11 +17,11 @@ from systemd import journal
 
 from ..core.claims.accesslog import (
     MAX_LINE_BYTES,
-    STREAM_POSITIONS,
     Claim,
     Counters,
     Scanner,
     Stranger,
+    begin_stream,
     is_start,
 )
 from ..core.claims.stamp import QUARTER_S, SLACK_S
@@ -95,7 +95,6 @@ class JournalSource:
         self._within = False
         #: Nothing older is in the journal.
         self._all_seen = False
-        self._streams = 0
         if checkpoint:
             self._cursor = str(checkpoint["cursor"])
             self._restore(checkpoint["taint"])
@@ -176,8 +175,7 @@ class JournalSource:
     def _scanner(self, stream: bytes, first: bytes = b"") -> Scanner:
         scanner = self._scanners.pop(stream, None)
         if scanner is None:
-            self._streams += 1
-            scanner = self._grammar(self.counters, self._streams * STREAM_POSITIONS)
+            scanner = self._grammar(self.counters, begin_stream())
             if self._within and not (self._all_seen and is_start(first)):
                 scanner.begin_within()
             if len(self._scanners) >= _MAX_STREAMS:

@@ -24,6 +24,7 @@ from vff_qos.core.claims.accesslog import (
     NAME_BYTES,
     NO_SOURCE,
     REASON_BYTES,
+    STREAM_POSITIONS,
     Claim,
     Scanner,
     Stranger,
@@ -210,7 +211,10 @@ def _read_in_pieces(data: bytes, cuts: list[int], restarts: set[int]) -> list[tu
                 file.write(data[start:end])
                 while True:
                     claims = source.read()
-                    found += [c._replace(position=c.position + base[-1]) for c in claims]
+                    found += [
+                        c._replace(position=c.position % STREAM_POSITIONS + base[-1])
+                        for c in claims
+                    ]
                     if not source.more:
                         break
                 if number in restarts:

@@ -179,8 +179,7 @@ def test_nothing_vouches_for_the_next_owner_of_a_minor() -> None:
 def test_the_renewed_word_counts_and_not_the_one_in_the_older_half() -> None:
     vouchers = Vouchers()
     saw(vouchers, ALICE, HERE, 10.0)
-    for number in range(trust._VOUCHES):
-        saw(vouchers, BOB, (number + 1).to_bytes(4, "big"), 20.0)
+    fill(vouchers, 20.0)
     assert vouchers.vouch(ALICE, HERE, 21.0)
     saw(vouchers, ALICE, HERE, 3_000.0)
     assert vouchers.vouch(ALICE, HERE, 6_000.0)
@@ -188,9 +187,37 @@ def test_the_renewed_word_counts_and_not_the_one_in_the_older_half() -> None:
 
 def test_vouchers_are_bounded() -> None:
     vouchers = Vouchers()
-    for number in range(100_000):
-        saw(vouchers, BOB, number.to_bytes(4, "big"), 1.0)
+    for second in range(3):
+        fill(vouchers, second)
     assert len(vouchers._young) + len(vouchers._old) <= 2 * trust._VOUCHES
+
+
+def fill(vouchers: Vouchers, now_s: float) -> None:
+    """Make so many users known at as many addresses as one half holds."""
+    for number in range(trust._VOUCHES):
+        saw(vouchers, 256 + number // 2, (1 << 24 | number).to_bytes(4, "big"), now_s)
+
+
+def test_a_user_with_a_whole_prefix_has_nobody_elses_forgotten() -> None:
+    """65,536 plain words from as many /64 of one account emptied them."""
+    vouchers = Vouchers()
+    saw(vouchers, ALICE, HERE, 10.0)
+    for number in range(65_536):
+        net = bytes([0x20, 1, 0xD, 0xB8, 0, 7]) + number.to_bytes(2, "big")
+        saw(vouchers, BOB, net + bytes(8), 11.0)
+    assert vouchers.vouch(ALICE, HERE, 12.0)
+    assert len(vouchers._young) < 100
+
+
+def test_who_comes_from_ever_other_addresses_is_vouched_for_at_the_last_of_them() -> None:
+    """A day on the road, one address every five minutes, on a node where nothing is full."""
+    vouchers = Vouchers()
+    for number in range(288):
+        address = (1 << 24 | number).to_bytes(4, "big")
+        saw(vouchers, ALICE, address, number * 300.0)
+        assert vouchers.vouch(ALICE, address, number * 300.0 + 299)
+        saw(vouchers, BOB, HERE, number * 300.0)
+        assert vouchers.vouch(BOB, HERE, number * 300.0 + VOUCH_S - 1)
 
 
 # -- the rules as a table --------------------------------------------------------------------------

@@ -34,7 +34,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, repeat
+from itertools import accumulate, count, repeat
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ CLOSE_BYTES = 512
 REASON_BYTES = 2_048
 #: From the start of an accepted line to the end of a name in it that nobody checked.
 FREE_TEXT_BYTES = 8_320
-#: Positions of a claim from here on are another stream's: another file's, another process's.
+#: Positions of a claim from here on are another stream's: see `begin_stream`.
 STREAM_POSITIONS = 1 << 48
 #: The longest message of any kind.
 MESSAGE_BYTES = 16_896
@@ -192,6 +192,17 @@ class Endpoint(NamedTuple):
     proto: int
     address: bytes
     port: int
+
+
+_streams = count()
+
+
+def begin_stream() -> int:
+    """The first position of a stream of its own: a file's, a process's, and whatever is read again.
+
+    No two of this run of the agent are the same.
+    """
+    return next(_streams) * STREAM_POSITIONS
 
 
 @cache

@@ -36,8 +36,9 @@ ADOPTED = WEAK
 
 #: How long a plain word vouches for the same user and address.
 VOUCH_S = 3_600
-#: Users and addresses that are vouched for, in each of two generations.
-_VOUCHES = 32_768
+#: Users and addresses that are vouched for, in each of two generations, and of one user at most:
+#: whoever has many addresses (an IPv6 prefix) must not have those of others forgotten.
+_VOUCHES, _VOUCHES_EACH = 32_768, 64
 
 #: How long the packed end of a client with an IPv4 address is.
 _IPV4_END = 6
@@ -96,9 +97,11 @@ class Vouchers:
         #: The number of the source that is listened to, 15 at most.
         self.speaker = 0
         # {address, source and minor: time}; the older half is forgotten when the younger one is
-        # full.
+        # full, or so old that its oldest time says nothing any more.
         self._young: dict[int, float] = {}
         self._old: dict[int, float] = {}
+        # How many of the younger half are each minor's, and when that half began.
+        self._counts, self._began_s = bytearray(1 << 16), 0.0
         # Since when a minor has been another user's.
         self._since: dict[int, float] = {}
         #: When each minor's user was given a flow by such a word last, in whole seconds; 0: never.
@@ -110,19 +113,25 @@ class Vouchers:
     def saw(self, flows: Iterable[tuple[bytes, int]], now_s: float) -> None:
         """Plain words gave each flow (client's packed end, record) to the user of its minor."""
         young, named, second, number = self._young, self.named, int(now_s), int.from_bytes
-        low = self.speaker << 17 | 1
+        low, counts = self.speaker << 17 | 1, self._counts
         self.are_news = True
         for client, record in flows:
-            if len(young) >= _VOUCHES:
-                self._old, self._young = young, {}
-                young = self._young
             minor = record & MINOR
+            named[minor] = second
             if len(client) == _IPV4_END:
                 # As `_place` does: thousands come at once.
-                young[number(client[:4], "big") << 21 | minor << 1 | low] = now_s
+                place = number(client[:4], "big") << 21 | minor << 1 | low
             else:
-                young[_place(client[:-2], minor, self.speaker)] = now_s
-            named[minor] = second
+                place = _place(client[:-2], minor, self.speaker)
+            if place not in young:
+                if len(young) >= _VOUCHES or now_s - self._began_s >= VOUCH_S:
+                    self._old, self._young, self._began_s = young, {}, now_s
+                    self._counts = bytearray(1 << 16)
+                    young, counts = self._young, self._counts
+                if counts[minor] >= _VOUCHES_EACH:
+                    continue
+                counts[minor] += 1
+            young[place] = now_s
 
     def vouch(self, minor: int, address: bytes, now_s: float) -> bool:
         """Whether a plain word vouches for this user at this address."""

@@ -42,6 +42,8 @@ class Tags:
 
     def __init__(self) -> None:
         self._ends: dict[bytes, frozenset[int]] = {}
+        #: Our ports that claims named and their flows went to: no DNAT leads there.
+        self.direct: set[int] = set()
         # The text in a line's brackets to the tag at its beginning.
         self._tags: dict[bytes, bytes] = {}
 
@@ -68,11 +70,13 @@ class Tags:
     def fits(self, detour: bytes, record: int) -> bool:
         """Whether the flow goes where flows with this tag go, as far as is known.
 
-        The first such flow teaches it.
+        The first such flow teaches it, unless others are known to go there.
         """
         tag = self.tag(detour)
         ends = self._ends.get(tag)
         if ends is None:
+            if self.is_new_at(tag, record):
+                return False
             self.learn(tag, record)
             return True
         return record & _END in ends or len(ends) > _MAX_ENDS
@@ -81,6 +85,14 @@ class Tags:
         """Ends of the tag's inbound; empty if they are unknown or too many to tell."""
         known = self._ends.get(tag)
         return known if known is not None and len(known) <= _MAX_ENDS else frozenset()
+
+    def is_new_at(self, tag: bytes, record: int) -> bool:
+        """Whether a tag was never seen, and the flow goes to an inbound of another one.
+
+        Inbounds share an end where one falls back to another; or this one listens at a port that
+        nobody told us of.
+        """
+        return tag != b"" and tag not in self._ends and self.knows_elsewhere(tag, record)
 
     def knows_elsewhere(self, tag: bytes, record: int) -> bool:
         """Whether the flow goes to an inbound of another tag."""
@@ -127,7 +139,9 @@ def meet(
     """
     found = _at_end(records, claimed, tag, local, tags)
     certain = len(found) == 1
-    if certain and local is None and _is_elsewheres(found[0], tag, tags):
+    if certain and local is None and tags.is_new_at(tag, found[0]):
+        certain = False
+    elif certain and local is None and _is_elsewheres(found[0], tag, tags):
         # Its inbound listens elsewhere, as far as is known.
         held = _held(found[0])
         if held and held != claimed:
@@ -162,8 +176,10 @@ def _at_end(
             for record in at_port
             if record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == local.address
         ]
+        if at_port:
+            tags.direct.add(local.port)
         # Behind DNAT (Docker) the engine's own end is not the one that the client has asked for.
-        records = exact or at_port or records
+        records = exact or at_port or [r for r in records if port(r) not in tags.direct]
     if len(records) > 1:
         ends = tags.ends(tag)
         known = [record for record in records if record & _END in ends]

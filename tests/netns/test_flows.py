@@ -85,6 +85,26 @@ def test_a_word_in_advance_gives_way_to_one_on_the_flow(site: Site) -> None:
     eventually(lambda: site.holders(flow) == [BOB])
 
 
+def test_a_word_for_another_of_our_ends_waits_for_its_own_flow(site: Site) -> None:
+    """Two users behind one translated end; each word comes before its packet."""
+    bobs = site.connect(port=43_000)
+    post(site, claim(BOB, bobs.source, TCP, local=f"{NODE[0]}:443"))
+    eventually(lambda: site.holders(bobs) == [BOB])
+    post(site, claim(ALICE, bobs.source, TCP, local=f"{NODE[0]}:8443"))
+    alices = site.connect(port=43_000, ours=(NODE[0], 8443))
+    eventually(lambda: site.holders(alices, bobs) == [ALICE, BOB])
+
+
+def test_a_word_that_may_have_met_anothers_flow_waits_on_for_its_own(site: Site) -> None:
+    """Nothing is known yet: the port that the packet went to may be redirected to the other."""
+    post(site, claim(ALICE, (CUSTOMERS[0], 43_001), TCP, local=f"{NODE[0]}:8443"))
+    bobs = site.connect(port=43_001)
+    eventually(lambda: site.holders(bobs) == [ALICE])
+    post(site, claim(BOB, bobs.source, TCP, local=f"{NODE[0]}:443"))
+    alices = site.connect(port=43_001, ours=(NODE[0], 8443))
+    eventually(lambda: site.holders(alices, bobs) == [ALICE, BOB])
+
+
 def test_a_word_on_a_flow_that_has_just_ended_waits_for_none(site: Site) -> None:
     """Whoever has the tuple next is not who is meant."""
     first = site.connect(port=42_000)

@@ -278,6 +278,24 @@ def test_names_that_nobody_checked_change_nothing_for_others(
     eventually(lambda: site.holders(young, last) == ["victim@x", "last@x"])
 
 
+def test_a_restart_within_a_name_trusts_nothing_of_its_rest(site: Site) -> None:
+    site.set(free_text_ports=[FREE_TEXT])
+    site.node.start()
+    mallorys = site.connect(STRANGER, ours=(NODE[0], FREE_TEXT))
+    young, alices = site.connect(VICTIM), site.connect(VICTIM)
+    site.node.write(alices.line("victim@x"), harmless() * 7, free(mallorys, "a.example"))
+    eventually(lambda: site.mark(mallorys) and site.mark(alices))
+    site.node.stop()
+    site.node.write(f"{accepted(young, 'mallory@x')}\nb:80 email: mallory@x\n".encode())
+    site.node.start()
+    last = site.connect(NAT)
+    site.node.write(harmless() * 7, last.line("last@x"))
+    eventually(lambda: site.mark(last))
+    assert site.holders(young)[0] not in ("mallory@x", "")
+    site.node.write(young.line("victim@x"))
+    eventually(lambda: site.holders(young, last) == ["victim@x", "last@x"])
+
+
 # -- what strangers could use up ------------------------------------------------------------------
 
 

@@ -49,6 +49,7 @@ from ..lock import Lock
 from ..name_hashing import keep_names
 from ..render import tell_limits
 from ..shaping import Classes, Listed
+from ..sources.clock import Clock
 from ..state import State, StateError
 from .adopt import adopt
 from .awaited import Early
@@ -96,9 +97,10 @@ class Assigner:
         steady_clock: Callable[[], float] = time.monotonic,
         names: Names | None = None,
         identities: Identities | None = None,
+        wall_clock: Clock | None = None,
     ) -> None:
         """``devices`` are the interface indexes of (IFB, WAN): upload and download;
-        ``addresses`` our own, packed."""
+        ``addresses`` our own, packed; ``wall_clock`` as of `FlowTable`."""
         self.counts = Counts()
         self._settings, self._lock, self._journal = settings, lock, journal
         self._state = state
@@ -115,7 +117,7 @@ class Assigner:
         self._books = Bookkeeping(settings, state, self._registry, journal, clock)
         self._flows = FlowTable(
             settings, addresses, self._conntrack, journal, self._registry.is_restricted,
-            steady_clock,
+            steady_clock, wall_clock,
         )  # fmt: skip
         self._early = (
             EarlyShaping(self._layout, self._conntrack) if settings.early_shaping else None
@@ -125,7 +127,8 @@ class Assigner:
             settings, identities or Identities(), self._registry, self._conntrack, state, journal
         )
         #: By the number of the source among those of the settings.
-        self._voices = [Voice(settings, source) for source in settings.sources]
+        direct: set[int] = set()
+        self._voices = [Voice(settings, source, direct) for source in settings.sources]
         self._known = KnownWords(self._voices)
         self._vouchers = Vouchers()
         self._judging = Judging(
@@ -410,7 +413,7 @@ class Assigner:
 
     def _come(self) -> list[Early]:
         """Claims that came before their flows, which are here now."""
-        return self._judging.awaited.take(self._judging.has_come)
+        return self._judging.awaited.take(self._judging.arrival)
 
     def _give_early(self, come: list[Early]) -> None:
         if not come:

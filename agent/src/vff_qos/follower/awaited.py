@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 from ..core.claims.accesslog import UDP as UDP_PROTO
 from ..core.claims.accesslog import Claim, Endpoint
-from ..core.flows.record import ADDRESS_SHIFT, MAX_ADDRESSES, UDP, port
+from ..core.flows.record import UDP
 
 #: Whoever tells in advance knows of a client that is about to connect.
 WAIT_S = 10.0
 #: Whoever may post could post without end; the oldest go first.
 MAX_WORDS = 1_024
+
+
+class Arrival(Enum):
+    """Whether the flow of a claim in advance has come."""
+
+    MISSING = "none that it may mean"
+    PERHAPS = "one that goes to another end than the claim names, as behind a redirect"
+    HERE = "one that it surely means"
 
 
 class Early(NamedTuple):
@@ -29,13 +38,14 @@ class Awaited:
     def __init__(self, clock: Callable[[], float], lost: Callable[[bytes], None]) -> None:
         """``clock`` never goes back; ``lost`` is told of each client whose flow never came."""
         self._clock, self._lost = clock, lost
-        self._words: dict[tuple[bytes, int, Endpoint | None], tuple[float, Early]] = {}
+        # Until when each waits, and whether it was given a flow that may be another's.
+        self._words: dict[tuple[bytes, int, Endpoint | None], tuple[float, Early, bool]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._words)
 
     def __iter__(self) -> Iterator[Early]:
-        return iter([early for _until_s, early in self._words.values()])
+        return iter([early for _until_s, early, _is_guessed in self._words.values()])
 
     def add(self, early: Early) -> None:
         """No flow is there yet that this claim means."""
@@ -45,43 +55,36 @@ class Awaited:
             oldest = next(iter(self._words))
             del self._words[oldest]
             self._lost(oldest[0])
-        self._words[key] = self._clock() + WAIT_S, early
+        self._words[key] = self._clock() + WAIT_S, early, False
 
-    def take(self, has_come: Callable[[Early], bool]) -> list[Early]:
-        """Claims whose flows have come.
+    def take(self, has_come: Callable[[Early], Arrival]) -> list[Early]:
+        """Claims whose flows have come, or may have: these wait on for one that is surely theirs.
 
         Those that have waited too long are forgotten.
         """
         if not self._words:
             return []
         now, come = self._clock(), []
-        for key, (until_s, early) in list(self._words.items()):
+        for key, (until_s, early, is_guessed) in list(self._words.items()):
             if until_s <= now:
                 del self._words[key]
-                self._lost(key[0])
-            elif has_come(early):
+                if not is_guessed:
+                    self._lost(key[0])
+                continue
+            arrival = has_come(early)
+            if arrival is Arrival.HERE:
                 del self._words[key]
-                come.append(early)
+            elif arrival is Arrival.PERHAPS and not is_guessed:
+                self._words[key] = until_s, early, True
+            else:
+                continue
+            come.append(early)
         return come
 
 
-def meant(
-    records: Sequence[int], claim: Claim, number_of: Callable[[bytes], int]
-) -> Sequence[int]:
-    """Those of one client's records that a claim may mean.
-
-    Who knows a flow's protocol knows our end as the kernel does, too (`core.claims.flow_claim`).
-    ``number_of`` gives the mirror's number of an address of ours.
-    """
-    if not claim.protocol:
+def of_protocol(records: Sequence[int], protocol: int) -> Sequence[int]:
+    """Those of one client's records that a claim of this protocol (0: any) may mean."""
+    if not protocol:
         return records
-    bit = UDP if claim.protocol == UDP_PROTO else 0
-    found = tuple(record for record in records if record & UDP == bit)
-    if claim.local is None:
-        return found
-    end = claim.local.port, number_of(claim.local.address)
-    return tuple(
-        record
-        for record in found
-        if (port(record), record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1) == end
-    )
+    bit = UDP if protocol == UDP_PROTO else 0
+    return tuple(record for record in records if record & UDP == bit)

@@ -19,6 +19,7 @@ from ..errors import KernelRefused
 from ..journal import Journal
 from ..kernel.packed.conntrack import Conntrack, pack_mark, surround
 from ..kernel.packed.flow_events import FlowEvents, dump_flows, events_mode
+from ..sources.clock import Clock
 
 #: How often the whole table is compared: no event tells of a mark that others overwrite, nor
 #: (with nf_conntrack_events of 2) of the end of a flow that began before us.  With 50,000 flows
@@ -48,8 +49,10 @@ class FlowTable:
         journal: Journal,
         is_restricted: Callable[[int], bool],
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Clock | None = None,
     ) -> None:
-        """``clock`` never goes back; ``is_restricted`` knows minors that flows in doubt share."""
+        """``clock`` never goes back, ``wall_clock`` knows when that of the kernel's times of
+        births was set; ``is_restricted`` knows minors that flows in doubt share."""
         # Births are counted since the clock began: flows are older than we are.
         self.mirror = Mirror(
             settings.major, hops=settings.hops, is_restricted=is_restricted, trees=settings.trees
@@ -60,6 +63,7 @@ class FlowTable:
         self.look_ups = self.skipped = self.losses = 0
         self._settings, self._conntrack, self._journal = settings, conntrack, journal
         self._is_restricted, self._clock = is_restricted, clock
+        self._wall_clock = wall_clock or Clock(monotonic=clock)
         self._ends = ServiceEnds(settings.service_ports, addresses)
         #: Ports of services whose flows are counted: of these only what bears a mark is heard.
         self.static_ports: tuple[PortRange, ...] = ()
@@ -186,7 +190,7 @@ class FlowTable:
 
     def tend(self) -> Heard:
         """Once a second: compare when it is time, listen again after a flood."""
-        now = self._clock()
+        now = self._wall_clock.look()
         self.mirror.shrink()
         if self._without_until and now >= self._without_until:
             self._without_until = 0.0
@@ -208,7 +212,7 @@ class FlowTable:
     def compare(self, lossy: bool) -> Heard:
         """Hold the mirror against the kernel's whole table."""
         began_s = time.thread_time()
-        offset_s = time.time() - self._clock()
+        self._wall_clock.look()
         # The last time events were lost, or this failed after such a loss.
         lossy |= self._is_incomplete
         try:
@@ -217,7 +221,8 @@ class FlowTable:
                 self._clock(),
                 self._is_restricted,
                 lossy,
-                offset_s,
+                self._wall_clock.offset_s,
+                self._wall_clock.clear_since_s,
             )
         except KernelRefused as error:
             self._is_incomplete = lossy

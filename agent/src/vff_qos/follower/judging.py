@@ -25,7 +25,7 @@ from ..core.claims.trust import (
     address_key,
     judge,
 )
-from ..core.flows.meeting import Local, Written, meet
+from ..core.flows.meeting import Local, Written, at_local, meet
 from ..core.flows.mirror import GRAVE_S
 from ..core.flows.record import (
     END,
@@ -43,7 +43,7 @@ from ..core.owners import Owner
 from ..core.settings import Settings
 from ..errors import Exhausted
 from ..journal import Journal
-from .awaited import Awaited, Early, meant
+from .awaited import Arrival, Awaited, Early, of_protocol
 from .early import EarlyShaping
 from .flow_table import FlowTable
 from .registry import Registry
@@ -96,7 +96,10 @@ class Judging:
                 # Nobody knows of which inbound it is.
                 self._taint_after(claim, (0,))
             return
-        records = meant(mirror.find(client), claim, mirror.address_number)
+        local = self._local(claim)
+        records: Sequence[int] = of_protocol(mirror.find(client), claim.protocol)
+        if claim.protocol:
+            records, _is_sure = at_local(records, local, self._flows.tags)
         if (ports := self.voice.ports) is not None:
             records = tuple(record for record in records if ports[port(record)])
         tag = self._flows.tags.tag(claim.detour)
@@ -127,8 +130,6 @@ class Judging:
         for record in said_freely:
             self._restrict_free_text(client, record, claim.tainted, round_)
         named = self._registry.of_email(claim.email) if claim.email else None
-        end = claim.local
-        local = Local(end.port, mirror.address_number(end.address)) if end is not None else None
         meeting = meet(
             records, named.minor if named else 0, tag, local, self._flows.tags,
             lambda: self.when(claim, early), mirror.earliest_ms, self.is_late and not early,
@@ -191,10 +192,20 @@ class Judging:
         else:
             self._restrict(claim, client, record, verdict, word_rank, round_)
 
-    def has_come(self, early: Early) -> bool:
-        """Whether a flow is there that a claim in advance may mean."""
-        mirror = self._flows.mirror
-        return bool(meant(mirror.find(early.client), early.claim, mirror.address_number))
+    def arrival(self, early: Early) -> Arrival:
+        """Whether the flow of a claim in advance is there."""
+        claim, tags = early.claim, self._flows.tags
+        found = of_protocol(self._flows.mirror.find(early.client), claim.protocol)
+        records, is_sure = at_local(found, self._local(claim), tags)
+        if not records:
+            return Arrival.MISSING
+        return Arrival.HERE if is_sure else Arrival.PERHAPS
+
+    def _local(self, claim: Claim) -> Local | None:
+        end = claim.local
+        if end is None:
+            return None
+        return Local(end.port, self._flows.mirror.address_number(end.address))
 
     def _lost(self, client: bytes) -> None:
         """A claim means a flow that nobody knows."""

@@ -31,6 +31,7 @@ from ..kernel.packed.netlink import Netlink
 from ..lock import Lock
 from ..name_hashing import names_wanted
 from ..runfile import WRITE_S, write_last_named, write_report
+from ..sources.clock import Clock
 from ..sources.listener import keep_inherited
 from ..state import KERNEL_RECORD, State, StateError
 from .assign import Assigner, Suspended
@@ -44,6 +45,8 @@ from .self_check import SelfCheck
 from .vitals import Vitals
 
 _TICK_S = 1.0
+#: Among the checkpoints, in their shape.
+_CLOCK = "clock"
 #: How often the number of queues is looked at: meanwhile some users have no limit.
 _QUEUES_S = 0.2
 _ENDS = {signal.SIGTERM, signal.SIGINT}
@@ -76,6 +79,11 @@ class Follower:
             journal.tell(events.NAMES, effect=news)
         self._route = Netlink(0)
         devices = self._find_devices()
+        # Of the kernel's times of births: whether it was set while nobody ran is told by its place.
+        self._wall_clock = Clock()
+        _kind, saved = (self._state.get_value(CHECKPOINTS) or {}).get(_CLOCK, ("", {}))
+        self._wall_clock.restore(saved)
+        self._clock_place = self._wall_clock.steps, self._wall_clock.save(0.0)
         self._assigner = Assigner(
             self._settings,
             policy,
@@ -86,6 +94,7 @@ class Follower:
             local_addresses(self._route),
             names=names,
             identities=identities,
+            wall_clock=self._wall_clock,
         )
         self._policy = policy
         self._fair_use = FairUse(policy, self._state, self._assigner, journal)
@@ -383,7 +392,12 @@ class Follower:
         self._journal.tell(events.IDENTITIES, count=len(identities.keys), users=people)
 
     def _save_checkpoint(self) -> None:
-        checkpoint = self._intake.checkpoints(self._assigner.in_free_text)
+        if self._clock_place[0] != self._wall_clock.steps:
+            self._clock_place = self._wall_clock.steps, self._wall_clock.save(0.0)
+        checkpoint = {
+            **self._intake.checkpoints(self._assigner.in_free_text),
+            _CLOCK: [_CLOCK, self._clock_place[1]],
+        }
         if checkpoint == self._saved_checkpoint:
             return
         try:

@@ -14,7 +14,6 @@ from ..core.settings import Settings, name_prefix, other_kinds
 from ..core.source_settings import SourceSettings
 from .known import Word
 
-
 #: Of so many streams it is known where such a name may stand: files and processes come and go.
 _MAX_STREAMS = 256
 
@@ -22,7 +21,8 @@ _MAX_STREAMS = 256
 class Voice:
     """Of one source."""
 
-    def __init__(self, settings: Settings, source: SourceSettings) -> None:
+    def __init__(self, settings: Settings, source: SourceSettings, direct: set[int]) -> None:
+        """``direct`` as of `Tags`."""
         is_told = source.trust == report.TOLD
         #: Rank of a word that no stranger's text can have reached.
         self.plain = TOLD if is_told else PLAIN
@@ -43,7 +43,7 @@ class Voice:
                 ports[low : high + 1] = b"\1" * (high + 1 - low)
             self.ports = bytes(ports)
         #: On which of our ports its inbounds listen.
-        self.tags = Tags()
+        self.tags = Tags(direct)
         #: Its words that were heard before, and how many places their dict has used.
         self.words: dict[bytes, Word] = {}
         self.places = 0

@@ -26,6 +26,10 @@ class Clock:
         self._epoch, self.now = epoch, monotonic
         self.offset_s = self._measure()
         self._stepped = -math.inf
+        #: How often somebody has set it.
+        self.steps = 0
+        # Since the epoch: until then an earlier clock may have said the same.
+        self._unclear_s = -math.inf
 
     def _measure(self) -> float:
         """The best of three: we may lose the processor between the clocks."""
@@ -41,10 +45,24 @@ class Clock:
         """The time now; remembers whether somebody has set the clock since the last look."""
         offset = self._measure()
         now = self.now()
-        if abs(offset - self.offset_s) > SLACK_S:
-            self._stepped = now
+        self._compare(offset, self.offset_s, now)
         self.offset_s = offset
         return now
+
+    def _compare(self, offset_s: float, before_s: float, now_s: float) -> None:
+        """Somebody may have set the clock meanwhile."""
+        if abs(offset_s - before_s) > SLACK_S:
+            self._stepped = now_s
+            self.steps += 1
+            self._unclear_s = max(self._unclear_s, now_s + max(offset_s, before_s))
+
+    @property
+    def clear_since_s(self) -> float:
+        """From when on a time since the epoch tells when something was, whoever noted it.
+
+        What seems to have been before may have been noted by the clock as it was set before.
+        """
+        return self._unclear_s - self.offset_s
 
     def offset_since(self, since_s: float) -> float | None:
         """What to add, if that holds since ``since_s``; None if the time was set meanwhile."""
@@ -52,7 +70,8 @@ class Clock:
 
     def save(self, at_s: float) -> dict[str, Any]:
         """A time of CLOCK_MONOTONIC in a form that outlives this run of the agent."""
-        return {"boot": boot_id(), "up": at_s, "read_at": at_s + self.offset_s}
+        saved = {"boot": boot_id(), "up": at_s, "read_at": at_s + self.offset_s}
+        return saved if self._unclear_s == -math.inf else {**saved, "unclear": self._unclear_s}
 
     def restore(self, saved: dict[str, Any]) -> float:
         """The time that ``save`` was given; -inf if it is not known.
@@ -66,8 +85,8 @@ class Clock:
         if saved["boot"] != boot_id():
             self._stepped = self.now()
             return min(0.0, read_at - self.offset_s)
-        if abs(read_at - up - self.offset_s) > SLACK_S:
-            self._stepped = self.now()
+        self._unclear_s = max(self._unclear_s, float(saved.get("unclear", -math.inf)))
+        self._compare(self.offset_s, read_at - up, self.now())
         return up
 
 

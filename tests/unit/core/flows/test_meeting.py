@@ -115,12 +115,41 @@ def test_that_of_another_user_is_left_alone() -> None:
 def test_our_end_in_the_claim_decides() -> None:
     records = [flow(443, 0), flow(443, 1), flow(8443, 0)]
     assert of(records, local=Local(443, 1)) == Meeting(records[1], True)
-    assert of(records, local=Local(8443, 5)) == Meeting(records[2], True)
+    assert of(records, local=Local(8443, -1)) == Meeting(records[2], True)
 
 
 def test_our_end_in_the_claim_is_another_one_behind_dnat() -> None:
     """The engine in a container sees its own address and port, not the published ones."""
     assert of([flow(443, 0)], local=Local(8443, -1)) == Meeting(flow(443, 0), True)
+
+
+def test_a_port_that_claims_have_named_is_no_end_of_another_one() -> None:
+    tags = Tags()
+    assert of([flow(8443)], local=Local(8443, 0), tags=tags) == Meeting(flow(8443), True)
+    assert of([flow(8443)], local=Local(443, 0), tags=tags) is None
+    # A redirected one may be.
+    assert of([flow(20_050)], local=Local(443, 0), tags=tags) == Meeting(flow(20_050), True)
+
+
+def test_at_another_address_of_ours_a_flow_is_not_met_for_certain() -> None:
+    assert of([flow(443, 0)], local=Local(443, 1)) == Meeting(flow(443, 0), False)
+    # Behind DNAT the engine's address is none that clients reach.
+    assert of([flow(443, 0)], local=Local(443, -1)) == Meeting(flow(443, 0), True)
+
+
+def test_the_first_word_with_a_tag_is_not_certain_where_another_tag_is_known() -> None:
+    """Its inbound may share the end, as a fallback does, or listen at no port of a service."""
+    tags, record = knowing(a=443), flow(443)
+    assert not tags.fits(b"b -> out", record)
+    assert of([record], tag=b"b", tags=tags) == Meeting(record, False)
+    assert of([owned(record, BOB, PLAIN)], tag=b"b", tags=tags) == Meeting(
+        owned(record, BOB, PLAIN), False
+    )
+    tags.learn(b"b", record)
+    assert tags.fits(b"b -> out", record)
+    assert of([record], tag=b"b", tags=tags) == Meeting(record, True)
+    # A line without a tag says nothing about the inbound.
+    assert of([record], tag=b"", tags=tags) == Meeting(record, True)
 
 
 def test_one_tag_on_two_addresses_gives_each_claim_a_flow_of_its_own() -> None:

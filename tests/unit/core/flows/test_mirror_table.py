@@ -21,7 +21,7 @@ from unit.core.flows.kernel_events import (
     ours,
     seen,
 )
-from vff_qos.core.claims.trust import ADOPTED, DOUBTED, WEAK
+from vff_qos.core.claims.trust import ADOPTED, DOUBTED, PLAIN, WEAK
 from vff_qos.core.flows import mirror as mirrors
 from vff_qos.core.flows.ends import FlowSeen
 from vff_qos.core.flows.meeting import Tags, Written, meet
@@ -246,6 +246,31 @@ def test_the_kernels_own_time_of_birth_is_believed() -> None:
     (record,) = mirror.find(client(1))
     assert birth_ms(record) == 1_500
     assert not record & VAGUE
+
+
+def test_a_time_of_birth_of_before_the_clock_was_set_says_nothing() -> None:
+    """By a clock that was 60 s behind, so that the flow seems to be older than it is."""
+    mirror, epoch_s = Mirror(MAJOR), 1_000_060.0
+    table = [
+        seen(client(1), started_ns=1_000_100_000_000_000),  # at 100 s
+        seen(client(2), started_ns=1_000_175_000_000_000),  # at 115 s
+    ]
+    mirror.resync(table, 120.0, lambda _minor: False, True, epoch_s, clear_since_s=110.0)
+    assert [bool(mirror.find(client(n))[0] & VAGUE) for n in (1, 2)] == [True, False]
+    assert birth_ms(mirror.find(client(2))[0]) == 115_000
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_a_flow_is_the_same_one_after_the_clock_was_set(kernel: Kernel, lossy: bool) -> None:
+    kernel.now_s = 10.0
+    kernel.new(client(1))
+    kernel.give(client(1), ALICE, PLAIN)
+    before = kernel.only(client(1))
+    again = seen(client(1), mark=TAG | ALICE, started_ns=1_000_010_000_000_000)
+    kernel.mirror.resync([again], 60.0, lambda _minor: False, lossy, 1_000_002.0, 50.0)
+    after = kernel.only(client(1))
+    assert (after & MINOR, rank(after)) == (ALICE, PLAIN)
+    assert (after == before) is not lossy
 
 
 def test_flows_that_have_gone_meanwhile_are_gone(kernel: Kernel) -> None:

@@ -40,10 +40,11 @@ _END = UDP | 0xFFFF << PORT_SHIFT
 class Tags:
     """What plain claims have shown: on which of our ports the inbound of a tag listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, direct: set[int] | None = None) -> None:
+        """``direct`` is shared by all sources of a node."""
         self._ends: dict[bytes, frozenset[int]] = {}
         #: Our ports that claims named and their flows went to: no DNAT leads there.
-        self.direct: set[int] = set()
+        self.direct: set[int] = set() if direct is None else direct
         # The text in a line's brackets to the tag at its beginning.
         self._tags: dict[bytes, bytes] = {}
 
@@ -137,8 +138,12 @@ def meet(
     where it matters), ``earliest_ms`` before when a flow was surely not born; ``is_late``: it may
     be so old that any tuple may have been another flow's.  None: the flow it means has gone.
     """
-    found = _at_end(records, claimed, tag, local, tags)
+    at_end, is_sure = at_local(records, local, tags)
+    found = _of_tag(at_end, claimed, tag, tags)
     certain = len(found) == 1
+    if local is not None and not is_sure and local.address >= 0:
+        # Flows to that address are known; this one's word may be on its way.
+        certain = certain and port(found[0]) != local.port
     if certain and local is None and tags.is_new_at(tag, found[0]):
         certain = False
     elif certain and local is None and _is_elsewheres(found[0], tag, tags):
@@ -165,21 +170,25 @@ def meet(
     return Meeting(min(found, key=lambda record: _order(record, claimed)), False)
 
 
-def _at_end(
-    records: Sequence[int], claimed: int, tag: bytes, local: Local | None, tags: Tags
-) -> Sequence[int]:
-    """Those that go to the end that the claim or its tag knows; all if neither does."""
-    if local is not None:
-        at_port = [record for record in records if port(record) == local.port]
-        exact = [
-            record
-            for record in at_port
-            if record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == local.address
-        ]
-        if at_port:
-            tags.direct.add(local.port)
-        # Behind DNAT (Docker) the engine's own end is not the one that the client has asked for.
-        records = exact or at_port or [r for r in records if port(r) not in tags.direct]
+def at_local(records: Sequence[int], local: Local | None, tags: Tags) -> tuple[Sequence[int], bool]:
+    """Those that may go to the end that a claim names, and whether that is surely theirs.
+
+    Behind DNAT (Docker) the engine's own end is not the one that the client has asked for.
+    """
+    if local is None:
+        return records, True
+    at_port = [record for record in records if port(record) == local.port]
+    if not at_port:
+        return [record for record in records if port(record) not in tags.direct], False
+    tags.direct.add(local.port)
+    exact = [
+        record for record in at_port if record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == local.address
+    ]
+    return exact or at_port, bool(exact)
+
+
+def _of_tag(records: Sequence[int], claimed: int, tag: bytes, tags: Tags) -> Sequence[int]:
+    """Those that go where the tag's inbound listens; all if that is not known."""
     if len(records) > 1:
         ends = tags.ends(tag)
         known = [record for record in records if record & _END in ends]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import ceil, floor
+from math import ceil, floor, inf
 from sys import getsizeof
 
 from ..claims.trust import ADOPTED, DOUBTED, FIXED, WEAK, address_key
@@ -416,12 +416,14 @@ class Mirror:
         is_restricted: Callable[[int], bool],
         lossy: bool = True,
         epoch_offset_s: float = 0.0,
+        clear_since_s: float = -inf,
     ) -> Heard:
         """Take over the kernel's whole table: at start, after lost events, and now and then.
 
         ``lossy``: events may be missing, so that a flow may not be the one that had its tuple
-        before.  ``epoch_offset_s``: the time since the epoch less ours.  If reading ``table``
-        fails, what was not read yet is as before.
+        before.  ``epoch_offset_s``: the time since the epoch less ours, which is that of
+        births after ``clear_since_s``.  If reading ``table`` fails, what was not read yet is as
+        before.
         """
         # Records move from the old tables to new ones, so that they are never there twice.
         left = self._all()
@@ -432,7 +434,8 @@ class Mirror:
         heard = Heard(forgotten=self._unsaid)
         self._unsaid = []
         try:
-            self._compare(left, table, now_s, is_restricted, lossy, epoch_offset_s, heard)
+            offsets = epoch_offset_s, clear_since_s
+            self._compare(left, table, now_s, is_restricted, lossy, offsets, heard)
         except BaseException:
             self._unsaid = heard.forgotten
             for flows in left:
@@ -458,11 +461,12 @@ class Mirror:
         now_s: float,
         is_restricted: Callable[[int], bool],
         lossy: bool,
-        epoch_offset_s: float,
+        offsets_s: tuple[float, float],
         heard: Heard,
     ) -> None:
         now = self._birth(now_s)
         latest_ms = birth_ms(now) + _SAME_BIRTH_MS
+        epoch_offset_s, clear_s = offsets_s
         # They stay here until all neighbours are known, also where this fails.
         new = self._undecided
         for seen in table:
@@ -472,8 +476,8 @@ class Mirror:
                 continue
             before = _take(client, end, left)
             born_ms = None
-            if seen.started_ns:
-                born_ms = _next_ms(seen.started_ns / 1e9 - epoch_offset_s - self.epoch_s)
+            if seen.started_ns and (born_s := seen.started_ns / 1e9 - epoch_offset_s) > clear_s:
+                born_ms = _next_ms(born_s - self.epoch_s)
                 if born_ms > latest_ms:
                     born_ms = None  # the clock was set back since
             record = self._compared(before, seen, lossy, born_ms, end)

@@ -66,8 +66,8 @@ demo: build ## Boot a lab node, deploy, move traffic of many users, measure, dra
 	$(PY) -m lab demo
 
 .PHONY: test
-test: build ## Lint, unit tests, network namespaces, the molecule scenario on a lab node; branch coverage
-	$(PY) -m pytest tests -n 3 --dist loadgroup --cov=vff_qos --cov-report=term
+test: build ## Lint, unit tests, network namespaces, the molecule scenario on two lab nodes; branch coverage
+	$(PY) -m pytest tests -n 4 --dist loadgroup --cov=vff_qos --cov-report=term
 
 .PHONY: molecule
 molecule: build ## Only the molecule scenario
@@ -78,12 +78,12 @@ test-unit: build ## Only what needs neither root nor a lab node
 	$(PY) -m pytest tests/unit -m 'not lint'
 
 .PHONY: test-platforms
-test-platforms: build ## ansible-core 2.16 to the newest, Debian 13 and testing, a node that others share, one person on all engines
+test-platforms: build ## ansible-core 2.16 to the newest, all on Debian 13, its successor's programs, a node that others share, one person on all engines
 	VFF_QOS_PLATFORMS=1 $(PY) -m pytest tests/unit/repository/test_ansible_cores.py tests/unit/repository/test_hardening.py
 	$(PY) tests/releases.py
 	$(PY) -m lab_tests.coexistence
 	$(PY) -m lab_tests.one_person
-	VFF_QOS_SUITE=trixie $(MAKE) molecule
+	VFF_QOS_SUITE=trixie VFF_QOS_STEPS=long $(MAKE) molecule
 
 .PHONY: test-sanity
 test-sanity: build ## ansible-test sanity on the collection as it is shipped

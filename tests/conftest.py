@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest comes first, those that cannot share come last."""
 
     def turn(item: pytest.Item) -> int:
-        return bool(item.get_closest_marker("alone")) - bool(item.get_closest_marker("lint"))
+        return bool(item.get_closest_marker("alone")) - bool(item.get_closest_marker("long"))
 
     items.sort(key=turn)
 

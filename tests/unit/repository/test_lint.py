@@ -10,6 +10,7 @@ from checkout import ROOT
 
 
 @pytest.mark.lint
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_linters_have_nothing_to_say() -> None:
     done = subprocess.run(["make", "lint"], cwd=ROOT, capture_output=True, text=True)

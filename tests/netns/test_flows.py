@@ -133,6 +133,19 @@ def test_behind_a_redirect_of_a_range_the_flow_is_found(site: Site) -> None:
     eventually(lambda: site.holders(without) == [BOB])
 
 
+def test_a_datagram_to_another_port_does_not_take_a_word_away(site: Site) -> None:
+    """The engine in a container listens on 443, published as 8443; 443 is another source's."""
+    site.node.stop()
+    listen = f"unix:{site.node.directory / 'flows'}"
+    site.set(sources=[{"type": "flows", "listen": listen, "ports": [8443]}])
+    site.node.start()
+    for proto, port in ((TCP, 44_000), (UDP, 44_001)):
+        flow = site.connect(port=port, ours=(NODE[0], 8443), proto=proto)
+        junk = site.connect(port=port, ours=(NODE[0], 443), proto=proto)
+        post(site, claim(ALICE, flow.source, proto, local="172.18.0.2:443"))
+        eventually(lambda: site.holders(flow, junk) == [ALICE, ""])  # noqa: B023
+
+
 def test_a_restart_keeps_the_marks_and_takes_new_words(site: Site) -> None:
     kept = site.connect(proto=UDP)
     post(site, claim(ALICE, kept.source))

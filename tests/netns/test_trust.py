@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bench.world import NODE
+from bench.world import NODE, make_some_flows
 from vff_qos.core import owners
 from vff_qos.core.claims.accesslog import NAME_BYTES, STREAM_POSITIONS, Scanner
 from vff_qos.core.flow import Flow
@@ -34,6 +34,7 @@ from .hostile import (
     POLICY,
     SS2022,
     STAMP,
+    TROJAN,
     VLESS,
     Scene,
     text,
@@ -226,6 +227,28 @@ def test_a_flow_that_was_forgotten_in_a_flood_does_not_hide_where_a_name_came_fr
     assert scene.marks(scene.far, scene.near) == scene.victims
 
 
+@pytest.mark.parametrize("way", ["nobody read", "another port's ended, too"])
+def test_a_name_is_one_though_its_connection_has_ended_unseen(way: str, scene: Scene) -> None:
+    """A connection to an inbound that checks names comes from the same end, to hide that."""
+    own, flow = scene.open(HOME, VLESS), scene.open(AWAY, VLESS)
+    scene.feed(true_line(own, b"attacker@x"))
+    hidden = scene.open(HOME, SS2022)
+    make_some_flows([hidden._replace(dport=VLESS), hidden._replace(dport=TROJAN)])
+    since_s = time.monotonic() - (60 if way == "nobody read" else 1)
+    for port in (SS2022, TROJAN)[: 1 if way == "nobody read" else 2]:
+        run("conntrack", "-D", "-p", "tcp", "--orig-port-src", str(hidden.sport),
+            "--orig-port-dst", str(port))  # fmt: skip
+    if way == "nobody read":
+        scene.feed(b"")
+        # As half a minute later.
+        scene.assigner._flows.mirror._graves = {}, {}
+    window = since_s, time.monotonic()
+    name = b"a:80 [ss22 >> direct] email: attacker@x\n" + true_line(flow, b"attacker@x") + b"a"
+    text_of_it = FORMATS["ss-2022"][1] % (text(hidden), name)
+    scene.assigner.assign(scene.scanner.scan(text_of_it), window)
+    assert scene.marks(flow) != scene.marks(own)
+
+
 def test_who_has_a_tuple_next_is_in_their_own_class_where_no_event_told_of_it(
     scene: Scene,
 ) -> None:
@@ -247,6 +270,8 @@ def test_a_line_that_waited_is_of_the_flow_of_then(scene: Scene) -> None:
     now = time.monotonic()
     claims = scene.scanner.scan(true_line(flow, b"victim@x"))
     scene.assigner.assign(claims, (now - 60.0, now))
+    # It may have been of the inbound that checks no names.
+    scene.feed((STAMP + b" from 1.2.3.4:5 rejected  proxy/trojan: not a valid user\n") * 150)
     for _ in range(2):
         scene.feed(true_line(flow, b"honest@x"))
         assert scene.marks(flow) == scene.marks(other)

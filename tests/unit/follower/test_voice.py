@@ -43,7 +43,7 @@ def test_it_reaches_into_the_next_stream_while_it_reaches_beyond_what_was_read(
     assert not voice.is_after_free_text(SECOND + FREE_TEXT_BYTES)
     voice.is_after_free_text(FIRST + 1_000 + FREE_TEXT_BYTES)
     assert not voice.is_in_free_text
-    assert not voice.is_after_free_text(SECOND + 1)
+    assert not voice.is_after_free_text(3 * STREAM_POSITIONS + 1)
 
 
 def test_what_is_read_first_after_a_restart_may_be_of_one(voice: Voice) -> None:
@@ -52,7 +52,11 @@ def test_what_is_read_first_after_a_restart_may_be_of_one(voice: Voice) -> None:
     # Killed at once, it is so for the next start, too.
     assert voice.is_in_free_text
     assert voice.is_after_free_text(FIRST)
+    # One of several may be through first.
+    assert voice.is_after_free_text(SECOND + 100)
     assert not voice.is_after_free_text(FIRST + FREE_TEXT_BYTES)
+    assert voice.is_after_free_text(SECOND + 200)
+    assert not voice.is_after_free_text(SECOND + FREE_TEXT_BYTES)
     assert not voice.is_in_free_text
 
 
@@ -60,6 +64,10 @@ def test_streams_are_remembered_in_number(voice: Voice) -> None:
     for number in range(2_000):
         voice.taint_after(number * STREAM_POSITIONS)
     assert len(voice._free) <= 256
+    # Those that are through go first.
+    voice.is_after_free_text(1_900 * STREAM_POSITIONS + FREE_TEXT_BYTES)
+    voice.taint_after(3_000 * STREAM_POSITIONS)
+    assert 1_900 not in voice._free and 1_800 in voice._free
     assert voice.is_after_free_text(1_999 * STREAM_POSITIONS + 1)
 
 

@@ -413,7 +413,8 @@ class Assigner:
 
     def _come(self) -> list[Early]:
         """Claims that came before their flows, which are here now."""
-        return self._judging.awaited.take(self._judging.arrival)
+        judging, voices = self._judging, self._voices
+        return judging.awaited.take(lambda early: judging.arrival(early, voices[early.speaker]))
 
     def _give_early(self, come: list[Early]) -> None:
         if not come:

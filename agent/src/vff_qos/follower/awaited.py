@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
 from typing import NamedTuple
 
 from ..core.claims.accesslog import UDP as UDP_PROTO
 from ..core.claims.accesslog import Claim, Endpoint
+from ..core.flows.meeting import Reach
 from ..core.flows.record import UDP
 
 #: Whoever tells in advance knows of a client that is about to connect.
 WAIT_S = 10.0
 #: Whoever may post could post without end; the oldest go first.
 MAX_WORDS = 1_024
-
-
-class Arrival(Enum):
-    """Whether the flow of a claim in advance has come."""
-
-    MISSING = "none that it may mean"
-    PERHAPS = "one that goes to another end than the claim names, as behind a redirect"
-    HERE = "one that it surely means"
 
 
 class Early(NamedTuple):
@@ -47,19 +39,22 @@ class Awaited:
     def __iter__(self) -> Iterator[Early]:
         return iter([early for _until_s, early, _is_guessed in self._words.values()])
 
-    def add(self, early: Early) -> None:
-        """No flow is there yet that this claim means."""
+    def add(self, early: Early, is_guessed: bool = False) -> None:
+        """No flow is there yet that this claim surely means; ``is_guessed``: one that it may mean
+        is, and was given."""
         key = early.client, early.claim.protocol, early.claim.local
         self._words.pop(key, None)
         if len(self._words) >= MAX_WORDS:
             oldest = next(iter(self._words))
-            del self._words[oldest]
-            self._lost(oldest[0])
-        self._words[key] = self._clock() + WAIT_S, early, False
+            _until_s, _early, was_guessed = self._words.pop(oldest)
+            if not was_guessed:
+                self._lost(oldest[0])
+        self._words[key] = self._clock() + WAIT_S, early, is_guessed
 
-    def take(self, has_come: Callable[[Early], Arrival]) -> list[Early]:
+    def take(self, arrival: Callable[[Early], Reach | None]) -> list[Early]:
         """Claims whose flows have come, or may have: these wait on for one that is surely theirs.
 
+        ``arrival`` says how a flow that has come goes where the claim says; None: there is none.
         Those that have waited too long are forgotten.
         """
         if not self._words:
@@ -71,10 +66,10 @@ class Awaited:
                 if not is_guessed:
                     self._lost(key[0])
                 continue
-            arrival = has_come(early)
-            if arrival is Arrival.HERE:
+            reach = arrival(early)
+            if reach is Reach.SURE:
                 del self._words[key]
-            elif arrival is Arrival.PERHAPS and not is_guessed:
+            elif reach is not None and not is_guessed:
                 self._words[key] = until_s, early, True
             else:
                 continue

@@ -77,6 +77,8 @@ class FlowTable:
         self._empty_s = clock()
         # Events were lost, and the table was not compared since without losing any.
         self._is_incomplete = False
+        #: Since when flows have been followed: of those that ended before nothing is known.
+        self.since_s = clock()
         self._open()
 
     def close(self) -> None:
@@ -195,6 +197,7 @@ class FlowTable:
         if self._without_until and now >= self._without_until:
             self._without_until = 0.0
             self._open()
+            self.since_s = now
             if self._events is not None:
                 self._journal.tell(events.FLOWS_BACK)
             return self.compare(lossy=True)

@@ -25,8 +25,8 @@ from ..core.claims.trust import (
     address_key,
     judge,
 )
-from ..core.flows.meeting import Local, Written, at_local, meet
-from ..core.flows.mirror import GRAVE_S
+from ..core.flows.meeting import Local, Reach, Written, at_local, meet
+from ..core.flows.mirror import GRAVE_S, SEVERAL
 from ..core.flows.record import (
     END,
     FOREIGN,
@@ -43,7 +43,7 @@ from ..core.owners import Owner
 from ..core.settings import Settings
 from ..errors import Exhausted
 from ..journal import Journal
-from .awaited import Arrival, Awaited, Early, of_protocol
+from .awaited import Awaited, Early, of_protocol
 from .early import EarlyShaping
 from .flow_table import FlowTable
 from .registry import Registry
@@ -52,6 +52,9 @@ from .round import Counts, Round
 from .voice import Voice
 
 _NOT_FOUND = 8
+#: For so long at least the kernel's table shows a connection that has ended
+#: (nf_conntrack_tcp_timeout_close).
+_LINGER_S = 10.0
 
 
 class Judging:
@@ -96,16 +99,11 @@ class Judging:
                 # Nobody knows of which inbound it is.
                 self._taint_after(claim, (0,))
             return
-        local = self._local(claim)
-        records: Sequence[int] = of_protocol(mirror.find(client), claim.protocol)
-        if claim.protocol:
-            records, _is_sure = at_local(records, local, self._flows.tags)
-        if (ports := self.voice.ports) is not None:
-            records = tuple(record for record in records if ports[port(record)])
+        local, records = self._local(claim), self._may_mean(claim, client, self.voice)
         tag = self._flows.tags.tag(claim.detour)
         if not records:
             ended = mirror.last_port(client)
-            is_over = ended and (claim.local is None or claim.local.port == ended)
+            is_over = ended and (local is None or ended in (local.port, SEVERAL))
             if claim.protocol and not early and not is_over:
                 counts.awaited += 1
                 self.awaited.add(Early(claim, client, self._vouchers.speaker))
@@ -130,9 +128,14 @@ class Judging:
         for record in said_freely:
             self._restrict_free_text(client, record, claim.tainted, round_)
         named = self._registry.of_email(claim.email) if claim.email else None
+        minor = named.minor if named else 0
+        if claim.protocol and local is not None and not early:
+            _records, reach = at_local(records, minor, local, self._flows.tags)
+            if reach is Reach.ELSEWHERE:
+                self.awaited.add(Early(claim, client, self._vouchers.speaker), is_guessed=True)
         meeting = meet(
-            records, named.minor if named else 0, tag, local, self._flows.tags,
-            lambda: self.when(claim, early), mirror.earliest_ms, self.is_late and not early,
+            records, minor, tag, local, self._flows.tags, lambda: self.when(claim, early),
+            mirror.earliest_ms, self.is_late and not early, mirror.last_port(client) != 0,
         )  # fmt: skip
         if meeting is None:
             counts.stale += 1
@@ -153,7 +156,7 @@ class Judging:
             return
         # What was said in advance may have meant a flow that never came.
         word_rank = self._rank(claim, client, named, meeting.certain and not early, is_tainted)
-        claimed = None if claim.email is None else named.minor if named else 0
+        claimed = None if claim.email is None else minor
         verdict = judge(record, claimed, word_rank)
         if verdict is Verdict.FOREIGN:
             self._tell_foreign(client, record, named)
@@ -192,14 +195,25 @@ class Judging:
         else:
             self._restrict(claim, client, record, verdict, word_rank, round_)
 
-    def arrival(self, early: Early) -> Arrival:
-        """Whether the flow of a claim in advance is there."""
-        claim, tags = early.claim, self._flows.tags
-        found = of_protocol(self._flows.mirror.find(early.client), claim.protocol)
-        records, is_sure = at_local(found, self._local(claim), tags)
-        if not records:
-            return Arrival.MISSING
-        return Arrival.HERE if is_sure else Arrival.PERHAPS
+    def arrival(self, early: Early, voice: Voice) -> Reach | None:
+        """How the flow of a claim in advance goes where that says; None if there is none yet.
+
+        ``voice`` is that of its source.
+        """
+        claim = early.claim
+        named = self._registry.of_email(claim.email) if claim.email else None
+        found = self._may_mean(claim, early.client, voice)
+        records, reach = at_local(
+            found, named.minor if named else 0, self._local(claim), voice.tags
+        )
+        return reach if records else None
+
+    def _may_mean(self, claim: Claim, client: bytes, voice: Voice) -> Sequence[int]:
+        """Flows of a client's end, of the claim's protocol, to ports that its source speaks of."""
+        records = of_protocol(self._flows.mirror.find(client), claim.protocol)
+        if (ports := voice.ports) is None:
+            return records
+        return tuple(record for record in records if ports[port(record)])
 
     def _local(self, claim: Claim) -> Local | None:
         end = claim.local
@@ -251,13 +265,15 @@ class Judging:
     @property
     def is_late(self) -> bool:
         """Whether the round's claims may be older than what is known of flows that have ended: they
-        waited while nobody read them.
+        waited while nobody read them, or flows were not followed then.
 
         Of a log that was never read before nobody knows for how long: else no first word would be
         certain after an installation.
         """
         since_s, until_s = self.window
-        return GRAVE_S < until_s - since_s < math.inf
+        if since_s == -math.inf:
+            return False
+        return since_s < self._flows.since_s - _LINGER_S or until_s - since_s > GRAVE_S
 
     def _witness(self, client: bytes, owner: Owner) -> None:
         """A plain word stands: it vouches for its user at this address."""
@@ -329,7 +345,9 @@ class Judging:
         """Our ports that a line of a client's end may be of; 0: one that nobody knows."""
         ended = self._flows.mirror.last_port(client)
         known = [*map(port, records), *([ended] if ended else [])]
-        return [*known, 0] if self._flows.may_miss or not known else known
+        # Of a flow that has ended unseen, or so long ago that another one may have its name.
+        is_any = self._flows.may_miss or self.is_late or ended == SEVERAL or not known
+        return [*known, 0] if is_any else known
 
     def _taint_after(self, claim: Claim, our_ports: Iterable[int]) -> None:
         """What follows a line of such an inbound (0: nobody knows) may be a stranger's."""

@@ -9,10 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..core.claims.accesslog import Claim
+from ..core.claims.accesslog import Claim, Endpoint
 from ..core.claims.trust import Vouchers
 from ..core.flows.meeting import Written
-from ..core.flows.record import END, RANK_SHIFT, REMEMBERED, REUSED, birth_ms, port
+from ..core.flows.record import (
+    ADDRESS_SHIFT,
+    END,
+    MAX_ADDRESSES,
+    RANK_SHIFT,
+    REMEMBERED,
+    REUSED,
+    birth_ms,
+    port,
+)
 from ..core.owners import ACTIVE
 from ..kernel.packed.conntrack import Conntrack
 from .flow_table import FlowTable
@@ -107,10 +116,10 @@ class PlainWords:
                 known_end, known_detour = record & END, None
                 clients, minors = groups.setdefault(known_end, ([], []))
             if local is not None:
-                if not _is_at(claim, record):
+                if not _is_at(local, record, mirror.address_number(local.address)):
                     skip(end)
                     continue
-                direct.add(local.port)
+                direct.add(record & END)
             elif detour != known_detour:
                 if not fits(detour, record):
                     skip(end)
@@ -160,7 +169,6 @@ class PlainWords:
             self._failed(clients[index], held[clients[index]], code)
 
 
-def _is_at(claim: Claim, record: int) -> bool:
-    """Whether the flow goes where the claim says."""
-    local = claim.local
-    return local is not None and local.port == port(record)
+def _is_at(local: Endpoint, record: int, number: int) -> bool:
+    """Whether the flow goes where the claim says; ``number`` is the mirror's of the address."""
+    return local.port == port(record) and record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == number

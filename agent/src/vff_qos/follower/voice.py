@@ -61,9 +61,7 @@ class Voice:
         """The line there may hold a name that the engine did not check."""
         stream, within = divmod(position, STREAM_POSITIONS)
         _until, last = self._free.pop(stream, (0, 0))
-        if len(self._free) >= _MAX_STREAMS:
-            del self._free[next(iter(self._free))]
-        self._free[stream] = within + FREE_TEXT_BYTES, max(within, last)
+        self._keep(stream, within + FREE_TEXT_BYTES, max(within, last))
 
     def is_after_free_text(self, position: int) -> bool:
         """Whether such a name may reach to there."""
@@ -76,8 +74,23 @@ class Voice:
                 self._begins_within = False
                 return False
             # Whoever splits a log at lines may have split such a name.
-            return self.is_in_free_text
+            if self.is_in_free_text:
+                self._keep(stream, FREE_TEXT_BYTES - 1, within)
+                return True
+            return False
         until, last = known
         if within > last:
             self._free[stream] = until, within
+        if within >= until:
+            self._begins_within = False
+        # What stands before has been judged before, or is the line itself.
         return until - FREE_TEXT_BYTES < within < until
+
+    def _keep(self, stream: int, until: int, last: int) -> None:
+        """Remember a stream, in the place of one that is through with it if there is such a one."""
+        if len(self._free) >= _MAX_STREAMS:
+            through = (
+                s for s, (its_until, its_last) in self._free.items() if its_last >= its_until
+            )
+            del self._free[next(through, next(iter(self._free)))]
+        self._free[stream] = until, last

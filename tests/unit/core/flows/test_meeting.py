@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vff_qos.core.claims.trust import PLAIN, WEAK
+from vff_qos.core.claims.trust import PLAIN, TOLD, WEAK
 from vff_qos.core.flows.meeting import Local, Meeting, Tags, Written, meet
 from vff_qos.core.flows.record import (
     ADDRESS_SHIFT,
@@ -123,18 +123,42 @@ def test_our_end_in_the_claim_is_another_one_behind_dnat() -> None:
     assert of([flow(443, 0)], local=Local(8443, -1)) == Meeting(flow(443, 0), True)
 
 
-def test_a_port_that_claims_have_named_is_no_end_of_another_one() -> None:
+def test_an_end_that_claims_have_named_is_hardly_that_of_another_claim() -> None:
     tags = Tags()
     assert of([flow(8443)], local=Local(8443, 0), tags=tags) == Meeting(flow(8443), True)
-    assert of([flow(8443)], local=Local(443, 0), tags=tags) is None
-    # A redirected one may be.
-    assert of([flow(20_050)], local=Local(443, 0), tags=tags) == Meeting(flow(20_050), True)
+    assert of([flow(8443)], local=Local(443, 0), tags=tags) == Meeting(flow(8443), False)
+    # A redirected one may be: another port, protocol or address.
+    for record in (flow(20_050), flow(8443, flags=UDP), flow(8443, 1)):
+        assert of([record], local=Local(443, 0), tags=tags) == Meeting(record, True)
+        both = of([flow(8443), record], local=Local(443, 0), tags=tags)
+        assert both == Meeting(record, True)
 
 
-def test_at_another_address_of_ours_a_flow_is_not_met_for_certain() -> None:
-    assert of([flow(443, 0)], local=Local(443, 1)) == Meeting(flow(443, 0), False)
-    # Behind DNAT the engine's address is none that clients reach.
-    assert of([flow(443, 0)], local=Local(443, -1)) == Meeting(flow(443, 0), True)
+def test_what_dnat_leads_to_is_known_by_its_address() -> None:
+    """443 and 8443 are published, both lead to 443: no claim of one takes the other its flows."""
+    tags = Tags()
+    for published in (443, 8443):
+        for _ in range(2):
+            found = of([flow(published)], local=Local(443, -1), tags=tags)
+            assert found == Meeting(flow(published), True)
+
+
+def test_a_second_flow_of_the_client_does_not_hide_the_one_that_dnat_leads_to() -> None:
+    """A datagram to the port of the same number is enough for that."""
+    junk, real = flow(443, flags=UDP), flow(2053)
+    assert of([junk, real], local=Local(443, -1)) == Meeting(junk, True)
+    mine = owned(junk, ALICE, TOLD)
+    assert of([mine, real], local=Local(443, -1)) == Meeting(real, False)
+    both = [mine, owned(real, ALICE, WEAK)]
+    assert of(both, local=Local(443, -1)) == Meeting(mine, True)
+
+
+def test_where_another_flow_of_the_client_has_just_ended_only_the_end_is_certain() -> None:
+    def met(local: Local) -> Meeting | None:
+        return meet([flow(443)], ALICE, b"", local, Tags(), never, earliest_ms, False, True)
+
+    assert met(Local(443, 0)) == Meeting(flow(443), True)
+    assert met(Local(8443, -1)) == Meeting(flow(443), False)
 
 
 def test_the_first_word_with_a_tag_is_not_certain_where_another_tag_is_known() -> None:

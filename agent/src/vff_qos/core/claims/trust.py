@@ -23,6 +23,7 @@ what was decided: it lives and dies with the flow.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from enum import Enum
 from mmap import mmap
@@ -102,6 +103,8 @@ class Vouchers:
         self._old: dict[int, float] = {}
         # How many of the younger half are each minor's, and when that half began.
         self._counts, self._began_s = bytearray(1 << 16), 0.0
+        # The places of those who have as many as one may have, in the order in which they came.
+        self._many: dict[int, deque[int]] = {}
         # Since when a minor has been another user's.
         self._since: dict[int, float] = {}
         #: When each minor's user was given a flow by such a word last, in whole seconds; 0: never.
@@ -126,12 +129,23 @@ class Vouchers:
             if place not in young:
                 if len(young) >= _VOUCHES or now_s - self._began_s >= VOUCH_S:
                     self._old, self._young, self._began_s = young, {}, now_s
-                    self._counts = bytearray(1 << 16)
+                    self._counts, self._many = bytearray(1 << 16), {}
                     young, counts = self._young, self._counts
                 if counts[minor] >= _VOUCHES_EACH:
-                    continue
-                counts[minor] += 1
+                    self._leave_oldest(minor, place)
+                else:
+                    counts[minor] += 1
             young[place] = now_s
+
+    def _leave_oldest(self, minor: int, place: int) -> None:
+        """A user's new place comes for the first of as many as one may have."""
+        places = self._many.get(minor)
+        if places is None:
+            # Seldom: all are looked through once.
+            mine = (there for there in self._young if there >> 1 & MINOR == minor)
+            places = self._many[minor] = deque(mine)
+        del self._young[places.popleft()]
+        places.append(place)
 
     def vouch(self, minor: int, address: bytes, now_s: float) -> bool:
         """Whether a plain word vouches for this user at this address."""

@@ -8,12 +8,14 @@ known of our end decides: by the claim itself, by its inbound's tag, by who has 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 from ..claims.accesslog import inbound_tag
 from ..claims.trust import WEAK
 from .record import (
     ADDRESS_SHIFT,
+    END,
     MAX_ADDRESSES,
     MINOR,
     PORT_SHIFT,
@@ -43,7 +45,8 @@ class Tags:
     def __init__(self, direct: set[int] | None = None) -> None:
         """``direct`` is shared by all sources of a node."""
         self._ends: dict[bytes, frozenset[int]] = {}
-        #: Our ports that claims named and their flows went to: no DNAT leads there.
+        #: Ends of ours (as bits of a record) that claims named and their flows went to: where these
+        #: go, no DNAT stands before.
         self.direct: set[int] = set() if direct is None else direct
         # The text in a line's brackets to the tag at its beginning.
         self._tags: dict[bytes, bytes] = {}
@@ -101,6 +104,14 @@ class Tags:
         return any(end in ends for other, ends in self._ends.items() if other != tag)
 
 
+class Reach(Enum):
+    """Whether flows go to the end of ours that a claim names."""
+
+    SURE = "to exactly that one, or the claim names none"
+    PERHAPS = "to another one, from where DNAT may lead there"
+    ELSEWHERE = "to one that claims have named by itself"
+
+
 class Local(NamedTuple):
     """Our end as a claim names it: port, and the mirror's number of the address (-1: unknown)."""
 
@@ -131,19 +142,20 @@ def meet(
     written: Callable[[], Written],
     earliest_ms: Callable[[int], int] = birth_ms,
     is_late: bool = False,
+    has_ended: bool = False,
 ) -> Meeting | None:
     """The one of a client end's ``records`` that a claim of the user ``claimed`` (0: new) means.
 
     ``local`` is our end if the claim names it, ``written`` tells when it was made (asked for only
     where it matters), ``earliest_ms`` before when a flow was surely not born; ``is_late``: it may
-    be so old that any tuple may have been another flow's.  None: the flow it means has gone.
+    be so old that any tuple may have been another flow's; ``has_ended``: another flow of this end
+    has ended just now.  None: the flow it means has gone.
     """
-    at_end, is_sure = at_local(records, local, tags)
+    at_end, reach = at_local(records, claimed, local, tags)
     found = _of_tag(at_end, claimed, tag, tags)
-    certain = len(found) == 1
-    if local is not None and not is_sure and local.address >= 0:
-        # Flows to that address are known; this one's word may be on its way.
-        certain = certain and port(found[0]) != local.port
+    certain = len(found) == 1 and reach is not Reach.ELSEWHERE
+    if has_ended and reach is not Reach.SURE:
+        certain = False
     if certain and local is None and tags.is_new_at(tag, found[0]):
         certain = False
     elif certain and local is None and _is_elsewheres(found[0], tag, tags):
@@ -170,21 +182,35 @@ def meet(
     return Meeting(min(found, key=lambda record: _order(record, claimed)), False)
 
 
-def at_local(records: Sequence[int], local: Local | None, tags: Tags) -> tuple[Sequence[int], bool]:
+def at_local(
+    records: Sequence[int], claimed: int, local: Local | None, tags: Tags
+) -> tuple[Sequence[int], Reach]:
     """Those that may go to the end that a claim names, and whether that is surely theirs.
 
     Behind DNAT (Docker) the engine's own end is not the one that the client has asked for.
     """
     if local is None:
-        return records, True
-    at_port = [record for record in records if port(record) == local.port]
-    if not at_port:
-        return [record for record in records if port(record) not in tags.direct], False
-    tags.direct.add(local.port)
+        return records, Reach.SURE
     exact = [
-        record for record in at_port if record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == local.address
+        record
+        for record in records
+        if port(record) == local.port
+        and record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == local.address
     ]
-    return exact or at_port, bool(exact)
+    if exact:
+        tags.direct.update(record & END for record in exact)
+        return exact, Reach.SURE
+    redirected = [record for record in records if record & END not in tags.direct]
+    at_port = [record for record in redirected or records if port(record) == local.port]
+    if not redirected:
+        return at_port or records, Reach.ELSEWHERE
+    if not at_port:
+        return redirected, Reach.PERHAPS
+    others = [record for record in redirected if not _held(record)]
+    if others and all(_held(record) == claimed != 0 for record in at_port):
+        # They have their word; DNAT may lead to the same port from another one, too.
+        return others, Reach.ELSEWHERE
+    return at_port, Reach.PERHAPS
 
 
 def _of_tag(records: Sequence[int], claimed: int, tag: bytes, tags: Tags) -> Sequence[int]:

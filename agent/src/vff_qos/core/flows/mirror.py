@@ -57,6 +57,8 @@ _BEGINNING = frozenset((0, 1, 2, 9))  # NONE, SYN_SENT, SYN_RECV, SYN_SENT2
 GENERATION = 24_576
 #: A word may still be on its way when its flow has ended; so long its tuple counts as reused.
 _GRAVES = 8_192
+#: In the place of the port, where flows of one client's end to several of our ports have ended.
+SEVERAL = -1
 #: For so long at least it is known that a tuple had another flow before, in seconds.
 GRAVE_S = 30.0
 #: Flows that somebody deleted from the kernel's table come back with their next packet.
@@ -249,7 +251,8 @@ class Mirror:
         return mark | PROVISIONAL_MARK if record & PROVISIONAL else mark
 
     def last_port(self, client: bytes) -> int:
-        """Our port that an ended flow from a client's end had; 0 if that is not known."""
+        """Our port that an ended flow from a client's end had; 0 if that is not known, `SEVERAL`
+        if they had several."""
         return self._graves[0].get(client) or self._graves[1].get(client) or 0
 
     def earliest_ms(self, record: int) -> int:
@@ -615,7 +618,8 @@ class Mirror:
         graves = self._graves
         if len(graves[0]) >= _GRAVES:
             graves = self._graves = ({}, graves[0])
-        graves[0][client] = port(record)
+        known, ours = self.last_port(client), port(record)
+        graves[0][client] = ours if known in (0, ours) else SEVERAL
 
     # -- the tables -------------------------------------------------------------------------------
 

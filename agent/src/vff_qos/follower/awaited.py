@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..core.claims.accesslog import UDP as UDP_PROTO
 from ..core.claims.accesslog import Claim, Endpoint
-from ..core.flows.meeting import Reach
+from ..core.flows.meeting import Fit
 from ..core.flows.record import UDP
 
 #: Whoever tells in advance knows of a client that is about to connect.
@@ -51,7 +51,7 @@ class Awaited:
                 self._lost(oldest[0])
         self._words[key] = self._clock() + WAIT_S, early, is_guessed
 
-    def take(self, arrival: Callable[[Early], Reach | None]) -> list[Early]:
+    def take(self, arrival: Callable[[Early], Fit | None]) -> list[Early]:
         """Claims whose flows have come, or may have: these wait on for one that is surely theirs.
 
         ``arrival`` says how a flow that has come goes where the claim says; None: there is none.
@@ -66,10 +66,10 @@ class Awaited:
                 if not is_guessed:
                     self._lost(key[0])
                 continue
-            reach = arrival(early)
-            if reach is Reach.SURE:
+            fit = arrival(early)
+            if fit is Fit.SURE:
                 del self._words[key]
-            elif reach is not None and not is_guessed:
+            elif fit is not None and not is_guessed:
                 self._words[key] = until_s, early, True
             else:
                 continue

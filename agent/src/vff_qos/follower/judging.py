@@ -25,7 +25,7 @@ from ..core.claims.trust import (
     address_key,
     judge,
 )
-from ..core.flows.meeting import Local, Reach, Written, at_local, meet
+from ..core.flows.meeting import Fit, Local, Written, at_local, meet
 from ..core.flows.mirror import GRAVE_S, SEVERAL
 from ..core.flows.record import (
     END,
@@ -130,8 +130,8 @@ class Judging:
         named = self._registry.of_email(claim.email) if claim.email else None
         minor = named.minor if named else 0
         if claim.protocol and local is not None and not early:
-            _records, reach = at_local(records, minor, local, self._flows.tags)
-            if reach is Reach.ELSEWHERE:
+            _records, fit = at_local(records, minor, local, self._flows.tags)
+            if fit is Fit.ELSEWHERE:
                 self.awaited.add(Early(claim, client, self._vouchers.speaker), is_guessed=True)
         meeting = meet(
             records, minor, tag, local, self._flows.tags, lambda: self.when(claim, early),
@@ -195,7 +195,7 @@ class Judging:
         else:
             self._restrict(claim, client, record, verdict, word_rank, round_)
 
-    def arrival(self, early: Early, voice: Voice) -> Reach | None:
+    def arrival(self, early: Early, voice: Voice) -> Fit | None:
         """How the flow of a claim in advance goes where that says; None if there is none yet.
 
         ``voice`` is that of its source.
@@ -203,10 +203,8 @@ class Judging:
         claim = early.claim
         named = self._registry.of_email(claim.email) if claim.email else None
         found = self._may_mean(claim, early.client, voice)
-        records, reach = at_local(
-            found, named.minor if named else 0, self._local(claim), voice.tags
-        )
-        return reach if records else None
+        records, fit = at_local(found, named.minor if named else 0, self._local(claim), voice.tags)
+        return fit if records else None
 
     def _may_mean(self, claim: Claim, client: bytes, voice: Voice) -> Sequence[int]:
         """Flows of a client's end, of the claim's protocol, to ports that its source speaks of."""

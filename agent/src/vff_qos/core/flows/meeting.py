@@ -104,7 +104,7 @@ class Tags:
         return any(end in ends for other, ends in self._ends.items() if other != tag)
 
 
-class Reach(Enum):
+class Fit(Enum):
     """Whether flows go to the end of ours that a claim names."""
 
     SURE = "to exactly that one, or the claim names none"
@@ -151,10 +151,10 @@ def meet(
     be so old that any tuple may have been another flow's; ``has_ended``: another flow of this end
     has ended just now.  None: the flow it means has gone.
     """
-    at_end, reach = at_local(records, claimed, local, tags)
+    at_end, fit = at_local(records, claimed, local, tags)
     found = _of_tag(at_end, claimed, tag, tags)
-    certain = len(found) == 1 and reach is not Reach.ELSEWHERE
-    if has_ended and reach is not Reach.SURE:
+    certain = len(found) == 1 and fit is not Fit.ELSEWHERE
+    if has_ended and fit is not Fit.SURE:
         certain = False
     if certain and local is None and tags.is_new_at(tag, found[0]):
         certain = False
@@ -184,13 +184,13 @@ def meet(
 
 def at_local(
     records: Sequence[int], claimed: int, local: Local | None, tags: Tags
-) -> tuple[Sequence[int], Reach]:
+) -> tuple[Sequence[int], Fit]:
     """Those that may go to the end that a claim names, and whether that is surely theirs.
 
     Behind DNAT (Docker) the engine's own end is not the one that the client has asked for.
     """
     if local is None:
-        return records, Reach.SURE
+        return records, Fit.SURE
     exact = [
         record
         for record in records
@@ -199,18 +199,18 @@ def at_local(
     ]
     if exact:
         tags.direct.update(record & END for record in exact)
-        return exact, Reach.SURE
+        return exact, Fit.SURE
     redirected = [record for record in records if record & END not in tags.direct]
     at_port = [record for record in redirected or records if port(record) == local.port]
     if not redirected:
-        return at_port or records, Reach.ELSEWHERE
+        return at_port or records, Fit.ELSEWHERE
     if not at_port:
-        return redirected, Reach.PERHAPS
+        return redirected, Fit.PERHAPS
     others = [record for record in redirected if not _held(record)]
     if others and all(_held(record) == claimed != 0 for record in at_port):
         # They have their word; DNAT may lead to the same port from another one, too.
-        return others, Reach.ELSEWHERE
-    return at_port, Reach.PERHAPS
+        return others, Fit.ELSEWHERE
+    return at_port, Fit.PERHAPS
 
 
 def _of_tag(records: Sequence[int], claimed: int, tag: bytes, tags: Tags) -> Sequence[int]:

@@ -9,8 +9,9 @@ from .node import Node
 
 _SNAPSHOT = r"""
 exec 2>&1
-# The lab's own links get new addresses at each boot.
-echo "## links";    ip -d link show | sed 's/ qlen [0-9]*//; s/ether [0-9a-f:]*//'
+# The lab's own links get new addresses at each boot, and udev gives them more names or not, as it
+# looks at them before or after they are renamed.
+echo "## links";    ip -d link show | sed '/^ *altname /d; s/ qlen [0-9]*//; s/ether [0-9a-f:]*//'
 echo "## qdiscs";   tc qdisc show
 echo "## filters";  for hook in '' ingress egress; do tc filter show dev wan0 $hook; done
 echo "## nft";      nft list ruleset

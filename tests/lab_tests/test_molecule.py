@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -45,18 +44,14 @@ def test_the_role_on_a_lab_node(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_role_on_another_debian(capfd: pytest.CaptureFixture[str]) -> None:
-    # Beside all that can share; the others wait for shorter times than the node does.
-    run_scenario(capfd, ["nice", "-n", "5"], VFF_QOS_SUITE="trixie", VFF_QOS_STEPS="short")
+    run_scenario(capfd, VFF_QOS_SUITE="trixie", VFF_QOS_STEPS="short")
 
 
-def run_scenario(
-    capfd: pytest.CaptureFixture[str], prefix: Sequence[str] = (), **variables: str
-) -> None:
-    """`molecule test`, as the command behind ``prefix`` and with these environment variables."""
+def run_scenario(capfd: pytest.CaptureFixture[str], **variables: str) -> None:
+    """`molecule test` with these environment variables."""
     if os.geteuid() != 0 or not shutil.which("qemu-system-x86_64"):
         pytest.skip("a lab node needs root and qemu-system-x86")
-    molecule_path = str(Path(sys.executable).with_name("molecule"))
-    command = [*prefix, molecule_path, "test", "--no-command-borders"]
+    command = [str(Path(sys.executable).with_name("molecule")), "test", "--no-command-borders"]
     folder = ROOT / "build/ansible_collections/vff/qos"
     last: deque[str] = deque(maxlen=10)
     failures = []

@@ -747,12 +747,6 @@ def absent() -> None:
     unlimited()
 
 
-def again() -> None:
-    """A node that had it once gets it as a fresh one does."""
-    make("qos")
-    limited()
-
-
 def never_installed() -> None:
     """`disabled` and `absent` on a node without it change nothing."""
     make("qos-disable")
@@ -866,7 +860,7 @@ STEPS = {
     for f in (
         up, down, snapshot, untouched, kernel, limited, unlimited, kill_switch, healing, fair,
         round_trips, story, reboot, confirm, gc, accounts, faults, memory, options,
-        absent, again, never_installed, takeover, disabled_reboot, broken,
+        absent, never_installed, takeover, disabled_reboot, broken,
     )
 }  # fmt: skip
 

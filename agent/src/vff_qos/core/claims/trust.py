@@ -23,6 +23,7 @@ what was decided: it lives and dies with the flow.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
 from mmap import mmap
@@ -133,15 +134,18 @@ class Vouchers:
 
     def _make_room(self, now_s: float) -> None:
         """The younger half is full: of whoever has most of it the latest places stay."""
-        left: dict[int, int] = {}
-        kept: list[tuple[int, float]] = []
-        for place in reversed(self._young):
-            minor = place >> 1 & MINOR
-            left[minor] = left.get(minor, _VOUCHES_EACH) - 1
-            if left[minor] >= 0:
-                kept.append((place, self._young[place]))
-        self._young = dict(reversed(kept))
-        if len(kept) > _VOUCHES * 3 // 4:
+        young = self._young
+        places = Counter(place >> 1 & MINOR for place in young)
+        if max(places.values()) > _VOUCHES_EACH:
+            kept: dict[int, float] = {}
+            for place, seen_s in young.items():
+                minor = place >> 1 & MINOR
+                if places[minor] <= _VOUCHES_EACH:
+                    kept[place] = seen_s
+                else:
+                    places[minor] -= 1
+            self._young = kept
+        if len(self._young) > _VOUCHES * 3 // 4:
             self._turn(now_s)
 
     def vouch(self, minor: int, address: bytes, now_s: float) -> bool:

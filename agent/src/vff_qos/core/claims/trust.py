@@ -23,7 +23,7 @@ what was decided: it lives and dies with the flow.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import deque
 from collections.abc import Iterable
 from enum import Enum
 from mmap import mmap
@@ -37,8 +37,8 @@ ADOPTED = WEAK
 
 #: How long a plain word vouches for the same user and address.
 VOUCH_S = 3_600
-#: Users and addresses that are vouched for, in each of two generations; and of one user when one is
-#: full: whoever has many addresses (an IPv6 prefix) must not have those of others forgotten.
+#: Users and addresses that are vouched for, in each of two generations, and of one user at most:
+#: whoever has many addresses (an IPv6 prefix) must not have those of others forgotten.
 _VOUCHES, _VOUCHES_EACH = 32_768, 64
 
 #: How long the packed end of a client with an IPv4 address is.
@@ -101,7 +101,10 @@ class Vouchers:
         # full, or so old that its oldest time says nothing any more.
         self._young: dict[int, float] = {}
         self._old: dict[int, float] = {}
-        self._began_s = 0.0
+        # How many of the younger half are each minor's, and when that half began.
+        self._counts, self._began_s = bytearray(1 << 16), 0.0
+        # The places of those who have as many as one may have, in the order in which they came.
+        self._many: dict[int, deque[int]] = {}
         # Since when a minor has been another user's.
         self._since: dict[int, float] = {}
         #: When each minor's user was given a flow by such a word last, in whole seconds; 0: never.
@@ -112,41 +115,37 @@ class Vouchers:
 
     def saw(self, flows: Iterable[tuple[bytes, int]], now_s: float) -> None:
         """Plain words gave each flow (client's packed end, record) to the user of its minor."""
-        if now_s - self._began_s >= VOUCH_S:
-            self._turn(now_s)
         young, named, second, number = self._young, self.named, int(now_s), int.from_bytes
-        low = self.speaker << 17 | 1
+        low, counts = self.speaker << 17 | 1, self._counts
         self.are_news = True
         for client, record in flows:
-            if len(young) >= _VOUCHES:
-                self._make_room(now_s)
-                young = self._young
             minor = record & MINOR
+            named[minor] = second
             if len(client) == _IPV4_END:
                 # As `_place` does: thousands come at once.
-                young[number(client[:4], "big") << 21 | minor << 1 | low] = now_s
+                place = number(client[:4], "big") << 21 | minor << 1 | low
             else:
-                young[_place(client[:-2], minor, self.speaker)] = now_s
-            named[minor] = second
-
-    def _turn(self, now_s: float) -> None:
-        self._old, self._young, self._began_s = self._young, {}, now_s
-
-    def _make_room(self, now_s: float) -> None:
-        """The younger half is full: of whoever has most of it the latest places stay."""
-        young = self._young
-        places = Counter(place >> 1 & MINOR for place in young)
-        if max(places.values()) > _VOUCHES_EACH:
-            kept: dict[int, float] = {}
-            for place, seen_s in young.items():
-                minor = place >> 1 & MINOR
-                if places[minor] <= _VOUCHES_EACH:
-                    kept[place] = seen_s
+                place = _place(client[:-2], minor, self.speaker)
+            if place not in young:
+                if len(young) >= _VOUCHES or now_s - self._began_s >= VOUCH_S:
+                    self._old, self._young, self._began_s = young, {}, now_s
+                    self._counts, self._many = bytearray(1 << 16), {}
+                    young, counts = self._young, self._counts
+                if counts[minor] >= _VOUCHES_EACH:
+                    self._leave_oldest(minor, place)
                 else:
-                    places[minor] -= 1
-            self._young = kept
-        if len(self._young) > _VOUCHES * 3 // 4:
-            self._turn(now_s)
+                    counts[minor] += 1
+            young[place] = now_s
+
+    def _leave_oldest(self, minor: int, place: int) -> None:
+        """A user's new place comes for the first of as many as one may have."""
+        places = self._many.get(minor)
+        if places is None:
+            # Seldom: all are looked through once.
+            mine = (there for there in self._young if there >> 1 & MINOR == minor)
+            places = self._many[minor] = deque(mine)
+        del self._young[places.popleft()]
+        places.append(place)
 
     def vouch(self, minor: int, address: bytes, now_s: float) -> bool:
         """Whether a plain word vouches for this user at this address."""

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..core.claims.accesslog import Claim, Endpoint
+from ..core.claims.accesslog import Claim
 from ..core.claims.trust import Vouchers
 from ..core.flows.meeting import Written
 from ..core.flows.record import (
-    ADDRESS_SHIFT,
     END,
-    MAX_ADDRESSES,
     RANK_SHIFT,
     REMEMBERED,
     REUSED,
     birth_ms,
+    goes_to,
     port,
 )
 from ..core.owners import ACTIVE
@@ -116,7 +115,7 @@ class PlainWords:
                 known_end, known_detour = record & END, None
                 clients, minors = groups.setdefault(known_end, ([], []))
             if local is not None:
-                if not _is_at(local, record, mirror.address_number(local.address)):
+                if not goes_to(record, local.port, mirror.address_number(local.address)):
                     skip(end)
                     continue
                 direct.add(record & END)
@@ -167,8 +166,3 @@ class PlainWords:
         self._counts.marked += len(clients) - len(errors)
         for index, code in errors.items():
             self._failed(clients[index], held[clients[index]], code)
-
-
-def _is_at(local: Endpoint, record: int, number: int) -> bool:
-    """Whether the flow goes where the claim says; ``number`` is the mirror's of the address."""
-    return local.port == port(record) and record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == number

@@ -14,9 +14,7 @@ from typing import NamedTuple
 from ..claims.accesslog import inbound_tag
 from ..claims.trust import WEAK
 from .record import (
-    ADDRESS_SHIFT,
     END,
-    MAX_ADDRESSES,
     MINOR,
     PORT_SHIFT,
     PROVISIONAL,
@@ -25,6 +23,7 @@ from .record import (
     UDP,
     VAGUE,
     birth_ms,
+    goes_to,
     holder,
     port,
     rank,
@@ -191,12 +190,7 @@ def at_local(
     """
     if local is None:
         return records, Fit.SURE
-    exact = [
-        record
-        for record in records
-        if port(record) == local.port
-        and record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == local.address
-    ]
+    exact = [record for record in records if goes_to(record, local.port, local.address)]
     if exact:
         tags.direct.update(record & END for record in exact)
         return exact, Fit.SURE

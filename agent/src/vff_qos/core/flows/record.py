@@ -58,6 +58,11 @@ def holder(record: int) -> int:
     return 0 if record & PROVISIONAL else record & MINOR
 
 
+def goes_to(record: int, our_port: int, number: int) -> bool:
+    """Whether a flow goes to this port of ours at the address of this number in the mirror."""
+    return port(record) == our_port and record >> ADDRESS_SHIFT & MAX_ADDRESSES - 1 == number
+
+
 def port(record: int) -> int:
     """Our port."""
     return record >> PORT_SHIFT & 0xFFFF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -56,6 +57,7 @@ class HealingNode(WholeNode):
 
     def __init__(self, directory: Path, more: str = "", queues: int = 1) -> None:
         super().__init__(directory, more, queues)
+        self._said = b""
         self.start()
         self.client = Client("127.0.0.1", 4430)
         self.write(self.client.line("alice@x"))
@@ -77,14 +79,21 @@ class HealingNode(WholeNode):
         self.wait(lambda: not children.read_text())
         self.stop()
 
-    def told(self) -> str:
-        """What the agent has said since the last time."""
-        assert self.agent is not None and self.agent.stderr is not None
-        os.set_blocking(self.agent.stderr.fileno(), False)
-        try:
-            return os.read(self.agent.stderr.fileno(), 1 << 16).decode()
-        except BlockingIOError:
-            return ""
+    def hears(self, words: str) -> None:
+        """Wait until the agent has said ``words``, after what was heard before.
+
+        What it does can be seen in the kernel before it has said so.
+        """
+
+        def is_said() -> bool:
+            assert self.agent is not None and self.agent.stderr is not None
+            os.set_blocking(self.agent.stderr.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                self._said += os.read(self.agent.stderr.fileno(), 1 << 16)
+            return words.encode() in self._said
+
+        self.wait(is_said)
+        self._said = self._said.partition(words.encode())[2]
 
     def seen(self) -> str:
         return run("tc", "class", "show", "dev", "vffqos0") + run("nft", "list", "ruleset")

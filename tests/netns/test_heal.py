@@ -68,7 +68,7 @@ def test_heals_within_a_second(node: HealingNode, harm: str) -> None:
     node.wait(lambda: node.mark(another))
     assert (node.mark(node.client) or 0) & 0xFFFF == node.minor
     if "class del" not in harm:
-        node.wait(lambda: "healed: " in node.told())
+        node.hears("healed: ")
 
 
 def test_what_broke_while_no_agent_ran_is_healed(node: HealingNode) -> None:

@@ -80,7 +80,7 @@ def test_without_consent_ours_stays_away_and_says_so(
     node = HealingNode(tmp_path)
     try:
         restart(node, networkd)
-        node.wait(lambda: "repair failed" in node.told())
+        node.hears("repair failed")
         node.wait(lambda: "take_foreign_root" in look(node)[1])
         assert look(node)[0] == 2
         assert root_of("wan0").startswith("pfifo ")
@@ -97,7 +97,7 @@ def test_with_consent_limits_are_back_after_each_restart(
         mark = node.mark(node.client)
         for _ in range(2):
             networkd.start()
-            node.wait(lambda: "healed" in node.told())
+            node.hears("healed")
             node.wait(node.is_whole)
             assert node.mark(node.client) == mark
         networkd.stop()

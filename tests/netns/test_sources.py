@@ -141,7 +141,8 @@ def test_a_source_that_cannot_be_read_does_not_hold_back_the_others(node: Source
     eventually(lambda: node.mark(late), AGAIN_S)
     told = [line for line in node.told.splitlines() if line.startswith("second: ")]
     assert told == [f"second: {node.second}: is not a regular file"]
-    assert f"{node.second}: can be read again, from where reading had stopped" in node.told
+    again = f"{node.second}: can be read again, from where reading had stopped"
+    eventually(lambda: again in node.told)
     eventually(lambda: node.source("second")["waiting"] == "", 12)
 
 

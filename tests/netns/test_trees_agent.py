@@ -94,7 +94,7 @@ def test_a_user_moves_where_trees_have_become_uneven(node: HealingNode) -> None:
     assert is_right(node, carol, 2)
     assert [node.mark(client) for client in clients[:2]] == before[:2]
     was, now = (f"{mark >> 16:x}:{mark & 0xFFFF:x}" for mark in (before[2], after))
-    assert f"carol@x has moved from class {was} to {now}, with 1 connections" in node.told()
+    node.hears(f"carol@x has moved from class {was} to {now}, with 1 connections")
     # What is said of them later means the class of now, also after a restart.
     (another,) = users(node, "carol@x")
     assert node.mark(another) == after
@@ -174,7 +174,7 @@ def test_another_number_of_queues_takes_everybody_along(node: HealingNode) -> No
         assert status(node)["trees"] == queues
     clients += users(node, "dave@x")
     node.wait(lambda: all(is_right(node, client, 2) for client in clients))
-    assert "there are 1 trees instead of 2; the agent begins anew" in node.told()
+    node.hears("there are 1 trees instead of 2; the agent begins anew")
     assert os.path.exists(f"/proc/{node.agent.pid}")
 
 

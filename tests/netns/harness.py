@@ -188,6 +188,11 @@ def eventually(check: Callable[[], object], within_s: float = 20.0) -> None:
         time.sleep(0.01)
 
 
+def is_found(node: Node, kind: str) -> bool:
+    """Whether a finding of that kind is told; another one may make the same verdict before it."""
+    return any(one["kind"] == kind for one in status(node)["findings"])
+
+
 def user(node: Node, email: str) -> Client:
     """A live flow of a user who has a class."""
     client = Client("127.0.0.1", 4430)

@@ -13,7 +13,7 @@ import pytest
 from checkout import DOCS
 from vff_qos.core.health.findings import EXIT_CODES
 
-from .harness import WAN, Client, Node, eventually, look, run, status, user
+from .harness import WAN, Client, Node, eventually, is_found, look, run, status, user
 from .modules import run_module
 from .senders import send_through
 
@@ -96,7 +96,7 @@ def told(node: Node) -> tuple[Node, list[Client]]:
     kept = [user(node, "alice@x")]
     node.run("limit", "alice@x", "--download", "10mbit", "--for", "2h", "--reason", "ticket 4711")
     node.write_policy(policy + "  bob@x: {upload: 5mbps}\n")
-    eventually(lambda: status(node)["verdict"] == "DEGRADED", 12)
+    eventually(lambda: is_found(node, "policy"), 12)
     return node, kept
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import math
 import os
 from pathlib import Path
@@ -28,9 +30,76 @@ def test_several_rotations_while_the_agent_is_down_lose_no_line(log: Path) -> No
     place = source.checkpoint()
     source.close()
     append(log, line(2))
-    log.rename(log.with_name("access.log.1"))
+    log.rename(log.with_name("access.log.2"))
     log.write_bytes(line(3))
-    assert ports(FileSource(str(log), place)) == [2, 3]
+    log.rename(log.with_name("access.log.1"))
+    log.write_bytes(line(4))
+    assert ports(FileSource(str(log), place)) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("generations", [1, 2, 3])
+def test_copies_made_while_the_agent_is_down_lose_no_line(log: Path, generations: int) -> None:
+    """logrotate's copytruncate: the log is copied, and begins anew."""
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    assert ports(source) == [1]
+    append(log, line(2))
+    for number in range(generations):
+        log.with_name(f"access.log-2026112{number}").write_bytes(log.read_bytes())
+        log.write_bytes(line(3 + number))
+    assert ports(restarted(source, log)) == list(range(2, 3 + generations))
+
+
+@pytest.mark.parametrize("is_rotated", [False, True])
+def test_nothing_else_is_read_that_lies_beside_the_log(log: Path, is_rotated: bool) -> None:
+    log.with_name("access.log.3").write_bytes(line(7, b"2026/11/19 15:48:00.448421"))
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    assert ports(source) == [1]
+    append(log, line(2))
+    rotated = log.with_name("access.log.1") if is_rotated else log
+    log.rename(rotated)
+    later = line(8, b"2026/11/21 15:48:00.448421")
+    log.with_name("access.log.4").write_bytes(log.with_name("access.log.3").read_bytes() * 2)
+    log.with_name("access.log.5").write_bytes(rotated.read_bytes())
+    log.with_name("access.log.6.gz").write_bytes(gzip.compress(later))
+    log.with_name("access.log.7").write_bytes(bz2.compress(later))
+    log.with_name("access.log.second").write_bytes(later)
+    log.with_name("access.log.8").mkdir()
+    os.mkfifo(log.with_name("access.log.9"))
+    log.with_name("elsewhere").write_bytes(later)
+    log.with_name("access.log.10").symlink_to("elsewhere")
+    assert ports(restarted(source, log)) == [2]
+
+
+def test_many_rotations_while_nobody_ran_are_read_from_the_latest(log: Path) -> None:
+    log.write_bytes(line(100))
+    source = FileSource(str(log))
+    assert ports(source) == [100]
+    for number in range(101, 121):
+        log.rename(log.with_name(f"access.log.{number}"))
+        log.write_bytes(line(number))
+    claims = read_all(restarted(source, log))
+    assert [port(claim) for claim in claims] == [116, 117, 118, 119, 120]
+    assert claims[0].tainted  # by what stands before it, perhaps
+
+
+def test_rotations_are_seen_where_inotify_lost_events(log: Path) -> None:
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    assert ports(source) == [1]
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    for _ in range(most // 2 + 1):
+        log.with_name("other").touch()
+        log.with_name("other").unlink()
+    append(log, line(2))
+    for number in (3, 4):
+        log.rename(log.with_name(f"access.log.{number}"))
+        log.write_bytes(line(number))
+    assert ports(source) == [2, 3, 4]
+    log.rename(log.with_name("access.log.5"))
+    log.write_bytes(line(5))
+    assert ports(source) == [5]
 
 
 def test_a_missing_log_is_waited_for(tmp_path: Path) -> None:

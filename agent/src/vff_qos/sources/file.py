@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 from typing import Any
 
@@ -36,6 +37,9 @@ _OLD_FILE_S = 300.0
 _MAX_OLD_FILES = 4
 #: While nothing is written, the checkpoint says so only this often: each time costs a write.
 _IDLE_SAVE_S = 60.0
+
+#: What is behind the log's name where it was renamed: ``.1``, ``-20261127``, ``.2026-11-27_04``.
+_ROTATED = re.compile(r"[.-]\d[\d.T:_-]*")
 
 _DIR_EVENTS = (
     inotify_flags.CREATE | inotify_flags.MOVED_TO | inotify_flags.MOVED_FROM | inotify_flags.DELETE
@@ -163,6 +167,23 @@ class _Tail:
         }
 
 
+def _look_into(path: str, flags: int = 0) -> tuple[os.stat_result, bytes] | None:
+    """A file and what it is known by; None if it is gone meanwhile, unreadable or no file.
+
+    ``flags`` as for open(2).
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    except OSError:
+        return None  # then it is none that was read
+    try:
+        status = os.fstat(fd)
+        is_file = stat.S_ISREG(status.st_mode)
+        return (status, os.pread(fd, FINGERPRINT_BYTES, 0)) if is_file else None
+    finally:
+        os.close(fd)
+
+
 class FileSource:
     """Claims from an access log at ``path``."""
 
@@ -216,49 +237,77 @@ class FileSource:
     # -- opening --------------------------------------------------------------------------------
 
     def _resume(self, checkpoint: list[dict[str, Any]]) -> None:
-        """Open the inodes of the checkpoint, wherever rotation has moved them."""
-        directory, name = os.path.split(self.path)
+        """Open the inodes of the checkpoint, wherever rotation has moved them, and what was the log
+        after them."""
+        began = b""
         for saved in checkpoint:
             since_s = self._clock.restore(saved)
             # What is not among them has become the log after that time.
             self._looked_s = max(self._looked_s, since_s)
-            for candidate in self._candidates(directory, name):
-                if self._matches(candidate, saved):
-                    tail = self._open(candidate, since_s)
-                    tail.go_on(saved)
-                    if not tail.offset:
-                        self._follows(tail)
-                    self._bound(tail, REPLAY_BYTES)
-                    self._gone = {}
-                    break
-            else:
+            began = max(began, bytes.fromhex(saved["fingerprint"]))
+            path = self._find(saved)
+            if path is None:
                 self._gone = saved
+                continue
+            tail = self._open(path, since_s)
+            tail.go_on(saved)
+            if not tail.offset:
+                self._follows(tail)
+            self._bound(tail, REPLAY_BYTES)
+            self._gone = {}
+            began = max(began, tail.fingerprint)
+        self._open_rotated(began)
 
-    @staticmethod
-    def _candidates(directory: str, name: str) -> list[str]:
+    def _find(self, saved: dict[str, Any]) -> str | None:
+        """Where a file of the checkpoint is: itself, or a copy made before it was truncated."""
+        fingerprint, copies = bytes.fromhex(saved["fingerprint"]), []
+        for path in self._names():
+            found = _look_into(path)
+            if found is None:
+                continue
+            status, first = found
+            if first.startswith(fingerprint) and status.st_size >= saved["offset"]:
+                if (status.st_dev, status.st_ino) == (saved["device"], saved["inode"]):
+                    return path
+                if fingerprint:
+                    copies.append((status.st_size, path))
+        return max(copies)[1] if copies else None
+
+    def _open_rotated(self, began: bytes) -> None:
+        """Open logs that were made and renamed again while nobody looked.
+
+        They begin with a later time than a log that begins with ``began`` and was the last one.
+        A copy of that one does not, nor does an older log, nor what has been compressed: its first
+        byte is another one.
+        """
+        later: list[tuple[bytes, str]] = []
+        for path in self._names() if began else ():
+            if not _ROTATED.fullmatch(path[len(self.path) :]):
+                continue
+            # A container's link would lead to a file of the host.
+            found = _look_into(path, os.O_NOFOLLOW)
+            if found is not None:
+                _status, first = found
+                if first[:1] == began[:1] and first > began and not first.startswith(began):
+                    later.append((first, path))
+        later.sort()
+        have = len(self._tails)
+        for _first, path in later[-_MAX_OLD_FILES:]:
+            self._open_unknown(path)
+        if len(later) > _MAX_OLD_FILES and len(self._tails) > have:
+            # What stands before it is not read, and may be of a stranger's text.
+            self._tails[have].scanner.begin_within()
+
+    def _names(self) -> list[str]:
+        """Whatever has a name that begins with the log's."""
+        directory, name = os.path.split(self.path)
         try:
             entries = os.listdir(directory)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return [
             os.path.join(directory, entry) for entry in sorted(entries) if entry.startswith(name)
         ]
-
-    @staticmethod
-    def _matches(path: str, saved: dict[str, Any]) -> bool:
-        try:
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) != (saved["device"], saved["inode"]):
-                return False
-            with open(path, "rb") as file:
-                first = file.read(FINGERPRINT_BYTES)
-        except OSError:
-            # Gone or unreadable meanwhile: then it is not the file of the checkpoint.
-            return False
-        return (
-            first.startswith(bytes.fromhex(saved["fingerprint"]))
-            and status.st_size >= saved["offset"]
-        )
 
     def _open(self, path: str, since_s: float) -> _Tail:
         try:
@@ -308,8 +357,13 @@ class FileSource:
 
     def read(self) -> list[Claim]:
         """Claims of what was appended to any inode of the log; at most 128 KiB of each."""
-        events = [e for e in self._inotify.read(timeout=0) if e.wd == self._dir_watch]
-        if events:
+        heard = self._inotify.read(timeout=0)
+        events = [event for event in heard if event.wd == self._dir_watch]
+        if any(event.mask & inotify_flags.Q_OVERFLOW for event in heard):
+            self._directory = -1, -1
+            self._open_rotated(self._tails[-1].fingerprint if self._tails else b"")
+            self._look_at_path()
+        elif events:
             if any(event.mask & inotify_flags.IGNORED for event in events):
                 self._directory = -1, -1  # the next one may have its inode
             self._look_at_renamed(events)
@@ -409,13 +463,14 @@ class FileSource:
         """Open a log whose inode is not open yet; whether anything stands there."""
         try:
             status = os.stat(path)
+            held = ((tail.device, tail.inode) for tail in self._tails)
+            if (status.st_dev, status.st_ino) in held:
+                return True
+            tail = self._open(path, self._looked_s)
         except FileNotFoundError:
             return False
         except NotADirectoryError as error:
             raise SourceError(f"{path}: {os.strerror(error.errno or 0)}") from error
-        if any((tail.device, tail.inode) == (status.st_dev, status.st_ino) for tail in self._tails):
-            return True
-        tail = self._open(path, self._looked_s)
         self._follows(tail)
         # A file that appears after the first look is new: everything in it counts.
         if self._starting:

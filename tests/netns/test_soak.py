@@ -22,19 +22,22 @@ from vff_qos.state import State
 
 from .entries import begin
 from .harness import Client, Node, eventually, run, status
-from .hostile import FORMATS
+from .hostile import FORMATS, STAMP
 
 SECONDS = float(os.environ.get("VFF_QOS_SOAK_S", "60"))
 MAX_FLOWS = 300
 #: More than a stranger's text can taint.
-HARMLESS = (
-    b"2026/11/20 15:48:00.000001 from 1.2.3.4:5 rejected  proxy/trojan: not a valid user\n" * 40
-)
+HARMLESS = STAMP + b" from 1.2.3.4:5 rejected  proxy/trojan: not a valid user\n"
 
 
 #: Who moves lives alone at an address.
 MOVERS = [f"127.0.0.{number}" for number in range(20, 25)]
 _RESET = struct.pack("ii", 1, 0)
+
+
+def stamped(line: bytes) -> bytes:
+    """The same, written now."""
+    return line.replace(STAMP, time.strftime("%Y/%m/%d %H:%M:%S.000001").encode(), 1)
 
 
 class Reborn(Client):
@@ -131,14 +134,17 @@ class World:
             timeout_s=5,
         )
 
+    def write_raw(self, *texts: bytes) -> None:
+        """Lines that bear strangers' texts, and then what follows in a log."""
+        for text in texts:
+            self.node.write(stamped(FORMATS["trojan"][1] % (b"192.0.2.1:1", text)), b"tail\n")
+        self.node.write(stamped(HARMLESS) * 40)
+
     def flood(self) -> None:
         """SYNs, and lines about flows that nobody has."""
         self.spoof(3_000)
         forged = b"2026/11/20 15:48:00.1 from 10.9.%d.%d:4444 accepted tcp:b:1 [in >> o] email: x@x"
-        for number in range(2_000):
-            line = forged % (number >> 8, number & 255)
-            self.node.write(FORMATS["trojan"][1] % (b"192.0.2.1:1", b"a\n" + line), b"tail\n")
-        self.node.write(HARMLESS)
+        self.write_raw(*(b"a\n" + forged % (n >> 8, n & 255) for n in range(2_000)))
 
     def overflow(self) -> None:
         """More events than their socket holds, while the agent does not look."""
@@ -157,10 +163,8 @@ class World:
 
     def forge(self) -> None:
         """A stranger names live flows; the engine goes on with other lines."""
-        for client in self.source.sample(list(self.truth), min(5, len(self.truth))):
-            forged = client.line("attacker@x")
-            self.node.write(FORMATS["trojan"][1] % (b"192.0.2.1:1", b"a\n" + forged), b"tail\n")
-        self.node.write(HARMLESS)
+        clients = self.source.sample(list(self.truth), min(5, len(self.truth)))
+        self.write_raw(*(b"a\n" + client.line("attacker@x") for client in clients))
 
     def rotate(self) -> None:
         """Rename and create, with a late line into the old file."""

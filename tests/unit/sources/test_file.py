@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import math
 import os
@@ -40,9 +39,9 @@ def test_several_rotations_while_the_agent_is_down_lose_no_line(log: Path) -> No
 @pytest.mark.parametrize("generations", [1, 2, 3])
 def test_copies_made_while_the_agent_is_down_lose_no_line(log: Path, generations: int) -> None:
     """logrotate's copytruncate: the log is copied, and begins anew."""
-    log.write_bytes(line(1))
+    log.write_bytes(line(1) * 4)
     source = FileSource(str(log))
-    assert ports(source) == [1]
+    assert ports(source) == [1] * 4
     append(log, line(2))
     for number in range(generations):
         log.with_name(f"access.log-2026112{number}").write_bytes(log.read_bytes())
@@ -50,41 +49,102 @@ def test_copies_made_while_the_agent_is_down_lose_no_line(log: Path, generations
     assert ports(restarted(source, log)) == list(range(2, 3 + generations))
 
 
-@pytest.mark.parametrize("is_rotated", [False, True])
-def test_nothing_else_is_read_that_lies_beside_the_log(log: Path, is_rotated: bool) -> None:
-    log.with_name("access.log.3").write_bytes(line(7, b"2026/11/19 15:48:00.448421"))
-    log.write_bytes(line(1))
+@pytest.mark.parametrize("name", ["access.log.{}", "access.log-2026112{}", "access-2026112{}.log"])
+def test_a_log_that_was_empty_may_be_rotated_while_nobody_runs(log: Path, name: str) -> None:
+    log.touch()
     source = FileSource(str(log))
-    assert ports(source) == [1]
+    assert ports(source) == []
+    for number in (1, 2):
+        append(log, line(number))
+        log.rename(log.with_name(name.format(number)))
+    log.write_bytes(line(3))
+    assert ports(restarted(source, log)) == [1, 2, 3]
+
+
+#: What old logs begin with: a later time by another zone, by the hour that comes twice or by a
+#: stranger's choice, and none at all.
+OLD = (
+    b"+0200 2026-10-20 10:00:00 INFO [9 0ms] inbound/vless[in]: inbound connection from 1.2.3.4:7",
+    line(7, b"2026/11/20 16:50:00.000000").rstrip(b"\n"),
+    b"9999 rest of a name",
+    b"INFO [900000000 0ms] inbound/vless[in]: inbound connection from 1.2.3.4:7",
+)
+
+
+@pytest.mark.parametrize("is_rotated", [False, True])
+@pytest.mark.parametrize("old", OLD)
+def test_nothing_of_before_is_read_that_lies_beside_the_log(
+    log: Path, old: bytes, is_rotated: bool
+) -> None:
+    log.with_name("access.log.3").write_bytes((old + b"\n" + line(7)) * 4)
+    log.write_bytes(line(1) * 4)
+    source = FileSource(str(log))
+    assert ports(source) == [1] * 4
     append(log, line(2))
+    new = []
     rotated = log.with_name("access.log.1") if is_rotated else log
-    log.rename(rotated)
-    later = line(8, b"2026/11/21 15:48:00.448421")
-    log.with_name("access.log.4").write_bytes(log.with_name("access.log.3").read_bytes() * 2)
+    if is_rotated:
+        log.rename(rotated)
+        log.write_bytes(line(3) * 4)
+        log.with_name("access.log.4").write_bytes(log.read_bytes())
+        new = [3] * 4
+    # Moved, copied, a copy of what is read anyway, compressed, no file, of another name, a link.
+    log.with_name("access.log.3").rename(log.with_name("access.log.6"))
+    log.with_name("access.log-20261101").write_bytes(log.with_name("access.log.6").read_bytes())
     log.with_name("access.log.5").write_bytes(rotated.read_bytes())
-    log.with_name("access.log.6.gz").write_bytes(gzip.compress(later))
-    log.with_name("access.log.7").write_bytes(bz2.compress(later))
-    log.with_name("access.log.second").write_bytes(later)
+    later = line(8, b"2026/11/21 15:48:00.448421")
+    log.with_name("access.log.7.gz").write_bytes(gzip.compress(later))
     log.with_name("access.log.8").mkdir()
     os.mkfifo(log.with_name("access.log.9"))
-    log.with_name("elsewhere").write_bytes(later)
-    log.with_name("access.log.10").symlink_to("elsewhere")
+    for name in ("access.log.second", "access.log2", "access.log.\N{ARABIC-INDIC DIGIT THREE}"):
+        log.with_name(name).write_bytes(later)
+    log.with_name("access.log.10").symlink_to("access.log.second")
+    assert ports(restarted(source, log)) == [2, *new]
+
+
+def test_a_short_log_has_no_copies(log: Path) -> None:
+    """Logs begin alike where the engine's start is in them, without times."""
+    start = b"INFO network: updated default interface eth0, index 2\n"
+    log.write_bytes(start)
+    source = FileSource(str(log))
+    read_all(source)
+    log.unlink()
+    log.with_name("access.log.1").write_bytes(start + line(7) * 4)
+    log.write_bytes(start + line(2))
     assert ports(restarted(source, log)) == [2]
 
 
-def test_many_rotations_while_nobody_ran_are_read_from_the_latest(log: Path) -> None:
+def test_a_copy_that_was_seen_is_known_whenever_the_agent_ends(log: Path) -> None:
+    log.write_bytes(line(1) * 4)
+    source = FileSource(str(log))
+    assert ports(source) == [1] * 4
+    log.with_name("access.log.1").write_bytes(log.read_bytes())
+    log.write_bytes(line(2))
+    assert ports(source) == [2]
+    assert ports(restarted(source, log)) == []
+
+
+@pytest.mark.parametrize("looks_first", [False, True])
+def test_many_rotations_while_nobody_ran_are_read_from_the_latest(
+    log: Path, looks_first: bool
+) -> None:
     log.write_bytes(line(100))
     source = FileSource(str(log))
     assert ports(source) == [100]
     for number in range(101, 121):
+        append(log, line(number))
         log.rename(log.with_name(f"access.log.{number}"))
-        log.write_bytes(line(number))
-    claims = read_all(restarted(source, log))
-    assert [port(claim) for claim in claims] == [116, 117, 118, 119, 120]
-    assert claims[0].tainted  # by what stands before it, perhaps
+        log.touch()
+    source = restarted(source, log)
+    if looks_first:
+        source.tick()
+    claims = read_all(source)
+    assert [port(claim) for claim in claims] == [101, 117, 118, 119, 120]
+    assert [claim.tainted for claim in claims[:2]] == [False, True]  # by what is not read, perhaps
 
 
 def test_rotations_are_seen_where_inotify_lost_events(log: Path) -> None:
+    log.with_name("access.log.9").write_bytes(line(7, b"2026/11/20 16:50:00.000000"))
     log.write_bytes(line(1))
     source = FileSource(str(log))
     assert ports(source) == [1]
@@ -100,6 +160,22 @@ def test_rotations_are_seen_where_inotify_lost_events(log: Path) -> None:
     log.rename(log.with_name("access.log.5"))
     log.write_bytes(line(5))
     assert ports(source) == [5]
+
+
+def test_a_directory_that_cannot_be_listed_is_told(log: Path) -> None:
+    log.write_bytes(line(1))
+    for directory in log.parents[1:-2]:
+        directory.chmod(0o755)
+    log.parent.chmod(0o311)
+    before = os.geteuid()
+    try:
+        if before == 0:
+            os.seteuid(65_534)
+        with pytest.raises(SourceError, match=f"{log.parent}: cannot be listed by uid"):
+            FileSource(str(log))
+    finally:
+        os.seteuid(before)
+        log.parent.chmod(0o755)
 
 
 def test_a_missing_log_is_waited_for(tmp_path: Path) -> None:
@@ -120,6 +196,9 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     with pytest.raises(SourceError, match="Not a directory"):
         FileSource(str(tmp_path / "plain" / "access.log"))
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(SourceError, match="Too many levels"):
+        FileSource(str(tmp_path / "link"))
 
 
 @pytest.mark.parametrize("hours", [0, 1, 30])
@@ -271,6 +350,20 @@ def test_distrust_goes_over_into_the_next_file(log: Path, restart: bool) -> None
     log.rename(log.with_name("access.log.2"))
     log.write_bytes(line(3))
     assert [claim.tainted for claim in read_all(source)] == [False]
+
+
+def test_distrust_goes_over_from_a_file_that_is_gone(log: Path) -> None:
+    log.write_bytes(RAW)
+    source = FileSource(str(log))
+    read_all(source)
+    log.rename(log.with_name("access.log.1"))
+    log.touch()
+    source.tick()
+    place = source.checkpoint()
+    source.close()
+    log.with_name("access.log.1").unlink()
+    append(log, line(1))
+    assert [claim.tainted for claim in read_all(FileSource(str(log), place))] == [True]
 
 
 def test_distrust_stays_with_a_log_that_is_truncated(log: Path) -> None:

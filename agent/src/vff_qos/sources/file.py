@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import stat
 from typing import Any
 
@@ -22,7 +21,14 @@ from inotify_simple import flags as inotify_flags
 
 from ..core.claims.accesslog import Claim, Counters, Scanner, Stranger, begin_stream
 from ..core.claims.lines import Assembler
-from ..core.claims.rotation import FINGERPRINT_BYTES, FileChange, Identity, judge_change
+from ..core.claims.rotation import (
+    FINGERPRINT_BYTES,
+    LogFile,
+    beside,
+    came_between,
+    find,
+    is_truncated,
+)
 from ..errors import SourceError
 from .clock import Clock
 
@@ -37,9 +43,6 @@ _OLD_FILE_S = 300.0
 _MAX_OLD_FILES = 4
 #: While nothing is written, the checkpoint says so only this often: each time costs a write.
 _IDLE_SAVE_S = 60.0
-
-#: What is behind the log's name where it was renamed: ``.1``, ``-20261127``, ``.2026-11-27_04``.
-_ROTATED = re.compile(r"[.-]\d[\d.T:_-]*")
 
 _DIR_EVENTS = (
     inotify_flags.CREATE | inotify_flags.MOVED_TO | inotify_flags.MOVED_FROM | inotify_flags.DELETE
@@ -145,8 +148,7 @@ class _Tail:
         """Whether the file was written anew from its start."""
         first = os.pread(self.fd, FINGERPRINT_BYTES, 0)
         size = os.fstat(self.fd).st_size
-        held = Identity(self.device, self.inode, self.fingerprint)
-        return judge_change(held, self.offset, size, first, None) is FileChange.TRUNCATED
+        return is_truncated(self.fingerprint, self.offset, size, first)
 
     def checkpoint(self, clock: Clock) -> dict[str, Any]:
         """Where to go on."""
@@ -167,19 +169,18 @@ class _Tail:
         }
 
 
-def _look_into(path: str, flags: int = 0) -> tuple[os.stat_result, bytes] | None:
-    """A file and what it is known by; None if it is gone meanwhile, unreadable or no file.
-
-    ``flags`` as for open(2).
-    """
+def _look_into(path: str, flags: int) -> LogFile | None:
+    """A file and what it begins with; None if it is gone meanwhile, unreadable or no file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
     except OSError:
         return None  # then it is none that was read
     try:
         status = os.fstat(fd)
-        is_file = stat.S_ISREG(status.st_mode)
-        return (status, os.pread(fd, FINGERPRINT_BYTES, 0)) if is_file else None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        ends = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return LogFile(os.path.basename(path), *ends, os.pread(fd, FINGERPRINT_BYTES, 0))
     finally:
         os.close(fd)
 
@@ -202,6 +203,8 @@ class FileSource:
         asked for.  A missing file is waited for; raises SourceError if it cannot be read.
         """
         self.path = path
+        self._parent, self._name = os.path.split(path)
+        self._stem = os.path.splitext(self._name)[0]
         self.counters = Counters()
         self.more = False
         self.replaying = True
@@ -217,6 +220,10 @@ class FileSource:
         self._looked_s = -math.inf
         #: What the log was when it was saved, if that file is gone.
         self._gone: dict[str, Any] = {}
+        #: What lies beside the log and is not new; None: too much.
+        self._beside: list[int] | None = None
+        #: Something was moved or made there since.
+        self._is_moved = False
         self._starting = True
         self._inotify = INotify(nonblocking=True)
         #: Of the directory of this device and inode.
@@ -239,75 +246,68 @@ class FileSource:
     def _resume(self, checkpoint: list[dict[str, Any]]) -> None:
         """Open the inodes of the checkpoint, wherever rotation has moved them, and what was the log
         after them."""
-        began = b""
+        files = self._look_beside()
+        known: list[int] | None = checkpoint[-1].get("beside") if checkpoint else None
         for saved in checkpoint:
             since_s = self._clock.restore(saved)
             # What is not among them has become the log after that time.
             self._looked_s = max(self._looked_s, since_s)
-            began = max(began, bytes.fromhex(saved["fingerprint"]))
-            path = self._find(saved)
-            if path is None:
+            found = find(saved, files, self._name, known or ())
+            tail = self._open_found(found, since_s) if found is not None else None
+            if tail is None:
                 self._gone = saved
                 continue
-            tail = self._open(path, since_s)
             tail.go_on(saved)
             if not tail.offset:
                 self._follows(tail)
             self._bound(tail, REPLAY_BYTES)
             self._gone = {}
-            began = max(began, tail.fingerprint)
-        self._open_rotated(began)
+        self._open_between(files, known, [bytes.fromhex(s["fingerprint"]) for s in checkpoint])
+        self._beside = beside(files, self._name)
 
-    def _find(self, saved: dict[str, Any]) -> str | None:
-        """Where a file of the checkpoint is: itself, or a copy made before it was truncated."""
-        fingerprint, copies = bytes.fromhex(saved["fingerprint"]), []
-        for path in self._names():
-            found = _look_into(path)
-            if found is None:
-                continue
-            status, first = found
-            if first.startswith(fingerprint) and status.st_size >= saved["offset"]:
-                if (status.st_dev, status.st_ino) == (saved["device"], saved["inode"]):
-                    return path
-                if fingerprint:
-                    copies.append((status.st_size, path))
-        return max(copies)[1] if copies else None
+    def _open_found(self, file: LogFile, since_s: float) -> _Tail | None:
+        """None if it has gone meanwhile."""
+        try:
+            return self._open(os.path.join(self._parent, file.name), since_s)
+        except FileNotFoundError:
+            return None
 
-    def _open_rotated(self, began: bytes) -> None:
-        """Open logs that were made and renamed again while nobody looked.
-
-        They begin with a later time than a log that begins with ``began`` and was the last one.
-        A copy of that one does not, nor does an older log, nor what has been compressed: its first
-        byte is another one.
-        """
-        later: list[tuple[bytes, str]] = []
-        for path in self._names() if began else ():
-            if not _ROTATED.fullmatch(path[len(self.path) :]):
-                continue
-            # A container's link would lead to a file of the host.
-            found = _look_into(path, os.O_NOFOLLOW)
-            if found is not None:
-                _status, first = found
-                if first[:1] == began[:1] and first > began and not first.startswith(began):
-                    later.append((first, path))
-        later.sort()
-        have = len(self._tails)
-        for _first, path in later[-_MAX_OLD_FILES:]:
-            self._open_unknown(path)
-        if len(later) > _MAX_OLD_FILES and len(self._tails) > have:
+    def _open_between(
+        self, files: list[LogFile], known: list[int] | None, others: list[bytes]
+    ) -> None:
+        """Open logs that were made and renamed again while nobody looked."""
+        if known is None:
+            return
+        others = others + [tail.fingerprint for tail in self._tails]
+        found, have = came_between(files, self._name, known, others), len(self._tails)
+        for file in found[-_MAX_OLD_FILES:]:
+            self._open_unknown(os.path.join(self._parent, file.name))
+        if len(found) > _MAX_OLD_FILES and len(self._tails) > have:
             # What stands before it is not read, and may be of a stranger's text.
             self._tails[have].scanner.begin_within()
 
-    def _names(self) -> list[str]:
-        """Whatever has a name that begins with the log's."""
-        directory, name = os.path.split(self.path)
+    def _look_beside(self) -> list[LogFile]:
+        """Logs, copies and former logs in the log's directory."""
         try:
-            entries = os.listdir(directory)
+            names = os.listdir(self._parent)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [
-            os.path.join(directory, entry) for entry in sorted(entries) if entry.startswith(name)
-        ]
+        except PermissionError as error:
+            raise SourceError(
+                f"{self._parent}: cannot be listed by uid {os.geteuid()}; the agent needs "
+                "CAP_DAC_READ_SEARCH or a group that may read it"
+            ) from error
+        # A container's links would lead to files of the host.
+        looks = (
+            _look_into(os.path.join(self._parent, name), name != self._name and os.O_NOFOLLOW)
+            for name in sorted(names)
+            if name.startswith(self._stem)
+        )
+        return [file for file in looks if file is not None]
+
+    def _take_stock(self) -> None:
+        """Note what lies beside the log: who begins again knows by it what came later."""
+        self._beside, self._is_moved = beside(self._look_beside(), self._name), False
 
     def _open(self, path: str, since_s: float) -> _Tail:
         try:
@@ -357,17 +357,7 @@ class FileSource:
 
     def read(self) -> list[Claim]:
         """Claims of what was appended to any inode of the log; at most 128 KiB of each."""
-        heard = self._inotify.read(timeout=0)
-        events = [event for event in heard if event.wd == self._dir_watch]
-        if any(event.mask & inotify_flags.Q_OVERFLOW for event in heard):
-            self._directory = -1, -1
-            self._open_rotated(self._tails[-1].fingerprint if self._tails else b"")
-            self._look_at_path()
-        elif events:
-            if any(event.mask & inotify_flags.IGNORED for event in events):
-                self._directory = -1, -1  # the next one may have its inode
-            self._look_at_renamed(events)
-            self._look_at_path()
+        self._hear()
         claims: list[Claim] = []
         self.more = self._is_summed = False
         self.strangers = []
@@ -403,11 +393,14 @@ class FileSource:
         for tail in self._tails:
             if tail.is_truncated():
                 tail.restart()
-                self.more = True
+                self.more = self._is_moved = True
             tail.look_at_end(now)
+        if self._is_moved:
+            self._take_stock()
+            self._hear()  # all that was there has been told of by now, and is open if it is new
         while (
-            not self.more
-            and len(self._tails) > 1
+            len(self._tails) > 1
+            and self._tails[0].at_end
             and (
                 len(self._tails) > _MAX_OLD_FILES + 1
                 or now - self._tails[0].quiet_since > _OLD_FILE_S
@@ -425,8 +418,17 @@ class FileSource:
         return self.waiting
 
     def checkpoint(self) -> Any:
-        """Of each open file: what it is, where the last whole line ends, and since when it ends."""
-        return [tail.checkpoint(self._clock) for tail in self._tails]
+        """Of each open file: what it is, where the last whole line ends, and since when it ends;
+        with the last one what lay beside it."""
+        if self._is_moved:
+            try:
+                self._take_stock()
+            except SourceError:
+                self._beside = None  # the next look tells of it
+        places = [tail.checkpoint(self._clock) for tail in self._tails]
+        if places and self._beside is not None:
+            places[-1]["beside"] = self._beside
+        return places
 
     def close(self) -> None:
         """Release all descriptors."""
@@ -436,6 +438,21 @@ class FileSource:
         self._inotify.close()
 
     # -- helpers --------------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        """What happened in the directory."""
+        heard = self._inotify.read(timeout=0)
+        events = [event for event in heard if event.wd == self._dir_watch]
+        if any(event.mask & inotify_flags.Q_OVERFLOW for event in heard):
+            self._directory, self._is_moved = (-1, -1), True
+            self._open_between(self._look_beside(), self._beside, [])
+            self._look_at_path()
+        elif events:
+            self._is_moved |= any(event.name.startswith(self._stem) for event in events)
+            if any(event.mask & inotify_flags.IGNORED for event in events):
+                self._directory = -1, -1  # the next one may have its inode
+            self._look_at_renamed(events)
+            self._look_at_path()
 
     def _look_at_path(self) -> bool:
         """Open what stands at the path if it is new; whether anything stands there."""
@@ -469,7 +486,7 @@ class FileSource:
             tail = self._open(path, self._looked_s)
         except FileNotFoundError:
             return False
-        except NotADirectoryError as error:
+        except OSError as error:
             raise SourceError(f"{path}: {os.strerror(error.errno or 0)}") from error
         self._follows(tail)
         # A file that appears after the first look is new: everything in it counts.

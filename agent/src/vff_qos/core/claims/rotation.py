@@ -1,43 +1,101 @@
-"""What a change of a log's file means."""
+"""What becomes of a log's file: truncated, renamed, copied; and which files were the log.
+
+Rotation is told from what lies beside the log by what files begin with, never by times: stamps are
+of an unknown zone, and a copy has any mtime.
+"""
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import NamedTuple
+import os
+import re
+import zlib
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
 
 FINGERPRINT_BYTES = 256
+#: Of more files a checkpoint does not say that they lay beside the log.
+MAX_BESIDE = 256
+
+#: What rotation puts behind a name: ``.1``, ``-20261127``, ``.2026-11-27_04``.
+_ADDED = r"[.-][0-9][0-9.T:_-]*"
 
 
-class FileChange(Enum):
-    """What happened to the file that a descriptor holds open."""
+class LogFile(NamedTuple):
+    """A log, or what lies beside it: its name, what tells files apart, and its first bytes."""
 
-    KEEP = "same file, read on"
-    TRUNCATED = "same inode, written anew from the start"
-    ROTATED = "another file stands at the path"
-    GONE = "nothing stands at the path"
-
-
-class Identity(NamedTuple):
-    """What tells files apart: device, inode and up to 256 first bytes."""
-
+    name: str
     device: int
     inode: int
-    fingerprint: bytes
+    size: int
+    mtime_ns: int
+    first: bytes
 
 
-def judge_change(
-    held: Identity, offset: int, size: int, first_bytes: bytes, at_path: tuple[int, int] | None
-) -> FileChange:
-    """Compare a held file (read up to ``offset``) with what is there now.
+def is_truncated(fingerprint: bytes, offset: int, size: int, first: bytes) -> bool:
+    """Whether a file that began with ``fingerprint`` and was read up to ``offset`` began anew.
 
-    ``size`` and ``first_bytes`` are of the held descriptor, ``at_path`` is (device, inode) of
-    the path or None.  A truncated file may have grown past ``offset`` again: only its first bytes
-    tell.
+    It may have grown past ``offset`` again: only its first bytes tell.
     """
-    if size < offset or not first_bytes.startswith(held.fingerprint):
-        return FileChange.TRUNCATED
-    if at_path is None:
-        return FileChange.GONE
-    if at_path != (held.device, held.inode):
-        return FileChange.ROTATED
-    return FileChange.KEEP
+    return size < offset or not first.startswith(fingerprint)
+
+
+def is_rotated(name: str, log: str) -> bool:
+    """Whether a file of that name may have been the log: ``log.1``, or ``log-20261127.ext``."""
+    stem, extension = map(re.escape, os.path.splitext(log))
+    return bool(re.fullmatch(f"{stem}(?:{extension}{_ADDED}|{_ADDED}{extension})", name))
+
+
+def beside(files: Iterable[LogFile], log: str) -> list[int] | None:
+    """What a checkpoint says of logs of before; None if they are too many."""
+    known = {_digest(file.first) for file in files if is_rotated(file.name, log)}
+    return sorted(known) if len(known) <= MAX_BESIDE else None
+
+
+def find(
+    saved: dict[str, Any], files: Iterable[LogFile], log: str, known: Collection[int]
+) -> LogFile | None:
+    """The file of a checkpoint, wherever it was moved, or a copy made before it was truncated."""
+    fingerprint, copies = bytes.fromhex(saved["fingerprint"]), []
+    for file in files:
+        if is_truncated(fingerprint, saved["offset"], file.size, file.first):
+            continue
+        may_be_log = file.name == log or is_rotated(file.name, log)
+        is_new = may_be_log and _digest(file.first) not in known
+        if (file.device, file.inode) == (saved["device"], saved["inode"]):
+            # Of a file that was empty the inode may be another one's by now.
+            if fingerprint or is_new:
+                return file
+        elif is_new and len(fingerprint) == FINGERPRINT_BYTES:
+            copies.append(file)
+    return max(copies, key=lambda file: file.size) if copies else None
+
+
+def came_between(
+    files: Iterable[LogFile], log: str, known: Collection[int], others: Iterable[bytes]
+) -> list[LogFile]:
+    """Files that were the log since those lay there of which ``known`` tells, in their order.
+
+    ``others`` are the first bytes of logs that are read anyway: their copies do not count.
+    """
+    read = [first for first in others if first]
+    read += [file.first for file in files if file.name == log and file.first]
+    found = []
+    for file in sorted(files, key=lambda file: file.mtime_ns):
+        if (
+            is_rotated(file.name, log)
+            and file.first
+            and _digest(file.first) not in known
+            and not any(_begin_alike(file.first, first) for first in read)
+        ):
+            read.append(file.first)
+            found.append(file)
+    return found
+
+
+def _begin_alike(one: bytes, other: bytes) -> bool:
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
+
+
+def _digest(first: bytes) -> int:
+    return zlib.crc32(first)

@@ -23,7 +23,7 @@ from ..core.claims.accesslog import Claim, Counters, Scanner, Stranger, begin_st
 from ..core.claims.lines import Assembler
 from ..core.claims.rotation import (
     FINGERPRINT_BYTES,
-    LogFile,
+    FileBeside,
     beside,
     came_between,
     find,
@@ -169,7 +169,7 @@ class _Tail:
         }
 
 
-def _look_into(path: str, flags: int) -> LogFile | None:
+def _look_into(path: str, flags: int) -> FileBeside | None:
     """A file and what it begins with; None if it is gone meanwhile, unreadable or no file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
@@ -180,7 +180,7 @@ def _look_into(path: str, flags: int) -> LogFile | None:
         if not stat.S_ISREG(status.st_mode):
             return None
         ends = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-        return LogFile(os.path.basename(path), *ends, os.pread(fd, FINGERPRINT_BYTES, 0))
+        return FileBeside(os.path.basename(path), *ends, os.pread(fd, FINGERPRINT_BYTES, 0))
     finally:
         os.close(fd)
 
@@ -265,7 +265,7 @@ class FileSource:
         self._open_between(files, known, [bytes.fromhex(s["fingerprint"]) for s in checkpoint])
         self._beside = beside(files, self._name)
 
-    def _open_found(self, file: LogFile, since_s: float) -> _Tail | None:
+    def _open_found(self, file: FileBeside, since_s: float) -> _Tail | None:
         """None if it has gone meanwhile."""
         try:
             return self._open(os.path.join(self._parent, file.name), since_s)
@@ -273,7 +273,7 @@ class FileSource:
             return None
 
     def _open_between(
-        self, files: list[LogFile], known: list[int] | None, others: list[bytes]
+        self, files: list[FileBeside], known: list[int] | None, others: list[bytes]
     ) -> None:
         """Open logs that were made and renamed again while nobody looked."""
         if known is None:
@@ -286,7 +286,7 @@ class FileSource:
             # What stands before it is not read, and may be of a stranger's text.
             self._tails[have].scanner.begin_within()
 
-    def _look_beside(self) -> list[LogFile]:
+    def _look_beside(self) -> list[FileBeside]:
         """Logs, copies and former logs in the log's directory."""
         try:
             names = os.listdir(self._parent)

@@ -6,7 +6,7 @@ import pytest
 
 from vff_qos.core.claims.rotation import (
     MAX_BESIDE,
-    LogFile,
+    FileBeside,
     beside,
     came_between,
     find,
@@ -17,8 +17,10 @@ from vff_qos.core.claims.rotation import (
 LOG = "access.log"
 
 
-def file(name: str, first: bytes, inode: int = 1, size: int = 1_000, mtime_ns: int = 0) -> LogFile:
-    return LogFile(name, 7, inode, size, mtime_ns, first)
+def file(
+    name: str, first: bytes, inode: int = 1, size: int = 1_000, mtime_ns: int = 0
+) -> FileBeside:
+    return FileBeside(name, 7, inode, size, mtime_ns, first)
 
 
 @pytest.mark.parametrize(

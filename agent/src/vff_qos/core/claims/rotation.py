@@ -20,7 +20,7 @@ MAX_BESIDE = 256
 _ADDED = r"[.-][0-9][0-9.T:_-]*"
 
 
-class LogFile(NamedTuple):
+class FileBeside(NamedTuple):
     """A log, or what lies beside it: its name, what tells files apart, and its first bytes."""
 
     name: str
@@ -45,15 +45,15 @@ def is_rotated(name: str, log: str) -> bool:
     return bool(re.fullmatch(f"{stem}(?:{extension}{_ADDED}|{_ADDED}{extension})", name))
 
 
-def beside(files: Iterable[LogFile], log: str) -> list[int] | None:
+def beside(files: Iterable[FileBeside], log: str) -> list[int] | None:
     """What a checkpoint says of logs of before; None if they are too many."""
     known = {_digest(file.first) for file in files if is_rotated(file.name, log)}
     return sorted(known) if len(known) <= MAX_BESIDE else None
 
 
 def find(
-    saved: dict[str, Any], files: Iterable[LogFile], log: str, known: Collection[int]
-) -> LogFile | None:
+    saved: dict[str, Any], files: Iterable[FileBeside], log: str, known: Collection[int]
+) -> FileBeside | None:
     """The file of a checkpoint, wherever it was moved, or a copy made before it was truncated."""
     fingerprint, copies = bytes.fromhex(saved["fingerprint"]), []
     for file in files:
@@ -71,8 +71,8 @@ def find(
 
 
 def came_between(
-    files: Iterable[LogFile], log: str, known: Collection[int], others: Iterable[bytes]
-) -> list[LogFile]:
+    files: Iterable[FileBeside], log: str, known: Collection[int], others: Iterable[bytes]
+) -> list[FileBeside]:
     """Files that were the log since those lay there of which ``known`` tells, in their order.
 
     ``others`` are the first bytes of logs that are read anyway: their copies do not count.

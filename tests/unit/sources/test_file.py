@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,19 @@ def test_a_copy_that_was_seen_is_known_whenever_the_agent_ends(log: Path) -> Non
     log.write_bytes(line(2))
     assert ports(source) == [2]
     assert ports(restarted(source, log)) == []
+
+
+def test_what_is_written_while_somebody_looks_round_is_not_forgotten(log: Path) -> None:
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    assert ports(source) == [1]
+    log.rename(log.with_name("access.log.1"))
+    append(log, line(2))
+    assert ports(source) == [2]
+    append(log, line(3))
+    source.tick()
+    assert source.more or select.select(source.descriptors(), [], [], 0)[0]
+    assert ports(source) == [3]
 
 
 @pytest.mark.parametrize("looks_first", [False, True])

@@ -397,7 +397,8 @@ class FileSource:
             tail.look_at_end(now)
         if self._is_moved:
             self._take_stock()
-            self._hear()  # all that was there has been told of by now, and is open if it is new
+            # All that was there has been told of by now, and is open if it is new.
+            self.more |= self._hear()
         while (
             len(self._tails) > 1
             and self._tails[0].at_end
@@ -439,8 +440,8 @@ class FileSource:
 
     # -- helpers --------------------------------------------------------------------------------
 
-    def _hear(self) -> None:
-        """What happened in the directory."""
+    def _hear(self) -> bool:
+        """What happened in the directory; whether anything did, also to a log: it is to be read."""
         heard = self._inotify.read(timeout=0)
         events = [event for event in heard if event.wd == self._dir_watch]
         if any(event.mask & inotify_flags.Q_OVERFLOW for event in heard):
@@ -453,6 +454,7 @@ class FileSource:
                 self._directory = -1, -1  # the next one may have its inode
             self._look_at_renamed(events)
             self._look_at_path()
+        return bool(heard)
 
     def _look_at_path(self) -> bool:
         """Open what stands at the path if it is new; whether anything stands there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vff_qos.core.claims.accesslog import Claim
 from vff_qos.sources.clock import Clock
@@ -54,7 +55,12 @@ def ports(source: FileSource) -> list[int]:
     return [port(claim) for claim in read_all(source)]
 
 
-def restarted(source: FileSource, log: Path, watch: Watch | None = None) -> FileSource:
+def stopped(source: FileSource) -> Any:
+    """Where to go on."""
     place = json.loads(json.dumps(source.checkpoint()))
     source.close()
-    return FileSource(str(log), place, clock=watch.clock() if watch else None)
+    return place
+
+
+def restarted(source: FileSource, log: Path, watch: Watch | None = None) -> FileSource:
+    return FileSource(str(log), stopped(source), clock=watch.clock() if watch else None)

@@ -18,7 +18,7 @@ from vff_qos.errors import SourceError
 from vff_qos.sources import file as file_module
 from vff_qos.sources.file import FileSource
 
-from .access_log import EPOCH, RAW, Watch, append, line, port, ports, read_all, restarted
+from .access_log import EPOCH, RAW, Watch, append, line, port, ports, read_all, restarted, stopped
 
 # -- which lines --------------------------------------------------------------------------------
 
@@ -27,8 +27,7 @@ def test_several_rotations_while_the_agent_is_down_lose_no_line(log: Path) -> No
     log.write_bytes(line(1))
     source = FileSource(str(log))
     assert ports(source) == [1]
-    place = source.checkpoint()
-    source.close()
+    place = stopped(source)
     append(log, line(2))
     log.rename(log.with_name("access.log.2"))
     log.write_bytes(line(3))
@@ -43,11 +42,12 @@ def test_copies_made_while_the_agent_is_down_lose_no_line(log: Path, generations
     log.write_bytes(line(1) * 4)
     source = FileSource(str(log))
     assert ports(source) == [1] * 4
+    place = stopped(source)
     append(log, line(2))
     for number in range(generations):
         log.with_name(f"access.log-2026112{number}").write_bytes(log.read_bytes())
         log.write_bytes(line(3 + number))
-    assert ports(restarted(source, log)) == list(range(2, 3 + generations))
+    assert ports(FileSource(str(log), place)) == list(range(2, 3 + generations))
 
 
 @pytest.mark.parametrize("name", ["access.log.{}", "access.log-2026112{}", "access-2026112{}.log"])
@@ -55,11 +55,12 @@ def test_a_log_that_was_empty_may_be_rotated_while_nobody_runs(log: Path, name: 
     log.touch()
     source = FileSource(str(log))
     assert ports(source) == []
+    place = stopped(source)
     for number in (1, 2):
         append(log, line(number))
         log.rename(log.with_name(name.format(number)))
     log.write_bytes(line(3))
-    assert ports(restarted(source, log)) == [1, 2, 3]
+    assert ports(FileSource(str(log), place)) == [1, 2, 3]
 
 
 #: What old logs begin with: a later time by another zone, by the hour that comes twice or by a
@@ -81,6 +82,7 @@ def test_nothing_of_before_is_read_that_lies_beside_the_log(
     log.write_bytes(line(1) * 4)
     source = FileSource(str(log))
     assert ports(source) == [1] * 4
+    place = stopped(source)
     append(log, line(2))
     new = []
     rotated = log.with_name("access.log.1") if is_rotated else log
@@ -100,19 +102,20 @@ def test_nothing_of_before_is_read_that_lies_beside_the_log(
     for name in ("access.log.second", "access.log2", "access.log.\N{ARABIC-INDIC DIGIT THREE}"):
         log.with_name(name).write_bytes(later)
     log.with_name("access.log.10").symlink_to("access.log.second")
-    assert ports(restarted(source, log)) == [2, *new]
+    assert ports(FileSource(str(log), place)) == [2, *new]
 
 
 def test_a_short_log_has_no_copies(log: Path) -> None:
     """Logs begin alike where the engine's start is in them, without times."""
     start = b"INFO network: updated default interface eth0, index 2\n"
+    log.with_name("access.log.1").write_bytes(start + line(7) * 4)
     log.write_bytes(start)
     source = FileSource(str(log))
     read_all(source)
+    place = stopped(source)
     log.unlink()
-    log.with_name("access.log.1").write_bytes(start + line(7) * 4)
     log.write_bytes(start + line(2))
-    assert ports(restarted(source, log)) == [2]
+    assert ports(FileSource(str(log), place)) == [2]
 
 
 def test_a_copy_that_was_seen_is_known_whenever_the_agent_ends(log: Path) -> None:
@@ -138,6 +141,20 @@ def test_what_is_written_while_somebody_looks_round_is_not_forgotten(log: Path) 
     assert ports(source) == [3]
 
 
+def test_a_rotation_that_was_not_heard_of_is_no_old_one_where_the_agent_ends(log: Path) -> None:
+    log.write_bytes(line(1))
+    source = FileSource(str(log))
+    assert ports(source) == [1]
+    for number in (2, 3):
+        append(log, line(number))
+        log.rename(log.with_name(f"access.log.{number}"))
+        if number == 2:
+            assert ports(source) == [2]
+        log.touch()
+    append(log, line(4))
+    assert ports(restarted(source, log)) == [3, 4]
+
+
 @pytest.mark.parametrize("looks_first", [False, True])
 def test_many_rotations_while_nobody_ran_are_read_from_the_latest(
     log: Path, looks_first: bool
@@ -145,11 +162,12 @@ def test_many_rotations_while_nobody_ran_are_read_from_the_latest(
     log.write_bytes(line(100))
     source = FileSource(str(log))
     assert ports(source) == [100]
+    place = stopped(source)
     for number in range(101, 121):
         append(log, line(number))
         log.rename(log.with_name(f"access.log.{number}"))
         log.touch()
-    source = restarted(source, log)
+    source = FileSource(str(log), place)
     if looks_first:
         source.tick()
     claims = read_all(source)
@@ -199,8 +217,10 @@ def test_a_missing_log_is_waited_for(tmp_path: Path) -> None:
     assert source.missing
     log.parent.mkdir()
     log.write_bytes(line(1))
+    log.with_name("access.log.1").write_bytes(line(7))
     assert source.tick() is None
     assert ports(source) == [1]
+    assert ports(restarted(source, log)) == []
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

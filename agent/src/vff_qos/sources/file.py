@@ -152,6 +152,7 @@ class _Tail:
 
     def checkpoint(self, clock: Clock) -> dict[str, Any]:
         """Where to go on."""
+        self._update_fingerprint()
         offset = self.offset - self.assembler.pending
         if self.since_s > self._saved_s and (
             offset != self._saved_offset or self.since_s > self._saved_s + _IDLE_SAVE_S
@@ -307,7 +308,10 @@ class FileSource:
 
     def _take_stock(self) -> None:
         """Note what lies beside the log: who begins again knows by it what came later."""
-        self._beside, self._is_moved = beside(self._look_beside(), self._name), False
+        found, self._is_moved = beside(self._look_beside(), self._name), False
+        # All that was there has been told of by now, and is open if it is new.
+        self.more |= self._hear()
+        self._beside = found
 
     def _open(self, path: str, since_s: float) -> _Tail:
         try:
@@ -397,8 +401,6 @@ class FileSource:
             tail.look_at_end(now)
         if self._is_moved:
             self._take_stock()
-            # All that was there has been told of by now, and is open if it is new.
-            self.more |= self._hear()
         while (
             len(self._tails) > 1
             and self._tails[0].at_end
@@ -425,7 +427,7 @@ class FileSource:
             try:
                 self._take_stock()
             except SourceError:
-                self._beside = None  # the next look tells of it
+                self._beside, self._is_moved = None, True  # the next look tells of it
         places = [tail.checkpoint(self._clock) for tail in self._tails]
         if places and self._beside is not None:
             places[-1]["beside"] = self._beside
@@ -503,6 +505,7 @@ class FileSource:
             if self._directory != (status.st_dev, status.st_ino):
                 self._dir_watch = self._inotify.add_watch(directory, _DIR_EVENTS)
                 self._directory = status.st_dev, status.st_ino
+                self._is_moved = True  # it may have come with what lies in it
         except FileNotFoundError:
             self._dir_watch, self._directory = -1, (-1, -1)
 

@@ -40,6 +40,7 @@ KERNEL_OPTIONS = (
 )
 _SSH_FAILED = 255  # ssh(1): not the command's own exit status
 PARALLEL = ("-accel", "tcg,thread=multi", "-smp", "2")
+SINGLE = ("-accel", "tcg,thread=single", "-smp", "1")
 COUNTED = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0")
 SOCKET_PATH_MAX = 90  # sun_path holds 108 bytes and ssh appends a suffix of 17 while connecting
 
@@ -51,6 +52,11 @@ class Node:
     the kernel kills it together with us, whatever the reason. A `counted` one has one processor and
     a clock that goes on by 1 ns with each instruction: what is measured on it does not depend on
     what else runs here, nor on caches, but everything takes longer.
+
+    A node that shares this machine with much else shall have one processor (`single`): the kernel
+    rewrites its own code where the first or the last rule of a hook comes or goes, and another
+    processor, whose thread was held up meanwhile, may still run the emulator's translation of what
+    was there.  Then it panics.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Node:
         runtime: Path = RUNTIME,
         memory_mib: int = 3072,
         counted: bool = False,
+        single: bool = False,
         cpu: str = CPU,
         queues: int = 1,
     ) -> None:
@@ -70,7 +77,7 @@ class Node:
         self.persistent = persistent
         self.dir = runtime / name
         self.memory_mib = memory_mib
-        self.counted = counted
+        self._emulation = COUNTED if counted else SINGLE if single else PARALLEL
         self.cpu = cpu
         self.queues = queues
         self.port = 0
@@ -304,7 +311,7 @@ class Node:
         many = f",mq=on,vectors={2 * len(taps) + 2}" if len(taps) > 1 else ""
         command = [
             *("qemu-system-x86_64", "-name", f"vff-lab-{self.name}", "-nodefaults"),
-            *("-cpu", self.cpu, *(COUNTED if self.counted else PARALLEL)),
+            *("-cpu", self.cpu, *self._emulation),
             *("-m", str(self.memory_mib), "-display", "none"),
             *("-serial", f"file:{self.dir / 'serial.log'}", "-device", "virtio-rng-pci"),
             *("-drive", f"file={self.overlay},if=none,id=disk,format=qcow2,cache=unsafe"),

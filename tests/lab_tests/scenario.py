@@ -65,9 +65,11 @@ SUITE = os.environ.get("VFF_QOS_SUITE", "bookworm")
 FOLDER = ROOT / "build" / "lab" / NAME
 INVENTORY = FOLDER / "inventory.yml"
 NOTES = ROOT / "build" / "molecule"
+#: One of the nodes is a small one, with one processor; `make test` has it beside other tests.
+IS_SMALL = SUITE == "trixie"
 #: So many queues has its WAN device.  With two, each has a tree; with one, packets are split above
 #: the only tree.
-QUEUES = 1 if SUITE == "trixie" else 2
+QUEUES = 1 if IS_SMALL else 2
 
 # Light enough that ansible keeps its share of the node's CPU while they all move.
 USERS = (
@@ -130,7 +132,8 @@ def up() -> None:
     if NOTES.exists():
         shutil.rmtree(NOTES)
     NOTES.mkdir(parents=True)
-    lab = Lab(node=Node(NAME, suite=SUITE, persistent=True, queues=QUEUES))
+    node = Node(NAME, suite=SUITE, persistent=True, queues=QUEUES, single=IS_SMALL)
+    lab = Lab(node=node)
     lab.node.up()
     lab.start_engine(ALL_USERS)
     lab.node.inventory(INVENTORY)

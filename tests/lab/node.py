@@ -42,6 +42,7 @@ _SSH_FAILED = 255  # ssh(1): not the command's own exit status
 PARALLEL = ("-accel", "tcg,thread=multi", "-smp", "2")
 SINGLE = ("-accel", "tcg,thread=single", "-smp", "1")
 COUNTED = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0")
+FIRST_NICE = -12  # 15 times the weight of a session of 0
 SOCKET_PATH_MAX = 90  # sun_path holds 108 bytes and ssh appends a suffix of 17 while connecting
 
 
@@ -53,10 +54,10 @@ class Node:
     a clock that goes on by 1 ns with each instruction: what is measured on it does not depend on
     what else runs here, nor on caches, but everything takes longer.
 
-    A node that shares this machine with much else shall have one processor (`single`): the kernel
-    rewrites its own code where the first or the last rule of a hook comes or goes, and another
-    processor, whose thread was held up meanwhile, may still run the emulator's translation of what
-    was there.  Then it panics.
+    A node that shares this machine with much else shall have one processor (`single`), and comes
+    first: the kernel rewrites its own code where the first or the last rule of a hook comes or
+    goes, and another processor, whose thread was held up meanwhile, may still run the emulator's
+    translation of what was there.  Then it panics.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Node:
         self.persistent = persistent
         self.dir = runtime / name
         self.memory_mib = memory_mib
+        self.single = single
         self._emulation = COUNTED if counted else SINGLE if single else PARALLEL
         self.cpu = cpu
         self.queues = queues
@@ -343,6 +345,10 @@ class Node:
                 for tap in taps:
                     os.close(tap)
         self.pid = self._process.pid
+        # Sessions share this machine alike, whatever their nice values (sched(7), autogroup).
+        autogroup = Path(f"/proc/{self.pid}/autogroup")
+        if self.single and os.geteuid() == 0 and autogroup.exists():
+            autogroup.write_text(f"{FIRST_NICE}\n")
         state = {"pid": self.pid, "port": self.port, "suite": self.suite, "image": str(base.path)}
         (self.dir / "state.json").write_text(json.dumps(state) + "\n")
 

@@ -52,7 +52,7 @@ def run_scenario(capfd: pytest.CaptureFixture[str], **variables: str) -> None:
     if os.geteuid() != 0 or not shutil.which("qemu-system-x86_64"):
         pytest.skip("a lab node needs root and qemu-system-x86")
     command = [str(Path(sys.executable).with_name("molecule")), "test", "--no-command-borders"]
-    # Beside other tests a node comes first: what is measured on it must not wait for them.
+    # What drives the node, beside other tests: it must not wait for them.
     command = ["nice", "-n", "-5", *command]
     folder = ROOT / "build/ansible_collections/vff/qos"
     last: deque[str] = deque(maxlen=10)

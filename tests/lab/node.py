@@ -1,4 +1,7 @@
-"""A throwaway node: a QEMU machine over a copy-on-write disk, reached by SSH on loopback."""
+"""A throwaway node: a QEMU machine over a copy-on-write disk, reached by SSH on loopback.
+
+Longer than 500 lines: booting the machine, talking to it and taking it down share its state.
+"""
 
 from __future__ import annotations
 

@@ -180,8 +180,8 @@ def _look_into(path: str, flags: int) -> FileBeside | None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return None
-        ends = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-        return FileBeside(os.path.basename(path), *ends, os.pread(fd, FINGERPRINT_BYTES, 0))
+        identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return FileBeside(os.path.basename(path), *identity, os.pread(fd, FINGERPRINT_BYTES, 0))
     finally:
         os.close(fd)
 
@@ -447,7 +447,7 @@ class FileSource:
         heard = self._inotify.read(timeout=0)
         events = [event for event in heard if event.wd == self._dir_watch]
         if any(event.mask & inotify_flags.Q_OVERFLOW for event in heard):
-            self._directory, self._is_moved = (-1, -1), True
+            self._directory = -1, -1  # whatever happened to it
             self._open_between(self._look_beside(), self._beside, [])
             self._look_at_path()
         elif events:

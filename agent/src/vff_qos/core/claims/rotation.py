@@ -1,7 +1,7 @@
 """What becomes of a log's file: truncated, renamed, copied; and which files were the log.
 
-Rotation is told from what lies beside the log by what files begin with, never by times: stamps are
-of an unknown zone, and a copy has any mtime.
+What was the log meanwhile is told from what lay beside it by what files begin with, never by times:
+stamps are of an unknown zone, and a copy has any mtime.  By mtime they are only put in order.
 """
 
 from __future__ import annotations
@@ -93,8 +93,7 @@ def came_between(
 
 
 def _begin_alike(one: bytes, other: bytes) -> bool:
-    shorter = min(len(one), len(other))
-    return one[:shorter] == other[:shorter]
+    return one.startswith(other) or other.startswith(one)
 
 
 def _digest(first: bytes) -> int:
